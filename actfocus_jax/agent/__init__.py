@@ -1,0 +1,1 @@
+"""Where the model and the environment meet: chat, sampling, rollouts."""

@@ -1,0 +1,238 @@
+"""One conversation between a policy and an environment, on the host.
+
+Rollouts and demonstrations both go through an `Episode`, so that the model
+is warm-started on exactly the ids it will later see. Who wrote an id is
+recorded when the id is written.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from actfocus_jax.agent import chat as chat_lib
+from actfocus_jax.algorithm import trajectory
+from actfocus_jax.envs import base
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What bounds an episode.
+
+  Attributes:
+    turns: Most turns.
+    max_actions: Most actions run in one turn.
+    action_budget: Most actions in the episode.
+    response_tokens: Most sampled ids in one turn.
+    context: Most ids in the episode, prompts included.
+    format_penalty: Added to the return of a turn that breaks the format.
+  """
+
+  turns: int = 5
+  max_actions: int = 2
+  action_budget: int = 10
+  response_tokens: int = 400
+  context: int = 3600
+  format_penalty: float = -0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Opening:
+  """The start of an episode, shared by all members of its group."""
+
+  state: object
+  ids: tuple[int, ...]
+  system_count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+  """A finished turn: `ids[prompt:start]` were given, `[start:stop]` sampled."""
+
+  prompt: int
+  start: int
+  stop: int
+  response: chat_lib.Response
+  result: base.TurnResult
+
+
+def open_episode(chat, env, limits: Limits, seed: int) -> Opening:
+  """Resets an environment and renders its first prompt.
+
+  Args:
+    chat: The tokenizer bridge.
+    env: The environment.
+    limits: Of the episode.
+    seed: Of the environment.
+
+  Returns:
+    The opening.
+  """
+  state, text = env.reset(seed)
+  system = chat_lib.system_message(
+    env.instructions,
+    budget=limits.action_budget,
+    max_actions=limits.max_actions,
+  )
+  user = chat_lib.turn_message(
+    text,
+    turn=1,
+    reward=None,
+    actions_left=limits.action_budget,
+    response_tokens=limits.response_tokens,
+  )
+  ids, system_count = chat.opening(system, user)
+  return Opening(state, tuple(ids), system_count)
+
+
+class Episode:
+  """Ids with their provenance, and the environment's state beside them.
+
+  Attributes:
+    ids: Every id so far.
+    turns: The finished turns.
+    truncated: Whether the context ended the episode.
+    over: Whether nothing more will be sampled.
+    state: The environment's state.
+  """
+
+  def __init__(self, chat, env, limits: Limits, opening: Opening):
+    """Starts with the opening; the first response is the next thing."""
+    self._chat, self._env, self._limits = chat, env, limits
+    self._system_count = opening.system_count
+    self._logprobs: list[float] = []
+    self._prompt = 0
+    self.state = opening.state
+    self.ids = list(opening.ids)
+    self.turns: list[Turn] = []
+    self.truncated = False
+    self.over = False
+
+  @property
+  def token_budget(self) -> int:
+    """Ids that the next response may have."""
+    room = self._limits.context - len(self.ids)
+    return min(self._limits.response_tokens, room)
+
+  def respond(
+    self, sampled: Sequence[int], logprobs: Sequence[float]
+  ) -> list[int] | None:
+    """Takes a whole response, plays its turn, renders what comes next.
+
+    Args:
+      sampled: Ids as sampled, stop id included when there is one.
+      logprobs: Behaviour log-prob of each.
+
+    Returns:
+      The ids of the next prompt increment, or None when the episode is over.
+    """
+    start = len(self.ids)
+    self.ids.extend(sampled)
+    self._logprobs.extend(logprobs)
+    response = self._chat.read(sampled)
+    self.state, result = base.play_turn(
+      self._env,
+      self.state,
+      response.answer,
+      budget=self.actions_left,
+      max_actions=self._limits.max_actions,
+      format_penalty=self._limits.format_penalty,
+    )
+    stop = len(self.ids)
+    self.turns.append(Turn(self._prompt, start, stop, response, result))
+    self._prompt = stop
+    return self._next_prompt(result)
+
+  def _next_prompt(self, result: base.TurnResult) -> list[int] | None:
+    spent = self.actions_left <= 0 or len(self.turns) >= self._limits.turns
+    if result.done or spent:
+      self.over = True
+      return None
+    user = chat_lib.turn_message(
+      result.text,
+      turn=len(self.turns) + 1,
+      reward=result.reward,
+      actions_left=self.actions_left,
+      response_tokens=self._limits.response_tokens,
+    )
+    ids = self._chat.continuation(user, last_id=self.ids[-1])
+    if len(self.ids) + len(ids) >= self._limits.context:
+      self.over = self.truncated = True
+      return None
+    self.ids.extend(ids)
+    return ids
+
+  @property
+  def actions_left(self) -> int:
+    """What remains of the action budget."""
+    used = sum(turn.result.actions_used for turn in self.turns)
+    return self._limits.action_budget - used
+
+  @property
+  def success(self) -> bool:
+    """Whether the environment declared the episode solved."""
+    return any(turn.result.success for turn in self.turns)
+
+  @property
+  def episode_return(self) -> float:
+    """Sum of rewards and format penalties."""
+    return sum(turn.result.reward + turn.result.penalty for turn in self.turns)
+
+  @property
+  def sampled_count(self) -> int:
+    """Ids written by the policy."""
+    return len(self._logprobs)
+
+  def logprobs(self, turn: Turn) -> list[float]:
+    """Behaviour log-probs of the sampled ids of a turn."""
+    before = sum(t.stop - t.start for t in self.turns if t.start < turn.start)
+    return self._logprobs[before : before + turn.stop - turn.start]
+
+  def write_row(self, batch: trajectory.Trajectory, row: int):
+    """Fills one row of a host `Trajectory` that holds padding so far."""
+    length = len(self.ids)
+    batch.tokens[row, :length] = self.ids
+    batch.valid[row, :length] = True
+    for index, turn in enumerate(self.turns):
+      span = slice(turn.start, turn.stop)
+      batch.sampled[row, span] = True
+      batch.action[row, span] = turn.response.action
+      batch.turn[row, turn.prompt : turn.stop] = index
+      batch.turn_end[row, turn.stop - 1] = True
+      batch.logprob[row, span] = self.logprobs(turn)
+      result = turn.result
+      batch.reward[row, turn.stop - 1] = result.reward + result.penalty
+    batch.turn[row, : self._system_count] = -1
+    batch.success[row] = self.success
+
+
+def to_trajectory(
+  episodes: Sequence[Episode], groups: Sequence[int], *, length: int, pad: int
+) -> trajectory.Trajectory:
+  """Lays finished episodes side by side, right-padded.
+
+  Args:
+    episodes: B of them.
+    groups: The group of each.
+    length: T, at least the longest episode.
+    pad: Id of the padding.
+
+  Returns:
+    A `Trajectory` of NumPy arrays.
+  """
+  shape = (len(episodes), length)
+  batch = trajectory.Trajectory(
+    tokens=np.full(shape, pad, np.int32),
+    valid=np.zeros(shape, bool),
+    sampled=np.zeros(shape, bool),
+    action=np.zeros(shape, bool),
+    turn=np.full(shape, -1, np.int32),
+    turn_end=np.zeros(shape, bool),
+    logprob=np.zeros(shape, np.float32),
+    reward=np.zeros(shape, np.float32),
+    group=np.asarray(groups, np.int32),
+    success=np.zeros(shape[:1], bool),
+  )
+  for row, episode in enumerate(episodes):
+    episode.write_row(batch, row)
+  return batch

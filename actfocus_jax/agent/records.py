@@ -1,0 +1,94 @@
+"""What finished episodes say: numbers for the metrics, text for the viewer."""
+
+from typing import Any
+
+import numpy as np
+
+from actfocus_jax.agent.episode import Episode
+from actfocus_jax.agent.rollout import Rollout
+
+
+def statistics(rollout: Rollout) -> dict[str, float]:
+  """Means over the episodes or turns of a rollout.
+
+  Args:
+    rollout: Finished.
+
+  Returns:
+    `success`, `return`, `pass_at_g` (any member of the group succeeded),
+    `turns`, `actions` and `tokens` per episode, `valid_turns` (share of turns
+    with a valid action), `effective_actions` (share of actions that changed
+    something), `truncated` (share of episodes that the context ended).
+  """
+  episodes = rollout.episodes
+  turns = [turn.result for episode in episodes for turn in episode.turns]
+  actions = sum(result.actions_used for result in turns)
+  solved: dict[int, bool] = {}
+  for group, episode in zip(rollout.groups, episodes, strict=True):
+    solved[group] = solved.get(group, False) or episode.success
+  return {
+    'success': _mean([episode.success for episode in episodes]),
+    'return': _mean([episode.episode_return for episode in episodes]),
+    'pass_at_g': _mean(list(solved.values())),
+    'turns': len(turns) / len(episodes),
+    'actions': actions / len(episodes),
+    'tokens': _mean([episode.sampled_count for episode in episodes]),
+    'valid_turns': _mean([result.valid for result in turns]),
+    'effective_actions': (
+      sum(result.effective for result in turns) / max(actions, 1)
+    ),
+    'truncated': _mean([episode.truncated for episode in episodes]),
+  }
+
+
+def speed(rollout: Rollout) -> dict[str, float]:
+  """Sampled tokens a second, and the device's work per useful token."""
+  tokens = sum(episode.sampled_count for episode in rollout.episodes)
+  return {
+    'tokens_per_second': tokens / rollout.seconds,
+    'row_steps_per_token': rollout.row_steps / max(tokens, 1),
+  }
+
+
+def to_json(
+  episode: Episode, chat, *, step: int, group: int, member: int
+) -> dict[str, Any]:
+  """One episode as the viewer reads it.
+
+  Args:
+    episode: Finished.
+    chat: The tokenizer bridge.
+    step: Of the evaluation.
+    group: Of the episode.
+    member: Within the group.
+
+  Returns:
+    JSON-able values; the format is described in report/viewer.py.
+  """
+  return {
+    'step': step,
+    'group': group,
+    'member': member,
+    'success': episode.success,
+    'return': episode.episode_return,
+    'turns': [_turn(episode, turn, chat) for turn in episode.turns],
+  }
+
+
+def _turn(episode: Episode, turn, chat) -> dict[str, Any]:
+  ids = episode.ids[turn.start : turn.stop]
+  tokens = zip(ids, episode.logprobs(turn), turn.response.action, strict=True)
+  return {
+    'prompt': chat.text(episode.ids[turn.prompt : turn.start]),
+    'response': [
+      {'text': chat.text([index]), 'logprob': logprob, 'action': action}
+      for index, logprob, action in tokens
+    ],
+    'reward': turn.result.reward,
+    'penalty': turn.result.penalty,
+    'answer': turn.response.answer,
+  }
+
+
+def _mean(values) -> float:
+  return float(np.mean(np.asarray(values, np.float64)))

@@ -1,0 +1,335 @@
+"""P prompts x G members x K turns -> episodes, with no barrier between turns.
+
+The life of one episode:
+
+1. Its group's environment is reset and the opening is rendered, once.
+2. The openings of all groups are prefilled in one call; the episode takes a
+   free slot and gets a copy of its group's cache.
+3. The device decodes a few steps for all slots, wherever each one stands.
+4. The host takes the slots whose turn has ended, reads their answers, steps
+   their environments, and prefills all new observations in one padded call.
+   The cache of the earlier turns stays.
+5. An episode that is over gives its slot to a waiting one; when none waits
+   and most slots are idle, the live ones move together and the rest is
+   dropped.
+
+Shapes are few: batches of all slots or of a quarter of them, observations
+and cache views padded to multiples of a block.
+"""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from actfocus_jax.agent import episode as episode_lib
+from actfocus_jax.agent import sampling
+from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.model import qwen2
+
+Episode = episode_lib.Episode
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """A model ready to sample: parameters in their decode layout."""
+
+  config: qwen2.Config
+  graphdef: Any
+  params: Any
+  dtype: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+  """What `Collector.collect` returns.
+
+  Attributes:
+    episodes: P * G of them, group-major: row p * G + g is member g of group p.
+    groups: The group of each.
+    row_steps: Device work, in decode steps times slots.
+    seconds: Wall time.
+  """
+
+  episodes: list[Episode]
+  groups: list[int]
+  row_steps: int
+  seconds: float
+
+
+@dataclasses.dataclass
+class _Lane:
+  """The host's view of one slot."""
+
+  row: int
+  ids: list[int] = dataclasses.field(default_factory=list)
+  logprobs: list[float] = dataclasses.field(default_factory=list)
+  budget: int = 0
+
+
+class Collector:
+  """Collects rollouts of one environment with one set of shapes."""
+
+  def __init__(
+    self,
+    chat,
+    env,
+    limits: episode_lib.Limits,
+    mesh,
+    *,
+    slots: int = 0,
+    decode_steps: int = 8,
+    observation_block: int = 32,
+    cache_block: int = 128,
+  ):
+    """Fixes the shapes.
+
+    Args:
+      chat: The tokenizer bridge.
+      env: The environment.
+      limits: Of every episode.
+      mesh: Slots are sharded over its data and fsdp axes.
+      slots: Most episodes at a time; 0 means all.
+      decode_steps: Ids sampled between two looks of the host.
+      observation_block: Observations are padded to a multiple of this.
+      cache_block: Attention reads a multiple of this many cache positions.
+    """
+    self._chat, self._env, self._limits = chat, env, limits
+    self._mesh = mesh
+    self._slots = slots
+    self._steps = decode_steps
+    self._block = observation_block
+    self._cache_block = min(cache_block, limits.context)
+    self._shards = mesh.shape['data'] * mesh.shape['fsdp']
+
+  def collect(
+    self,
+    policy: Policy,
+    seeds: Sequence[int],
+    key: jax.Array,
+    *,
+    members: int,
+    temperature: float,
+  ) -> Rollout:
+    """Plays `members` episodes from each seed.
+
+    Args:
+      policy: Who samples.
+      seeds: One a group.
+      key: PRNG key; an id's random number follows from it, the episode's row
+        and the id's position.
+      members: G.
+      temperature: Of sampling.
+
+    Returns:
+      The finished episodes.
+
+    Raises:
+      ValueError: When the first prompt leaves no room in the context.
+    """
+    begin = time.perf_counter()
+    openings = [self.open(seed) for seed in seeds]
+    groups = [p for p in range(len(seeds)) for _ in range(members)]
+    episodes = [
+      Episode(self._chat, self._env, self._limits, openings[p]) for p in groups
+    ]
+    run = _Run(self, policy, key, temperature, openings, episodes, groups)
+    run.play()
+    seconds = time.perf_counter() - begin
+    return Rollout(episodes, groups, run.row_steps, seconds)
+
+  def open(self, seed: int) -> episode_lib.Opening:
+    """Resets the environment; refuses a prompt that fills the context."""
+    opening = episode_lib.open_episode(
+      self._chat, self._env, self._limits, seed
+    )
+    check_opening(opening, self._limits)
+    return opening
+
+
+def check_opening(opening: episode_lib.Opening, limits: episode_lib.Limits):
+  """Raises ValueError when the first prompt leaves no room to answer."""
+  if len(opening.ids) >= limits.context:
+    raise ValueError(
+      f'rollout.context is {limits.context}, but the first prompt alone has '
+      f'{len(opening.ids)} tokens; allowed is anything above that, and '
+      f'{len(opening.ids) + limits.response_tokens} leaves room for one answer.'
+    )
+
+
+class _Run:
+  """One call of `Collector.collect`: the device's slots, the host's lanes."""
+
+  def __init__(
+    self, shape: Collector, policy, key, temperature, openings, episodes, groups
+  ):
+    self.c = shape
+    self.policy = policy
+    self.key = key
+    self.temperature = np.float32(temperature)
+    self.episodes = episodes
+    self.groups = groups
+    self.waiting = collections.deque(range(len(episodes)))
+    self.row_steps = 0
+    batch = min(shape._slots or len(episodes), len(episodes))
+    batch = _round_up(batch, shape._shards)
+    self.lanes: list[_Lane | None] = [None] * batch
+    self.prompts = self._prefill_prompts(openings)
+    cache_length = _round_up(shape._limits.context, shape._cache_block)
+    self.slots = self._place(
+      sampling.empty(policy.config, batch, cache_length, policy.dtype)
+    )
+
+  def play(self):
+    """Until every episode is over."""
+    while True:
+      self._admit()
+      if not any(self.lanes):
+        return
+      self._compact()
+      self._prefill(self._finish_turns(self._decode()))
+
+  # --- The four device calls, with the host's part of each -------------------
+
+  def _admit(self):
+    free = [i for i, lane in enumerate(self.lanes) if lane is None]
+    if not free or not self.waiting:
+      return
+    group_B, row_B, budget_B = self._int_rows(3)
+    group_B -= 1
+    for slot in free[: len(self.waiting)]:
+      row = self.waiting.popleft()
+      budget = self.episodes[row].token_budget
+      self.lanes[slot] = _Lane(row, budget=budget)
+      group_B[slot], row_B[slot] = self.groups[row], row
+      budget_B[slot] = budget
+    self.slots = sampling.admit(
+      self.slots, self.prompts, *self._rows(group_B, row_B, budget_B)
+    )
+
+  def _decode(self) -> list[int]:
+    """Decodes and returns the slots whose turn has ended."""
+    view = self._view(
+      len(self.episodes[lane.row].ids) + len(lane.ids) + self.c._steps
+      for lane in self.lanes
+      if lane
+    )
+    self.slots, out = sampling.decode(
+      self.policy.graphdef,
+      self.policy.params,
+      self.slots,
+      self.key,
+      self.temperature,
+      steps=self.c._steps,
+      view=view,
+      stop_ids=self.c._chat.stop_ids,
+    )
+    out = jax.device_get(out)
+    self.row_steps += int(out.live_NB.any(axis=1).sum()) * len(self.lanes)
+    ended = []
+    for slot, lane in enumerate(self.lanes):
+      if lane is None:
+        continue
+      live = out.live_NB[:, slot]
+      lane.ids.extend(out.token_NB[live, slot].tolist())
+      lane.logprobs.extend(out.logprob_NB[live, slot].tolist())
+      stopped = lane.ids[-1] in self.c._chat.stop_ids
+      if stopped or len(lane.ids) >= lane.budget:
+        ended.append(slot)
+    return ended
+
+  def _finish_turns(self, ended: list[int]) -> dict[int, list[int]]:
+    """Plays the ended turns; returns the observation ids by slot."""
+    observations = {}
+    for slot in ended:
+      lane = self.lanes[slot]
+      episode = self.episodes[lane.row]
+      ids = episode.respond(lane.ids, lane.logprobs)
+      if ids is None:
+        self.lanes[slot] = None
+      else:
+        observations[slot] = ids
+        self.lanes[slot] = _Lane(lane.row, budget=episode.token_budget)
+    return observations
+
+  def _prefill(self, observations: dict[int, list[int]]):
+    if not observations:
+      return
+    batch = len(self.lanes)
+    quarter = self._quarter()
+    size = quarter if len(observations) <= quarter else batch
+    width = max(len(ids) for ids in observations.values())
+    tokens_MT = np.zeros((size, _round_up(width, self.c._block)), np.int32)
+    count_M = np.ones((size,), np.int32)
+    slot_M = np.full((size,), batch, np.int32)
+    budget_M = np.zeros((size,), np.int32)
+    for i, (slot, ids) in enumerate(observations.items()):
+      tokens_MT[i, : len(ids)] = ids
+      count_M[i], slot_M[i] = len(ids), slot
+      budget_M[i] = self.lanes[slot].budget
+    view = self._view(
+      len(self.episodes[self.lanes[slot].row].ids) for slot in observations
+    )
+    self.slots = sampling.prefill(
+      self.policy.graphdef,
+      self.policy.params,
+      self.slots,
+      *self._rows(tokens_MT, count_M, slot_M, budget_M),
+      view=view,
+    )
+
+  def _compact(self):
+    """Drops the idle slots when a quarter of the slots holds all episodes."""
+    live = [i for i, lane in enumerate(self.lanes) if lane]
+    quarter = self._quarter()
+    if len(live) > quarter or quarter == len(self.lanes):
+      return
+    idle = [i for i, lane in enumerate(self.lanes) if lane is None]
+    keep = live + idle[: quarter - len(live)]
+    self.lanes = [self.lanes[i] for i in keep]
+    (keep_M,) = self._rows(np.asarray(keep, np.int32))
+    self.slots = self._place(sampling.compact(self.slots, keep_M))
+
+  # --- Shapes and placement --------------------------------------------------
+
+  def _prefill_prompts(self, openings):
+    count = _round_up(len(openings), self.c._shards)
+    width = max(len(opening.ids) for opening in openings)
+    width = _round_up(width, self.c._block)
+    tokens_PT = np.zeros((count, width), np.int32)
+    length_P = np.ones((count,), np.int32)
+    for p, opening in enumerate(openings):
+      tokens_PT[p, : len(opening.ids)] = opening.ids
+      length_P[p] = len(opening.ids)
+    return sampling.prefill_prompts(
+      self.policy.graphdef,
+      self.policy.params,
+      *self._rows(tokens_PT, length_P),
+      config=self.policy.config,
+      dtype=self.policy.dtype,
+    )
+
+  def _quarter(self) -> int:
+    batch = len(self.lanes)
+    return min(batch, _round_up(max(batch // 4, 1), self.c._shards))
+
+  def _view(self, lengths) -> int:
+    longest = min(max(lengths), self.c._limits.context)
+    return _round_up(longest, self.c._cache_block)
+
+  def _int_rows(self, count: int) -> list[np.ndarray]:
+    return [np.zeros((len(self.lanes),), np.int32) for _ in range(count)]
+
+  def _rows(self, *arrays):
+    return mesh_lib.put_rows(self.c._mesh, arrays)
+
+  def _place(self, slots: sampling.Slots) -> sampling.Slots:
+    return sampling.place(slots, self.c._mesh)
+
+
+def _round_up(n: int, multiple: int) -> int:
+  return -(-n // multiple) * multiple

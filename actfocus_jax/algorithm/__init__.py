@@ -1,0 +1,1 @@
+"""The paper: pure functions of arrays that know no model and no environment."""

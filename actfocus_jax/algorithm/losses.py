@@ -1,0 +1,224 @@
+"""The loss terms, each as a (sum, count) pair over tokens.
+
+The life of one loss term:
+
+1. It is computed per token in float32, from log-probabilities that describe
+   that token, and is 0 on every token that nobody sampled.
+2. It is summed over the tokens of one micro-batch; the count is the number of
+   sampled tokens or, for the policy loss alone, the sum of their weights.
+3. The caller adds sums and counts over all micro-batches and devices of a
+   mini-batch and divides once (`trajectory.divide`). Dividing each micro-batch
+   by its own count would be another objective, one in which a token of a short
+   row counts for more.
+
+Metrics come as pairs likewise; a metric that is no pair is a maximum.
+"""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from actfocus_jax.algorithm import trajectory
+
+ESTIMATORS = ('k1', 'k2', 'k3')
+
+# exp(20) is 5e8: sums over a batch of it stay finite. Beyond the bound the
+# gradient is 0, so a token this far gone cannot wreck a step.
+_LOG_RATIO_BOUND = 20.0
+_K3_BOUND = 10.0
+
+Pair = tuple[jax.Array, jax.Array]
+
+
+def policy_loss(
+  logprob_BT: jax.Array,
+  old_logprob_BT: jax.Array,
+  advantage_BT: jax.Array,
+  weight_BT: jax.Array,
+  *,
+  clip_low: float,
+  clip_high: float,
+  dual_clip: float | None = None,
+  sampled_BT: jax.Array | None = None,
+) -> tuple[Pair, dict[str, Any]]:
+  """Weighted clipped surrogate.
+
+      L = -sum_t w_t min(r_t A_t, clip(r_t, 1 - low, 1 + high) A_t) / sum_t w_t
+
+  with `r_t = exp(logprob_t - old_logprob_t)`, the log-ratio bounded to +-20.
+  Where A_t < 0, `dual_clip` = c bounds the surrogate below by c A_t. Sources:
+  arXiv 2605.14558, the objective; PPO, arXiv 1707.06347, equation 7; two clip
+  bounds, arXiv 2503.14476; dual clip, arXiv 1912.09729.
+
+  Args:
+    logprob_BT: log-probability of token t under the policy being trained; the
+      only argument that receives a gradient.
+    old_logprob_BT: the same under the policy that sampled, or its re-score.
+    advantage_BT: advantage of token t.
+    weight_BT: weight of token t, >= 0, and 0 where not sampled.
+    clip_low: the ratio is clipped below at 1 - clip_low.
+    clip_high: the ratio is clipped above at 1 + clip_high.
+    dual_clip: None for the equation above, or c > 1.
+    sampled_BT: bool, the tokens that metrics count. Without it those of weight
+      above 0, which leaves out the thoughts when alpha is 0.
+
+  Returns:
+    ((sum, count), metrics): sum of weighted losses and sum of weights; metrics
+    over sampled tokens, each a (sum, count): `clip_fraction`, the clip lowers
+    the surrogate; `dual_clip_fraction`, the dual clip raises it; `approx_kl`,
+    k3 of old against new; and `ratio_max`, a plain maximum (0 of no tokens).
+
+  Raises:
+    ValueError: `dual_clip` is not above 1.
+    AssertionError: the shapes differ.
+  """
+  if dual_clip is not None and dual_clip <= 1:
+    raise ValueError(f'dual_clip must be None or above 1, got {dual_clip}')
+  chex.assert_rank(logprob_BT, 2)
+  weight_BT = jax.lax.stop_gradient(weight_BT.astype(jnp.float32))
+  mask_BT = weight_BT > 0 if sampled_BT is None else sampled_BT
+  chex.assert_equal_shape(
+    [logprob_BT, old_logprob_BT, advantage_BT, weight_BT, mask_BT]
+  )
+  advantage_BT = jax.lax.stop_gradient(_masked(advantage_BT, mask_BT))
+  ratio_BT = jnp.exp(
+    _log_ratio(logprob_BT, jax.lax.stop_gradient(old_logprob_BT), mask_BT)
+  )
+
+  free_BT = ratio_BT * advantage_BT
+  clipped_BT = jnp.clip(ratio_BT, 1 - clip_low, 1 + clip_high) * advantage_BT
+  surrogate_BT = jnp.minimum(free_BT, clipped_BT)
+  floor_BT = jnp.full_like(surrogate_BT, -jnp.inf)
+  if dual_clip is not None:
+    floor_BT = jnp.where(advantage_BT < 0, dual_clip * advantage_BT, -jnp.inf)
+
+  count_of = trajectory.masked_sum_count
+  metrics = {
+    'clip_fraction': count_of(clipped_BT < free_BT, mask_BT),
+    'dual_clip_fraction': count_of(floor_BT > surrogate_BT, mask_BT),
+    'approx_kl': kl(old_logprob_BT, logprob_BT, mask_BT, estimator='k3'),
+    'ratio_max': jnp.max(jnp.where(mask_BT, ratio_BT, 0.0), initial=0.0),
+  }
+  loss_BT = -weight_BT * jnp.maximum(surrogate_BT, floor_BT)
+  return (
+    (jnp.sum(loss_BT), jnp.sum(weight_BT)),
+    jax.lax.stop_gradient(metrics),
+  )
+
+
+def value_loss(
+  value_BT: jax.Array,
+  old_value_BT: jax.Array,
+  return_BT: jax.Array,
+  sampled_BT: jax.Array,
+  *,
+  clip: float,
+) -> tuple[Pair, dict[str, Any]]:
+  """Clipped squared error of the critic, not weighted.
+
+      0.5 * max((v - R)^2, (clip(v, v_old - clip, v_old + clip) - R)^2)
+
+  Args:
+    value_BT: value at token t; the only argument that receives a gradient.
+    old_value_BT: the same before the update.
+    return_BT: target of the value.
+    sampled_BT: bool, written by the policy.
+    clip: how far the value may move in one update, in units of the return.
+
+  Returns:
+    ((sum, count), metrics) over sampled tokens; metrics hold the (sum, count)
+    of `clip_fraction`, the clipped error is the larger one.
+
+  Raises:
+    AssertionError: the shapes differ or the mask is not bool.
+  """
+  chex.assert_rank(value_BT, 2)
+  chex.assert_equal_shape([value_BT, old_value_BT, return_BT, sampled_BT])
+  value_BT = _masked(value_BT, sampled_BT)
+  old_value_BT = jax.lax.stop_gradient(_masked(old_value_BT, sampled_BT))
+  return_BT = jax.lax.stop_gradient(_masked(return_BT, sampled_BT))
+  near_BT = jnp.clip(value_BT, old_value_BT - clip, old_value_BT + clip)
+  free_BT = jnp.square(value_BT - return_BT)
+  clipped_BT = jnp.square(near_BT - return_BT)
+  loss_BT = 0.5 * jnp.maximum(free_BT, clipped_BT)
+  clip_fraction = trajectory.masked_sum_count(clipped_BT > free_BT, sampled_BT)
+  return (
+    trajectory.masked_sum_count(loss_BT, sampled_BT),
+    {'clip_fraction': clip_fraction},
+  )
+
+
+def kl(
+  logprob_BT: jax.Array,
+  ref_logprob_BT: jax.Array,
+  sampled_BT: jax.Array,
+  *,
+  estimator: str,
+) -> Pair:
+  """Estimate of KL(policy || reference) from tokens of the policy.
+
+  With `d = logprob - ref_logprob`, bounded to +-20:
+
+      k1 = d      k2 = d^2 / 2      k3 = exp(-d) - 1 + d, bounded to +-10
+
+  As a value k1 and k3 are unbiased, k1 with more variance; as a loss term the
+  gradient of k1 has mean 0 on the policy's own tokens, and that of k2 is
+  the unbiased one. Source: http://joschu.net/blog/kl-approx.html.
+
+  Args:
+    logprob_BT: log-probability of token t under the policy.
+    ref_logprob_BT: the same under the reference; it receives no gradient.
+    sampled_BT: bool, written by the policy.
+    estimator: `k1`, `k2` or `k3`.
+
+  Returns:
+    (sum, count) over sampled tokens, nats, not weighted.
+
+  Raises:
+    ValueError: the estimator is unknown.
+    AssertionError: the shapes differ or the mask is not bool.
+  """
+  if estimator not in ESTIMATORS:
+    raise ValueError(f'estimator must be in {ESTIMATORS}, got {estimator!r}')
+  chex.assert_rank(logprob_BT, 2)
+  chex.assert_equal_shape([logprob_BT, ref_logprob_BT, sampled_BT])
+  ref_logprob_BT = jax.lax.stop_gradient(ref_logprob_BT)
+  d_BT = _log_ratio(logprob_BT, ref_logprob_BT, sampled_BT)
+  if estimator == 'k1':
+    kl_BT = d_BT
+  elif estimator == 'k2':
+    kl_BT = 0.5 * jnp.square(d_BT)
+  else:
+    kl_BT = jnp.clip(jnp.expm1(-d_BT) + d_BT, -_K3_BOUND, _K3_BOUND)
+  return trajectory.masked_sum_count(kl_BT, sampled_BT)
+
+
+def entropy_bonus(entropy_BT: jax.Array, sampled_BT: jax.Array) -> Pair:
+  """Entropy of the policy's predictions, not weighted.
+
+  Args:
+    entropy_BT: entropy of the distribution that token t was drawn from, nats.
+    sampled_BT: bool, written by the policy.
+
+  Returns:
+    (sum, count) over sampled tokens; a bonus, so the loss subtracts it.
+
+  Raises:
+    AssertionError: the shapes differ or the mask is not bool.
+  """
+  return trajectory.masked_sum_count(entropy_BT, sampled_BT)
+
+
+def _masked(x_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
+  """`x` in float32, 0 off the mask whatever stands there."""
+  return jnp.where(mask_BT, x_BT.astype(jnp.float32), 0.0)
+
+
+def _log_ratio(
+  logprob_BT: jax.Array, other_BT: jax.Array, mask_BT: jax.Array
+) -> jax.Array:
+  """`logprob - other`, bounded so that its exponential stays finite."""
+  log_ratio_BT = _masked(logprob_BT, mask_BT) - _masked(other_BT, mask_BT)
+  return jnp.clip(log_ratio_BT, -_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)

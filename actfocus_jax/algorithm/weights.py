@@ -1,0 +1,97 @@
+"""The token weights: little for thoughts, more for actions, by their signal.
+
+The life of one token's weight:
+
+1. The signal of the token is known (`signals`), as are its masks.
+2. Mean and standard deviation of the signal over all action tokens of the
+   training batch, after group selection and over all devices, are taken.
+3. An action token weighs 1 plus beta times the squashed z-score of its signal;
+   any other sampled token weighs alpha; what nobody sampled weighs 0.
+4. Only the policy loss uses the weight; it divides by the sum of weights.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from actfocus_jax.algorithm import trajectory
+
+
+def token_weights(
+  signal_BT: jax.Array,
+  sampled_BT: jax.Array,
+  action_BT: jax.Array,
+  *,
+  alpha: float,
+  beta: float,
+  eps: float = 1e-6,
+) -> jax.Array:
+  """Weight of each token in the policy loss.
+
+      w_t = alpha                                     sampled, not action
+      w_t = 1 + beta * sigmoid((s_t - mu) / sigma)    action
+      w_t = 0                                         not sampled
+
+  with mu the mean and `sigma = sqrt(var + eps)` of s over all action tokens of
+  the batch (population variance). (1, 0) is plain PPO or GRPO, (0.1, 0.5) the
+  paper's default. Source: arXiv 2605.14558, the token weight w_t.
+
+  Args:
+    signal_BT: signal of token t; read at action tokens only.
+    sampled_BT: bool, written by the policy.
+    action_BT: bool, inside the executed answer; a subset of `sampled_BT`.
+    alpha: weight of a sampled token outside actions, >= 0.
+    beta: height of the sigmoid on action tokens, >= 0.
+    eps: floor of the variance, in squared units of the signal.
+
+  Returns:
+    weight_BT, float32, a constant for differentiation. Without any action
+    token it is alpha on sampled tokens.
+
+  Raises:
+    AssertionError: the shapes differ or a mask is not bool.
+  """
+  chex.assert_rank(signal_BT, 2)
+  chex.assert_equal_shape([signal_BT, sampled_BT, action_BT])
+  chex.assert_type([sampled_BT, action_BT], bool)
+  signal_BT = jnp.where(action_BT, signal_BT.astype(jnp.float32), 0.0)
+  mean, variance = trajectory.masked_moments(signal_BT, action_BT)
+  score_BT = (signal_BT - mean) * jax.lax.rsqrt(variance + eps)
+  thought_BT = jnp.where(sampled_BT, jnp.float32(alpha), 0.0)
+  weight_BT = jnp.where(
+    action_BT, 1.0 + beta * jax.nn.sigmoid(score_BT), thought_BT
+  )
+  return jax.lax.stop_gradient(weight_BT)
+
+
+def action_mass(weight_BT: jax.Array, action_BT: jax.Array) -> jax.Array:
+  """Share of the total weight that lies on action tokens, from 0 to 1.
+
+  Args:
+    weight_BT: token weights, 0 where not sampled.
+    action_BT: bool, of the same shape.
+
+  Returns:
+    A float32 scalar; 0 when there is no weight at all.
+  """
+  mass, _ = trajectory.masked_sum_count(weight_BT, action_BT)
+  return trajectory.divide(mass, jnp.sum(weight_BT, dtype=jnp.float32))
+
+
+def signal_stats(
+  signal_BT: jax.Array, action_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Mean and population standard deviation of the signal over action tokens.
+
+  Args:
+    signal_BT: signal of token t.
+    action_BT: bool, of the same shape.
+
+  Returns:
+    (mean, std), float32 scalars in units of the signal, constants for
+    differentiation; both 0 without action tokens.
+  """
+  mean, variance = trajectory.masked_moments(
+    jax.lax.stop_gradient(signal_BT), action_BT
+  )
+  return mean, jnp.sqrt(variance)

@@ -1,0 +1,144 @@
+"""From a config to the parts of a run: one small function per part.
+
+This is the place of choice: `env`, `weights.signal` and `warm_start.player`
+are looked up here, in literal dicts, and nobody further down knows their
+names.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from actfocus_jax import envs
+from actfocus_jax.agent import chat as chat_lib
+from actfocus_jax.agent import episode, rollout
+from actfocus_jax.algorithm import advantages, losses, signals, weights
+from actfocus_jax.envs import players
+from actfocus_jax.learner import state as state_lib
+from actfocus_jax.learner import step as step_lib
+from actfocus_jax.model import hf
+from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.run import settings
+
+ConfigDict = ml_collections.ConfigDict
+
+
+def mesh(c: ConfigDict) -> jax.sharding.Mesh:
+  """The mesh of the run, after a check that the batches fit it."""
+  made = mesh_lib.make_mesh(**c.mesh)
+  settings.check_mesh(c, mesh_lib.row_shards(made))
+  return made
+
+
+def environment(c: ConfigDict):
+  """The environment; a bad option raises ValueError naming it."""
+  try:
+    return envs.ENVS[c.env.name](**c.env.options)
+  except TypeError as error:
+    raise ValueError(f'env.options of {c.env.name}: {error}.') from error
+
+
+def player(c: ConfigDict):
+  """The scripted player whose demonstrations warm-start the small model."""
+  choices = players.PLAYERS[c.env.name]
+  if c.warm_start.player not in choices:
+    raise ValueError(
+      f'warm_start.player is {c.warm_start.player!r}; allowed for '
+      f'{c.env.name}: {", ".join(choices)}.'
+    )
+  try:
+    return dataclasses.replace(
+      choices[c.warm_start.player], **c.warm_start.player_options
+    )
+  except TypeError as error:
+    raise ValueError(f'warm_start.player_options: {error}.') from error
+
+
+def limits(c: ConfigDict) -> episode.Limits:
+  """What bounds an episode."""
+  return episode.Limits(**c.limits)
+
+
+def chat(path: str) -> chat_lib.Chat:
+  """The tokenizer bridge of a model directory."""
+  return chat_lib.Chat(chat_lib.load_tokenizer(path))
+
+
+def collector(c: ConfigDict, chat, env, mesh) -> rollout.Collector:
+  """Rollouts in the shapes of the config."""
+  return rollout.Collector(
+    chat,
+    env,
+    limits(c),
+    mesh,
+    slots=c.rollout.slots,
+    decode_steps=c.rollout.decode_steps,
+    observation_block=c.rollout.observation_block,
+    cache_block=c.rollout.cache_block,
+  )
+
+
+def compute_dtype(c: ConfigDict):
+  """float32 on CPU and bfloat16 elsewhere, unless the config says."""
+  if c.model.dtype != 'auto':
+    return jnp.dtype(c.model.dtype)
+  is_cpu = jax.default_backend() == 'cpu'
+  return jnp.dtype(jnp.float32 if is_cpu else jnp.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A policy before training, and the frozen reference beside it."""
+
+  config: Any
+  graphdef: Any
+  params: Any
+  reference: Any
+  dtype: Any
+
+
+def model(c: ConfigDict, path: str, mesh) -> Model:
+  """Reads a model directory: master weights, and the reference's copy."""
+  dtype = compute_dtype(c)
+  config, graphdef, params = hf.load(
+    path, mesh, dtype=dtype, remat=c.model.remat
+  )
+  # Its own buffers in the compute dtype: the policy's are donated.
+  copy = jax.jit(lambda p: jax.tree.map(lambda x: x.astype(dtype) + 0, p))
+  return Model(config, graphdef, params, copy(params), dtype)
+
+
+def policy(model: Model, params, mesh) -> rollout.Policy:
+  """The parameters resharded once into their decode layout."""
+  params = mesh_lib.decode_layout(params, mesh, model.dtype)
+  return rollout.Policy(model.config, model.graphdef, params, model.dtype)
+
+
+def optimizer(c: ConfigDict):
+  """The policy's optimizer."""
+  return state_lib.optimizer(**c.optimizer)
+
+
+def recipe(c: ConfigDict) -> step_lib.Recipe:
+  """The stages of the train step with their numbers."""
+  return step_lib.Recipe(
+    members=c.rollout.members,
+    ratio=c.selection.ratio,
+    signal=signals.SIGNALS[c.weights.signal],
+    token_weights=functools.partial(
+      weights.token_weights, alpha=c.weights.alpha, beta=c.weights.beta
+    ),
+    advantage=functools.partial(advantages.group_relative, **c.advantage),
+    policy_loss=functools.partial(losses.policy_loss, **c.loss),
+    entropy_coefficient=c.entropy_coefficient,
+    minibatch=c.learner.minibatch,
+    microbatch=c.learner.microbatch or c.learner.minibatch,
+    epochs=c.learner.epochs,
+    temperature=c.rollout.temperature,
+    rescore=c.learner.old_logprob == 'rescore',
+    score_chunk=c.learner.score_chunk,
+  )

@@ -1,0 +1,6 @@
+"""Environments: pure reset and step on frozen states, text in and text out."""
+
+from actfocus_jax.envs.frozen_lake import FrozenLake
+from actfocus_jax.envs.sokoban import Sokoban
+
+ENVS = {'frozen_lake': FrozenLake, 'sokoban': Sokoban}

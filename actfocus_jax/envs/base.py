@@ -1,0 +1,175 @@
+"""What every environment offers, and the rules of one turn.
+
+The life of one turn:
+
+1. A model answers with a list of action strings, or with nothing readable.
+2. The list is cut to the actions allowed per turn and to those left in the
+   episode; what is cut off is neither run nor judged.
+3. Names are looked up. Unknown ones cost the format penalty, once per turn.
+4. The known ones run one by one until the environment is done.
+5. The rewards of the actions run are added up; the penalty stays apart, because
+   it belongs to the return of the episode and is never shown to the model.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+# A frozen, hashable dataclass of the environment's own; opaque to all others.
+State = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """What one action did.
+
+  Attributes:
+    text: the new state as the model reads it.
+    reward: reward of this action.
+    done: the environment has ended.
+    success: the environment declares itself solved.
+    info: at least `effective`, whether the action changed anything.
+  """
+
+  text: str
+  reward: float
+  done: bool
+  success: bool
+  info: Mapping[str, Any]
+
+
+class Environment(Protocol):
+  """An environment: constants in the object, all that moves in the state.
+
+  All methods are pure: equal arguments give equal results, and no state is ever
+  changed in place. So the members of a group share a state, and a state can be
+  kept, compared and hashed.
+
+  Attributes:
+    instructions: what the game is, the symbols and the action names.
+    actions: known action names in their canonical spelling; empty for an
+      environment that takes any string and judges it itself.
+  """
+
+  instructions: str
+  actions: tuple[str, ...]
+
+  def reset(self, seed: int) -> tuple[State, str]:
+    """Returns the state and its text that belong to a seed (>= 0)."""
+    ...
+
+  def load(self, board: str) -> tuple[State, str]:
+    """Returns the state given as text; raises ValueError if it is no board."""
+    ...
+
+  def step(self, state: State, action: str) -> tuple[State, Step]:
+    """Runs one action; raises ValueError if its name is unknown."""
+    ...
+
+  def render(self, state: State) -> str:
+    """Returns the text of a state."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TurnResult:
+  """What one turn did.
+
+  Attributes:
+    text: the state after the turn as the model reads it.
+    reward: sum of the rewards of the actions run; shown to the model.
+    penalty: 0.0 or the format penalty; part of the return, never shown.
+    done: the environment has ended.
+    success: the environment declares itself solved.
+    actions_used: actions run, each of which costs one of the episode's budget.
+    valid: at least one action was run.
+    effective: how many of the actions run changed something.
+  """
+
+  text: str
+  reward: float
+  penalty: float
+  done: bool
+  success: bool
+  actions_used: int
+  valid: bool
+  effective: int
+
+
+def find_action(actions: Sequence[str], name: str) -> str | None:
+  """Returns the canonical spelling of a name, or None if it is unknown."""
+  folded = name.lower()
+  return next((known for known in actions if known.lower() == folded), None)
+
+
+def require_action(actions: Sequence[str], name: str) -> str:
+  """Returns the canonical spelling; raises ValueError if it is unknown."""
+  action = find_action(actions, name)
+  if action is None:
+    raise ValueError(f'unknown action {name!r}; known are {list(actions)}')
+  return action
+
+
+def play_turn(
+  env: Environment,
+  state: State,
+  answer: Sequence[str] | None,
+  *,
+  budget: int,
+  max_actions: int,
+  format_penalty: float = -0.1,
+) -> tuple[State, TurnResult]:
+  """Plays one turn: an answer of several actions, judged and run in order.
+
+  Args:
+    env: the environment.
+    state: state before the turn, not done.
+    answer: action strings, split and trimmed; None for an unreadable response.
+    budget: actions left in the episode, at least 1.
+    max_actions: actions allowed in one turn, at least 1.
+    format_penalty: reward, usually negative, for an unknown name or for a turn
+      without any valid action; given at most once.
+
+  Returns:
+    The state after the turn, and what happened.
+
+  Raises:
+    ValueError: budget or max_actions below 1.
+  """
+  if budget < 1 or max_actions < 1:
+    raise ValueError(
+      f'budget and max_actions must be >= 1, got {budget} and {max_actions}'
+    )
+  asked = list(answer or ())[: min(budget, max_actions)]
+  known = _known_actions(env, asked)
+  is_bad_format = not known or len(known) < len(asked)
+  state, steps = _run(env, state, known)
+  return state, TurnResult(
+    text=steps[-1].text if steps else env.render(state),
+    reward=sum((step.reward for step in steps), 0.0),
+    penalty=format_penalty if is_bad_format else 0.0,
+    done=bool(steps) and steps[-1].done,
+    success=bool(steps) and steps[-1].success,
+    actions_used=len(steps),
+    valid=bool(steps),
+    effective=sum(bool(step.info['effective']) for step in steps),
+  )
+
+
+def _known_actions(env: Environment, asked: Sequence[str]) -> list[str]:
+  if not env.actions:  # no table of names: the environment judges the strings
+    return list(asked)
+  found = (find_action(env.actions, name) for name in asked)
+  return [action for action in found if action is not None]
+
+
+def _run(
+  env: Environment, state: State, actions: Sequence[str]
+) -> tuple[State, list[Step]]:
+  steps = []
+  for action in actions:
+    state, step = env.step(state, action)
+    steps.append(step)
+    if step.done:
+      break
+  return state, steps

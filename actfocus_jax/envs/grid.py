@@ -1,0 +1,89 @@
+"""Cells on a grid: the four moves, boards written as text, shortest paths."""
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
+
+Cell = tuple[int, int]
+
+# (row, column) change of each action; rows count downwards.
+MOVES = {'Up': (-1, 0), 'Down': (1, 0), 'Left': (0, -1), 'Right': (0, 1)}
+
+
+def neighbour(cell: Cell, action: str) -> Cell:
+  """Returns the cell one move away, inside the grid or not."""
+  row, col = MOVES[action]
+  return cell[0] + row, cell[1] + col
+
+
+def distance(a: Cell, b: Cell) -> int:
+  """Returns the number of moves between two cells of an empty grid."""
+  return abs(a[0] - b[0]) + abs(a[1] - b[1])
+
+
+def parse(board: str, symbols: str) -> dict[Cell, str]:
+  """Reads a board: rows of symbols without blanks, one row per line.
+
+  Args:
+    board: the rows; white space around them is ignored.
+    symbols: the symbols that may stand in a cell.
+
+  Returns:
+    Symbol of each cell, row by row.
+
+  Raises:
+    ValueError: no rows, rows of unequal length, or an unknown symbol.
+  """
+  rows = [line.strip() for line in board.strip().splitlines()]
+  if not rows or len({len(row) for row in rows}) != 1:
+    raise ValueError(f'a board needs rows of one length, got {rows}')
+  unknown = sorted(set(''.join(rows)) - set(symbols))
+  if unknown:
+    raise ValueError(f'unknown symbols {unknown}; a board has {list(symbols)}')
+  return {
+    (r, c): symbol for r, row in enumerate(rows) for c, symbol in enumerate(row)
+  }
+
+
+def cells_of(cells: dict[Cell, str], symbols: str) -> list[Cell]:
+  """Returns the cells that hold one of the symbols, row by row."""
+  return [cell for cell, symbol in cells.items() if symbol in symbols]
+
+
+def shortest_path(
+  start: Hashable,
+  successors: Callable[[Hashable], Iterable[tuple[str, Hashable]]],
+  is_goal: Callable[[Hashable], bool],
+) -> list[str] | None:
+  """Breadth-first search.
+
+  Args:
+    start: node to start from.
+    successors: node -> pairs (action, next node).
+    is_goal: whether a node ends the search.
+
+  Returns:
+    Actions of a shortest path, empty if `start` is a goal; None if there is no
+    path.
+  """
+  if is_goal(start):
+    return []
+  came_from = {start: None}
+  queue = deque([start])
+  while queue:
+    node = queue.popleft()
+    for action, following in successors(node):
+      if following in came_from:
+        continue
+      came_from[following] = (node, action)
+      if is_goal(following):
+        return _trace(came_from, following)
+      queue.append(following)
+  return None
+
+
+def _trace(came_from: dict, node: Hashable) -> list[str]:
+  actions = []
+  while came_from[node] is not None:
+    node, action = came_from[node]
+    actions.append(action)
+  return actions[::-1]

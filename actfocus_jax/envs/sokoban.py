@@ -1,0 +1,234 @@
+"""Sokoban: push every box onto a target.
+
+The life of one step:
+
+1. The action names a direction, and the cell ahead is looked at.
+2. Floor: the player moves. A box with free floor behind it: both move. Else
+   nothing moves.
+3. Reward: -0.1 for the action, +1 if more boxes stand on targets than before,
+   -1 if fewer, +10 if all do. So the winning push gives 10.9.
+4. Done, and success, when all boxes stand on targets.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+from actfocus_jax.envs import base, grid, sokoban_generator
+
+ACTIONS = ('Up', 'Down', 'Left', 'Right')
+STEP_REWARD = -0.1
+BOX_REWARD = 1.0
+SOLVED_REWARD = 10.0
+
+_INSTRUCTIONS = """\
+You play Sokoban. Push every box onto a target.
+Symbols: # wall, _ floor, O target, X box, √ box on a target, P you, S you on \
+a target.
+You move one cell up, down, left or right. Walking into a box pushes it if the \
+cell behind it is free. Boxes cannot be pulled, so a box in a corner is stuck.
+Every action costs 0.1. A box pushed onto a target gives 1, a box pushed off a \
+target costs 1, and all boxes on targets give 10.
+Actions: Up, Down, Left, Right."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+  """The part that never changes. Every cell that is not floor is wall."""
+
+  rows: int
+  cols: int
+  floor: frozenset[grid.Cell]
+  targets: frozenset[grid.Cell]
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+  """Where the player and the boxes are."""
+
+  room: Room
+  player: grid.Cell
+  boxes: frozenset[grid.Cell]
+
+
+class Sokoban:
+  """The environment; see the module's docstring for its dynamics."""
+
+  actions = ACTIONS
+
+  def __init__(
+    self,
+    *,
+    rows: int = 6,
+    cols: int = 6,
+    boxes: int = 1,
+    search_depth: int = 300,
+    walk_steps: int = 20,
+    instructions: str | None = None,
+  ):
+    """Fixes the kind of room.
+
+    Args:
+      rows: height with the border walls, at least 3.
+      cols: width with the border walls, at least 3.
+      boxes: number of boxes and targets, at least 1.
+      search_depth: longest reverse play of the generator, in moves.
+      walk_steps: steps of the walk that digs the floor.
+      instructions: text for the model; None for this module's own.
+
+    Raises:
+      ValueError: a value out of range, or boxes that cannot fit.
+    """
+    if min(rows, cols) < 3:
+      raise ValueError(f'rows and cols must be >= 3, got {rows} and {cols}')
+    if min(boxes, search_depth, walk_steps) < 1:
+      raise ValueError(
+        'boxes, search_depth and walk_steps must be >= 1, got '
+        f'{boxes}, {search_depth} and {walk_steps}'
+      )
+    # Boxes off their targets, the targets, and the player: all on floor.
+    if (rows - 2) * (cols - 2) < 2 * boxes + 1:
+      raise ValueError(f'{boxes} boxes do not fit into {rows} x {cols} cells')
+    self.rows, self.cols, self.boxes = rows, cols, boxes
+    self.search_depth, self.walk_steps = search_depth, walk_steps
+    self.instructions = _INSTRUCTIONS if instructions is None else instructions
+
+  def reset(self, seed: int) -> tuple[State, str]:
+    """Generates a room that can be solved.
+
+    Args:
+      seed: fixes the room, at least 0.
+
+    Returns:
+      The state and its text.
+
+    Raises:
+      RuntimeError: no such room found; it is too small for its boxes.
+    """
+    level = sokoban_generator.generate(
+      seed,
+      rows=self.rows,
+      cols=self.cols,
+      boxes=self.boxes,
+      search_depth=self.search_depth,
+      walk_steps=self.walk_steps,
+    )
+    room = Room(self.rows, self.cols, level.floor, frozenset(level.targets))
+    state = State(room, level.player, frozenset(level.boxes))
+    return state, self.render(state)
+
+  def load(self, board: str) -> tuple[State, str]:
+    """Reads a room of any size; boxes may stand on targets.
+
+    Args:
+      board: rows of # (wall), _ (floor), O (target), X (box), √ (box on
+        target), P (player) and S (player on target).
+
+    Returns:
+      The state and its text.
+
+    Raises:
+      ValueError: not a rectangle of these symbols with one player, at least one
+        box, and a target for every box.
+    """
+    cells = grid.parse(board, '#_O√XPS')
+    players = grid.cells_of(cells, 'PS')
+    boxes = frozenset(grid.cells_of(cells, 'X√'))
+    targets = frozenset(grid.cells_of(cells, 'O√S'))
+    if len(players) != 1 or not 1 <= len(boxes) <= len(targets):
+      raise ValueError(
+        'a room has one player, a box and a target per box, got '
+        f'{len(players)} players, {len(boxes)} boxes, {len(targets)} targets'
+      )
+    rows, cols = (1 + max(axis) for axis in zip(*cells, strict=True))
+    floor = frozenset(cells) - frozenset(grid.cells_of(cells, '#'))
+    state = State(Room(rows, cols, floor, targets), players[0], boxes)
+    return state, self.render(state)
+
+  def step(self, state: State, action: str) -> tuple[State, base.Step]:
+    """Runs one action.
+
+    Args:
+      state: the state.
+      action: one of `actions`, in any case.
+
+    Returns:
+      The next state and what happened; info has `boxes_on_targets`.
+
+    Raises:
+      ValueError: unknown action.
+    """
+    following = push(state, base.require_action(ACTIONS, action))
+    before, after = boxes_on_targets(state), boxes_on_targets(following)
+    solved = is_solved(following)
+    reward = STEP_REWARD
+    if after != before:
+      reward += BOX_REWARD if after > before else -BOX_REWARD
+    if solved:
+      reward += SOLVED_REWARD
+    return following, base.Step(
+      text=self.render(following),
+      reward=reward,
+      done=solved,
+      success=solved,
+      info={'effective': following != state, 'boxes_on_targets': after},
+    )
+
+  def render(self, state: State) -> str:
+    """Writes the rows of the room, one symbol per cell, nothing else."""
+    return '\n'.join(
+      ''.join(_symbol(state, (row, col)) for col in range(state.room.cols))
+      for row in range(state.room.rows)
+    )
+
+
+def push(state: State, action: str) -> State:
+  """Returns the state after a move or push; the same state if it is blocked."""
+  ahead = grid.neighbour(state.player, action)
+  if ahead not in state.room.floor:
+    return state
+  if ahead not in state.boxes:
+    return dataclasses.replace(state, player=ahead)
+  behind = grid.neighbour(ahead, action)
+  if behind not in state.room.floor or behind in state.boxes:
+    return state
+  return State(state.room, ahead, state.boxes - {ahead} | {behind})
+
+
+def boxes_on_targets(state: State) -> int:
+  """Returns how many boxes stand on targets."""
+  return len(state.boxes & state.room.targets)
+
+
+def is_solved(state: State) -> bool:
+  """Whether all boxes stand on targets."""
+  return state.boxes <= state.room.targets
+
+
+def solve(state: State) -> list[str] | None:
+  """Finds a shortest solution by breadth-first search over all states.
+
+  A room of 4 x 4 floor cells has 240 states with one box, 1,680 with two.
+
+  Args:
+    state: the state.
+
+  Returns:
+    Canonical action names, empty if it is solved already, or None if it cannot
+    be solved.
+  """
+  return grid.shortest_path(state, _successors, is_solved)
+
+
+def _successors(state: State) -> Iterator[tuple[str, State]]:
+  return ((action, push(state, action)) for action in ACTIONS)
+
+
+def _symbol(state: State, cell: grid.Cell) -> str:
+  is_target = cell in state.room.targets
+  if cell == state.player:
+    return 'S' if is_target else 'P'
+  if cell in state.boxes:
+    return '√' if is_target else 'X'
+  if cell in state.room.floor:
+    return 'O' if is_target else '_'
+  return '#'

@@ -1,0 +1,1 @@
+"""What learns: the train state, the step of ActFocus, the supervised step."""

@@ -1,0 +1,87 @@
+"""The train state: what an optimizer step reads and writes."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that changes in training, and nothing else.
+
+  Attributes:
+    step: Finished iterations of the loop, int32.
+    skipped: Iterations without an update, because no group had spread, int32.
+    params: Master weights of the policy, float32.
+    opt_state: Of the optimizer.
+  """
+
+  step: jax.Array
+  skipped: jax.Array
+  params: Any
+  opt_state: Any
+
+
+def optimizer(
+  *,
+  learning_rate: float | optax.Schedule,
+  b1: float,
+  b2: float,
+  weight_decay: float,
+  clip_norm: float,
+  warmup_steps: int = 0,
+) -> optax.GradientTransformation:
+  """AdamW behind a clip by global norm (Loshchilov & Hutter 2019).
+
+  Args:
+    learning_rate: Constant, or a schedule over optimizer steps.
+    b1: Decay of the first moment.
+    b2: Decay of the second moment.
+    weight_decay: Of matrices; vectors (norms, biases) are not decayed.
+    clip_norm: Largest norm of the whole gradient.
+    warmup_steps: Optimizer steps over which a constant rate rises from 0.
+
+  Returns:
+    The optax transformation.
+  """
+  if warmup_steps:
+    learning_rate = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+  return optax.chain(
+    optax.clip_by_global_norm(clip_norm),
+    optax.adamw(
+      learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_matrices
+    ),
+  )
+
+
+def create(params, tx: optax.GradientTransformation) -> TrainState:
+  """A fresh state around parameters that are already where they belong.
+
+  The optimizer's moments take the parameters' shardings, scalars are
+  replicated.
+
+  Args:
+    params: Sharded master weights.
+    tx: From `optimizer`.
+
+  Returns:
+    The state at step 0. It shares the parameters' buffers.
+  """
+  # Two buffers, not one named twice: the step donates its state.
+  step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+  return TrainState(step, skipped, params, jax.jit(tx.init)(params))
+
+
+def _matrices(params):
+  # Stacked layers: a norm's scale has two axes there, [L, D].
+  def is_matrix(path, x):
+    return x.ndim - _is_stacked(path) >= 2
+
+  return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+
+def _is_stacked(path) -> int:
+  return int(getattr(path[0], 'key', None) == 'layers')

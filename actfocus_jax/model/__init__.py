@@ -1,0 +1,1 @@
+"""The language model: architecture, scoring, files and meshes. Knows no RL."""

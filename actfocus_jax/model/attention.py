@@ -1,0 +1,116 @@
+"""Rotary positions and causal grouped-query attention: one meaning each."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+
+# Masked scores stay finite, so that their gradient is zero and never a NaN.
+_MASKED = -1e30
+
+
+def rotary(
+  position_BT: jax.Array, size: int, theta: float
+) -> tuple[jax.Array, jax.Array]:
+  """Returns (cos, sin) of the rotary angles position * theta^(-2c/C).
+
+  Args:
+    position_BT: int32 positions.
+    size: C, the head size.
+    theta: the rotary base.
+
+  Returns:
+    Two float32 arrays [B, T, 1, C / 2], one angle per pair of channels.
+  """
+  exponent = jnp.arange(0, size, 2, dtype=jnp.float32) / size
+  frequency = (theta**-exponent)[None, None, None, :]
+  angle = position_BT.astype(jnp.float32)[:, :, None, None] * frequency
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(
+  x_BTHC: jax.Array, cos_sin: tuple[jax.Array, jax.Array]
+) -> jax.Array:
+  """Turns the pairs (c, c + C/2) of each head by their angles, in float32."""
+  cos, sin = cos_sin
+  a, b = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return turned.astype(x_BTHC.dtype)
+
+
+def attend(
+  q_BTHC: jax.Array,
+  k_BSJC: jax.Array,
+  v_BSJC: jax.Array,
+  position_BT: jax.Array,
+) -> jax.Array:
+  """Softmax attention in which a query sees the keys up to its own position.
+
+  out[t, h] = sum_s softmax_s(q[t, h] . k[s, j] / sqrt(C)) v[s, j], over
+  s <= position[t], with the key head j = h // (H / J) that H / J query heads
+  share. Scores and softmax are float32 whatever the inputs are.
+
+  Args:
+    q_BTHC: queries, already rotated.
+    k_BSJC: keys, already rotated; the index s is the key's position.
+    v_BSJC: values.
+    position_BT: int32, the position of every query, not below 0. A position
+      past the last key sees all of them.
+
+  Returns:
+    out_BTHC in the dtype of the queries.
+
+  Raises:
+    ValueError: if the query heads are no multiple of the key heads.
+  """
+  B, T, H, C = q_BTHC.shape
+  S, J = k_BSJC.shape[1:3]
+  if H % J:
+    raise ValueError(f'{H} query heads cannot share {J} key heads evenly.')
+  chex.assert_shape((k_BSJC, v_BSJC), (B, S, J, C))
+  chex.assert_shape(position_BT, (B, T))
+  q_BTJGC = q_BTHC.reshape(B, T, J, H // J, C)
+  inputs = (q_BTJGC, k_BSJC, v_BSJC, position_BT)
+  out_BTJGC = _attend_matmul(*inputs) if T > 1 else _attend_one(*inputs)
+  return out_BTJGC.reshape(B, T, H, C).astype(q_BTHC.dtype)
+
+
+def _attend_matmul(q_BTJGC, k_BSJC, v_BSJC, position_BT) -> jax.Array:
+  """As two batched matrix products: the form for every accelerator."""
+  einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  C, S = q_BTJGC.shape[-1], k_BSJC.shape[1]
+  seen_BTS = jnp.arange(S)[None, None, :] <= position_BT[:, :, None]
+  score_BJGTS = einsum('btjgc,bsjc->bjgts', q_BTJGC, k_BSJC) * C**-0.5
+  score_BJGTS = jnp.where(seen_BTS[:, None, None], score_BJGTS, _MASKED)
+  weight_BJGTS = jax.nn.softmax(score_BJGTS, axis=-1).astype(v_BSJC.dtype)
+  return einsum('bjgts,bsjc->btjgc', weight_BJGTS, v_BSJC)
+
+
+def _attend_sums(q_BTJGC, k_BSJC, v_BSJC, position_BT) -> jax.Array:
+  """As fused sums, for one query per row.
+
+  A matrix product would first copy the keys and values into its own layout,
+  which on CPU takes longer than the attention.
+  """
+  C, S = q_BTJGC.shape[-1], k_BSJC.shape[1]
+  k_BSJ1C, v_BSJ1C = (
+    x_BSJC.astype(jnp.float32)[:, :, :, None] for x_BSJC in (k_BSJC, v_BSJC)
+  )
+  seen_BS11 = (jnp.arange(S)[None, :] <= position_BT)[:, :, None, None]
+  score_BSJG = jnp.sum(q_BTJGC.astype(jnp.float32) * k_BSJ1C, axis=-1)
+  score_BSJG = jnp.where(seen_BS11, score_BSJG * C**-0.5, _MASKED)
+  weight_BSJG = jax.nn.softmax(score_BSJG, axis=1)
+  return jnp.sum(weight_BSJG[..., None] * v_BSJ1C, axis=1, keepdims=True)
+
+
+def _attend_one(q_BTJGC, k_BSJC, v_BSJC, position_BT) -> jax.Array:
+  """Picks the form for one query when the program is lowered for a platform."""
+  return jax.lax.platform_dependent(
+    q_BTJGC,
+    k_BSJC,
+    v_BSJC,
+    position_BT,
+    cpu=_attend_sums,
+    default=_attend_matmul,
+  )

@@ -1,0 +1,447 @@
+"""Qwen2 / Qwen2.5 in Flax NNX, used purely: split once, then plain jax.
+
+The life of a token id: embedding, L blocks (norm, attention, norm, MLP, each
+added to the residual stream), a last norm, and the unembedding. The blocks are
+one module whose parameters carry a leading layer axis, and `jax.lax.scan` runs
+over it, so compile time does not grow with depth.
+
+  graphdef, params = qwen2.create(config, mesh, key, dtype=jnp.bfloat16)
+  hidden_BTD = nnx.merge(graphdef, params).hidden(tokens_BT)
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+import flax
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from actfocus_jax.model import attention
+from actfocus_jax.model import mesh as meshes
+
+# Our name of a field -> (its name in a Hugging Face config.json, and what
+# transformers means where a config.json leaves it out; None: it must not).
+_HF_FIELDS = {
+  'vocab_size': ('vocab_size', None),
+  'hidden_size': ('hidden_size', None),
+  'intermediate_size': ('intermediate_size', None),
+  'num_layers': ('num_hidden_layers', None),
+  'num_heads': ('num_attention_heads', None),
+  'rms_norm_eps': ('rms_norm_eps', 1e-6),
+  'tie_word_embeddings': ('tie_word_embeddings', False),
+  'max_position_embeddings': ('max_position_embeddings', 32768),
+  'initializer_range': ('initializer_range', 0.02),
+}
+# What would change the computation, and the value it is written for.
+_HF_REQUIRED = {
+  'model_type': 'qwen2',
+  'hidden_act': 'silu',
+  'use_sliding_window': False,
+  'attention_dropout': 0.0,
+  'quantization_config': None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The architecture. Sizes count units; `rope_theta` is the rotary base.
+
+  Raises:
+    ValueError: if a size is not positive, the head size is odd, or the query
+      heads are no multiple of the key heads.
+  """
+
+  vocab_size: int
+  hidden_size: int
+  intermediate_size: int
+  num_layers: int
+  num_heads: int
+  num_key_value_heads: int
+  head_dim: int
+  rope_theta: float = 1e6
+  rms_norm_eps: float = 1e-6
+  tie_word_embeddings: bool = True
+  max_position_embeddings: int = 32768
+  initializer_range: float = 0.02
+
+  def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.name != 'tie_word_embeddings' and not value > 0:
+        raise ValueError(f'{field.name}={value} must be positive.')
+    if self.head_dim % 2:
+      raise ValueError(f'head_dim={self.head_dim} must be even: rotary halves.')
+    if self.num_heads % self.num_key_value_heads:
+      raise ValueError(
+        f'num_heads={self.num_heads} must be a multiple of'
+        f' num_key_value_heads={self.num_key_value_heads}.'
+      )
+
+  @classmethod
+  def from_hf(cls, raw: Mapping[str, Any]) -> 'Config':
+    """Reads the dict of a Hugging Face config.json.
+
+    Raises:
+      ValueError: if a field is missing, or asks for another computation than
+        this one; the sentence names the field, its value and what is allowed.
+    """
+    _check_supported(raw)
+    fields = {}
+    for ours, (theirs, default) in _HF_FIELDS.items():
+      fields[ours] = raw.get(theirs, default)
+      if fields[ours] is None:
+        raise ValueError(f'config.json lacks {theirs}; it must be a number.')
+    heads, width = fields['num_heads'], fields['hidden_size']
+    return cls(
+      num_key_value_heads=raw.get('num_key_value_heads') or heads,
+      head_dim=raw.get('head_dim') or width // heads,
+      rope_theta=_rope_theta(raw),
+      **fields,
+    )
+
+  def to_hf(self) -> dict[str, Any]:
+    """Returns the config.json dict that transformers reads as Qwen2."""
+    named = {k: getattr(self, ours) for ours, (k, _) in _HF_FIELDS.items()}
+    required = {k: v for k, v in _HF_REQUIRED.items() if v is not None}
+    # The base stands twice: transformers 5 reads the second place, everything
+    # older the first.
+    rope = {'rope_type': 'default', 'rope_theta': self.rope_theta}
+    return {
+      'architectures': ['Qwen2ForCausalLM'],
+      **required,
+      **named,
+      'num_key_value_heads': self.num_key_value_heads,
+      'head_dim': self.head_dim,
+      'rope_theta': self.rope_theta,
+      'rope_parameters': rope,
+    }
+
+
+def _check_supported(raw: Mapping[str, Any]) -> None:
+  """Raises ValueError for a config that needs another computation."""
+  found = {field: raw.get(field, v) for field, v in _HF_REQUIRED.items()}
+  found['model_type'] = raw.get('model_type')
+  for field, value in found.items():
+    if value != _HF_REQUIRED[field]:
+      raise ValueError(
+        f'config.json has {field}={value!r};'
+        f' only {_HF_REQUIRED[field]!r} is supported.'
+      )
+  for kind in raw.get('layer_types') or ():
+    if kind != 'full_attention':
+      raise ValueError(
+        f'config.json has layer_types with {kind!r};'
+        " only 'full_attention' is supported."
+      )
+
+
+def _rope_theta(raw: Mapping[str, Any]) -> float:
+  """Returns the rotary base, from wherever this config keeps it.
+
+  Raises:
+    ValueError: if positions are scaled, or differ between layers.
+  """
+  theta = raw.get('rope_theta', 10000.0)
+  for field in ('rope_scaling', 'rope_parameters'):
+    rope = raw.get(field) or {}
+    kind = rope.get('rope_type', rope.get('type', 'default'))
+    if kind != 'default' or set(rope) - {'rope_type', 'type', 'rope_theta'}:
+      raise ValueError(
+        f"config.json has {field}={rope!r}; only rope_type 'default' with a"
+        ' rope_theta, the same for all layers, is supported.'
+      )
+    theta = rope.get('rope_theta', theta)
+  return float(theta)
+
+
+@flax.struct.dataclass
+class Cache:
+  """Keys and values of every layer, slot s holding position s of its row."""
+
+  k_LBSJC: jax.Array
+  v_LBSJC: jax.Array
+
+
+def init_cache(config: Config, batch: int, length: int, dtype: Any) -> Cache:
+  """Returns an empty cache: `length` slots for each of `batch` rows."""
+  heads, size = config.num_key_value_heads, config.head_dim
+  shape = (config.num_layers, batch, length, heads, size)
+  return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+class Linear(nnx.Module):
+  """y = x @ kernel (+ bias), computed in `dtype`; kernel [in, out]."""
+
+  def __init__(self, shape, *, stddev, bias=False, rngs, param_dtype, dtype):
+    init = nnx.initializers.normal(stddev)
+    self.kernel = nnx.Param(init(rngs.params(), shape, param_dtype))
+    self.bias = nnx.Param(jnp.zeros(shape[1:], param_dtype)) if bias else None
+    self.dtype = dtype
+
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    """Returns y of the class docstring."""
+    y_BTD = x_BTD.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+    if self.bias is None:
+      return y_BTD
+    return y_BTD + self.bias[...].astype(self.dtype)[None, None, :]
+
+
+class Norm(nnx.Module):
+  """y = x / sqrt(mean(x^2) + eps) * scale; statistics and scale in float32."""
+
+  def __init__(self, size, *, eps, param_dtype):
+    self.scale = nnx.Param(jnp.ones(size, param_dtype))
+    self.eps = eps
+
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    """Returns y of the class docstring."""
+    y_BTD = x_BTD.astype(jnp.float32)
+    square_BT1 = jnp.mean(jnp.square(y_BTD), axis=-1, keepdims=True)
+    scale = self.scale[...].astype(jnp.float32)[None, None, :]
+    y_BTD = y_BTD * jax.lax.rsqrt(square_BT1 + self.eps) * scale
+    return y_BTD.astype(x_BTD.dtype)
+
+
+class Block(nnx.Module):
+  """One layer, in two halves, so that a cache can stand between them."""
+
+  def __init__(self, config: Config, *, rngs, param_dtype, dtype):
+    c = config
+    linear = functools.partial(
+      Linear,
+      stddev=c.initializer_range,
+      rngs=rngs,
+      param_dtype=param_dtype,
+      dtype=dtype,
+    )
+    norm = functools.partial(Norm, eps=c.rms_norm_eps, param_dtype=param_dtype)
+    query, key = c.num_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    self.config = c
+    self.attention_norm = norm(c.hidden_size)
+    self.q = linear((c.hidden_size, query), bias=True)
+    self.k = linear((c.hidden_size, key), bias=True)
+    self.v = linear((c.hidden_size, key), bias=True)
+    self.o = linear((query, c.hidden_size))
+    self.mlp_norm = norm(c.hidden_size)
+    self.gate = linear((c.hidden_size, c.intermediate_size))
+    self.up = linear((c.hidden_size, c.intermediate_size))
+    self.down = linear((c.intermediate_size, c.hidden_size))
+
+  def project(self, x_BTD: jax.Array, rotary: Any) -> tuple[jax.Array, ...]:
+    """Returns (q_BTHC, k_BTJC, v_BTJC), queries and keys rotated."""
+    shape = (*x_BTD.shape[:2], -1, self.config.head_dim)
+    x_BTD = self.attention_norm(x_BTD)
+    q, k, v = (f(x_BTD).reshape(shape) for f in (self.q, self.k, self.v))
+    return attention.rotate(q, rotary), attention.rotate(k, rotary), v
+
+  def finish(self, x_BTD: jax.Array, out_BTHC: jax.Array) -> jax.Array:
+    """Adds what attention found, then the MLP, to the residual stream."""
+    with jax.named_scope('attention'):
+      B, T = x_BTD.shape[:2]
+      x_BTD = x_BTD + self.o(out_BTHC.reshape(B, T, -1))
+    with jax.named_scope('mlp'):
+      y_BTD = self.mlp_norm(x_BTD)
+      y_BTF = jax.nn.silu(self.gate(y_BTD)) * self.up(y_BTD)
+      return meshes.keep_rows(x_BTD + self.down(y_BTF))
+
+
+class Qwen2(nnx.Module):
+  """The model, up to the last norm; `unembed` is called where logits matter.
+
+  Attributes:
+    config: the architecture.
+    dtype: dtype of the computation; the parameters have their own.
+    remat: recompute each layer in the backward pass instead of keeping it.
+  """
+
+  def __init__(
+    self,
+    config: Config,
+    *,
+    rngs: nnx.Rngs,
+    param_dtype: Any = jnp.float32,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+  ):
+    c = config
+    self.config, self.dtype, self.remat = c, jnp.dtype(dtype), remat
+    init = nnx.initializers.normal(c.initializer_range)
+    shape = (c.vocab_size, c.hidden_size)
+    self.embedding = nnx.Param(init(rngs.params(), shape, param_dtype))
+
+    @nnx.split_rngs(splits=c.num_layers)
+    @nnx.vmap
+    def stack(rngs):
+      return Block(c, rngs=rngs, param_dtype=param_dtype, dtype=dtype)
+
+    self.layers = stack(rngs)
+    self.norm = Norm(c.hidden_size, eps=c.rms_norm_eps, param_dtype=param_dtype)
+    if not c.tie_word_embeddings:
+      self.head = nnx.Param(init(rngs.params(), shape[::-1], param_dtype))
+
+  def _embed(self, tokens_BT: jax.Array) -> jax.Array:
+    with jax.named_scope('embed'):
+      # jnp.take fills with NaN: an id outside the vocabulary is seen at once.
+      x_BTD = jnp.take(self.embedding[...], tokens_BT, axis=0)
+      return meshes.keep_rows(x_BTD.astype(self.dtype))
+
+  def hidden(self, tokens_BT: jax.Array) -> jax.Array:
+    """Full causal forward pass over positions 0..T-1.
+
+    Rows are padded on the right, so the causal mask alone is enough: no token
+    sees what comes after it, and what padding computes is never read.
+
+    Args:
+      tokens_BT: int32 ids. Padding must be ids of the vocabulary too: those
+        outside give NaN, which no mask can hide (0 * NaN).
+
+    Returns:
+      hidden_BTD after the last norm; `unembed` of [:, t] predicts token t+1.
+    """
+    chex.assert_rank(tokens_BT, 2)
+    c = self.config
+    position_BT = jnp.broadcast_to(
+      jnp.arange(tokens_BT.shape[1])[None, :], tokens_BT.shape
+    )
+    rotary = attention.rotary(position_BT, c.head_dim, c.rope_theta)
+    graphdef, stacked = nnx.split(self.layers)
+
+    def layer(x_BTD, params):
+      block = nnx.merge(graphdef, params)
+      with jax.named_scope('attention'):
+        q, k, v = block.project(x_BTD, rotary)
+        out_BTHC = attention.attend(q, k, v, position_BT)
+      return block.finish(x_BTD, out_BTHC), None
+
+    body = jax.checkpoint(layer, prevent_cse=False) if self.remat else layer
+    x_BTD, _ = jax.lax.scan(body, self._embed(tokens_BT), stacked)
+    return self.norm(x_BTD)
+
+  def extend(
+    self, tokens_BT: jax.Array, start_B: jax.Array, cache: Cache, *, view: int
+  ) -> tuple[jax.Array, Cache]:
+    """Runs T new tokens per row against the cache, and adds them to it.
+
+    Row b's tokens take the positions start_b .. start_b+T-1. A row with fewer
+    than T real tokens is padded on the right: what padding writes lies past
+    every real query, and the row's next call overwrites it. A row that should
+    rest gets start_b = S: writes past the cache are dropped.
+
+    Args:
+      tokens_BT: int32 ids. T = 1 is decoding.
+      start_B: int32, the position of each row's first new token.
+      cache: keys and values of the positions before.
+      view: how many slots the queries may see, from the first on. Less than
+        the length saves time; it must cover every position in this call.
+
+    Returns:
+      (hidden_BTD of the new tokens, the cache with them written).
+
+    Raises:
+      ValueError: if view is not within the length of the cache.
+    """
+    c, S = self.config, cache.k_LBSJC.shape[2]
+    B, T = tokens_BT.shape
+    if not 0 < view <= S:
+      raise ValueError(
+        f'view={view} must be within the {S} slots of the cache.'
+      )
+    position_BT = start_B[:, None] + jnp.arange(T)[None, :]
+    row_B1 = jnp.arange(B)[:, None]
+    rotary = attention.rotary(position_BT, c.head_dim, c.rope_theta)
+    graphdef, stacked = nnx.split(self.layers)
+
+    def remember(cache_LBSJC, i, new_BTJC):
+      new_BTJC = new_BTJC.astype(cache_LBSJC.dtype)
+      cache_LBSJC = cache_LBSJC.at[i, row_B1, position_BT].set(
+        new_BTJC, mode='drop'
+      )
+      size = (1, B, view, *cache_LBSJC.shape[3:])
+      seen = jax.lax.dynamic_slice(cache_LBSJC, (i, 0, 0, 0, 0), size)
+      return cache_LBSJC, seen[0]
+
+    def layer(carry, params):
+      x_BTD, k_LBSJC, v_LBSJC, i = carry
+      block = nnx.merge(graphdef, params)
+      with jax.named_scope('attention'):
+        q, k, v = block.project(x_BTD, rotary)
+        k_LBSJC, k = remember(k_LBSJC, i, k)
+        v_LBSJC, v = remember(v_LBSJC, i, v)
+        out_BTHC = attention.attend(q, k, v, position_BT)
+      return (block.finish(x_BTD, out_BTHC), k_LBSJC, v_LBSJC, i + 1), None
+
+    # In the carry the cache is updated in place; as xs and ys it would be
+    # copied at every step.
+    carry = (self._embed(tokens_BT), cache.k_LBSJC, cache.v_LBSJC, 0)
+    (x_BTD, k_LBSJC, v_LBSJC, _), _ = jax.lax.scan(layer, carry, stacked)
+    return self.norm(x_BTD), Cache(k_LBSJC, v_LBSJC)
+
+  def unembedding(self) -> jax.Array:
+    """Returns table_DV in float32: the embedding turned over, if tied."""
+    tied = self.config.tie_word_embeddings
+    table = self.embedding[...].T if tied else self.head[...]
+    return table.astype(jnp.float32)
+
+  def unembed(self, hidden: jax.Array) -> jax.Array:
+    """Returns float32 logits [..., V] of hidden states [..., D].
+
+    Both operands are float32; on TPU and GPU `jax_default_matmul_precision`
+    says with how many of their bits the hardware multiplies.
+    """
+    with jax.named_scope('unembed'):
+      return hidden.astype(jnp.float32) @ self.unembedding()
+
+
+# Where each parameter lives. The first axis under `layers` is the layer; heads
+# and hidden units go over `tensor`, so that a block needs one sum per half.
+PARTITION_RULES = (
+  (r'(^|/)embedding$', P('tensor', 'fsdp')),
+  (r'layers/(q|k|v|gate|up)/kernel$', P(None, 'fsdp', 'tensor')),
+  (r'layers/(q|k|v)/bias$', P(None, 'tensor')),
+  (r'layers/(o|down)/kernel$', P(None, 'tensor', 'fsdp')),
+  (r'norm/scale$', P()),
+  (r'(^|/)head$', P('fsdp', 'tensor')),
+)
+
+
+def abstract(
+  config: Config,
+  dtype: Any,
+  *,
+  param_dtype: Any = jnp.float32,
+  remat: bool = False,
+) -> tuple[nnx.GraphDef, nnx.State]:
+  """Returns (graphdef, params of ShapeDtypeStructs); allocates nothing."""
+  kwargs = dict(param_dtype=param_dtype, dtype=dtype, remat=remat)
+  model = nnx.eval_shape(lambda: Qwen2(config, rngs=nnx.Rngs(0), **kwargs))
+  return nnx.split(model, nnx.Param)
+
+
+def create(
+  config: Config, mesh: Mesh, key: jax.Array, *, dtype: Any, **kwargs: Any
+) -> tuple[nnx.GraphDef, nnx.State]:
+  """Returns (graphdef, params), the parameters created where they live.
+
+  Kernels and embeddings are N(0, initializer_range), norms 1, biases 0.
+
+  Args:
+    config: the architecture.
+    mesh: where the parameters are created, by PARTITION_RULES.
+    key: PRNG key; the parameters depend on it alone, not on the mesh.
+    dtype: dtype of the computation.
+    **kwargs: param_dtype and remat, as of Qwen2.
+  """
+  graphdef, shapes = abstract(config, dtype, **kwargs)
+  where = meshes.param_shardings(mesh, PARTITION_RULES, shapes)
+
+  def init(key: jax.Array) -> nnx.State:
+    model = Qwen2(config, rngs=nnx.Rngs(key), dtype=dtype, **kwargs)
+    return nnx.state(model, nnx.Param)
+
+  return graphdef, jax.jit(init, out_shardings=where)(key)

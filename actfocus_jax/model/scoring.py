@@ -1,0 +1,165 @@
+"""From tokens to what a model says about each of them.
+
+The life of a batch: one forward pass gives hidden states; they are cut into
+pieces of a few positions; the logits of one piece exist, are reduced to three
+numbers per token, and are forgotten, in the backward pass again. [B, T, V]
+never exists. This is the one place where predictions are shifted by one.
+"""
+
+import functools
+from collections.abc import Callable
+
+import chex
+import flax
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from actfocus_jax.model import mesh as meshes
+
+
+@flax.struct.dataclass
+class Scores:
+  """Per token t, given the tokens before it; 0 at t = 0 and at padding.
+
+  Attributes:
+    logprob_BT: log p(token_t) at the asked temperature, in nats.
+    logsumexp_BT: logsumexp of the raw logits; the energy is minus this
+      (arXiv 2605.14558, section on token energy).
+    entropy_BT: entropy of the raw distribution, in nats.
+  """
+
+  logprob_BT: jax.Array
+  logsumexp_BT: jax.Array
+  entropy_BT: jax.Array
+
+
+def reduce_logits(
+  logits_BTV: jax.Array, target_BT: jax.Array, *, temperature: float
+) -> Scores:
+  """Reduces logits to the three scores of the tokens they predict.
+
+  Args:
+    logits_BTV: float32; [:, t] predicts target[:, t]: already shifted.
+    target_BT: int32 ids.
+    temperature: divides the logits of the log-probability, of nothing else.
+  """
+  chex.assert_shape(target_BT, logits_BTV.shape[:2])
+  logsumexp_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+  logprob_BTV = logits_BTV - logsumexp_BT[:, :, None]
+  target_BT1 = target_BT[:, :, None]
+  chosen_BT = jnp.take_along_axis(logits_BTV, target_BT1, axis=-1)[:, :, 0]
+  return Scores(
+    logprob_BT=chosen_BT / temperature
+    - jax.nn.logsumexp(logits_BTV / temperature, axis=-1),
+    logsumexp_BT=logsumexp_BT,
+    entropy_BT=-jnp.sum(jnp.exp(logprob_BTV) * logprob_BTV, axis=-1),
+  )
+
+
+def score_tokens(
+  graphdef: nnx.GraphDef,
+  params: nnx.State,
+  tokens_BT: jax.Array,
+  valid_BT: jax.Array,
+  *,
+  temperature: float = 1.0,
+  chunk: int = 512,
+) -> Scores:
+  """Returns log-probability, logsumexp and entropy for every token.
+
+  Differentiable in the parameters.
+
+  Args:
+    graphdef: of a Qwen2.
+    params: its parameters.
+    tokens_BT: int32 ids, rows padded on the right.
+    valid_BT: bool, False at padding.
+    temperature: of the log-probability only; logsumexp and entropy are of the
+      raw logits.
+    chunk: how many tokens have logits at one time in one block of rows (at
+      least one position of each row). Under `jax.set_mesh` a block is what one
+      row shard of the mesh holds; without, it is the batch. Memory: chunk * V
+      floats, a few times over.
+
+  Returns:
+    Scores, aligned with the tokens.
+
+  Raises:
+    ValueError: if temperature or chunk is not positive.
+  """
+  if not temperature > 0 or chunk < 1:
+    raise ValueError(
+      f'temperature={temperature} and chunk={chunk} must be positive.'
+    )
+  chex.assert_equal_shape((tokens_BT, valid_BT))
+  model = nnx.merge(graphdef, params)
+  # The shift by one: the hidden state at t - 1 predicts token t.
+  hidden_BTD = model.hidden(tokens_BT)[:, :-1]
+  target_BT = tokens_BT[:, 1:]
+  score = functools.partial(_in_pieces, temperature=temperature, chunk=chunk)
+  scores = _per_row_block(score)(model.unembedding(), hidden_BTD, target_BT)
+  return jax.tree.map(lambda x_BT: _align(x_BT, valid_BT), scores)
+
+
+def _align(x_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
+  """Puts a 0 before what starts at token 1, and zeros at padding."""
+  return jnp.where(valid_BT, jnp.pad(x_BT, ((0, 0), (1, 0))), 0.0)
+
+
+def _per_row_block(score: Callable[..., Scores]) -> Callable[..., Scores]:
+  """Lets every row shard of the ambient mesh score its own rows alone.
+
+  Left to the compiler, the backward pass gathers the unembedding and sums its
+  gradient over the devices once per piece; like this, once per call.
+  """
+  mesh, axes = jax.sharding.get_abstract_mesh(), ('data', 'fsdp')
+
+  def block(table_DV, hidden_BTD, target_BT):
+    # Copied before the pieces, so that its gradient is summed after them.
+    table_DV = jax.lax.pcast(table_DV, axes, to='varying')
+    return score(table_DV, hidden_BTD, target_BT)
+
+  def wrapped(table_DV, hidden_BTD, target_BT):
+    inputs = (table_DV, hidden_BTD, target_BT)
+    if mesh.empty or target_BT.shape[0] % meshes.row_shards(mesh):
+      return score(*inputs)
+    specs = (P(), meshes.ROWS, meshes.ROWS)
+    return jax.shard_map(
+      block, in_specs=specs, out_specs=meshes.ROWS, axis_names=set(axes)
+    )(*inputs)
+
+  return wrapped
+
+
+def _in_pieces(
+  table_DV: jax.Array,
+  hidden_BTD: jax.Array,
+  target_BT: jax.Array,
+  *,
+  temperature: float,
+  chunk: int,
+) -> Scores:
+  """Scores all positions of a block, the logits of one piece at a time."""
+  B, T = target_BT.shape
+  width = max(1, min(chunk // B, T))
+  pieces = -(-T // width)
+
+  def cut(x):
+    """[B, T, ...] -> [pieces, B, width, ...], padded to whole pieces."""
+    pad = [(0, 0), (0, pieces * width - T)] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, pad).reshape(B, pieces, width, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0)
+
+  @jax.checkpoint
+  def piece(inputs):
+    hidden_BTD, target_BT = inputs
+    with jax.named_scope('unembed'):
+      logits_BTV = hidden_BTD.astype(jnp.float32) @ table_DV
+    return reduce_logits(logits_BTV, target_BT, temperature=temperature)
+
+  scores = jax.lax.map(piece, (cut(hidden_BTD), cut(target_BT)))
+  return jax.tree.map(
+    lambda x: jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, :T], scores
+  )

@@ -1,0 +1,36 @@
+"""Writes diagnostics, plots and the trajectory viewer into DIR/report/.
+
+python -m actfocus_jax.report --workdir=DIR [--workdirs=DIR1,DIR2,DIR3]
+"""
+
+import sys
+
+from absl import app, flags
+
+from actfocus_jax.report import summary
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'The run.', required=True)
+_WORKDIRS = flags.DEFINE_list(
+  'workdirs', [], 'Runs to compare in one picture and one table.'
+)
+
+
+def main(argv: list[str]) -> None:
+  """Writes the report and prints where it is; exit code 2 for no run."""
+  if len(argv) > 1:
+    sys.exit(_fail(f'unexpected argument {argv[1]!r}'))
+  try:
+    path = summary.write_report(_WORKDIR.value, workdirs=_WORKDIRS.value)
+  except (FileNotFoundError, ValueError) as error:
+    sys.exit(_fail(str(error)))
+  for file in sorted(path.parent.iterdir()):
+    print(file)
+
+
+def _fail(sentence: str) -> int:
+  print(f'report: {sentence}', file=sys.stderr)
+  return 2
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,100 @@
+"""Success rates with 95 % intervals.
+
+All of these take episodes as independent. Episodes of one group share a board,
+so the true spread of a success rate is somewhat wider.
+"""
+
+import math
+
+import numpy as np
+
+Z95 = 1.959963984540054
+
+
+def wilson(
+  successes: float, n: float, *, z: float = Z95
+) -> tuple[float, float]:
+  """The score interval of a proportion.
+
+      (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+
+  Source: Wilson, "Probable inference, the law of succession, and statistical
+  inference", JASA 22 (1927).
+
+  Args:
+    successes: number of successes, in [0, n].
+    n: number of trials.
+    z: quantile of the normal distribution; the default gives 95 %.
+
+  Returns:
+    (low, high) in [0, 1]; (0, 1) where n is 0.
+
+  Raises:
+    ValueError: successes is not in [0, n].
+  """
+  if not 0 <= successes <= n:
+    raise ValueError(f'{successes} successes of {n} trials')
+  if n == 0:
+    return 0.0, 1.0
+  p = successes / n
+  center = p + z**2 / (2 * n)
+  half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+  scale = 1 + z**2 / n
+  # Exactly 0 and 1 at the ends, where rounding would leave 1e-17.
+  low = 0.0 if successes == 0 else (center - half) / scale
+  high = 1.0 if successes == n else (center + half) / scale
+  return low, high
+
+
+def newcombe(
+  successes_a: float, n_a: float, successes_b: float, n_b: float, *, z=Z95
+) -> tuple[float, float, float]:
+  """The difference of two proportions, a minus b, with its score interval.
+
+      low  = d - sqrt((p_a - l_a)^2 + (u_b - p_b)^2)
+      high = d + sqrt((u_a - p_a)^2 + (p_b - l_b)^2)
+
+  where (l, u) are the two Wilson intervals. Source: Newcombe, "Interval
+  estimation for the difference between independent proportions", Statistics in
+  Medicine 17 (1998), method 10.
+
+  Args:
+    successes_a: number of successes of a, in [0, n_a].
+    n_a: number of trials of a, above 0.
+    successes_b: number of successes of b, in [0, n_b].
+    n_b: number of trials of b, above 0.
+    z: quantile of the normal distribution; the default gives 95 %.
+
+  Returns:
+    (difference, low, high) in [-1, 1].
+
+  Raises:
+    ValueError: no trials, or successes outside of them.
+  """
+  if not (n_a and n_b):
+    raise ValueError(f'no trials: {n_a} and {n_b}')
+  low_a, high_a = wilson(successes_a, n_a, z=z)
+  low_b, high_b = wilson(successes_b, n_b, z=z)
+  p_a, p_b = successes_a / n_a, successes_b / n_b
+  difference = p_a - p_b
+  down = math.hypot(p_a - low_a, high_b - p_b)
+  up = math.hypot(high_a - p_a, p_b - low_b)
+  return difference, difference - down, difference + up
+
+
+def pass_at_g(success_PG: np.ndarray) -> float:
+  """The share of groups in which any member succeeded.
+
+  Args:
+    success_PG: bool or 0/1, one row per group.
+
+  Returns:
+    A float in [0, 1].
+
+  Raises:
+    ValueError: not of rank 2, or empty.
+  """
+  success_PG = np.asarray(success_PG, bool)
+  if success_PG.ndim != 2 or success_PG.size == 0:
+    raise ValueError(f'success of shape {success_PG.shape}, expected (P, G)')
+  return float(success_PG.any(axis=1).mean())

@@ -1,0 +1,34 @@
+"""Reads the JSON-lines files of a run, also while the run is writing them."""
+
+import json
+import pathlib
+from typing import Any
+
+
+def read(path: str | pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the objects of a file, one a line; [] where there is no file.
+
+  What follows the last newline is a line cut short and is left out.
+
+  Raises:
+    ValueError: a whole line is no JSON object; names the line.
+  """
+  path = pathlib.Path(path)
+  if not path.exists():
+    return []
+  lines = path.read_text(encoding='utf-8', errors='replace').split('\n')[:-1]
+  rows = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      rows.append(dict(json.loads(line)))
+    except (ValueError, TypeError) as error:
+      raise ValueError(f'{path}:{number} is no JSON object') from error
+  return rows
+
+
+def column(
+  rows: list[dict[str, Any]], key: str
+) -> tuple[list[int], list[float]]:
+  """Returns (steps, values) of the rows where `key` holds a number."""
+  pairs = [(row['step'], row[key]) for row in rows if row.get(key) is not None]
+  return [step for step, _ in pairs], [float(value) for _, value in pairs]

@@ -1,0 +1,266 @@
+"""The report of a run: a page of text, a picture and the trajectories.
+
+DIR/report/summary.md          the numbers, as tables
+DIR/report/curve.png           success against steps
+DIR/report/curves.png          several runs in one picture, if asked for
+DIR/report/trajectories.html   what the model said and did
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from actfocus_jax.report import intervals, plots, viewer
+from actfocus_jax.report import rows as rows_lib
+
+Rows = list[dict[str, Any]]
+Table = list[Sequence[str]]
+
+# How many steps at each end of a run the diagnostics average over.
+_ENDS = 10
+
+_DIAGNOSTICS = (
+  ('weights/action_share', 'share of sampled tokens that are action tokens'),
+  ('weights/action_mass', 'share of all weight that lies on action tokens'),
+  ('signal/mean', 'mean of the signal over action tokens'),
+  ('signal/std', 'its standard deviation over action tokens'),
+  ('selection/kept', 'groups kept by the selection'),
+  ('actor/entropy', 'entropy of the policy, nats per sampled token'),
+  ('actor/clip_fraction', 'share of tokens whose ratio was clipped'),
+  ('actor/grad_norm', 'norm of the gradient before clipping'),
+  ('rollout/sampler_gap_p99', 'sampler against re-scored log-prob, p99'),
+  ('rollout/tokens_per_second', 'sampled tokens per second'),
+  ('compiles', 'compilations so far'),
+)
+
+
+def write_report(
+  workdir: str | pathlib.Path,
+  *,
+  workdirs: Sequence[str | pathlib.Path] = (),
+) -> pathlib.Path:
+  """Writes DIR/report/ from the files of a run, finished or not.
+
+  Args:
+    workdir: the run.
+    workdirs: runs to draw into one picture and to list in one table.
+
+  Returns:
+    The path of summary.md.
+
+  Raises:
+    FileNotFoundError: a directory is no run.
+    ValueError: a file of a run is damaged.
+  """
+  workdir = pathlib.Path(workdir)
+  runs = [pathlib.Path(other) for other in workdirs]
+  for run in (workdir, *runs):
+    _require_run(run)
+  out = workdir / 'report'
+  evals = rows_lib.read(workdir / 'eval.jsonl')
+  steps = rows_lib.read(workdir / 'metrics.jsonl')
+  baselines = _baselines(workdir)
+  random_success = baselines.get('random_success')
+  plots.learning_curve(
+    evals,
+    steps,
+    random_success=random_success,
+    warm_start_success=_before_training(evals),
+    path=out / 'curve.png',
+  )
+  viewer.write_page(
+    workdir / 'rollouts',
+    out / 'trajectories.html',
+    title=f'Trajectories of {workdir.resolve().name}',
+  )
+  sections = [
+    f'# Report of {workdir.resolve().name}',
+    '![success against steps](curve.png)',
+    '[Trajectories](trajectories.html)',
+    *success_section(evals, baselines),
+    *time_section(steps),
+    *diagnostics_section(steps),
+  ]
+  if runs:
+    labelled = [
+      (_label(run), rows_lib.read(run / 'eval.jsonl')) for run in runs
+    ]
+    plots.overlay(
+      labelled, random_success=random_success, path=out / 'curves.png'
+    )
+    sections += runs_section(labelled)
+  path = out / 'summary.md'
+  path.write_text('\n\n'.join(sections) + '\n', encoding='utf-8')
+  return path
+
+
+def success_section(evals: Rows, baselines: dict[str, Any]) -> list[str]:
+  """Says what the policy reached, against its start and random play.
+
+  Args:
+    evals: rows of eval.jsonl.
+    baselines: `random_success` in [0, 1] and `random_episodes`, or neither.
+
+  Returns:
+    Blocks of Markdown.
+  """
+  title = '## Held-out success'
+  if not evals:
+    return [title, 'Nothing was evaluated yet.']
+  first, last = evals[0], evals[-1]
+  best = max(evals, key=lambda row: row['success'])
+  table: Table = [
+    ('', 'step', 'success', '95 % interval', 'pass@G', 'episodes')
+  ]
+  table.append(_evaluation('first', first))
+  if len(evals) > 1:
+    table.append(_evaluation('**last**', last))
+    table.append(_evaluation('best, picked afterwards', best))
+  if 'random_success' in baselines:
+    table.append(_random(baselines))
+  blocks = [title, markdown(table)]
+  if len(evals) > 1:
+    blocks.append(_difference(first, last))
+  return blocks
+
+
+def time_section(steps: Rows) -> list[str]:
+  """Says where the seconds went, largest part first."""
+  keys = sorted({key for row in steps for key in row if key[:5] == 'time/'})
+  total = {key: sum(rows_lib.column(steps, key)[1]) for key in keys}
+  whole = sum(total.values())
+  if not whole:
+    return []
+  table: Table = [('part', 'seconds', 'share', 'seconds per step')]
+  for key in sorted(keys, key=total.get, reverse=True):
+    seconds = total[key]
+    table.append(
+      (
+        key.removeprefix('time/'),
+        f'{seconds:,.1f}',
+        f'{seconds / whole:.0%}',
+        f'{seconds / len(steps):.2f}',
+      )
+    )
+  return [f'## Where the time went ({len(steps)} steps)', markdown(table)]
+
+
+def diagnostics_section(steps: Rows) -> list[str]:
+  """Says what ActFocus did, at the start and at the end of the run."""
+  table: Table = []
+  for key, meaning in _DIAGNOSTICS:
+    values = rows_lib.column(steps, key)[1]
+    if values:
+      start, end = _mean(values[:_ENDS]), _mean(values[-_ENDS:])
+      table.append((f'`{key}`', f'{start:.4g}', f'{end:.4g}', meaning))
+  if not table:
+    return []
+  ends = min(_ENDS, len(steps))
+  head = ('metric', f'first {ends} steps', f'last {ends} steps', 'meaning')
+  blocks = ['## Diagnostics', markdown([head, *table])]
+  share = rows_lib.column(steps, 'weights/action_share')[1]
+  mass = rows_lib.column(steps, 'weights/action_mass')[1]
+  if share and mass and _mean(share) > 0:
+    blocks.append(
+      f'Action tokens are {_mean(share):.1%} of the sampled tokens and carry '
+      f'{_mean(mass):.1%} of the weight: {_mean(mass) / _mean(share):.1f} '
+      'times their share of the count.'
+    )
+  return blocks
+
+
+def runs_section(runs: Sequence[tuple[str, Rows]]) -> list[str]:
+  """Lists the last evaluation of several runs, and their mean and spread.
+
+  Args:
+    runs: (label, rows of eval.jsonl) per run.
+
+  Returns:
+    Blocks of Markdown.
+  """
+  table: Table = [
+    ('run', 'step', 'success', '95 % interval', 'pass@G', 'episodes')
+  ]
+  ended = [(label, rows[-1]) for label, rows in runs if rows]
+  table += [_evaluation(label, row) for label, row in ended]
+  blocks = ['## Runs', '![all runs](curves.png)', markdown(table)]
+  if len(ended) > 1:
+    success = [row['success'] for _, row in ended]
+    mean = _mean(success)
+    # Unbiased, since the runs are a sample of all seeds.
+    variance = sum((x - mean) ** 2 for x in success) / (len(success) - 1)
+    blocks.append(
+      f'Mean {mean:.1%}, standard deviation {100 * variance**0.5:.1f} points '
+      f'over {len(success)} runs.'
+    )
+  return blocks
+
+
+def markdown(table: Table) -> str:
+  """Returns a table, its first row the heading; `|` in a cell is escaped."""
+  lines = [
+    '| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |'
+    for row in table
+  ]
+  rule = '|' + '---|' * len(table[0])
+  return '\n'.join([lines[0], rule, *lines[1:]])
+
+
+def _evaluation(name: str, row: dict[str, Any]) -> Sequence[str]:
+  low, high = row['success_low'], row['success_high']
+  pass_at_g = row.get('pass_at_g')
+  return (
+    name,
+    str(row['step']),
+    f'{row["success"]:.1%}',
+    f'{low:.1%} to {high:.1%}',
+    '-' if pass_at_g is None else f'{pass_at_g:.1%}',
+    str(row['episodes']),
+  )
+
+
+def _random(baselines: dict[str, Any]) -> Sequence[str]:
+  success = baselines['random_success']
+  episodes = baselines.get('random_episodes')
+  band = '-'
+  if episodes:
+    low, high = intervals.wilson(round(success * episodes), episodes)
+    band = f'{low:.1%} to {high:.1%}'
+  return 'random play', '', f'{success:.1%}', band, '', str(episodes or '-')
+
+
+def _difference(first: dict[str, Any], last: dict[str, Any]) -> str:
+  counts = []
+  for row in (last, first):
+    counts += [round(row['success'] * row['episodes']), row['episodes']]
+  change, low, high = (100 * x for x in intervals.newcombe(*counts))
+  verdict = 'excludes' if low > 0 or high < 0 else 'includes'
+  return (
+    f'Last minus first: {change:+.1f} points, 95 % interval {low:+.1f} to '
+    f'{high:+.1f}, which {verdict} 0. (Newcombe; takes the two evaluations as '
+    'independent, though both play the same boards.)'
+  )
+
+
+def _before_training(evals: Rows) -> float | None:
+  """Success at step 0: the model as it was given, or after its warm start."""
+  return evals[0]['success'] if evals and evals[0]['step'] == 0 else None
+
+
+def _baselines(workdir: pathlib.Path) -> dict[str, Any]:
+  path = workdir / 'baselines.json'
+  return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+
+
+def _require_run(workdir: pathlib.Path) -> None:
+  if not (workdir / 'config.json').is_file():
+    raise FileNotFoundError(f'{workdir} is no run directory: no config.json')
+
+
+def _label(run: pathlib.Path) -> str:
+  return run.resolve().name
+
+
+def _mean(values: Sequence[float]) -> float:
+  return sum(values) / len(values)

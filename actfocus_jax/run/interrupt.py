@@ -1,0 +1,52 @@
+"""Ctrl-C and SIGTERM ask a run to stop; the loop decides when."""
+
+import os
+import signal
+import threading
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupt:
+  """Turns SIGINT and SIGTERM into a flag while the context is open.
+
+  The loop looks at `requested` between two steps, saves and leaves. A second
+  SIGINT raises KeyboardInterrupt at once. Handlers can be set in the main
+  thread only; in any other the context does nothing. Each process sees its own
+  signals: on several hosts the loop must agree on the flag before it acts.
+
+  Attributes:
+    requested: whether a signal has come.
+    signal: the name of the first one, such as 'SIGTERM'; None before.
+  """
+
+  def __init__(self):
+    self.requested = False
+    self.signal: str | None = None
+    self._sigints = 0
+    self._before = {}
+
+  def __enter__(self) -> 'Interrupt':
+    """Sets the handlers."""
+    if threading.current_thread() is threading.main_thread():
+      for number in _SIGNALS:
+        self._before[number] = signal.signal(number, self._handle)
+    return self
+
+  def __exit__(self, *exception) -> None:
+    """Puts the handlers back that were there before."""
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+    self._before.clear()
+
+  def _handle(self, number: int, frame: FrameType | None) -> None:
+    self._sigints += number == signal.SIGINT
+    if self._sigints > 1:
+      raise KeyboardInterrupt
+    if self.requested:
+      return
+    self.requested = True
+    self.signal = signal.Signals(number).name
+    # os.write, since print may be what the signal interrupted.
+    os.write(2, f'\n{self.signal}: stopping after this step\n'.encode())

@@ -1,0 +1,163 @@
+"""The numbers of a run: one JSON object a line, in files that only grow.
+
+A line is written whole and flushed, so a run that is killed loses at most the
+line it was writing. A run that resumes at step n first drops the lines of step
+n and later, which it is about to write again.
+
+JSON has no NaN. A number that is not finite is written as null and named:
+`{"step": 3, "actor/loss": null, "nonfinite": {"actor/loss": "nan"}}`; `read`
+puts it back.
+"""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+_NONFINITE = 'nonfinite'
+
+
+class MetricsFile:
+  """A file of rows; every row is a flat dict with an integer 'step'."""
+
+  def __init__(self, path: str | pathlib.Path):
+    """Names the file, which is made by the first `append`."""
+    self._path = pathlib.Path(path)
+    self._file = None
+
+  def append(self, row: Mapping[str, Any]) -> None:
+    """Writes one row and flushes it.
+
+    Args:
+      row: 'step' and numbers (Python, numpy or jax scalars), strings or None.
+
+    Raises:
+      ValueError: no 'step', or a value that is no scalar; names the key.
+    """
+    line = json.dumps(_encode(row), allow_nan=False) + '\n'
+    if self._file is None:
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      if self._path.exists():
+        self.truncate(math.inf)
+      self._file = self._path.open('a', encoding='utf-8')
+    self._file.write(line)
+    self._file.flush()
+
+  def truncate(self, step: float) -> None:
+    """Drops every row of `step` and later, and a last line cut short.
+
+    The file is replaced in one move: a kill in between leaves the old one.
+
+    Raises:
+      ValueError: a line other than the last is no JSON object.
+    """
+    self.close()
+    if not self._path.exists():
+      return
+    kept = [line for line, row in _lines(self._path) if row['step'] < step]
+    beside = self._path.with_name(self._path.name + '.tmp')
+    with beside.open('w', encoding='utf-8') as file:
+      file.writelines(line + '\n' for line in kept)
+      file.flush()
+      os.fsync(file.fileno())
+    beside.replace(self._path)
+
+  def close(self) -> None:
+    """Closes the file; a later `append` opens it again."""
+    if self._file is not None:
+      self._file.close()
+      self._file = None
+
+
+class TensorBoard:
+  """The same rows as TensorBoard scalars; needs the tensorboardX package."""
+
+  def __init__(self, directory: str | pathlib.Path, *, first_step: int = 0):
+    """Opens an event file.
+
+    Args:
+      directory: where the event files go.
+      first_step: the step the run starts or resumes at: what earlier event
+        files say of this step and later is hidden.
+
+    Raises:
+      ImportError: tensorboardX is not installed.
+    """
+    try:
+      import tensorboardX
+    except ImportError as error:
+      raise ImportError(
+        'TensorBoard was asked for: pip install tensorboardX'
+      ) from error
+    self._writer = tensorboardX.SummaryWriter(
+      str(directory), purge_step=first_step
+    )
+
+  def append(self, row: Mapping[str, Any]) -> None:
+    """Writes the numbers of one row; strings and None are left out."""
+    scalars = {key: _scalar(key, value) for key, value in row.items()}
+    for key, value in scalars.items():
+      if key != 'step' and isinstance(value, (int, float)):
+        self._writer.add_scalar(key, value, scalars['step'])
+
+  def close(self) -> None:
+    """Flushes and closes the event file."""
+    self._writer.close()
+
+
+def read(path: str | pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the rows of a file, oldest first; [] where there is no file.
+
+  A last line cut short is left out, so a file can be read while it is written.
+
+  Raises:
+    ValueError: a line other than the last is no JSON object.
+  """
+  path = pathlib.Path(path)
+  if not path.exists():
+    return []
+  return [_decode(row) for _, row in _lines(path)]
+
+
+def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
+  """Pairs each whole line with its object."""
+  lines = path.read_text(encoding='utf-8').split('\n')
+  pairs = []
+  # What follows the last newline is '' or a line cut short.
+  for number, line in enumerate(lines[:-1], start=1):
+    try:
+      row = json.loads(line)
+      row['step']
+    except (ValueError, TypeError, KeyError) as error:
+      raise ValueError(f'{path}:{number} is no row of metrics') from error
+    pairs.append((line, row))
+  return pairs
+
+
+def _encode(row: Mapping[str, Any]) -> dict[str, Any]:
+  """Makes a row that JSON can hold."""
+  if 'step' not in row:
+    raise ValueError(f"a row of metrics needs 'step', got {sorted(row)}")
+  values = {key: _scalar(key, value) for key, value in row.items()}
+  odd = {
+    key: str(value)
+    for key, value in values.items()
+    if isinstance(value, float) and not math.isfinite(value)
+  }
+  return values | dict.fromkeys(odd) | ({_NONFINITE: odd} if odd else {})
+
+
+def _decode(row: dict[str, Any]) -> dict[str, Any]:
+  odd = row.pop(_NONFINITE, {})
+  return row | {key: float(word) for key, word in odd.items()}
+
+
+def _scalar(key: str, value: Any) -> int | float | str | bool | None:
+  """Returns a Python scalar for a Python, numpy or jax one."""
+  if value is None or isinstance(value, (bool, int, float, str)):
+    return value
+  if getattr(value, 'size', None) == 1:
+    return value.item()
+  raise ValueError(f'metric {key!r} is no scalar: {value!r}')

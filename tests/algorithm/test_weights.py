@@ -1,0 +1,151 @@
+"""Token weights: golden, loop, reductions, and what must not change them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from actfocus_jax.algorithm import weights
+
+
+def ragged(seed, shape=(4, 24)):
+  """A signal and masks: sampled within random lengths, actions within it."""
+  rng = np.random.default_rng(seed)
+  length_B1 = rng.integers(shape[1] // 3, shape[1], (shape[0], 1))
+  valid_BT = np.arange(shape[1])[None, :] < length_B1
+  sampled_BT = valid_BT & (rng.random(shape) < 0.7)
+  action_BT = sampled_BT & (rng.random(shape) < 0.3)
+  signal_BT = rng.normal(-20, 4, shape).astype(np.float32)
+  return jnp.array(signal_BT), jnp.array(sampled_BT), jnp.array(action_BT)
+
+
+def loop(signal_BT, sampled_BT, action_BT, *, alpha, beta, eps=1e-6):
+  """The equation, token by token in float64."""
+  signal_BT = np.asarray(signal_BT, np.float64)
+  values = [signal_BT[tuple(at)] for at in np.argwhere(action_BT)]
+  mean = sum(values) / len(values)
+  variance = sum((s - mean) ** 2 for s in values) / len(values)
+  weight_BT = np.zeros(signal_BT.shape)
+  for at in np.ndindex(signal_BT.shape):
+    if action_BT[at]:
+      score = (signal_BT[at] - mean) / np.sqrt(variance + eps)
+      weight_BT[at] = 1 + beta / (1 + np.exp(-score))
+    elif sampled_BT[at]:
+      weight_BT[at] = alpha
+  return weight_BT
+
+
+def test_by_hand():
+  # Actions at -1 and -5: mean -3, deviation 2, scores +1 and -1.
+  signal_BT = jnp.array([[9.0, -7.0, -1.0, -5.0, 8.0]])
+  sampled_BT = jnp.array([[False, True, True, True, True]])
+  action_BT = jnp.array([[False, False, True, True, False]])
+  weight_BT = weights.token_weights(
+    signal_BT, sampled_BT, action_BT, alpha=0.1, beta=0.5
+  )
+  want_BT = [[0.0, 0.1, 1.365529, 1.134471, 0.1]]
+  np.testing.assert_allclose(weight_BT, want_BT, rtol=1e-5)
+  np.testing.assert_allclose(
+    weights.action_mass(weight_BT, action_BT), 2.5 / 2.7, rtol=1e-6
+  )
+  mean, std = weights.signal_stats(signal_BT, action_BT)
+  np.testing.assert_allclose([mean, std], [-3.0, 2.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize(('alpha', 'beta'), [(0.1, 0.5), (0.0, 2.0)])
+def test_against_a_loop(seed, alpha, beta):
+  batch = ragged(seed)
+  got_BT = jax.jit(weights.token_weights)(*batch, alpha=alpha, beta=beta)
+  want_BT = loop(*batch, alpha=alpha, beta=beta)
+  np.testing.assert_allclose(got_BT, want_BT, rtol=2e-5)
+  assert got_BT.dtype == jnp.float32
+
+
+def test_uniform_is_one_on_sampled_tokens():
+  signal_BT, sampled_BT, action_BT = ragged(0)
+  got_BT = weights.token_weights(
+    signal_BT, sampled_BT, action_BT, alpha=1.0, beta=0.0
+  )
+  np.testing.assert_array_equal(got_BT, sampled_BT.astype(jnp.float32))
+
+
+@pytest.mark.parametrize('alpha', [0.0, 0.1])
+def test_no_action_token_leaves_alpha_and_no_nan(alpha):
+  signal_BT, sampled_BT, _ = ragged(0)
+  none_BT = jnp.zeros_like(sampled_BT)
+  got_BT = weights.token_weights(
+    signal_BT, sampled_BT, none_BT, alpha=alpha, beta=0.5
+  )
+  np.testing.assert_array_equal(
+    got_BT, np.where(sampled_BT, np.float32(alpha), np.float32(0))
+  )
+  assert float(weights.action_mass(got_BT, none_BT)) == 0.0
+  assert [float(s) for s in weights.signal_stats(signal_BT, none_BT)] == [0, 0]
+
+
+def test_equal_signals_stand_in_the_middle():
+  _, sampled_BT, action_BT = ragged(1)
+  signal_BT = jnp.full(sampled_BT.shape, -17.3)
+  got_BT = weights.token_weights(
+    signal_BT, sampled_BT, action_BT, alpha=0.1, beta=0.5
+  )
+  np.testing.assert_array_equal(got_BT[action_BT], np.float32(1.25))
+
+
+def test_what_stands_off_action_tokens_does_not_matter():
+  signal_BT, sampled_BT, action_BT = ragged(2)
+  garbage_BT = jnp.where(action_BT, signal_BT, jnp.nan)
+  assert bool(jnp.isnan(garbage_BT).any())
+  scale = dict(alpha=0.1, beta=0.5)
+  np.testing.assert_array_equal(
+    weights.token_weights(garbage_BT, sampled_BT, action_BT, **scale),
+    weights.token_weights(signal_BT, sampled_BT, action_BT, **scale),
+  )
+
+
+def test_padding_changes_nothing():
+  batch = ragged(3)
+  padded = [jnp.pad(x, ((0, 2), (0, 9))) for x in batch]
+  scale = dict(alpha=0.1, beta=0.5)
+  np.testing.assert_allclose(
+    weights.token_weights(*padded, **scale),
+    np.pad(weights.token_weights(*batch, **scale), ((0, 2), (0, 9))),
+    rtol=1e-6,
+  )
+
+
+def test_the_moments_span_the_whole_batch():
+  # Row by row, each lone action token would score 0 and weigh 1.25.
+  signal_BT = jnp.array([[-1.0], [-3.0]])
+  all_BT = jnp.ones((2, 1), bool)
+  got_BT = weights.token_weights(signal_BT, all_BT, all_BT, alpha=0.1, beta=0.5)
+  np.testing.assert_allclose(got_BT, [[1.365529], [1.134471]], rtol=1e-5)
+
+
+def test_weights_are_constants_for_differentiation():
+  signal_BT, sampled_BT, action_BT = ragged(0)
+
+  def total(signal_BT):
+    weight_BT = weights.token_weights(
+      signal_BT, sampled_BT, action_BT, alpha=0.1, beta=0.5
+    )
+    return jnp.sum(jnp.square(weight_BT))
+
+  np.testing.assert_array_equal(jax.grad(total)(signal_BT), 0.0 * signal_BT)
+
+
+def test_sharded_over_eight_devices_equals_one():
+  batch = ragged(4, (8, 16))
+  mesh = jax.make_mesh(
+    (8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  rows = jax.NamedSharding(mesh, jax.P('data'))
+  compute = jax.jit(weights.token_weights, static_argnames=('alpha', 'beta'))
+  sharded = [jax.device_put(x, rows) for x in batch]
+  assert len(sharded[0].addressable_shards) == 8
+  np.testing.assert_allclose(
+    compute(*sharded, alpha=0.1, beta=0.5),
+    compute(*batch, alpha=0.1, beta=0.5),
+    rtol=1e-6,
+  )

@@ -1,0 +1,153 @@
+"""The rules of a turn, as a table of cases."""
+
+import pytest
+
+from actfocus_jax.envs import base, frozen_lake, sokoban
+
+UNKNOWN = -0.1
+
+# name: (answer, budget, max_actions) ->
+#   (column of the player, reward, penalty, done, used, valid, effective)
+# on the board `SFFG`, where three steps to the right reach the goal.
+CASES = {
+  'one': ((['Right'], 10, 2), (1, 0.0, 0.0, False, 1, True, 1)),
+  'any case': ((['right', 'LEFT'], 10, 2), (0, 0.0, 0.0, False, 2, True, 2)),
+  'no effect': ((['Up', 'Right'], 10, 2), (1, 0.0, 0.0, False, 2, True, 1)),
+  'dropped': ((['Right'] * 3, 10, 2), (2, 0.0, 0.0, False, 2, True, 2)),
+  'dropped unknown': (
+    (['Right', 'Right', 'Jump'], 10, 2),
+    (2, 0.0, 0.0, False, 2, True, 2),
+  ),
+  'budget': ((['Right', 'Right'], 1, 2), (1, 0.0, 0.0, False, 1, True, 1)),
+  'budget first': (
+    (['Jump', 'Right'], 1, 2),
+    (0, 0.0, UNKNOWN, False, 0, False, 0),
+  ),
+  'turn first': (
+    (['Jump', 'Fly', 'Right'], 10, 2),
+    (0, 0.0, UNKNOWN, False, 0, False, 0),
+  ),
+  'mixed': (
+    (['Jump', 'Right'], 10, 2),
+    (1, 0.0, UNKNOWN, False, 1, True, 1),
+  ),
+  'mixed, known first': (
+    (['Right', 'Jump', 'Fly', 'Right'], 10, 4),
+    (2, 0.0, UNKNOWN, False, 2, True, 2),
+  ),
+  'all unknown': (
+    (['Jump', 'Fly'], 10, 2),
+    (0, 0.0, UNKNOWN, False, 0, False, 0),
+  ),
+  'not a name': ((['Righ'], 10, 2), (0, 0.0, UNKNOWN, False, 0, False, 0)),
+  'empty': (([], 10, 2), (0, 0.0, UNKNOWN, False, 0, False, 0)),
+  'malformed': ((None, 10, 2), (0, 0.0, UNKNOWN, False, 0, False, 0)),
+  'done within': ((['Right'] * 4, 10, 4), (3, 1.0, 0.0, True, 3, True, 3)),
+  'unknown after done': (
+    (['Right', 'Right', 'Right', 'Jump'], 10, 4),
+    (3, 1.0, UNKNOWN, True, 3, True, 3),
+  ),
+}
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_turn(name):
+  (answer, budget, max_actions), expected = CASES[name]
+  env = frozen_lake.FrozenLake(success_probability=1.0)
+  start, _ = env.load('SFFG')
+  state, turn = base.play_turn(
+    env, start, answer, budget=budget, max_actions=max_actions
+  )
+  assert (
+    state.player[1],
+    turn.reward,
+    turn.penalty,
+    turn.done,
+    turn.actions_used,
+    turn.valid,
+    turn.effective,
+  ) == expected
+  assert turn.success == turn.done
+  assert turn.text == env.render(state)
+  assert isinstance(turn.reward, float)
+
+
+def test_done_without_success():
+  env = frozen_lake.FrozenLake(success_probability=1.0)
+  state, _ = env.load('SHG')
+  _, turn = base.play_turn(
+    env, state, ['Right', 'Right'], budget=10, max_actions=2
+  )
+  assert (turn.done, turn.success, turn.actions_used) == (True, False, 1)
+
+
+def test_reward_is_the_sum_of_the_actions_run():
+  env = sokoban.Sokoban()
+  state, _ = env.load('P_XO')
+  _, turn = base.play_turn(
+    env, state, ['Right', 'Right', 'Right'], budget=10, max_actions=3
+  )
+  assert turn.reward == pytest.approx(-0.1 + 10.9)
+  assert turn.actions_used == 2
+
+
+def test_penalty_is_a_field():
+  env = sokoban.Sokoban()
+  state, _ = env.load('P_XO')
+  _, turn = base.play_turn(
+    env, state, None, budget=1, max_actions=1, format_penalty=-0.5
+  )
+  assert (turn.reward, turn.penalty) == (0.0, -0.5)
+
+
+@pytest.mark.parametrize('limits', [(0, 2), (2, 0)])
+def test_limits_below_one_raise(limits):
+  env = sokoban.Sokoban()
+  state, _ = env.load('P_XO')
+  with pytest.raises(ValueError, match='>= 1'):
+    base.play_turn(env, state, ['Up'], budget=limits[0], max_actions=limits[1])
+
+
+class Judge:
+  """An environment without a table of names; the state counts the actions."""
+
+  instructions = 'Say anything.'
+  actions = ()
+
+  def reset(self, seed):
+    return seed, self.render(seed)
+
+  def load(self, board):
+    return self.reset(int(board))
+
+  def step(self, state, action):
+    reward = 1.0 if action == 'Good' else -0.25
+    info = {'effective': action == 'Good'}
+    return state + 1, base.Step(
+      self.render(state + 1), reward, False, False, info
+    )
+
+  def render(self, state):
+    return str(state)
+
+
+@pytest.mark.parametrize(
+  'answer, expected',
+  [
+    (['Good', 'nonsense', 'dropped'], (0.75, 0.0, 2, True, 1)),
+    (['nonsense'], (-0.25, 0.0, 1, True, 0)),
+    (['GOOD'], (-0.25, 0.0, 1, True, 0)),
+    ([], (0.0, UNKNOWN, 0, False, 0)),
+    (None, (0.0, UNKNOWN, 0, False, 0)),
+  ],
+)
+def test_environment_that_judges_strings(answer, expected):
+  state, turn = base.play_turn(Judge(), 0, answer, budget=16, max_actions=2)
+  assert expected == (
+    turn.reward,
+    turn.penalty,
+    turn.actions_used,
+    turn.valid,
+    turn.effective,
+  )
+  assert state == turn.actions_used

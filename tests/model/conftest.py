@@ -1,0 +1,51 @@
+"""One tiny random model for the whole room: grouped keys, nothing at its init.
+
+Biases and norms are random too: at zero and one an error in them shows nowhere.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from actfocus_jax.model import mesh as meshes
+from actfocus_jax.model import qwen2
+
+CONFIG = dict(
+  vocab_size=96,
+  hidden_size=32,
+  intermediate_size=48,
+  num_layers=2,
+  num_heads=4,
+  num_key_value_heads=2,
+  head_dim=8,
+  rope_theta=100.0,
+)
+
+
+def _random(path, leaf):
+  key = jax.random.fold_in(jax.random.key(7), hash_of(path))
+  noise = jax.random.normal(key, leaf.shape, leaf.dtype)
+  return leaf + 0.2 * noise
+
+
+def hash_of(path):
+  return sum((i + 1) * ord(c) for i, c in enumerate(meshes.path_name(path)))
+
+
+def _model(tied):
+  config = qwen2.Config(**CONFIG, tie_word_embeddings=tied)
+  mesh = meshes.make_mesh(devices=jax.devices()[:1])
+  graphdef, params = qwen2.create(
+    config, mesh, jax.random.key(0), dtype=jnp.float32
+  )
+  return config, graphdef, jax.tree_util.tree_map_with_path(_random, params)
+
+
+@pytest.fixture(scope='session')
+def tied():
+  return _model(True)
+
+
+@pytest.fixture(scope='session')
+def untied():
+  return _model(False)

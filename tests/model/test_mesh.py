@@ -1,0 +1,113 @@
+"""Meshes, rules and layouts on eight CPU devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from actfocus_jax.model import mesh as meshes
+from actfocus_jax.model import qwen2
+
+
+def test_minus_one_takes_the_rest():
+  mesh = meshes.make_mesh(fsdp=2, tensor=2)
+  assert dict(mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
+  assert dict(meshes.make_mesh(data=1, fsdp=-1).shape)['fsdp'] == 8
+  assert set(mesh.axis_types) == {AxisType.Auto}
+  assert meshes.make_mesh(devices=jax.devices()[:1]).size == 1
+
+
+@pytest.mark.parametrize(
+  'sizes', [{'fsdp': 3}, {'data': 4}, {'fsdp': -1}, {'tensor': 0}]
+)
+def test_an_impossible_shape_is_refused(sizes):
+  with pytest.raises(ValueError, match='does not fit 8 devices'):
+    meshes.make_mesh(**sizes)
+
+
+def test_the_first_rule_that_matches_wins():
+  params = {'a': {'kernel': jnp.zeros((2, 2))}, 'step': jnp.zeros(())}
+  rules = [('a/kernel', P('fsdp')), ('kernel', P('tensor'))]
+  assert meshes.match_rules(rules, params) == {
+    'a': {'kernel': P('fsdp')},
+    'step': P(),
+  }
+
+
+def test_a_parameter_without_a_rule_is_named():
+  with pytest.raises(ValueError, match=r'parameter a/bias .* no rule'):
+    meshes.match_rules([('kernel', P())], {'a': {'bias': jnp.zeros(3)}})
+  with pytest.raises(ValueError, match='a/bias .* too long'):
+    meshes.match_rules(
+      [('bias', P('data', None))], {'a': {'bias': jnp.zeros(3)}}
+    )
+
+
+def test_a_size_that_does_not_divide_is_named():
+  mesh = meshes.make_mesh(fsdp=2)
+  with pytest.raises(ValueError, match=r'parameter a of shape \(3,\) cannot'):
+    meshes.param_shardings(mesh, [('a', P('fsdp'))], {'a': jnp.zeros(3)})
+
+
+def test_every_kernel_of_the_model_is_split(untied):
+  """The rules leave only norms and biases whole on an fsdp mesh."""
+  config, _, _ = untied
+  _, shapes = qwen2.abstract(config, jnp.float32)
+  mesh = meshes.make_mesh(fsdp=8)
+  named = meshes.param_shardings(mesh, qwen2.PARTITION_RULES, shapes)
+  pairs = zip(
+    jax.tree_util.tree_leaves_with_path(shapes),
+    jax.tree.leaves(named),
+    strict=True,
+  )
+  for (path, leaf), sharding in pairs:
+    whole = sharding.shard_shape(leaf.shape) == leaf.shape
+    name = meshes.path_name(path)
+    assert whole == name.endswith(('scale', 'bias')), name
+
+
+def test_put_rows_splits_rows():
+  mesh = meshes.make_mesh(fsdp=2, tensor=2)
+  host = {'x': np.arange(12).reshape(4, 3), 'ok': np.array([1, 0, 1, 1], bool)}
+  tree = meshes.put_rows(mesh, host)
+  assert tree['x'].sharding == meshes.rows(mesh)
+  assert tree['x'].addressable_shards[0].data.shape == (1, 3)
+  jax.tree.map(np.testing.assert_array_equal, tree, host)
+  with pytest.raises(ValueError, match='6 rows do not divide over 4'):
+    meshes.put_rows(mesh, np.zeros(6))
+
+
+def test_keep_rows_pins_rows_where_it_can():
+  mesh = meshes.make_mesh(fsdp=2, tensor=2)
+  pin = jax.jit(lambda x: meshes.keep_rows(x) + 1.0)
+  with jax.set_mesh(mesh):
+    assert pin(jnp.zeros((8, 2))).sharding.shard_shape((8, 2)) == (2, 2)
+    # Rows that do not divide are allowed: the last shards hold fewer.
+    np.testing.assert_array_equal(pin(jnp.zeros((3, 2))), 1.0)
+  np.testing.assert_array_equal(pin(jnp.zeros((8, 2))), 1.0)
+
+
+def test_decode_layout_drops_fsdp_and_casts(untied):
+  config, _, _ = untied
+  mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
+  _, params = qwen2.create(config, mesh, jax.random.key(0), dtype=jnp.float32)
+  copy = meshes.decode_layout(params, mesh, jnp.bfloat16)
+  before = params['layers']['o']['kernel'][...]
+  after = copy['layers']['o']['kernel'][...]
+  assert before.addressable_shards[0].data.shape == (2, 16, 16)
+  assert after.addressable_shards[0].data.shape == (2, 16, 32)
+  assert after.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(after, before.astype(jnp.bfloat16))
+
+
+def test_decode_layout_compiles_once_and_shares_nothing(tied):
+  _, _, params = tied
+  mesh = jax.tree.leaves(params)[0].sharding.mesh
+  first = meshes.decode_layout(params, mesh, jnp.float32)
+  misses = meshes._recast.cache_info().misses
+  meshes.decode_layout(params, mesh, jnp.float32)
+  assert meshes._recast.cache_info().misses == misses
+  ours, copy = params['embedding'][...], first['embedding'][...]
+  assert ours.unsafe_buffer_pointer() != copy.unsafe_buffer_pointer()

@@ -1,0 +1,293 @@
+"""The model against equations written out, its cache, its masks, its config."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from actfocus_jax.model import mesh as meshes
+from actfocus_jax.model import qwen2
+
+TOKENS = np.random.default_rng(0).integers(0, 96, (3, 11), np.int32)
+
+
+def _logits(graphdef, params, tokens):
+  model = nnx.merge(graphdef, params)
+  return model.unembed(model.hidden(tokens))
+
+
+logits = jax.jit(_logits)
+
+
+def _oracle(config, params, tokens):
+  """Qwen2 in float64, a row, a position and a head at a time."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+  w = {meshes.path_name(k): np.asarray(x, np.float64) for k, x in leaves}
+  c, C = config, config.head_dim
+
+  def norm(x, scale):
+    return x / np.sqrt(np.mean(x * x) + c.rms_norm_eps) * scale
+
+  def heads(x, layer, name, position):
+    y = x @ w[f'layers/{name}/kernel'][layer] + w[f'layers/{name}/bias'][layer]
+    y = y.reshape(-1, C)
+    if name == 'v':
+      return y
+    angle = position * c.rope_theta ** (-np.arange(C // 2) * 2 / C)
+    turned = (y[:, : C // 2] + 1j * y[:, C // 2 :]) * np.exp(1j * angle)
+    return np.concatenate([turned.real, turned.imag], axis=-1)
+
+  def layer(i, xs):
+    ns = [norm(x, w['layers/attention_norm/scale'][i]) for x in xs]
+    q, k, v = ([heads(n, i, m, t) for t, n in enumerate(ns)] for m in 'qkv')
+    ys = []
+    for t, x in enumerate(xs):
+      out = []
+      for h in range(c.num_heads):
+        j = h // (c.num_heads // c.num_key_value_heads)
+        score = np.array([q[t][h] @ k[s][j] for s in range(t + 1)]) / C**0.5
+        weight = np.exp(score - score.max())
+        weight /= weight.sum()
+        out.append(sum(weight[s] * v[s][j] for s in range(t + 1)))
+      x = x + np.concatenate(out) @ w['layers/o/kernel'][i]
+      n = norm(x, w['layers/mlp_norm/scale'][i])
+      gate = n @ w['layers/gate/kernel'][i]
+      up = n @ w['layers/up/kernel'][i]
+      silu = gate / (1 + np.exp(-gate))
+      ys.append(x + (silu * up) @ w['layers/down/kernel'][i])
+    return ys
+
+  rows = []
+  for row in tokens:
+    xs = [w['embedding'][token] for token in row]
+    for i in range(c.num_layers):
+      xs = layer(i, xs)
+    head = w['embedding'].T if c.tie_word_embeddings else w['head']
+    rows.append([norm(x, w['norm/scale']) @ head for x in xs])
+  return np.array(rows)
+
+
+@pytest.mark.parametrize('kind', ['tied', 'untied'])
+def test_logits_equal_the_equations(kind, request):
+  config, graphdef, params = request.getfixturevalue(kind)
+  found = np.asarray(logits(graphdef, params, TOKENS))
+  expected = _oracle(config, params, TOKENS)
+  assert found.dtype == np.float32 and np.std(expected) > 0.5
+  np.testing.assert_allclose(found, expected, atol=2e-5, rtol=2e-5)
+
+
+def _extend(graphdef, params, tokens, start, cache, view):
+  return nnx.merge(graphdef, params).extend(tokens, start, cache, view=view)
+
+
+extend = jax.jit(_extend, static_argnames='view')
+
+
+def test_cached_extend_equals_full_forward(tied):
+  """Ragged turns: each row adds its own number of tokens, padded with junk."""
+  config, graphdef, params = tied
+  full = np.asarray(nnx.merge(graphdef, params).hidden(TOKENS))
+  cache = qwen2.init_cache(config, 3, 16, jnp.float32)
+  done = np.zeros(3, np.int32)
+  for counts, view in (
+    ((4, 2, 3), 8),
+    ((1, 1, 1), 8),
+    ((5, 0, 3), 16),
+    ((1, 8, 4), 12),
+  ):
+    width = max(counts)
+    tokens = np.full((3, width), 95, np.int32)
+    for b, n in enumerate(counts):
+      tokens[b, :n] = TOKENS[b, done[b] : done[b] + n]
+    hidden, cache = extend(graphdef, params, tokens, done, cache, view)
+    for b, n in enumerate(counts):
+      np.testing.assert_allclose(
+        hidden[b, :n], full[b, done[b] : done[b] + n], atol=2e-5
+      )
+    done += np.array(counts, np.int32)
+  np.testing.assert_array_equal(done, 11)
+
+
+def test_writes_past_the_cache_are_dropped(tied):
+  config, graphdef, params = tied
+  cache = qwen2.init_cache(config, 3, 4, jnp.float32)
+  cache = jax.tree.map(lambda x: x + 5.0, cache)
+  start = jnp.array([4, 2, 0])
+  _, after = extend(graphdef, params, TOKENS[:, :3], start, cache, 4)
+  written = np.any(np.asarray(after.k_LBSJC) != 5.0, axis=(0, 3, 4))
+  np.testing.assert_array_equal(
+    written, [[0, 0, 0, 0], [0, 0, 1, 1], [1, 1, 1, 0]]
+  )
+
+
+def test_view_must_be_within_the_cache(tied):
+  config, graphdef, params = tied
+  cache = qwen2.init_cache(config, 3, 4, jnp.float32)
+  with pytest.raises(ValueError, match='view=5 .* 4 slots'):
+    extend(graphdef, params, TOKENS[:, :1], jnp.zeros(3, int), cache, 5)
+
+
+def test_padding_changes_nothing(tied):
+  _, graphdef, params = tied
+  padded = TOKENS.copy()
+  padded[:, 7:] = 3
+  assert np.any(padded != TOKENS)
+  np.testing.assert_allclose(
+    logits(graphdef, params, padded)[:, :7],
+    logits(graphdef, params, TOKENS[:, :7]),
+    atol=2e-5,
+  )
+
+
+def test_causality_by_gradient(tied):
+  """What is read at position 4 moves with inputs 0..4 and with no other."""
+  _, graphdef, params = tied
+  # One embedding row per position, so that gradients do not mix.
+  tokens = np.arange(10, dtype=np.int32)[None, :]
+
+  def read(params):
+    return jnp.sum(jnp.sin(nnx.merge(graphdef, params).hidden(tokens)[0, 4]))
+
+  gradient = jax.jit(jax.grad(read))(params)['embedding'][...]
+  moved = np.max(np.abs(np.asarray(gradient[:10])), axis=-1)
+  assert np.all(moved[:5] > 1e-5)
+  np.testing.assert_array_equal(moved[5:], 0.0)
+
+
+def test_remat_changes_memory_not_gradients(tied):
+  config, graphdef, params = tied
+  recompute, _ = qwen2.abstract(config, jnp.float32, remat=True)
+
+  def loss(params, graphdef):
+    return jnp.mean(jnp.square(_logits(graphdef, params, TOKENS)))
+
+  def gradient(graphdef):
+    return jax.jit(lambda p: jax.grad(loss)(p, graphdef))
+
+  plain, remat = gradient(graphdef), gradient(recompute)
+  assert 'remat' in str(jax.make_jaxpr(remat)(params))
+  assert 'remat' not in str(jax.make_jaxpr(plain)(params))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    plain(params),
+    remat(params),
+  )
+
+
+def test_bfloat16_is_finite_and_close(tied):
+  config, _, params = tied
+  graphdef, _ = qwen2.abstract(config, jnp.bfloat16)
+  model = nnx.merge(graphdef, params)
+  assert model.hidden(TOKENS).dtype == jnp.bfloat16
+  found = np.asarray(logits(graphdef, params, TOKENS))
+  assert found.dtype == np.float32
+  exact = _oracle(config, params, TOKENS)
+  error = np.abs(found - exact)
+  assert error.max() > 1e-3 and error.mean() < 0.05 * np.std(exact)
+  cache = qwen2.init_cache(config, 3, 16, jnp.bfloat16)
+  hidden, cache = extend(
+    graphdef, params, TOKENS[:, :1], jnp.zeros(3, int), cache, 16
+  )
+  assert hidden.dtype == cache.k_LBSJC.dtype == jnp.bfloat16
+  assert np.all(np.isfinite(np.asarray(hidden, np.float32)))
+
+
+def test_an_id_outside_the_vocabulary_is_seen(tied):
+  _, graphdef, params = tied
+  tokens = np.array([[1, 96, 2]], np.int32)
+  assert np.all(np.isnan(np.asarray(logits(graphdef, params, tokens))[0, 1:]))
+
+
+def test_initialisation(untied):
+  config, _, _ = untied
+  config = dataclasses.replace(config, initializer_range=0.5)
+  _, params = qwen2.create(
+    config, meshes.make_mesh(), jax.random.key(1), dtype=jnp.float32
+  )
+  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+  for path, leaf in leaves:
+    name = meshes.path_name(path)
+    if name.endswith('scale'):
+      np.testing.assert_array_equal(leaf, 1.0)
+    elif name.endswith('bias'):
+      np.testing.assert_array_equal(leaf, 0.0)
+    else:
+      assert abs(float(jnp.std(leaf)) - 0.5) < 0.05, name
+  # Layers are drawn apart.
+  kernel = np.asarray(params['layers']['q']['kernel'][...])
+  assert np.abs(kernel[0] - kernel[1]).mean() > 0.1
+
+
+def test_eight_devices_equal_one(untied):
+  config, graphdef, params = untied
+  mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
+  where = meshes.param_shardings(mesh, qwen2.PARTITION_RULES, params)
+  spread = jax.device_put(params, where)
+  kernel = spread['layers']['gate']['kernel'][...]
+  assert kernel.addressable_shards[0].data.shape == (2, 16, 24)
+  table = spread['embedding'][...]
+  assert table.addressable_shards[0].data.shape == (48, 16)
+  tokens = np.concatenate([TOKENS, TOKENS[:1, ::-1]])
+  one = logits(graphdef, params, tokens)
+  with jax.set_mesh(mesh):
+    eight = logits(graphdef, spread, meshes.put_rows(mesh, tokens))
+    ragged = logits(graphdef, spread, tokens[:3])
+  assert eight.sharding.shard_shape(eight.shape)[0] == 1
+  np.testing.assert_allclose(one, np.asarray(eight), atol=2e-5)
+  np.testing.assert_allclose(one[:3], np.asarray(ragged), atol=2e-5)
+
+
+def test_parameters_do_not_depend_on_the_mesh(tied):
+  config, _, _ = tied
+  one, eight = (
+    qwen2.create(config, mesh, jax.random.key(3), dtype=jnp.float32)[1]
+    for mesh in (
+      meshes.make_mesh(devices=jax.devices()[:1]),
+      meshes.make_mesh(data=2, fsdp=2, tensor=2),
+    )
+  )
+  jax.tree.map(np.testing.assert_array_equal, one, eight)
+  assert len(eight['embedding'][...].sharding.device_set) == 8
+
+
+def _hf(**changes):
+  config = qwen2.Config(96, 32, 48, 2, 4, 2, 8, rope_theta=500.0)
+  return config.to_hf() | changes
+
+
+def test_config_round_trip():
+  config = qwen2.Config(96, 40, 48, 2, 4, 2, 8, rope_theta=500.0)
+  assert config.head_dim != config.hidden_size // config.num_heads
+  assert qwen2.Config.from_hf(config.to_hf()) == config
+
+
+def test_rope_theta_is_read_from_either_place():
+  nested = _hf()
+  del nested['rope_theta']
+  top = _hf()
+  del top['rope_parameters']
+  for raw in (nested, top):
+    assert qwen2.Config.from_hf(raw).rope_theta == 500.0
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'model_type': 'llama'}, "model_type='llama'; only 'qwen2'"),
+    ({'hidden_act': 'gelu'}, "hidden_act='gelu'; only 'silu'"),
+    ({'use_sliding_window': True}, 'use_sliding_window=True; only False'),
+    ({'layer_types': ['sliding_attention']}, "'sliding_attention'; only"),
+    ({'rope_scaling': {'type': 'yarn', 'factor': 4.0}}, 'rope_scaling=.*yarn'),
+    ({'rope_parameters': {'full_attention': {}}}, 'rope_parameters=.*only'),
+    ({'vocab_size': None}, 'lacks vocab_size'),
+    ({'num_key_value_heads': 3}, 'num_heads=4 must be a multiple'),
+    ({'head_dim': 7}, 'head_dim=7 must be even'),
+    ({'num_hidden_layers': 0}, 'num_layers=0 must be positive'),
+  ],
+)
+def test_what_is_not_supported_is_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    qwen2.Config.from_hf(_hf(**changes))

@@ -1,0 +1,175 @@
+"""The report says what the files of a run say, and refuses other folders."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from actfocus_jax.report import rows, summary
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def evaluation(step, success, low, high):
+  return {
+    'step': step,
+    'success': success,
+    'success_low': low,
+    'success_high': high,
+    'pass_at_g': 0.9,
+    'episodes': 100,
+  }
+
+
+EVALS = [
+  evaluation(0, 0.30, 0.2, 0.4),
+  evaluation(5, 0.60, 0.5, 0.7),
+  evaluation(10, 0.55, 0.45, 0.65),
+]
+STEPS = [
+  {
+    'step': step,
+    'train/success': 0.4,
+    'weights/action_share': 0.1,
+    'weights/action_mass': 0.5,
+    'signal/mean': -8.0 + step,
+    'actor/entropy': None,
+    'time/rollout': 3.0,
+    'time/update': 1.0,
+  }
+  for step in range(12)
+]
+
+
+def write_lines(path, objects):
+  path.write_text(''.join(json.dumps(x) + '\n' for x in objects))
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  run = tmp_path / 'run-1'
+  run.mkdir()
+  (run / 'config.json').write_text('{}')
+  baselines = {'random_success': 0.24, 'random_episodes': 1000}
+  (run / 'baselines.json').write_text(json.dumps(baselines))
+  write_lines(run / 'eval.jsonl', EVALS)
+  write_lines(run / 'metrics.jsonl', STEPS)
+  return run
+
+
+def test_report_holds_the_numbers_of_the_run(workdir):
+  path = summary.write_report(workdir)
+  assert path == workdir / 'report' / 'summary.md'
+  text = path.read_text()
+  for line in (
+    '| first | 0 | 30.0% | 20.0% to 40.0% | 90.0% | 100 |',
+    '| **last** | 10 | 55.0% | 45.0% to 65.0% | 90.0% | 100 |',
+    '| best, picked afterwards | 5 | 60.0% | 50.0% to 70.0% | 90.0% | 100 |',
+    '| random play |  | 24.0% | 21.5% to 26.7% |  | 1000 |',
+    '| rollout | 36.0 | 75% | 3.00 |',
+    '| update | 12.0 | 25% | 1.00 |',
+    'carry 50.0% of the weight: 5.0 times',
+  ):
+    assert line in text
+  # Ten steps at each end of twelve: means of -8..1 and of -6..3.
+  assert '| `signal/mean` | -3.5 | -1.5 |' in text
+  assert 'entropy' not in text
+  names = {file.name for file in path.parent.iterdir()}
+  assert names == {'summary.md', 'curve.png', 'trajectories.html'}
+
+
+def test_the_difference_is_last_minus_first(workdir):
+  text = summary.write_report(workdir).read_text()
+  # 55 and 30 of 100: Wilson (0.4524, 0.6438) and (0.2189, 0.3958), so
+  # 25 - 100 sqrt(0.0976^2 + 0.0958^2) and 25 + 100 sqrt(0.0938^2 + 0.0811^2).
+  assert '+25.0 points, 95 % interval +11.3 to +37.4, which excludes 0' in text
+  write_lines(workdir / 'eval.jsonl', [EVALS[0], EVALS[0] | {'step': 9}])
+  text = summary.write_report(workdir).read_text()
+  assert '+0.0 points' in text
+  assert 'which includes 0' in text
+
+
+def test_warm_start_is_the_evaluation_before_the_first_step(
+  workdir, monkeypatch
+):
+  seen = []
+  monkeypatch.setattr(
+    summary.plots, 'learning_curve', lambda *args, **kwargs: seen.append(kwargs)
+  )
+  summary.write_report(workdir)
+  write_lines(workdir / 'eval.jsonl', EVALS[1:])
+  summary.write_report(workdir)
+  assert [kwargs['warm_start_success'] for kwargs in seen] == [0.3, None]
+  assert seen[0]['random_success'] == 0.24
+
+
+def test_a_run_that_has_only_begun(tmp_path):
+  (tmp_path / 'config.json').write_text('{}')
+  text = summary.write_report(tmp_path).read_text()
+  assert 'Nothing was evaluated yet.' in text
+  assert (tmp_path / 'report' / 'curve.png').exists()
+
+
+def test_several_runs(workdir, tmp_path):
+  runs = []
+  for name, success in (('a', 0.5), ('b', 0.6), ('c', 0.7)):
+    run = tmp_path / name
+    run.mkdir()
+    (run / 'config.json').write_text('{}')
+    write_lines(run / 'eval.jsonl', [evaluation(10, success, 0.4, 0.8)])
+    runs.append(run)
+  text = summary.write_report(workdir, workdirs=runs).read_text()
+  assert '| c | 10 | 70.0% | 40.0% to 80.0% |' in text
+  # Unbiased deviation of 0.5, 0.6, 0.7 is 0.1.
+  assert 'Mean 60.0%, standard deviation 10.0 points over 3 runs.' in text
+  assert (workdir / 'report' / 'curves.png').exists()
+  with pytest.raises(FileNotFoundError, match='missing is no run directory'):
+    summary.write_report(workdir, workdirs=[tmp_path / 'missing'])
+
+
+def test_cells_are_escaped():
+  table = summary.markdown([('a', 'b'), ('x|y', '1')])
+  assert table == '| a | b |\n|---|---|\n| x\\|y | 1 |'
+
+
+def test_rows_names_the_damaged_line(tmp_path):
+  path = tmp_path / 'eval.jsonl'
+  assert rows.read(path) == []
+  path.write_bytes('{"step": 0, "text": "\u00e9'.encode()[:-1])
+  assert rows.read(path) == []
+  path.write_text('{"step": 0}\nnothing\n{"step": 2}\n')
+  with pytest.raises(ValueError, match='eval.jsonl:2 is no JSON object'):
+    rows.read(path)
+
+
+def test_column_leaves_out_what_is_missing_or_null():
+  given = [{'step': 1, 'x': 0}, {'step': 2, 'x': None}, {'step': 3}]
+  assert rows.column(given, 'x') == ([1], [0.0])
+
+
+def report(*arguments):
+  return subprocess.run(
+    [sys.executable, '-m', 'actfocus_jax.report', *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+
+
+def test_command_prints_paths(workdir):
+  done = report(f'--workdir={workdir}')
+  assert done.returncode == 0, done.stderr
+  out = workdir / 'report'
+  names = ('curve.png', 'summary.md', 'trajectories.html')
+  assert done.stdout.splitlines() == [str(out / name) for name in names]
+
+
+def test_command_refuses_what_is_no_run(tmp_path):
+  done = report(f'--workdir={tmp_path}')
+  assert done.returncode == 2
+  sentence = f'report: {tmp_path} is no run directory: no config.json\n'
+  assert done.stderr.endswith(sentence)
+  assert 'Traceback' not in done.stderr
+  assert list(tmp_path.iterdir()) == []

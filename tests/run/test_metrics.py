@@ -1,0 +1,130 @@
+"""Rows survive what JSON cannot hold, a kill, and a resume."""
+
+import json
+import sys
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from actfocus_jax.run import metrics
+
+
+def test_rows_come_back_and_are_on_disk_at_once(tmp_path):
+  file = metrics.MetricsFile(tmp_path / 'run' / 'metrics.jsonl')
+  rows = [{'step': 0, 'train/success': 0.5}, {'step': 1, 'note': None}]
+  for count, row in enumerate(rows, start=1):
+    file.append(row)
+    assert metrics.read(tmp_path / 'run' / 'metrics.jsonl') == rows[:count]
+  file.close()
+
+
+def test_numpy_and_jax_scalars_become_numbers(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  row = {
+    'step': np.int64(3),
+    'a': jnp.float32(0.25),
+    'b': jnp.bfloat16(0.5),
+    'c': np.ones((1,), bool),
+  }
+  metrics.MetricsFile(path).append(row)
+  assert path.read_text() == '{"step": 3, "a": 0.25, "b": 0.5, "c": true}\n'
+
+
+def test_what_is_not_finite_is_null_and_named(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  row = {'step': 1, 'loss': float('nan'), 'a': float('-inf'), 'b': 2.0}
+  metrics.MetricsFile(path).append(row)
+
+  def refuse(constant):
+    raise AssertionError(f'{constant} is no JSON')
+
+  written = json.loads(path.read_text(), parse_constant=refuse)
+  assert written == {
+    'step': 1,
+    'loss': None,
+    'a': None,
+    'b': 2.0,
+    'nonfinite': {'loss': 'nan', 'a': '-inf'},
+  }
+  np.testing.assert_equal(metrics.read(path), [row])
+
+
+@pytest.mark.parametrize(
+  ('row', 'message'),
+  [
+    ({'loss': 1.0}, "needs 'step'"),
+    ({'step': 1, 'loss': np.ones(2)}, "'loss' is no scalar"),
+  ],
+)
+def test_bad_rows_are_refused_and_leave_no_trace(tmp_path, row, message):
+  with pytest.raises(ValueError, match=message):
+    metrics.MetricsFile(tmp_path / 'metrics.jsonl').append(row)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_truncate_drops_the_step_and_later_and_a_torn_line(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  file = metrics.MetricsFile(path)
+  for step in range(5):
+    file.append({'step': step, 'x': step / 10})
+  with path.open('a') as raw:
+    raw.write('{"step": 5, "x"')
+  file.truncate(3)
+  assert [row['step'] for row in metrics.read(path)] == [0, 1, 2]
+  file.append({'step': 3, 'x': 9.0})
+  assert [row['x'] for row in metrics.read(path)] == [0.0, 0.1, 0.2, 9.0]
+  assert [path.name for path in tmp_path.iterdir()] == ['metrics.jsonl']
+
+
+def test_truncate_without_a_file_makes_none(tmp_path):
+  metrics.MetricsFile(tmp_path / 'metrics.jsonl').truncate(0)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_append_after_a_torn_line_starts_a_line_of_its_own(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text('{"step": 0}\n{"step": 1, "x"')
+  assert metrics.read(path) == [{'step': 0}]
+  metrics.MetricsFile(path).append({'step': 1})
+  assert metrics.read(path) == [{'step': 0}, {'step': 1}]
+
+
+@pytest.mark.parametrize('line', ['{"step": 1', '[1]', '{"x": 1}'])
+def test_damage_in_the_middle_is_an_error_that_names_the_line(tmp_path, line):
+  path = tmp_path / 'metrics.jsonl'
+  text = f'{{"step": 0}}\n{line}\n{{"step": 2}}\n'
+  path.write_text(text)
+  with pytest.raises(ValueError, match=r'metrics.jsonl:2 is no row'):
+    metrics.read(path)
+  with pytest.raises(ValueError, match=r'metrics.jsonl:2 is no row'):
+    metrics.MetricsFile(path).truncate(1)
+  assert path.read_text() == text
+
+
+def test_tensorboard_gets_the_numbers(monkeypatch, tmp_path):
+  calls = []
+
+  class SummaryWriter:
+    def __init__(self, directory, purge_step):
+      calls.append((directory, purge_step))
+
+    def add_scalar(self, key, value, step):
+      calls.append((key, value, step))
+
+    def close(self):
+      calls.append('closed')
+
+  fake = types.SimpleNamespace(SummaryWriter=SummaryWriter)
+  monkeypatch.setitem(sys.modules, 'tensorboardX', fake)
+  writer = metrics.TensorBoard(tmp_path, first_step=4)
+  writer.append({'step': 4, 'a': jnp.float32(0.5), 'word': 'x', 'none': None})
+  writer.close()
+  assert calls == [(str(tmp_path), 4), ('a', 0.5, 4), 'closed']
+
+
+def test_tensorboard_says_what_to_install(monkeypatch, tmp_path):
+  monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+  with pytest.raises(ImportError, match='pip install tensorboardX'):
+    metrics.TensorBoard(tmp_path)

@@ -1,0 +1,121 @@
+"""Plain lines are thinned, time left is a running mean, the bar shows all."""
+
+import pytest
+
+from actfocus_jax.run import progress
+
+
+class Clock:
+  """Stands in for the time module; moves when told to."""
+
+  def __init__(self):
+    self.now = 100.0
+
+  def monotonic(self):
+    return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  clock = Clock()
+  monkeypatch.setattr(progress, 'time', clock)
+  return clock
+
+
+def test_one_plain_line_a_step(capsys, clock):
+  with progress.Progress('train', 3, plain=True) as display:
+    for step in (1, 2, 3):
+      clock.now += 10.0
+      display.update(step, **{'train/success': step / 8, 'tokens': 12345})
+    display.note('evaluation [95 %]')
+  assert capsys.readouterr().out.splitlines() == [
+    'train 1/3  train/success 0.125  tokens 12,345  left -',
+    'train 2/3  train/success 0.25  tokens 12,345  left 10s',
+    'train 3/3  train/success 0.375  tokens 12,345  left 0s',
+    'evaluation [95 %]',
+  ]
+
+
+def test_an_interval_thins_the_lines_but_not_first_and_last(capsys, clock):
+  with progress.Progress('warm', 10, plain=True, interval=3.5) as display:
+    for step in range(1, 11):
+      clock.now += 1.0
+      display.update(step)
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split()[1] for line in lines] == [
+    '1/10',
+    '5/10',
+    '9/10',
+    '10/10',
+  ]
+
+
+def test_time_left_leaves_out_the_first_step_and_forgets_old_ones(clock):
+  with progress.Progress('train', 200, plain=True) as display:
+    clock.now += 1000.0  # compiles
+    display.update(1)
+    assert display.seconds_left() is None
+    clock.now += 6.0
+    display.update(3)
+    assert display.seconds_left() == pytest.approx(197 * 3.0)
+    for step in range(4, 24):
+      clock.now += 0.5
+      display.update(step)
+    assert display.seconds_left() == pytest.approx(177 * 0.5)
+
+
+def test_a_resumed_run_counts_from_where_it_starts(clock):
+  with progress.Progress('train', 100, plain=True) as display:
+    clock.now += 9.0
+    display.update(51)
+    clock.now += 2.0
+    display.update(52)
+  assert display.seconds_left() == pytest.approx(48 * 2.0)
+
+
+def test_no_terminal_means_plain(capsys):
+  with progress.Progress('train', 1) as display:
+    display.update(1)
+  assert capsys.readouterr().out == 'train 1/1  left -\n'
+
+
+def test_the_bar_keeps_values_and_notes_are_no_markup(capsys):
+  with progress.Progress('train', 4, plain=False) as display:
+    display.update(1, success=0.5, word='[red]')
+    display.note('held out [bold]0.25')
+    display.update(2, success=0.75)
+  out = capsys.readouterr().out
+  assert 'held out [bold]0.25\n' in out
+  last = out[out.rindex('train') :]
+  assert '2/4' in last
+  assert 'success 0.75' in last
+  assert 'word [red]' in last
+
+
+@pytest.mark.parametrize(
+  ('value', 'written'),
+  [
+    (None, '-'),
+    (True, 'True'),
+    ('word', 'word'),
+    (0.0, '0'),
+    (3, '3'),
+    (1234567, '1,234,567'),
+    (-12345.6, '-12,346'),
+    (12.345, '12.3'),
+    (0.001234, '0.00123'),
+    (0.0000123, '1.2e-05'),
+    (float('nan'), 'nan'),
+  ],
+)
+def test_compact(value, written):
+  assert progress.compact(value) == written
+
+
+@pytest.mark.parametrize(
+  ('seconds', 'written'),
+  [(None, '-'), (59.4, '59s'), (59.6, '1m00s'), (187, '3m07s'),
+   (3599.7, '1h00m'), (18120, '5h02m')],
+)  # fmt: skip
+def test_duration(seconds, written):
+  assert progress.duration(seconds) == written
