@@ -65,9 +65,7 @@ def train_tokenizer(
     A transformers tokenizer.
   """
   in_bytes = Chat(tokenizer_lib.train([]))
-  roomy = dataclasses.replace(
-    limits, response_tokens=10**6, context=10**8
-  )
+  roomy = dataclasses.replace(limits, response_tokens=10**6, context=10**8)
   episodes = play(in_bytes, env, roomy, player, seeds)
   texts = (
     piece

@@ -59,9 +59,10 @@ class Emitted:
 
 def empty(config: qwen2.Config, batch: int, length: int, dtype) -> Slots:
   """Slots without an episode."""
-  zeros_B = jnp.zeros((batch,), jnp.int32)
+  # Buffers of their own: most calls donate their slots.
+  last_B, budget_B, row_B = (jnp.zeros((batch,), jnp.int32) for _ in range(3))
   cache = qwen2.init_cache(config, batch, length, dtype)
-  return Slots(cache, zeros_B, zeros_B + 1, zeros_B, zeros_B)
+  return Slots(cache, last_B, jnp.ones_like(last_B), budget_B, row_B)
 
 
 def place(slots: Slots, mesh: jax.sharding.Mesh) -> Slots:

@@ -25,14 +25,16 @@ CHAT_TEMPLATE = (
 # a small model can read a board; the separator of actions stays apart, so that
 # actions are tokens of their own; set phrases in between may become one token.
 _CELL = r'[_#√]|[POGXS](?![a-z])'
-_PATTERN = '|'.join((
-  r'</?\p{L}+>',  # a tag
-  r'\p{N}',
-  _CELL,
-  r' ?\|\| ?',
-  rf'(?:(?!{_CELL})[^\p{{N}}<|])+',  # a phrase, punctuation and all
-  r'[<|]',
-))
+_PATTERN = '|'.join(
+  (
+    r'</?\p{L}+>',  # a tag
+    r'\p{N}',
+    _CELL,
+    r' ?\|\| ?',
+    rf'(?:(?!{_CELL})[^\p{{N}}<|])+',  # a phrase, punctuation and all
+    r'[<|]',
+  )
+)
 
 
 def train(texts: Iterable[str], *, vocab_size: int = 768):
@@ -52,10 +54,12 @@ def train(texts: Iterable[str], *, vocab_size: int = 768):
   from tokenizers import decoders, models, pre_tokenizers, trainers
 
   bpe = tokenizers.Tokenizer(models.BPE())
-  bpe.pre_tokenizer = pre_tokenizers.Sequence([
-    pre_tokenizers.Split(tokenizers.Regex(_PATTERN), 'isolated'),
-    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-  ])
+  bpe.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(tokenizers.Regex(_PATTERN), 'isolated'),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
   bpe.decoder = decoders.ByteLevel()
   bpe.train_from_iterator(
     texts,

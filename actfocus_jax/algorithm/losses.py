@@ -102,10 +102,7 @@ def policy_loss(
     'ratio_max': jnp.max(jnp.where(mask_BT, ratio_BT, 0.0), initial=0.0),
   }
   loss_BT = -weight_BT * jnp.maximum(surrogate_BT, floor_BT)
-  return (
-    (jnp.sum(loss_BT), jnp.sum(weight_BT)),
-    jax.lax.stop_gradient(metrics),
-  )
+  return (jnp.sum(loss_BT), jnp.sum(weight_BT)), metrics
 
 
 def value_loss(

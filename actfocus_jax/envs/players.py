@@ -113,19 +113,32 @@ PLAYERS = {
 
 
 def random_play_success(
-  env: base.Environment, seeds: Iterable[int], *, actions: int = 10
+  env: base.Environment,
+  seeds: Iterable[int],
+  *,
+  actions: int = 10,
+  plays: int = 1,
 ) -> float:
   """Returns the chance level: how often uniformly random actions succeed.
 
   Args:
     env: an environment with a table of action names.
-    seeds: one episode each; a seed fixes the board and the play.
+    seeds: one board each.
     actions: actions per episode, all of them played unless it ends before.
+    plays: episodes on each board, with different actions.
 
   Returns:
     Share of the episodes that succeeded.
   """
-  return float(np.mean([_random_episode(env, seed, actions) for seed in seeds]))
+  return float(
+    np.mean(
+      [
+        _random_episode(env, seed, actions, play)
+        for seed in seeds
+        for play in range(plays)
+      ]
+    )
+  )
 
 
 def success_rate(
@@ -167,8 +180,10 @@ def success_rate(
   return float(np.mean(results))
 
 
-def _random_episode(env: base.Environment, seed: int, actions: int) -> bool:
-  rng = _generator(seed)
+def _random_episode(
+  env: base.Environment, seed: int, actions: int, play: int
+) -> bool:
+  rng = _generator(seed, play)
   state, _ = env.reset(seed)
   for _ in range(actions):
     state, step = env.step(state, _draw(rng, env.actions))
@@ -177,9 +192,11 @@ def _random_episode(env: base.Environment, seed: int, actions: int) -> bool:
   return False
 
 
-def _generator(seed: int) -> np.random.Generator:
+def _generator(seed: int, play: int = 0) -> np.random.Generator:
   # Apart from the streams with which environments make boards and slips.
-  return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2,)))
+  return np.random.default_rng(
+    np.random.SeedSequence(seed, spawn_key=(2, play))
+  )
 
 
 def _draw(rng: np.random.Generator, actions: Iterable[str]) -> str:

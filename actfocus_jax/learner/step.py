@@ -366,9 +366,7 @@ class TrainStep:
       self._graphdef, self._tx, state, ready, key, self._recipe
     )
     is_update = metrics['selection/kept_with_spread'] > 0
-    state = jax.tree.map(
-      functools.partial(jnp.where, is_update), new, state
-    )
+    state = jax.tree.map(functools.partial(jnp.where, is_update), new, state)
     state = state.replace(
       step=state.step + 1,
       skipped=state.skipped + (~is_update).astype(jnp.int32),

@@ -43,7 +43,5 @@ def step(
   loss, grads = jax.value_and_grad(loss_fn)(state.params)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  state = state.replace(
-    step=state.step + 1, params=params, opt_state=opt_state
-  )
+  state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
   return state, {'loss': loss}

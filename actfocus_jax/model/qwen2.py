@@ -316,7 +316,7 @@ class Qwen2(nnx.Module):
       block = nnx.merge(graphdef, params)
       with jax.named_scope('attention'):
         q, k, v = block.project(x_BTD, rotary)
-        out_BTHC = attention.attend(q, k, v, position_BT)
+        out_BTHC = attention.attend_self(q, k, v)
       return block.finish(x_BTD, out_BTHC), None
 
     body = jax.checkpoint(layer, prevent_cse=False) if self.remat else layer
@@ -359,6 +359,7 @@ class Qwen2(nnx.Module):
 
     def remember(cache_LBSJC, i, new_BTJC):
       new_BTJC = new_BTJC.astype(cache_LBSJC.dtype)
+      # A scatter: one slice update per row was 3 to 8 times slower on CPU.
       cache_LBSJC = cache_LBSJC.at[i, row_B1, position_BT].set(
         new_BTJC, mode='drop'
       )

@@ -1,5 +1,7 @@
 """Attention: worked by hand, by loops, and its two forms against each other."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,26 @@ def test_one_query_equals_many():
     one = slice(t, t + 1)
     alone = attention.attend(q[:, one], k, v, position[:, one])
     np.testing.assert_allclose(alone, together[:, one], atol=2e-6)
+
+
+@pytest.mark.parametrize('block', [1, 4, 64])
+def test_whole_rows_in_blocks_equal_one_product(block):
+  """Blocks that divide the row, that do not, and one that holds it whole."""
+  q, k, v, _ = _inputs(T=11, S=11)
+  position = jnp.broadcast_to(jnp.arange(11)[None, :], (2, 11))
+
+  def total(f):
+    return lambda q, k, v: jnp.sum(jnp.sin(f(q, k, v)))
+
+  plain = jax.jit(lambda q, k, v: attention.attend(q, k, v, position))
+  blocks = functools.partial(attention.attend_self, block=block)
+  np.testing.assert_allclose(blocks(q, k, v), plain(q, k, v), atol=2e-6)
+  for a, b in zip(
+    jax.grad(total(blocks), argnums=(0, 1, 2))(q, k, v),
+    jax.grad(total(plain), argnums=(0, 1, 2))(q, k, v),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, atol=5e-6)
 
 
 def test_rotation_depends_on_distance_only():

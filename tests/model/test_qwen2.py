@@ -168,8 +168,9 @@ def test_remat_changes_memory_not_gradients(tied):
     return jax.jit(lambda p: jax.grad(loss)(p, graphdef))
 
   plain, remat = gradient(graphdef), gradient(recompute)
-  assert 'remat' in str(jax.make_jaxpr(remat)(params))
-  assert 'remat' not in str(jax.make_jaxpr(plain)(params))
+  kept = 'f32[2,3,11,48]'  # Hidden units of every layer, for the way back.
+  assert kept in str(jax.make_jaxpr(plain)(params))
+  assert kept not in str(jax.make_jaxpr(remat)(params))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
     plain(params),
@@ -281,6 +282,7 @@ def test_rope_theta_is_read_from_either_place():
     ({'use_sliding_window': True}, 'use_sliding_window=True; only False'),
     ({'layer_types': ['sliding_attention']}, "'sliding_attention'; only"),
     ({'rope_scaling': {'type': 'yarn', 'factor': 4.0}}, 'rope_scaling=.*yarn'),
+    ({'rope_scaling': {'rope_type': 'dynamic'}}, 'rope_scaling=.*dynamic'),
     ({'rope_parameters': {'full_attention': {}}}, 'rope_parameters=.*only'),
     ({'vocab_size': None}, 'lacks vocab_size'),
     ({'num_key_value_heads': 3}, 'num_heads=4 must be a multiple'),

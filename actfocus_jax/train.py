@@ -1,0 +1,34 @@
+"""Trains a policy, or goes on where the last run in the workdir stopped.
+
+python -m actfocus_jax.train --config=configs/quickstart.py --workdir=DIR
+
+Bad input is refused here, before the slow imports; the algorithm is in
+`loop.train`.
+"""
+
+import pathlib
+
+from absl import flags
+
+from actfocus_jax.run import command
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
+
+
+def main(argv: list[str]):
+  """Checks the input, then trains."""
+  del argv
+  if not _WORKDIR.value:
+    raise ValueError('--workdir is missing; e.g. --workdir=runs/quickstart')
+  c = command.config()
+  workdir = pathlib.Path(_WORKDIR.value)
+  command.check_workdir(workdir, c)
+
+  # Imported late: it takes seconds, and the checks above should not.
+  from actfocus_jax import loop
+
+  print(f'The report is {loop.train(c, workdir)}')
+
+
+if __name__ == '__main__':
+  command.run(main)

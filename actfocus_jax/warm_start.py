@@ -1,0 +1,40 @@
+"""Makes the small default model as a Hugging Face directory.
+
+python -m actfocus_jax.warm_start --config=configs/quickstart.py --out=DIR
+
+The directory holds config.json, model.safetensors and the tokenizer; train
+from it with --config.model.path=DIR.
+"""
+
+import pathlib
+
+from absl import flags
+
+from actfocus_jax.run import command
+
+_OUT = flags.DEFINE_string('out', None, 'Directory to write.')
+
+
+def main(argv: list[str]):
+  """Checks the input, then plays, trains and writes."""
+  del argv
+  if not _OUT.value:
+    raise ValueError('--out is missing; e.g. --out=runs/base')
+  c = command.config()
+  out = pathlib.Path(_OUT.value)
+  if out.exists() and any(out.iterdir()):
+    raise ValueError(f'--out is {out}, which is not empty; name a new one.')
+
+  # Imported late: it takes seconds, and the checks above should not.
+  import jax
+
+  from actfocus_jax import assemble, base_model
+
+  mesh = assemble.mesh(c)
+  with jax.set_mesh(mesh):
+    base_model.make(c, mesh, out)
+  print(f'The model is in {out}')
+
+
+if __name__ == '__main__':
+  command.run(main)

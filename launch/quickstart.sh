@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# From nothing to an agent that has learned FrozenLake, on two CPU cores.
+#
+#   bash launch/quickstart.sh [flags of actfocus_jax.train]
+#
+# The same command again goes on where the last one stopped.
+set -euo pipefail
+
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+workdir=runs/quickstart
+"$VENV/bin/python" -m actfocus_jax.train \
+  --config=configs/quickstart.py --workdir="$workdir" "$@"
+
+echo
+echo "The report is in $ROOT/$workdir/report:"
+echo "  curve.png          the learning curve"
+echo "  trajectories.html  what the agent thought and did, to browse"
+echo "  summary.md         the numbers"

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The test suite, in the same environment as the quick start.
+#
+#   bash launch/test.sh [pytest arguments]
+set -euo pipefail
+
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+exec "$VENV/bin/python" -m pytest "$@"
