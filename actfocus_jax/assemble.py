@@ -1,19 +1,22 @@
 """From a config to the parts of a run: one small function per part.
 
-This is the place of choice: `env`, `weights.signal` and `warm_start.player`
+This is the place of choice: `env`, `weights.signal` and `player.name`
 are looked up here, in literal dicts, and nobody further down knows their
 names.
 """
 
+import contextlib
 import dataclasses
 import functools
+import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
-from actfocus_jax import envs
+from actfocus_jax import base_model, envs
 from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.agent import episode, rollout
 from actfocus_jax.algorithm import advantages, losses, signals, weights
@@ -25,6 +28,9 @@ from actfocus_jax.model import mesh as mesh_lib
 from actfocus_jax.run import settings
 
 ConfigDict = ml_collections.ConfigDict
+
+# Names of the random streams below the run's root key.
+ROLLOUT, UPDATE, EVALUATION = range(3)
 
 
 def mesh(c: ConfigDict) -> jax.sharding.Mesh:
@@ -45,17 +51,15 @@ def environment(c: ConfigDict):
 def player(c: ConfigDict):
   """The scripted player whose demonstrations warm-start the small model."""
   choices = players.PLAYERS[c.env.name]
-  if c.warm_start.player not in choices:
+  if c.player.name not in choices:
     raise ValueError(
-      f'warm_start.player is {c.warm_start.player!r}; allowed for '
+      f'player.name is {c.player.name!r}; allowed for '
       f'{c.env.name}: {", ".join(choices)}.'
     )
   try:
-    return dataclasses.replace(
-      choices[c.warm_start.player], **c.warm_start.player_options
-    )
+    return dataclasses.replace(choices[c.player.name], **c.player.options)
   except TypeError as error:
-    raise ValueError(f'warm_start.player_options: {error}.') from error
+    raise ValueError(f'player.options: {error}.') from error
 
 
 def limits(c: ConfigDict) -> episode.Limits:
@@ -123,6 +127,11 @@ def optimizer(c: ConfigDict):
   return state_lib.optimizer(**c.optimizer)
 
 
+def train_step(c: ConfigDict, model: Model, tx) -> step_lib.TrainStep:
+  """The compiled stages; policy and reference are one architecture."""
+  return step_lib.TrainStep(model.graphdef, model.graphdef, tx, recipe(c))
+
+
 def recipe(c: ConfigDict) -> step_lib.Recipe:
   """The stages of the train step with their numbers."""
   return step_lib.Recipe(
@@ -142,3 +151,88 @@ def recipe(c: ConfigDict) -> step_lib.Recipe:
     rescore=c.learner.old_logprob == 'rescore',
     score_chunk=c.learner.score_chunk,
   )
+
+
+# --- All of them -------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """What training and evaluation have in common."""
+
+  mesh: jax.sharding.Mesh
+  env: Any
+  chat: chat_lib.Chat
+  model: Model
+  collector: rollout.Collector
+
+
+@contextlib.contextmanager
+def parts(c: ConfigDict) -> Iterator[Parts]:
+  """Everything up to the first rollout; the mesh is set inside.
+
+  Where the config names no model, the warm start is made first if need be.
+
+  Args:
+    c: A checked config.
+
+  Yields:
+    The parts.
+
+  Raises:
+    ValueError: When the parts do not fit each other; nothing has been written
+      then.
+  """
+  made = mesh(c)
+  env = environment(c)
+  check_first_prompt(c, env)
+  with jax.set_mesh(made):
+    path = str(model_path(c, made))
+    bridge = chat(path)
+    yield Parts(
+      made,
+      env,
+      bridge,
+      model(c, path, made),
+      collector(c, bridge, env, made),
+    )
+
+
+def model_path(c: ConfigDict, mesh) -> pathlib.Path:
+  """`model.path`, or the warm start that the config describes."""
+  if c.model.path:
+    return pathlib.Path(c.model.path)
+  return base_model.ensure(warm_start(c), mesh)
+
+
+def warm_start(c: ConfigDict) -> base_model.WarmStart:
+  """The plan of the small default model."""
+  sections = {'env': c.env, 'limits': c.limits, 'player': c.player}
+  return base_model.WarmStart(
+    name=c.env.name,
+    described={k: settings.to_json(v) for k, v in sections.items()},
+    env=environment(c),
+    limits=limits(c),
+    player=player(c),
+    length_block=c.rollout.cache_block,
+    **c.warm_start,
+  )
+
+
+def check_first_prompt(c: ConfigDict, env):
+  """Refuses a context that the first prompt fills, before a model is made.
+
+  Args:
+    c: The config.
+    env: The environment.
+
+  Raises:
+    ValueError: One sentence.
+  """
+  if c.model.path:
+    bridge = chat(c.model.path)
+  else:
+    bridge = chat_lib.Chat(base_model.tokenizer(warm_start(c)))
+  bounds = limits(c)
+  opening = episode.open_episode(bridge, env, bounds, c.eval.first_seed)
+  rollout.check_opening(opening, bounds)

@@ -1,23 +1,27 @@
 """The small default model: made once from demonstrations, then kept.
 
-No pretrained weights are needed: a scripted, imperfect player plays the
-environment, a tokenizer is trained on what was said, and a small Qwen2 learns
-to talk and act like the player. What comes out is a Hugging Face directory,
-and everything after it treats it like Qwen2.5.
+The life of a warm start:
+
+1. A scripted, imperfect player plays the environment and talks like the model
+   should: a thought, then an answer.
+2. A tokenizer is trained on what was said.
+3. A small Qwen2 learns to talk and act like the player.
+4. Model and tokenizer become a Hugging Face directory, and everything after
+   it treats that like Qwen2.5.
 """
 
+import dataclasses
 import hashlib
 import json
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
-from actfocus_jax import assemble
 from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.agent import demonstrations, episode
 from actfocus_jax.algorithm import trajectory
@@ -25,136 +29,181 @@ from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import supervised
 from actfocus_jax.model import hf, qwen2
 from actfocus_jax.model import mesh as mesh_lib
-from actfocus_jax.run import progress, settings
+from actfocus_jax.run import progress
 
 # Boards of demonstrations: far from those of training (10000 and up by the
 # step) and of evaluation (123 and up).
 _FIRST_SEED = 1_000_000_000
+_SEEDS = 10_000_000  # to each seed of a warm start
 _TOKENIZER_EPISODES = 256
 
 
-def ensure(c: ml_collections.ConfigDict, mesh) -> pathlib.Path:
-  """The directory to start from: `model.path`, or the cached warm start.
+@dataclasses.dataclass(frozen=True)
+class WarmStart:
+  """What the small model is made from.
+
+  Attributes:
+    name: Of the environment; begins the directory's name.
+    described: env, limits and player as JSON values, for the directory's name.
+    env: The environment.
+    limits: Of every episode.
+    player: Plays the demonstrations.
+    length_block: Conversations are padded to multiples of this.
+    cache: The folder of all warm starts.
+    episodes: Demonstrations.
+    steps: Optimizer steps.
+    batch: Conversations a step.
+    learning_rate: At its peak; a warm-up of 5 % and a cosine to 5 % of it.
+    vocab_size: Of the tokenizer, without set phrases.
+    hidden_size: Width of the model; this and the rest as in qwen2.Config.
+    intermediate_size: Width of its MLP.
+    num_layers: Its depth.
+    num_heads: Query heads.
+    num_key_value_heads: Key heads.
+    seed: Of demonstrations, initial weights and batches.
+  """
+
+  name: str
+  described: dict[str, Any]
+  env: Any
+  limits: episode.Limits
+  player: Any
+  length_block: int
+  cache: str
+  episodes: int
+  steps: int
+  batch: int
+  learning_rate: float
+  vocab_size: int
+  hidden_size: int
+  intermediate_size: int
+  num_layers: int
+  num_heads: int
+  num_key_value_heads: int
+  seed: int
+
+  @property
+  def directory(self) -> pathlib.Path:
+    """Where it is kept; whatever changes the model changes the name."""
+    own = dataclasses.asdict(
+      dataclasses.replace(self, env=None, limits=None, player=None, cache='')
+    )
+    digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
+    return pathlib.Path(self.cache) / f'{self.name}-{digest.hexdigest()[:12]}'
+
+  @property
+  def first_seed(self) -> int:
+    """The first board of the demonstrations."""
+    return _FIRST_SEED + self.seed * _SEEDS
+
+
+def ensure(plan: WarmStart, mesh) -> pathlib.Path:
+  """Makes the warm start unless it is there.
 
   Args:
-    c: The config.
-    mesh: Where the warm start is trained.
+    plan: What it is made from.
+    mesh: Where it is trained.
 
   Returns:
-    A Hugging Face directory.
+    Its Hugging Face directory.
   """
-  if c.model.path:
-    return pathlib.Path(c.model.path)
-  path = cached_path(c)
-  if not (path / 'config.json').exists():
-    make(c, mesh, path)
-  return path
+  if not (plan.directory / 'config.json').exists():
+    make(plan, mesh, plan.directory)
+  return plan.directory
 
 
-def cached_path(c: ml_collections.ConfigDict) -> pathlib.Path:
-  """Where the warm start of this config is kept; other content, other name."""
-  content = {
-    'env': settings.to_json(c.env),
-    'limits': settings.to_json(c.limits),
-    'warm_start': settings.to_json(c.warm_start),
-  }
-  del content['warm_start']['cache']
-  digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-  return pathlib.Path(c.warm_start.cache) / (
-    f'{c.env.name}-{digest.hexdigest()[:12]}'
-  )
-
-
-def tokenizer(c: ml_collections.ConfigDict):
-  """The tokenizer of the warm start, trained on demonstrations."""
-  w = c.warm_start
-  first = _FIRST_SEED + w.seed * 10_000_000 + 5_000_000
+def tokenizer(plan: WarmStart):
+  """The tokenizer, trained on demonstrations of its own."""
+  first = plan.first_seed + _SEEDS // 2
   return demonstrations.train_tokenizer(
-    assemble.environment(c),
-    assemble.limits(c),
-    assemble.player(c),
+    plan.env,
+    plan.limits,
+    plan.player,
     range(first, first + _TOKENIZER_EPISODES),
-    w.vocab_size,
+    plan.vocab_size,
   )
 
 
-def make(c: ml_collections.ConfigDict, mesh, path: pathlib.Path):
-  """Plays, trains and writes the directory; nothing is there until it is.
+def make(plan: WarmStart, mesh, directory: pathlib.Path):
+  """Plays, trains and writes; nothing stands in the directory until it is done.
 
   Args:
-    c: The config; only env, limits and warm_start are read.
-    mesh: Where it is trained.
-    path: The directory to write.
+    plan: What it is made from.
+    mesh: Where it is trained; set by the caller.
+    directory: New or empty.
   """
-  w = c.warm_start
-  made = tokenizer(c)
+  made = tokenizer(plan)
   chat = chat_lib.Chat(made)
-  first = _FIRST_SEED + w.seed * 10_000_000
+  seeds = range(plan.first_seed, plan.first_seed + plan.episodes)
   episodes = demonstrations.play(
-    chat,
-    assemble.environment(c),
-    assemble.limits(c),
-    assemble.player(c),
-    range(first, first + w.episodes),
+    chat, plan.env, plan.limits, plan.player, seeds
   )
-  config = _model_config(w, len(made))
+  config = _model_config(plan, len(made))
   graphdef, params = qwen2.create(
-    config, mesh, jax.random.key(w.seed), dtype=jnp.float32
+    config, mesh, jax.random.key(plan.seed), dtype=jnp.float32, remat=True
   )
-  rate = optax.warmup_cosine_decay_schedule(
-    0.0, w.learning_rate, max(w.steps // 20, 1), w.steps, w.learning_rate / 20
-  )
-  tx = state_lib.optimizer(
-    learning_rate=rate, b1=0.9, b2=0.98, weight_decay=0.01, clip_norm=1.0
-  )
+  tx = _optimizer(plan)
   state = state_lib.create(params, tx)
-  solved = np.mean([e.success for e in episodes])
-  with progress.Progress('warm start', w.steps, interval=5) as display:
+  solved = np.mean([one.success for one in episodes])
+  with progress.Progress('warm start', plan.steps, interval=5) as display:
     display.note(
-      f'warm start: {w.episodes} demonstrations by a {w.player} player that '
-      f'solves {solved:.0%}; learning to talk and act like it'
+      f'warm start: a small model learns from {plan.episodes} demonstrations '
+      f'of a player that solves {solved:.0%}'
     )
-    for step, batch in enumerate(_batches(episodes, c, chat.pad_id)):
+    batches = _batches(episodes, plan, chat.pad_id)
+    for step, batch in enumerate(batches, 1):
       rows = mesh_lib.put_rows(mesh, (batch.tokens, batch.valid, batch.sampled))
       state, metrics = supervised.step(graphdef, tx, state, *rows)
-      if step % 10 == 9 or step + 1 == w.steps:
-        display.update(step + 1, loss=float(metrics['loss']))
-  hf.save(path, config, state.params, tokenizer=made)
+      if step % 10 == 0 or step == plan.steps:
+        display.update(step, loss=float(metrics['loss']))
+  hf.save(directory, config, state.params, tokenizer=made)
 
 
-def _model_config(w, vocab_size: int) -> qwen2.Config:
+def _optimizer(plan: WarmStart) -> optax.GradientTransformation:
+  peak = plan.learning_rate
+  rate = optax.warmup_cosine_decay_schedule(
+    0.0, peak, max(plan.steps // 20, 1), plan.steps, peak / 20
+  )
+  return state_lib.optimizer(
+    learning_rate=rate, b1=0.9, b2=0.98, weight_decay=0.01, clip_norm=1.0
+  )
+
+
+def _model_config(plan: WarmStart, vocab_size: int) -> qwen2.Config:
   return qwen2.Config(
     vocab_size=vocab_size,
-    hidden_size=w.hidden_size,
-    intermediate_size=w.intermediate_size,
-    num_layers=w.num_layers,
-    num_heads=w.num_heads,
-    num_key_value_heads=w.num_key_value_heads,
-    head_dim=w.hidden_size // w.num_heads,
+    hidden_size=plan.hidden_size,
+    intermediate_size=plan.intermediate_size,
+    num_layers=plan.num_layers,
+    num_heads=plan.num_heads,
+    num_key_value_heads=plan.num_key_value_heads,
+    head_dim=plan.hidden_size // plan.num_heads,
     rope_theta=10_000.0,
     tie_word_embeddings=True,
+    # 0.02 suits thousands of units; a narrow model learns to copy from the
+    # board several times sooner when its layers start at unit gain.
+    initializer_range=plan.hidden_size**-0.5,
   )
 
 
 def _batches(
-  episodes: list[episode.Episode], c: ml_collections.ConfigDict, pad: int
+  episodes: list[episode.Episode], plan: WarmStart, pad: int
 ) -> Iterator[trajectory.Trajectory]:
-  """`warm_start.steps` batches of episodes of similar length."""
-  w = c.warm_start
-  block = c.rollout.cache_block
+  """`plan.steps` batches, each of conversations of similar length."""
   buckets: dict[int, list[episode.Episode]] = {}
   for one in episodes:
-    buckets.setdefault(-(-len(one.ids) // block) * block, []).append(one)
-  lengths = sorted(buckets)
-  batches = {
-    n: episode.to_trajectory(
-      buckets[n], [0] * len(buckets[n]), length=n, pad=pad
+    blocks = -(-len(one.ids) // plan.length_block)
+    buckets.setdefault(blocks * plan.length_block, []).append(one)
+  rows = {
+    length: episode.to_trajectory(
+      bucket, [0] * len(bucket), length=length, pad=pad
     )
-    for n in lengths
+    for length, bucket in sorted(buckets.items())
   }
+  lengths = list(rows)
   share = np.array([len(buckets[n]) for n in lengths]) / len(episodes)
-  rng = np.random.default_rng(w.seed)
-  for _ in range(w.steps):
-    n = lengths[rng.choice(len(lengths), p=share)]
-    rows = rng.choice(len(buckets[n]), size=w.batch)
-    yield jax.tree.map(lambda x, rows=rows: x[rows], batches[n])
+  rng = np.random.default_rng(plan.seed)
+  for _ in range(plan.steps):
+    length = lengths[rng.choice(len(lengths), p=share)]
+    chosen = rng.choice(len(buckets[length]), size=plan.batch)
+    yield jax.tree.map(lambda x, i=chosen: x[i], rows[length])

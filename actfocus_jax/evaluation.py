@@ -1,13 +1,17 @@
 """Held-out success: the same boards every time, with a 95 % interval."""
 
-import json
 import pathlib
+from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
-from actfocus_jax.agent import records, rollout
+from actfocus_jax import assemble
+from actfocus_jax.agent import episode, records, rollout
+from actfocus_jax.learner import state as state_lib
 from actfocus_jax.report import intervals
+from actfocus_jax.run import directory
 
 
 def evaluate(
@@ -41,12 +45,11 @@ def evaluate(
   played = collector.collect(
     policy, seeds, key, members=members, temperature=temperature
   )
-  solved = np.array([episode.success for episode in played.episodes])
+  solved = np.array([one.success for one in played.episodes])
   low, high = intervals.wilson(int(solved.sum()), solved.size)
   row = records.statistics(played)
-  success = row.pop('success')
   head = {
-    'success': success,
+    'success': row.pop('success'),
     'success_low': low,
     'success_high': high,
     'pass_at_g': row.pop('pass_at_g'),
@@ -56,32 +59,99 @@ def evaluate(
   return head | row, played
 
 
-def save_episodes(
-  path: pathlib.Path, played: rollout.Rollout, chat, *, step: int, count: int
-):
-  """Writes the first member of each of the first `count` groups, then others.
+def evaluate_checkpoint(
+  c: ml_collections.ConfigDict, workdir: pathlib.Path | None, step: int | None
+) -> tuple[int, dict[str, float]]:
+  """Evaluates a checkpoint of a run, or the model that a config starts from.
 
   Args:
-    path: A .jsonl file; its folder is made.
+    c: The config; its eval section says how.
+    workdir: The run; None evaluates the model itself, as step 0.
+    step: Of the checkpoint; None is the newest.
+
+  Returns:
+    The step, and the row of `evaluate`.
+
+  Raises:
+    ValueError: When there is no such checkpoint.
+  """
+  with assemble.parts(c) as parts:
+    params = parts.model.params
+    if workdir is not None:
+      wanted = state_lib.TrainState(None, None, params, None)
+      step, restored = directory.restore_part(workdir, wanted, step)
+      params = restored.params
+    row, _ = evaluate(
+      parts.collector,
+      assemble.policy(parts.model, params, parts.mesh),
+      evaluation_key(c),
+      **evaluation_arguments(c),
+    )
+  return step or 0, row
+
+
+def evaluation_key(c: ml_collections.ConfigDict) -> jax.Array:
+  """The key of every evaluation of a run."""
+  return jax.random.fold_in(jax.random.key(c.seed), assemble.EVALUATION)
+
+
+def evaluation_arguments(c: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The keyword arguments of `evaluate`."""
+  names = ('prompts', 'members', 'temperature', 'first_seed')
+  return {name: c.eval[name] for name in names}
+
+
+def line(step: int, row: dict[str, float]) -> str:
+  """One evaluation as people read it."""
+  return (
+    f'step {step}: held-out success {row["success"]:.1%} '
+    f'(95 % interval {row["success_low"]:.1%} to {row["success_high"]:.1%}), '
+    f'pass@G {row["pass_at_g"]:.1%}, {row["episodes"]} episodes'
+  )
+
+
+def episodes_to_show(
+  played: rollout.Rollout,
+  parts: assemble.Parts,
+  explain,
+  *,
+  step,
+  count,
+  length,
+) -> list[dict[str, Any]]:
+  """Some episodes for the viewer: one of each group first, then the others.
+
+  Args:
     played: The episodes.
-    chat: The tokenizer bridge.
+    parts: Of the run.
+    explain: (batch) -> (signal_BT, weight_BT).
     step: Of the evaluation.
-    count: How many episodes.
+    count: How many.
+    length: To which they are padded.
+
+  Returns:
+    Records as `records.to_json` makes them.
   """
   members = played.groups.count(0)
-  rows = [
-    (member, group * members + member)
-    for member in range(members)
-    for group in range(len(played.episodes) // members)
+  order = sorted(range(len(played.episodes)), key=lambda row: row % members)
+  rows = order[:count]
+  shown = [played.episodes[row] for row in rows]
+  groups = [played.groups[row] for row in rows]
+  batch = episode.to_trajectory(
+    shown, groups, length=length, pad=parts.chat.pad_id
+  )
+  signal_BT, weight_BT = jax.device_get(explain(batch))
+  return [
+    records.to_json(
+      one,
+      parts.chat,
+      step=step,
+      group=group,
+      member=row % members,
+      signal_T=signal_T,
+      weight_T=weight_T,
+    )
+    for row, one, group, signal_T, weight_T in zip(
+      rows, shown, groups, signal_BT, weight_BT, strict=True
+    )
   ]
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with path.open('w') as file:
-    for member, row in rows[:count]:
-      record = records.to_json(
-        played.episodes[row],
-        chat,
-        step=step,
-        group=played.groups[row],
-        member=member,
-      )
-      file.write(json.dumps(record) + '\n')

@@ -1,13 +1,11 @@
 """The loop: collect episodes, make one step, write down what happened.
 
-Read it top to bottom like the algorithm box of arXiv 2605.14558. Everything
-it calls is a part made by `assemble`; everything that a step draws at random
-is named by the step's number, so a resumed run needs no stored generator.
+Read `train` top to bottom like the algorithm box of arXiv 2605.14558. Its
+parts are made by `assemble`; everything that a step draws at random is named
+by the step's number, so a resumed run needs no stored generator.
 """
 
-import json
 import math
-import os
 import pathlib
 import time
 from typing import Any
@@ -16,25 +14,19 @@ import jax
 import ml_collections
 import numpy as np
 
-from actfocus_jax import assemble, base_model, evaluation
-from actfocus_jax.agent import chat as chat_lib
+from actfocus_jax import assemble, evaluation
 from actfocus_jax.agent import episode, records, rollout
 from actfocus_jax.envs import players
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import step as step_lib
+from actfocus_jax.model import mesh as mesh_lib
 from actfocus_jax.report import summary
-from actfocus_jax.run import (
-  checkpoint,
-  compilations,
-  interrupt,
-  metrics,
-  progress,
-  settings,
-)
+from actfocus_jax.run import compilations, directory, interrupt, progress
 
-# Names of the random streams below the root key.
-_ROLLOUT, _UPDATE, _EVALUATION = range(3)
 _FIRST_TRAINING_SEED = 10_000
+_RANDOM_PLAYS = 16  # on each held-out board, for the chance level
+
+Row = dict[str, float]
 
 
 def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
@@ -50,73 +42,70 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
   Raises:
     ValueError: When the config cannot work with this model or machine; the
       workdir is untouched then.
-    FloatingPointError: When a loss or gradient is not finite.
+    FloatingPointError: When a metric of a step is not finite.
   """
-  # --- The machine, the model, the environment -------------------------------
   compilations.start()
-  mesh = assemble.mesh(c)
-  env = assemble.environment(c)
-  assemble.player(c)
-  _check_first_prompt(c, env)
-  with jax.set_mesh(mesh):
-    path = base_model.ensure(c, mesh)
-    chat = assemble.chat(str(path))
-    model = assemble.model(c, str(path), mesh)
-    collector = assemble.collector(c, chat, env, mesh)
+  with assemble.parts(c) as parts, interrupt.Interrupt() as stop:
+    # --- The learner, and what an earlier run left behind --------------------
     tx = assemble.optimizer(c)
-    train_step = step_lib.TrainStep(
-      model.graphdef, model.graphdef, tx, assemble.recipe(c)
-    )
-    state = state_lib.create(model.params, tx)
-
-    # --- The run directory, and what an earlier run left in it ---------------
-    run = RunDirectory(workdir, c)
-    state = run.restore(state)
-    run.write_baseline(c, env)
+    train_step = assemble.train_step(c, parts.model, tx)
+    run = directory.RunDirectory(workdir, c)
+    state = run.restore(state_lib.create(parts.model.params, tx))
+    run.write('baselines.json', chance(c, parts.env))
     key = jax.random.key(c.seed)
 
-    def evaluate(step: int):
+    def evaluate(step: int) -> float:
       row, played = evaluation.evaluate(
-        collector,
-        assemble.policy(model, state.params, mesh),
-        jax.random.fold_in(key, _EVALUATION),
-        prompts=c.eval.prompts,
-        members=c.eval.members,
-        temperature=c.eval.temperature,
-        first_seed=c.eval.first_seed,
+        parts.collector,
+        assemble.policy(parts.model, state.params, parts.mesh),
+        evaluation.evaluation_key(c),
+        **evaluation.evaluation_arguments(c),
       )
-      run.log_evaluation(step, row, played, chat, c.eval.save)
-      return row
+      run.evaluations.append({'step': step, **row})
+      if c.eval.save:
+        shown = evaluation.episodes_to_show(
+          played,
+          parts,
+          lambda batch: train_step.explain(
+            state.params, parts.model.reference, batch, key
+          ),
+          step=step,
+          count=c.eval.save,
+          length=c.limits.context,
+        )
+        run.write_episodes(step, shown)
+      display.note(evaluation.line(step, row))
+      return row['success']
 
-    # --- Training ------------------------------------------------------------
-    with (
-      progress.Progress('train', c.num_steps) as display,
-      interrupt.Interrupt() as stop,
-    ):
-      first = int(state.step)
-      if first == 0:
-        display.note(evaluation_line(0, evaluate(0)))
-      for step in range(first, c.num_steps):
+    with progress.Progress('train', c.num_steps) as display:
+      done = int(state.step)
+      if done == 0:
+        evaluate(0)
+      while done < c.num_steps and not stop.requested:
+        # --- One iteration ---------------------------------------------------
         begin = time.perf_counter()
-        played = collector.collect(
-          assemble.policy(model, state.params, mesh),
-          training_seeds(step, c.rollout.prompts),
-          named_key(key, _ROLLOUT, step),
+        played = parts.collector.collect(
+          assemble.policy(parts.model, state.params, parts.mesh),
+          training_seeds(done, c.rollout.prompts),
+          named_key(key, assemble.ROLLOUT, done),
           members=c.rollout.members,
           temperature=c.rollout.temperature,
         )
-        batch = to_batch(played, c, mesh, chat)
+        batch = to_batch(played, c, parts)
         rolled = time.perf_counter()
-        state, row = run_step(
+        state, learned = run_step(
           train_step,
           state,
-          model.reference,
+          parts.model.reference,
           batch,
-          named_key(key, _UPDATE, step),
+          named_key(key, assemble.UPDATE, done),
           fused=c.learner.fused,
         )
-        done = step + 1
-        row = _row(done, row, played, batch) | {
+        done += 1
+
+        # --- What happened ---------------------------------------------------
+        row = to_row(done, played, learned) | {
+          'rollout/padded_length': batch.tokens.shape[1],
           'time/rollout': rolled - begin,
           'time/step': time.perf_counter() - begin,
           'compiles': compilations.count(),
@@ -125,29 +114,21 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
         run.metrics.append(row)
         display.update(done, **_shown(row))
 
+        # --- Evaluation and checkpoint ---------------------------------------
         is_last = done == c.num_steps
-        is_due = c.eval.every and done % c.eval.every == 0
         success = None
-        if is_due or is_last:
-          evaluated = evaluate(done)
-          success = evaluated['success']
-          display.note(evaluation_line(done, evaluated))
-        if done % c.checkpoint.every == 0 or is_last or stop.requested:
+        if is_last or (c.eval.every and done % c.eval.every == 0):
+          success = evaluate(done)
+        if is_last or stop.requested or done % c.checkpoint.every == 0:
           run.save(done, state, success)
-        if stop.requested:
-          break
     run.close()
 
-  # --- The report ------------------------------------------------------------
-  if stop.requested and not is_last:
+  if done < c.num_steps:
     print(
       f'Stopped by {stop.signal} after step {done} of {c.num_steps}, saved. '
       'The same command goes on from there.'
     )
   return summary.write_report(workdir)
-
-
-# --- Stages of an iteration --------------------------------------------------
 
 
 def named_key(root: jax.Array, stream: int, step: int) -> jax.Array:
@@ -161,24 +142,50 @@ def training_seeds(step: int, prompts: int) -> range:
   return range(first, first + prompts)
 
 
-def to_batch(played: rollout.Rollout, c: ml_collections.ConfigDict, mesh, chat):
+def chance(c: ml_collections.ConfigDict, env) -> Row:
+  """How often uniformly random actions solve the held-out boards."""
+  seeds = range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts)
+  success = players.random_play_success(
+    env, seeds, actions=c.limits.action_budget, plays=_RANDOM_PLAYS
+  )
+  return {
+    'random_success': success,
+    'random_episodes': _RANDOM_PLAYS * c.eval.prompts,
+  }
+
+
+def to_batch(
+  played: rollout.Rollout, c: ml_collections.ConfigDict, parts: assemble.Parts
+):
   """Lays episodes side by side at one of a few lengths, on the devices."""
-  longest = max(len(episode.ids) for episode in played.episodes)
+  longest = max(len(one.ids) for one in played.episodes)
   lengths = tuple(c.rollout.lengths) or (c.limits.context,)
   length = next(n for n in lengths if n >= longest)
   batch = episode.to_trajectory(
-    played.episodes, played.groups, length=length, pad=chat.pad_id
+    played.episodes, played.groups, length=length, pad=parts.chat.pad_id
   )
-  return assemble.mesh_lib.put_rows(mesh, batch)
+  return mesh_lib.put_rows(parts.mesh, batch)
 
 
 def run_step(
   train_step: step_lib.TrainStep, state, reference, batch, key, *, fused: bool
-) -> tuple[Any, dict[str, float]]:
-  """One step, fused or in two timed halves; waits for its metrics."""
+) -> tuple[Any, Row]:
+  """One train step as one program, or as two that are timed apart.
+
+  Args:
+    train_step: Compiled stages.
+    state: Before; donated.
+    reference: Parameters of the frozen reference.
+    batch: Of all episodes.
+    key: Of this step.
+    fused: Which of the two; the result is the same.
+
+  Returns:
+    The state after, and its metrics on the host.
+  """
   begin = time.perf_counter()
   if fused:
-    state, row = train_step(state, reference, batch, key)
+    state, row = train_step.fused(state, reference, batch, key)
     row = jax.device_get(row)
     return state, row | {'time/update': time.perf_counter() - begin}
   weigh_key, order_key = jax.random.split(key)
@@ -194,7 +201,18 @@ def run_step(
   return state, row | times
 
 
-def check_finite(row: dict[str, float]):
+def to_row(step: int, played: rollout.Rollout, learned: Row) -> Row:
+  """The metrics of one iteration under the names of metrics.jsonl."""
+  seen, speed = records.statistics(played), records.speed(played)
+  return {
+    'step': step,
+    **{f'train/{name}': value for name, value in seen.items()},
+    **{name: np.asarray(value).item() for name, value in learned.items()},
+    **{f'rollout/{name}': value for name, value in speed.items()},
+  }
+
+
+def check_finite(row: Row):
   """Raises FloatingPointError that names the step and the term."""
   for name, value in row.items():
     if not math.isfinite(value):
@@ -205,19 +223,7 @@ def check_finite(row: dict[str, float]):
       )
 
 
-def _row(step: int, row, played: rollout.Rollout, batch) -> dict[str, float]:
-  statistics = records.statistics(played)
-  return {
-    'step': step,
-    **{f'train/{name}': value for name, value in statistics.items()},
-    **{name: np.asarray(value).item() for name, value in row.items()},
-    **{f'rollout/{k}': v for k, v in records.speed(played).items()},
-    'rollout/seconds': played.seconds,
-    'rollout/padded_length': batch.tokens.shape[1],
-  }
-
-
-def _shown(row: dict[str, float]) -> dict[str, float]:
+def _shown(row: Row) -> Row:
   return {
     'success': row['train/success'],
     'return': row['train/return'],
@@ -225,104 +231,3 @@ def _shown(row: dict[str, float]) -> dict[str, float]:
     'tokens/s': row['rollout/tokens_per_second'],
     's/step': row['time/step'],
   }
-
-
-def evaluation_line(step: int, row: dict[str, float]) -> str:
-  """One evaluation as people read it."""
-  return (
-    f'step {step}: held-out success {row["success"]:.1%} '
-    f'(95 % interval {row["success_low"]:.1%} to {row["success_high"]:.1%}), '
-    f'pass@G {row["pass_at_g"]:.1%}, {row["episodes"]} episodes'
-  )
-
-
-def _check_first_prompt(c: ml_collections.ConfigDict, env):
-  """Refuses a context that the first prompt fills, before a model is made."""
-  if c.model.path:
-    chat = assemble.chat(c.model.path)
-  else:
-    chat = chat_lib.Chat(base_model.tokenizer(c))
-  opening = episode.open_episode(
-    chat, env, assemble.limits(c), c.eval.first_seed
-  )
-  rollout.check_opening(opening, assemble.limits(c))
-
-
-# --- The run directory -------------------------------------------------------
-
-
-class RunDirectory:
-  """config.json, metrics.jsonl, eval.jsonl, checkpoints/, rollouts/."""
-
-  def __init__(self, path: pathlib.Path, c: ml_collections.ConfigDict):
-    """Makes the directory and writes the config."""
-    path.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(settings.to_json(c), indent=2) + '\n'
-    _write(path / 'config.json', text)
-    self._path = path
-    self.metrics = metrics.MetricsFile(path / 'metrics.jsonl')
-    self.evaluations = metrics.MetricsFile(path / 'eval.jsonl')
-    self._checkpoints = checkpoint.Checkpoints(
-      path / 'checkpoints', keep=c.checkpoint.keep
-    )
-
-  def restore(self, state):
-    """The newest checkpoint in the place of `state`, or `state` itself.
-
-    Rows that were written after that checkpoint are dropped: their steps will
-    be done again.
-    """
-    latest = self._checkpoints.latest_step()
-    if latest is not None:
-      abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-        state,
-      )
-      state, _ = self._checkpoints.restore(latest, abstract)
-    kept = 0 if latest is None else latest + 1
-    self.metrics.truncate(kept)
-    self.evaluations.truncate(kept)
-    return state
-
-  def write_baseline(self, c: ml_collections.ConfigDict, env):
-    """How often uniformly random actions solve the held-out boards."""
-    first, plays = c.eval.first_seed, 16
-    seeds = range(first, first + c.eval.prompts)
-    success = players.random_play_success(
-      env, seeds, actions=c.limits.action_budget, plays=plays
-    )
-    baseline = {
-      'random_success': success,
-      'random_episodes': plays * c.eval.prompts,
-    }
-    _write(self._path / 'baselines.json', json.dumps(baseline) + '\n')
-
-  def log_evaluation(self, step: int, row, played, chat, save: int):
-    """Appends to eval.jsonl and keeps some episodes for the viewer."""
-    self.evaluations.append({'step': step, **row})
-    if save:
-      evaluation.save_episodes(
-        self._path / 'rollouts' / f'step_{step:06d}.jsonl',
-        played,
-        chat,
-        step=step,
-        count=save,
-      )
-
-  def save(self, step: int, state, success: float | None):
-    """Starts to write a checkpoint."""
-    self._checkpoints.save(step, state, {'step': step}, success=success)
-
-  def close(self):
-    """Waits for the last checkpoint."""
-    self._checkpoints.wait()
-    self._checkpoints.close()
-    self.metrics.close()
-    self.evaluations.close()
-
-
-def _write(path: pathlib.Path, text: str):
-  """Whole or not at all."""
-  partial = path.with_name(f'.{path.name}.partial')
-  partial.write_text(text)
-  os.replace(partial, path)

@@ -32,7 +32,7 @@ def main(argv: list[str]):
 
   mesh = assemble.mesh(c)
   with jax.set_mesh(mesh):
-    base_model.make(c, mesh, out)
+    base_model.make(assemble.warm_start(c), mesh, out)
   print(f'The model is in {out}')
 
 

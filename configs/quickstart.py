@@ -2,36 +2,20 @@
 
 bash launch/quickstart.sh
 python -m actfocus_jax.train --config=configs/quickstart.py \
-    --workdir=runs/quickstart
+  --workdir=runs/quickstart
 """
 
-from actfocus_jax.run import settings
+from actfocus_jax.run import presets, settings
 
 
 def get_config(arg=None):
-  """Arguments: weights=actfocus|uniform|downweight|..."""
-  choice = settings.parse_argument(
-    arg,
-    weights=('actfocus', *(n for n in settings.WEIGHTS if n != 'actfocus')),
-    algo=settings.ALGOS,
-    size=('tiny',),
-  )
+  """Arguments: algo=grpo, weights=actfocus|uniform|downweight|..."""
   c = settings.defaults()
-  c.num_steps = 60
   c.env.name = 'frozen_lake'
   c.env.options.success_probability = 1.0
-  c.warm_start.player_options.skill = 0.15
-
-  c.limits.response_tokens = 32
-  c.limits.context = 512
-  c.rollout.decode_steps = 6
-  c.rollout.lengths = (384, 512)
-
-  c.algo = choice['algo']
-  c.weights = settings.WEIGHTS[choice['weights']]
-  c.selection.ratio = 1.0
-  c.optimizer.learning_rate = 3e-4
-  c.learner.minibatch = 64
-  c.learner.microbatch = 16
+  c.num_steps = 60
+  c.selection.ratio = 0.5
+  c.player.options.skill = 0.15
+  presets.apply(c, presets.arguments(arg))
   c.lock()
   return c

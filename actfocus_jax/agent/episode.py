@@ -202,6 +202,8 @@ class Episode:
       batch.logprob[row, span] = self.logprobs(turn)
       result = turn.result
       batch.reward[row, turn.stop - 1] = result.reward + result.penalty
+    # A prompt that nobody has answered yet opens a turn too.
+    batch.turn[row, self._prompt : length] = len(self.turns)
     batch.turn[row, : self._system_count] = -1
     batch.success[row] = self.success
 

@@ -51,7 +51,14 @@ def speed(rollout: Rollout) -> dict[str, float]:
 
 
 def to_json(
-  episode: Episode, chat, *, step: int, group: int, member: int
+  episode: Episode,
+  chat,
+  *,
+  step: int,
+  group: int,
+  member: int,
+  signal_T: np.ndarray,
+  weight_T: np.ndarray,
 ) -> dict[str, Any]:
   """One episode as the viewer reads it.
 
@@ -61,32 +68,43 @@ def to_json(
     step: Of the evaluation.
     group: Of the episode.
     member: Within the group.
+    signal_T: Of every token, at least as long as the episode.
+    weight_T: Of every token.
 
   Returns:
     JSON-able values; the format is described in report/viewer.py.
   """
+
+  def token(turn, offset: int, logprob: float) -> dict[str, Any]:
+    position = turn.start + offset
+    return {
+      'text': chat.text([episode.ids[position]]),
+      'logprob': round(logprob, 4),
+      'action': turn.response.action[offset],
+      'weight': round(float(weight_T[position]), 4),
+      'signal': round(float(signal_T[position]), 4),
+    }
+
+  turns = [
+    {
+      'prompt': chat.text(episode.ids[turn.prompt : turn.start]),
+      'response': [
+        token(turn, i, logprob)
+        for i, logprob in enumerate(episode.logprobs(turn))
+      ],
+      'reward': turn.result.reward,
+      'penalty': turn.result.penalty,
+      'answer': turn.response.answer,
+    }
+    for turn in episode.turns
+  ]
   return {
     'step': step,
     'group': group,
     'member': member,
     'success': episode.success,
     'return': episode.episode_return,
-    'turns': [_turn(episode, turn, chat) for turn in episode.turns],
-  }
-
-
-def _turn(episode: Episode, turn, chat) -> dict[str, Any]:
-  ids = episode.ids[turn.start : turn.stop]
-  tokens = zip(ids, episode.logprobs(turn), turn.response.action, strict=True)
-  return {
-    'prompt': chat.text(episode.ids[turn.prompt : turn.start]),
-    'response': [
-      {'text': chat.text([index]), 'logprob': logprob, 'action': action}
-      for index, logprob, action in tokens
-    ],
-    'reward': turn.result.reward,
-    'penalty': turn.result.penalty,
-    'answer': turn.response.answer,
+    'turns': turns,
   }
 
 

@@ -130,6 +130,25 @@ def score(
 # --- 3. Weights and advantages -----------------------------------------------
 
 
+def token_weights(
+  batch: Trajectory,
+  old: scoring.Scores,
+  reference: scoring.Scores,
+  key: jax.Array,
+  recipe: Recipe,
+) -> tuple[jax.Array, jax.Array]:
+  """The signal and the weight of every token, [B, T] each."""
+  signal_BT = recipe.signal(
+    ref_logsumexp_BT=reference.logsumexp_BT,
+    ref_entropy_BT=reference.entropy_BT,
+    ref_logprob_BT=reference.logprob_BT,
+    old_logprob_BT=old.logprob_BT,
+    key=key,
+  )
+  weight_BT = recipe.token_weights(signal_BT, batch.sampled, batch.action)
+  return signal_BT, weight_BT
+
+
 def weigh(
   batch: Trajectory,
   return_PG: jax.Array,
@@ -151,14 +170,7 @@ def weigh(
   Returns:
     What the update reads, and the metrics of the method.
   """
-  signal_BT = recipe.signal(
-    ref_logsumexp_BT=reference.logsumexp_BT,
-    ref_entropy_BT=reference.entropy_BT,
-    ref_logprob_BT=reference.logprob_BT,
-    old_logprob_BT=old.logprob_BT,
-    key=key,
-  )
-  weight_BT = recipe.token_weights(signal_BT, batch.sampled, batch.action)
+  signal_BT, weight_BT = token_weights(batch, old, reference, key, recipe)
   advantage_B = recipe.advantage(return_PG).reshape(-1)
   advantage_BT = jnp.where(batch.sampled, advantage_B[:, None], 0.0)
   ready = Ready(
@@ -350,6 +362,7 @@ class TrainStep:
     self.fused = jax.jit(self._fused, donate_argnums=0)
     self.prepare = jax.jit(self._prepare)
     self.finish = jax.jit(self._finish, donate_argnums=0)
+    self.explain = jax.jit(self._explain)
 
   def _prepare(self, params, reference_params, batch: Trajectory, key):
     """Stages 1 to 3: (ready, whether any group has spread, metrics)."""
@@ -374,15 +387,16 @@ class TrainStep:
     more['selection/skipped_steps'] = state.skipped
     return state, metrics | more
 
+  def _explain(self, params, reference_params, batch: Trajectory, key):
+    """Signal and weight of every token of a batch that is not trained on."""
+    recipe = dataclasses.replace(self._recipe, microbatch=batch.tokens.shape[0])
+    old = score(self._graphdef, params, batch, recipe)
+    reference = score(self._reference, reference_params, batch, recipe)
+    return token_weights(batch, old, reference, key, recipe)
+
   def _fused(self, state: TrainState, reference_params, batch, key):
     weigh_key, order_key = jax.random.split(key)
     ready, metrics = self._prepare(
       state.params, reference_params, batch, weigh_key
     )
     return self._finish(state, ready, metrics, order_key)
-
-  def __call__(
-    self, state: TrainState, reference_params, batch: Trajectory, key
-  ) -> tuple[TrainState, Metrics]:
-    """One iteration; see `fused`."""
-    return self.fused(state, reference_params, batch, key)

@@ -117,20 +117,23 @@ def defaults() -> ml_collections.ConfigDict:
   c.checkpoint = dict(every=10, keep=2)
   c.mesh = dict(data=-1, fsdp=1, tensor=1)  # model.mesh.make_mesh
 
-  # The small default model: made once per content of this section, kept in
-  # `cache`. Supervised learning on demonstrations of a scripted player.
+  # The scripted player of the demonstrations: envs.players.PLAYERS[env][name],
+  # its fields replaced by player.options.
+  c.player = dict(name='careless', options=ml_collections.ConfigDict())
+
+  # The keyword arguments of base_model.WarmStart: the small default model,
+  # made once for each content of env, limits, player and this section, and
+  # kept in `cache`.
   c.warm_start = dict(
     cache='runs/warm_starts',
-    player='careless',
-    player_options=ml_collections.ConfigDict(),
     episodes=2048,
-    steps=600,
+    steps=300,
     batch=32,
-    learning_rate=3e-3,
+    learning_rate=4e-3,
     vocab_size=768,
     hidden_size=128,
-    intermediate_size=384,
-    num_layers=3,
+    intermediate_size=256,
+    num_layers=2,
     num_heads=4,
     num_key_value_heads=1,
     seed=0,
@@ -349,6 +352,29 @@ def to_json(c: ml_collections.ConfigDict) -> dict[str, Any]:
     key: list(value) if isinstance(value, tuple) else value
     for key, value in sorted(flatten(c).items())
   }
+
+
+def from_json(flat: dict[str, Any]) -> ml_collections.ConfigDict:
+  """The config that `to_json` wrote down.
+
+  Args:
+    flat: Values by dotted name.
+
+  Returns:
+    The config, locked.
+
+  Raises:
+    ValueError: For a field that this version does not have.
+  """
+  c = defaults()
+  known = flatten(c)
+  for field, value in flat.items():
+    section, _, name = field.rpartition('.')
+    if field not in known and not section.endswith('options'):
+      raise ValueError(f'config.json has {field}, which is no field.')
+    parent = get(c, section) if section else c
+    parent[name] = tuple(value) if isinstance(value, list) else value
+  return c.lock()
 
 
 # What may change when a run is continued in its workdir.

@@ -1,0 +1,60 @@
+"""Held-out success of a run's checkpoint, or of a model directory.
+
+python -m actfocus_jax.evaluate --workdir=DIR [--step=N]
+python -m actfocus_jax.evaluate --config=configs/NAME.py \
+  --config.model.path=HF_DIR
+
+Prints one line for people and one JSON object; writes nothing.
+"""
+
+import json
+import pathlib
+
+from absl import flags
+
+from actfocus_jax.run import command, settings
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'A run to evaluate.')
+_STEP = flags.DEFINE_integer('step', None, 'Checkpoint; default the newest.')
+_PROMPTS = flags.DEFINE_integer('prompts', None, 'Boards; default as trained.')
+_MEMBERS = flags.DEFINE_integer(
+  'members', None, 'Episodes per board; default as trained.'
+)
+_TEMPERATURE = flags.DEFINE_float(
+  'temperature', None, 'Of sampling; default as trained.'
+)
+
+
+def main(argv: list[str]):
+  """Checks the input, then plays the held-out boards."""
+  del argv
+  c = _config()
+  with c.unlocked():
+    for flag in (_PROMPTS, _MEMBERS, _TEMPERATURE):
+      if flag.value is not None:
+        c.eval[flag.name] = flag.value
+  settings.check(c)
+  command.check_model_directory(c.model.path)
+  workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
+
+  # Imported late: it takes seconds, and the checks above should not.
+  from actfocus_jax import evaluation
+
+  step, row = evaluation.evaluate_checkpoint(c, workdir, _STEP.value)
+  print(evaluation.line(step, row))
+  print(json.dumps({'step': step, **row}))
+
+
+def _config():
+  if not _WORKDIR.value:
+    return command.config()
+  if command.CONFIG.value is not None:
+    raise ValueError('--workdir and --config exclude each other.')
+  snapshot = pathlib.Path(_WORKDIR.value) / 'config.json'
+  if not snapshot.exists():
+    raise ValueError(f'--workdir is {_WORKDIR.value}, which holds no run.')
+  return settings.from_json(json.loads(snapshot.read_text()))
+
+
+if __name__ == '__main__':
+  command.run(main)

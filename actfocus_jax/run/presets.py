@@ -1,0 +1,66 @@
+"""Settings that several config files share: sizes, and the small model's."""
+
+import ml_collections
+
+from actfocus_jax.run import settings
+
+# Where the real models are expected; --config.model.path names another place.
+MODELS = {
+  '0.5b': 'models/Qwen2.5-0.5B-Instruct',
+  '1.5b': 'models/Qwen2.5-1.5B-Instruct',
+  '3b': 'models/Qwen2.5-3B-Instruct',
+  '7b': 'models/Qwen2.5-7B-Instruct',
+}
+
+
+def arguments(arg: str | None) -> dict[str, str]:
+  """Reads `size=...,algo=...,weights=...` of a config argument.
+
+  Args:
+    arg: What stands after the colon of `--config=FILE:...`.
+
+  Returns:
+    A value for each of the three; the defaults are tiny, grpo, actfocus.
+
+  Raises:
+    ValueError: For an unknown key or value.
+  """
+  others = (name for name in settings.WEIGHTS if name != 'actfocus')
+  return settings.parse_argument(
+    arg,
+    size=('tiny', *MODELS),
+    algo=settings.ALGOS,
+    weights=('actfocus', *others),
+  )
+
+
+def apply(c: ml_collections.ConfigDict, choice: dict[str, str]):
+  """Sets what `arguments` chose.
+
+  Args:
+    c: The config; changed in place.
+    choice: From `arguments`.
+  """
+  c.algo = choice['algo']
+  c.weights = settings.WEIGHTS[choice['weights']]
+  if choice['size'] == 'tiny':
+    tiny(c)
+  else:
+    c.model.path = MODELS[choice['size']]
+    c.model.remat = True
+
+
+def tiny(c: ml_collections.ConfigDict):
+  """The embedded default: a small model, short answers, a higher rate.
+
+  Args:
+    c: The config; changed in place.
+  """
+  c.model.path = ''
+  c.model.remat = True
+  c.limits.response_tokens = 32
+  c.limits.context = 512
+  c.rollout.decode_steps = 6
+  c.rollout.lengths = (384, 512)
+  c.optimizer.learning_rate = 5e-4
+  c.optimizer.warmup_steps = 5

@@ -1,0 +1,213 @@
+"""Episodes played by hand: each way to end, and who wrote which token."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from actfocus_jax.agent import episode as episode_lib
+from actfocus_jax.algorithm import trajectory
+from actfocus_jax.envs import frozen_lake
+
+LIMITS = episode_lib.Limits(
+  turns=3, max_actions=2, action_budget=5, response_tokens=40, context=500
+)
+LAKE = frozen_lake.FrozenLake(success_probability=1.0, instructions='Walk.')
+BOARD = 'SFFG\nFHFF'
+
+
+def start(chat, **limits):
+  limits = dataclasses.replace(LIMITS, **limits)
+  state, text = LAKE.load(BOARD)
+  ids, system_count = chat.opening('Walk.', text)
+  opening = episode_lib.Opening(state, tuple(ids), system_count)
+  return episode_lib.Episode(chat, LAKE, limits, opening)
+
+
+def say(episode, chat, *actions):
+  """Answers with these actions; without any, with something unreadable."""
+  if actions:
+    ids = chat.respond('so', actions)
+  else:
+    ids = chat.tokenizer.encode('so</think>Up', add_special_tokens=False)
+  logprobs = [-0.01 * (i + 1) for i in range(len(ids))]
+  return episode.respond(ids, logprobs)
+
+
+def test_goal_ends_with_success(chat):
+  episode = start(chat)
+  assert say(episode, chat, 'Right', 'Right') is not None
+  assert not episode.over and episode.actions_left == 3
+  assert say(episode, chat, 'Right', 'Left') is None
+  assert episode.over and episode.success and not episode.truncated
+  assert [turn.result.reward for turn in episode.turns] == [0.0, 1.0]
+  assert [turn.result.actions_used for turn in episode.turns] == [2, 1]
+  assert episode.episode_return == 1.0
+
+
+def test_hole_ends_without_success(chat):
+  episode = start(chat)
+  assert say(episode, chat, 'Down', 'Right') is None
+  assert episode.over and not episode.success
+  assert episode.episode_return == 0.0
+
+
+def test_spent_budget_ends(chat):
+  """Three actions in all: the fourth is dropped, without penalty."""
+  episode = start(chat, action_budget=3)
+  assert say(episode, chat, 'Right', 'Left') is not None
+  assert say(episode, chat, 'Right', 'Jump') is None
+  assert episode.actions_left == 0 and episode.over and not episode.success
+  assert episode.episode_return == 0.0 and episode.state.player == (0, 1)
+
+
+def test_last_turn_ends(chat):
+  episode = start(chat)
+  assert say(episode, chat, 'Right') is not None
+  assert say(episode, chat, 'Left') is not None
+  assert say(episode, chat, 'Right') is None
+  assert episode.over and not episode.truncated and not episode.success
+  assert episode.actions_left == 2
+
+
+def test_malformed_turns_cost_a_penalty_and_a_turn(chat):
+  episode = start(chat)
+  before = episode.state
+  prompt = say(episode, chat)
+  assert episode.state == before and episode.actions_left == 5
+  assert 'Reward: 0\nTurn 2:' in chat.text(prompt)  # Penalties are not shown.
+  say(episode, chat)
+  assert say(episode, chat) is None and episode.over
+  assert [turn.response.answer for turn in episode.turns] == [None] * 3
+  assert episode.episode_return == pytest.approx(-0.3)
+
+
+@pytest.mark.parametrize(
+  ('actions', 'player', 'used', 'penalty'),
+  [
+    (('Jump', 'Right'), (0, 1), 1, -0.1),  # The known one is run all the same.
+    (('Jump', 'Fly'), (0, 0), 0, -0.1),  # Once per turn.
+    (('right', 'RIGHT'), (0, 2), 2, 0.0),
+    (('Right', 'Left', 'Jump'), (0, 0), 2, 0.0),  # The third is cut unjudged.
+    (('',), (0, 0), 0, -0.1),
+  ],
+)
+def test_one_turn(chat, actions, player, used, penalty):
+  episode = start(chat)
+  say(episode, chat, *actions)
+  (turn,) = episode.turns
+  assert episode.state.player == player
+  assert (turn.result.actions_used, turn.result.penalty) == (used, penalty)
+  assert any(turn.response.action) == bool(''.join(actions))
+
+
+def test_context_ends_where_the_next_prompt_leaves_no_room(chat):
+  roomy = start(chat)
+  say(roomy, chat, 'Right')
+  length = len(roomy.ids)
+
+  tight = start(chat, context=length)
+  assert say(tight, chat, 'Right') is None
+  assert tight.over and tight.truncated and not tight.success
+  assert len(tight.ids) == tight.turns[-1].stop < length
+
+  enough = start(chat, context=length + 1)
+  assert say(enough, chat, 'Right') is not None
+  assert not enough.over and enough.token_budget == 1
+
+
+def test_goal_on_a_full_context_is_no_truncation(chat):
+  roomy = start(chat)
+  say(roomy, chat, 'Right', 'Right')
+  tight = start(chat, context=len(roomy.ids) + 20)
+  say(tight, chat, 'Right', 'Right')
+  assert tight.token_budget == 20
+  say(tight, chat, 'Right')
+  assert tight.success and not tight.truncated
+
+
+def test_token_budget_is_the_smaller_of_two_limits(chat):
+  episode = start(chat)
+  assert episode.token_budget == LIMITS.response_tokens
+  assert start(chat, context=len(episode.ids) + 7).token_budget == 7
+
+
+def play_two_turns(chat):
+  """A stopped answer, then a malformed one that was cut: and the ids of each."""
+  episode = start(chat, turns=2)
+  opening = list(episode.ids)
+  answer = chat.respond('so', ['Right', 'Right'])
+  prompt = say(episode, chat, 'Right', 'Right')
+  assert say(episode, chat) is None
+  cut = chat.tokenizer.encode('so</think>Up', add_special_tokens=False)
+  return episode, opening, answer, prompt, cut
+
+
+def test_row_by_hand(chat):
+  episode, opening, answer, prompt, cut = play_two_turns(chat)
+  pieces = chat.tokenizer.convert_ids_to_tokens(answer)
+  inside = slice(pieces.index('<answer>') + 1, pieces.index('</answer>'))
+  action = np.zeros(len(answer), bool)
+  action[inside] = True
+  assert 0 < action.sum() < len(answer)
+
+  length, pad = len(episode.ids) + 3, chat.pad_id
+  batch = episode_lib.to_trajectory([episode], [4], length=length, pad=pad)
+  trajectory.check(batch)
+  parts = [len(opening), len(answer), len(prompt), len(cut), 3]
+
+  def row(*values):
+    return np.repeat(values, parts)
+
+  assert batch.tokens[0].tolist() == [
+    *(*opening, *answer, *prompt, *cut),
+    *[pad] * 3,
+  ]
+  np.testing.assert_array_equal(batch.valid[0], row(1, 1, 1, 1, 0))
+  np.testing.assert_array_equal(batch.sampled[0], row(0, 1, 0, 1, 0))
+  begin = parts[0]
+  np.testing.assert_array_equal(
+    batch.action[0, begin : begin + len(answer)], action
+  )
+  assert batch.action.sum() == action.sum()
+  ends = np.cumsum(parts)[[1, 3]] - 1
+  assert np.flatnonzero(batch.turn_end[0]).tolist() == ends.tolist()
+  np.testing.assert_allclose(batch.reward[0, ends], [0.0, -0.1])
+  assert batch.reward.sum() == np.float32(-0.1)
+  logprob = [-0.01 * (i + 1) for n in (parts[1], parts[3]) for i in range(n)]
+  np.testing.assert_allclose(batch.logprob[batch.sampled], logprob)
+  assert not batch.logprob[~batch.sampled].any()
+  assert batch.group.tolist() == [4] and batch.success.tolist() == [False]
+
+
+def test_turn_numbers_by_hand(chat):
+  episode, opening, answer, prompt, cut = play_two_turns(chat)
+  batch = episode_lib.to_trajectory(
+    [episode], [0], length=len(episode.ids) + 2, pad=chat.pad_id
+  )
+  starts = chat.tokenizer.convert_tokens_to_ids('<|im_start|>')
+  user = opening.index(starts, 1)
+  expected = [
+    *[-1] * user,
+    *[0] * (len(opening) - user + len(answer)),
+    *[1] * (len(prompt) + len(cut)),
+    *[-1] * 2,
+  ]
+  assert batch.turn[0].tolist() == expected
+
+
+def test_a_cut_response_is_closed_by_a_token_nobody_sampled(chat):
+  episode = start(chat)
+  say(episode, chat)
+  (turn,) = episode.turns
+  stop = chat.tokenizer.eos_token_id
+  assert episode.ids[turn.stop - 1] != stop
+  assert episode.ids[turn.stop] == stop
+  batch = episode_lib.to_trajectory(
+    [episode], [0], length=len(episode.ids), pad=chat.pad_id
+  )
+  assert batch.sampled[0, turn.stop - 1] and not batch.sampled[0, turn.stop]
+  assert batch.turn_end[0, turn.stop - 1]
+  # The closing token opens the next turn's prompt, answered or not.
+  trajectory.check(batch)
+  assert batch.turn[0, turn.stop - 1 : turn.stop + 1].tolist() == [0, 1]

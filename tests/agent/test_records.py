@@ -1,0 +1,101 @@
+"""Numbers and texts of finished episodes, worked by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from actfocus_jax.agent import episode as episode_lib
+from actfocus_jax.agent import records, rollout
+from actfocus_jax.envs import frozen_lake
+
+LAKE = frozen_lake.FrozenLake(success_probability=1.0, instructions='Walk.')
+LIMITS = episode_lib.Limits(turns=2, action_budget=4)
+
+
+def play(chat, *answers):
+  """One episode on a corridor to the goal; None is an unreadable answer."""
+  state, text = LAKE.load('SFG')
+  ids, system_count = chat.opening('Walk.', text)
+  opening = episode_lib.Opening(state, tuple(ids), system_count)
+  one = episode_lib.Episode(chat, LAKE, LIMITS, opening)
+  for answer in answers:
+    sampled = chat.respond('so', answer) if answer else [5, 6]
+    one.respond(sampled, [-0.5] * len(sampled))
+  assert one.over
+  return one
+
+
+@pytest.fixture(scope='module')
+def finished(chat):
+  episodes = [
+    play(chat, ['Right', 'Right']),
+    play(chat, None, ['Left', 'Right']),
+    play(chat, ['Left', 'Up'], None),
+    play(chat, None, None),
+  ]
+  return rollout.Rollout(episodes, [0, 0, 1, 1], row_steps=500, seconds=2.0)
+
+
+def test_statistics_by_hand(finished):
+  found = records.statistics(finished)
+  tokens = [episode.sampled_count for episode in finished.episodes]
+  assert tokens[0] > tokens[3] == 4
+  assert found == pytest.approx(
+    {
+      'success': 1 / 4,
+      'return': (1.0 - 0.1 - 0.1 - 0.2) / 4,
+      'pass_at_g': 1 / 2,
+      'turns': 7 / 4,
+      'actions': 6 / 4,
+      'tokens': sum(tokens) / 4,
+      'valid_turns': 3 / 7,
+      'effective_actions': 3 / 6,  # Left and Up run into the border.
+      'truncated': 0.0,
+    }
+  )
+
+
+def test_speed_by_hand(finished):
+  tokens = sum(episode.sampled_count for episode in finished.episodes)
+  assert records.speed(finished) == pytest.approx(
+    {'tokens_per_second': tokens / 2.0, 'row_steps_per_token': 500 / tokens}
+  )
+
+
+def test_truncated_episodes_are_counted(played):
+  share = records.statistics(played)['truncated']
+  assert share == np.mean([episode.truncated for episode in played.episodes])
+  assert share > 0
+
+
+def test_json_of_an_episode(finished, chat):
+  one = finished.episodes[1]
+  record = records.to_json(one, chat, step=7, group=0, member=1)
+  assert json.loads(json.dumps(record)) == record
+  first, second = record.pop('turns')
+  assert record == {
+    'step': 7,
+    'group': 0,
+    'member': 1,
+    'success': False,
+    'return': pytest.approx(-0.1),
+  }
+  assert first['answer'] is None and second['answer'] == ['Left', 'Right']
+  assert (first['reward'], first['penalty']) == (0.0, -0.1)
+  assert (second['reward'], second['penalty']) == (0.0, 0.0)
+  assert first['prompt'].startswith('<|im_start|>system\nWalk.')
+  texts = [token['text'] for token in second['response']]
+  assert ''.join(texts) == (
+    'so</think><answer>Left || Right</answer><|im_end|>'
+  )
+  marked = [t['text'] for t in second['response'] if t['action']]
+  assert ''.join(marked) == 'Left || Right'
+  assert {token['logprob'] for token in second['response']} == {-0.5}
+
+
+def test_bytes_that_are_no_text_can_be_written(played, chat):
+  """Random ids are often no UTF-8; the viewer's file must hold them all."""
+  for row, episode in enumerate(played.episodes):
+    record = records.to_json(episode, chat, step=0, group=0, member=row)
+    assert json.loads(json.dumps(record).encode()) == record

@@ -1,0 +1,275 @@
+"""Real rollouts: provenance, limits, and what may not change a sample."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from actfocus_jax.agent import chat as chat_lib
+from actfocus_jax.algorithm import trajectory
+from actfocus_jax.model import scoring
+from actfocus_jax.run import compilations
+
+
+def ids_of(played):
+  return [episode.ids for episode in played.episodes]
+
+
+def responses_of(played):
+  return [
+    [tuple(episode.ids[turn.start : turn.stop]) for turn in episode.turns]
+    for episode in played.episodes
+  ]
+
+
+def logprobs_of(played):
+  return np.concatenate(
+    [e.logprobs(turn) for e in played.episodes for turn in e.turns]
+  )
+
+
+@functools.partial(
+  jax.jit, static_argnames=('graphdef', 'temperature', 'chunk')
+)
+def full_pass(graphdef, params, batch, temperature, chunk=4096):
+  scores = scoring.score_tokens(
+    graphdef,
+    params,
+    batch.tokens,
+    batch.valid,
+    temperature=temperature,
+    chunk=chunk,
+  )
+  return scores.logprob_BT
+
+
+# --- Who wrote what ----------------------------------------------------------
+
+
+def test_the_rollout_is_rich_enough(played, chat):
+  """What the tests below rely on: each kind of turn and of end happens."""
+  episodes = played.episodes
+  turns = [turn for episode in episodes for turn in episode.turns]
+  last_ids = [e.ids[turn.stop - 1] for e in episodes for turn in e.turns]
+  assert len(episodes) == 12 and played.groups == [0] * 4 + [1] * 4 + [2] * 4
+  assert 0 < sum(episode.truncated for episode in episodes) < len(episodes)
+  assert len({len(episode.turns) for episode in episodes}) > 1
+  assert 4 < sum(i in chat.stop_ids for i in last_ids) < len(turns) - 4
+  assert sum(turn.result.valid for turn in turns) > 4
+  assert sum(turn.response.answer is None for turn in turns) > 4
+  assert {turn.result.done for turn in turns} == {False, True}
+
+
+def test_batch_keeps_its_promises(batch):
+  trajectory.check(batch)
+  assert 4 < batch.action.sum() < batch.sampled.sum() / 2
+
+
+def test_a_conversation_is_what_the_environment_says(
+  played, lake, limits, chat, batch
+):
+  """Each prompt and reward again, from the executed answers alone."""
+  for row, episode in enumerate(played.episodes):
+    state, text = lake.reset((3, 4, 5)[played.groups[row]])
+    system = chat_lib.system_message(lake.instructions, budget=5, max_actions=2)
+    reward, left, begin, total = None, 5, 0, 0.0
+    for index, turn in enumerate(episode.turns):
+      user = chat_lib.turn_message(
+        text,
+        turn=index + 1,
+        reward=reward,
+        actions_left=left,
+        response_tokens=limits.response_tokens,
+      )
+      head = f'<|im_start|>system\n{system}' if index == 0 else ''
+      shown = chat.text(episode.ids[begin : turn.start])
+      assert shown.removeprefix('<|im_end|>') == (
+        f'{head}{"<|im_end|>" if head else ""}\n<|im_start|>user\n{user}'
+        '<|im_end|>\n<|im_start|>assistant\n<think>'
+      )
+      answer = (turn.response.answer or [])[: min(2, left)]
+      known = [name for name in answer if name in lake.actions]
+      reward = 0.0
+      for name in known:
+        state, step = lake.step(state, name)
+        text, reward, left = step.text, reward + step.reward, left - 1
+        if step.done:
+          break
+      penalty = -0.1 if len(known) < len(answer) or not known else 0.0
+      assert batch.reward[row, turn.stop - 1] == np.float32(reward + penalty)
+      begin, total = turn.stop, total + reward + penalty
+    assert state == episode.state and left == episode.actions_left
+    assert episode.episode_return == pytest.approx(total)
+    assert batch.reward[row].sum() == pytest.approx(total, abs=1e-6)
+  assert len(set(batch.reward.sum(axis=1).round(3).tolist())) > 1
+
+
+def test_prompts_begin_with_the_ids_sampled_before(played):
+  """Nothing lies between a turn's last sampled id and the next prompt."""
+  for episode in played.episodes:
+    bounds = [0]
+    for turn in episode.turns:
+      assert turn.prompt == bounds[-1] < turn.start < turn.stop
+      bounds.append(turn.stop)
+    assert bounds[-1] == len(episode.ids)
+    assert episode.sampled_count == sum(
+      turn.stop - turn.start for turn in episode.turns
+    )
+
+
+def test_sampled_ids_are_those_of_the_responses(played, batch):
+  for row, turns in enumerate(responses_of(played)):
+    sampled = batch.tokens[row][batch.sampled[row]].tolist()
+    assert sampled == [index for response in turns for index in response]
+    flags = batch.action[row][batch.sampled[row]].tolist()
+    assert flags == [
+      flag
+      for turn in played.episodes[row].turns
+      for flag in turn.response.action
+    ]
+
+
+def test_stop_ids_are_trained_and_forced_ones_are_not(
+  played, chat, limits, batch
+):
+  (stop,) = chat.stop_ids
+  for row, episode in enumerate(played.episodes):
+    for turn in episode.turns:
+      response = episode.ids[turn.start : turn.stop]
+      is_stopped = response[-1] == stop
+      assert stop not in response[:-1]
+      assert batch.sampled[row, turn.stop - 1]
+      assert batch.turn_end[row, turn.stop - 1]
+      room = limits.context - turn.start
+      assert is_stopped or len(response) == min(limits.response_tokens, room)
+      if turn is not episode.turns[-1]:
+        assert not batch.sampled[row, turn.stop]
+        assert (batch.tokens[row, turn.stop] == stop) == (not is_stopped)
+
+
+def test_turn_numbers(played, batch, chat):
+  start = chat.tokenizer.convert_tokens_to_ids('<|im_start|>')
+  for row, episode in enumerate(played.episodes):
+    expected = [-1] * episode.ids.index(start, 1)
+    for index, turn in enumerate(episode.turns):
+      expected += [index] * (turn.stop - len(expected))
+    expected += [-1] * (batch.turn.shape[1] - len(expected))
+    assert batch.turn[row].tolist() == expected
+    ends = [turn.stop - 1 for turn in episode.turns]
+    assert np.flatnonzero(batch.turn_end[row]).tolist() == ends
+
+
+# --- Two equalities ----------------------------------------------------------
+
+
+@pytest.mark.parametrize('temperature', [1.0, 0.5])
+def test_emitted_logprobs_are_those_of_a_full_pass(
+  collect, played, pad, policy, temperature
+):
+  """Over several turns: a cache that went wrong would show here."""
+  batch = pad(
+    played if temperature == 1.0 else collect(temperature=temperature)
+  )
+  assert (batch.turn[batch.sampled] == 2).any()
+  right, wrong = (
+    np.asarray(full_pass(policy.graphdef, policy.params, batch, t))
+    for t in (temperature, 1.5 - temperature)
+  )
+  emitted = batch.logprob[batch.sampled]
+  assert emitted.std() > 0.5
+  assert np.abs((wrong - right)[batch.sampled]).max() > 0.5
+  np.testing.assert_allclose(emitted, right[batch.sampled], atol=2e-4)
+
+
+def test_each_token_before_matters(policy, batch):
+  """So the equality above would see a cache that forgot one."""
+  changed = dataclasses.replace(batch, tokens=batch.tokens.copy())
+  changed.tokens[:, 1] = 300
+  assert (changed.tokens != batch.tokens).any()
+  before, after = (
+    np.asarray(full_pass(policy.graphdef, policy.params, b, 1.0))
+    for b in (batch, changed)
+  )
+  second = batch.sampled & (batch.turn == 1)
+  assert np.median(np.abs(after - before)[second]) > 2e-3
+
+
+# --- What may not change a sample --------------------------------------------
+
+
+@pytest.mark.parametrize(
+  'shapes',
+  [
+    {'slots': 5, 'decode_steps': 3},
+    {'slots': 1, 'decode_steps': 1},
+    {'observation_block': 48, 'cache_block': 64},
+    {'devices': 8},
+  ],
+  ids=str,
+)
+def test_samples_do_not_depend_on_scheduling(collect, played, shapes):
+  other = collect(**shapes)
+  assert ids_of(other) == ids_of(played)
+  np.testing.assert_allclose(logprobs_of(other), logprobs_of(played), atol=2e-4)
+  assert other.groups == played.groups
+  sampled = sum(episode.sampled_count for episode in other.episodes)
+  assert other.row_steps >= sampled
+  if shapes.get('slots') == 1:  # Nobody waits, so nothing is wasted.
+    assert other.row_steps == sampled < played.row_steps
+
+
+def test_same_key_same_samples_other_key_other_samples(collect, played):
+  again, other = collect(), collect(key=1)
+  assert ids_of(again) == ids_of(played)
+  assert logprobs_of(again).tolist() == logprobs_of(played).tolist()
+  for ours, theirs in zip(ids_of(other), ids_of(played), strict=True):
+    assert ours != theirs
+
+
+def test_members_of_a_group_differ(played):
+  """They start from one prompt and go their own ways."""
+  for group in range(3):
+    members = [
+      episode
+      for episode, its in zip(played.episodes, played.groups, strict=True)
+      if its == group
+    ]
+    prompts = {tuple(e.ids[: e.turns[0].start]) for e in members}
+    assert len(members) == 4 and len(prompts) == 1
+    assert len({tuple(e.ids) for e in members}) == 4
+  first = [turns[0] for turns in responses_of(played)]
+  assert len(set(first)) > 8  # Also from group to group.
+
+
+# --- Limits ------------------------------------------------------------------
+
+
+def test_budgets_and_context_hold(played, limits):
+  for episode in played.episodes:
+    assert episode.over and len(episode.ids) <= limits.context
+    assert len(episode.turns) <= limits.turns and episode.actions_left >= 0
+    for turn in episode.turns:
+      assert 0 < turn.stop - turn.start <= limits.response_tokens
+    if episode.truncated:
+      assert len(episode.turns) < limits.turns
+      assert not episode.turns[-1].result.done
+  lengths = [len(episode.ids) for episode in played.episodes]
+  assert max(lengths) == limits.context
+
+
+def test_a_prompt_that_fills_the_context_is_refused(collect, played, limits):
+  length = played.episodes[0].turns[0].start
+  with pytest.raises(ValueError, match=f'context is {length}.*{length} tokens'):
+    collect(seeds=(3,), limits=dataclasses.replace(limits, context=length))
+
+
+def test_a_second_collect_compiles_nothing(collect, played):
+  compilations.start()
+  jax.jit(lambda x: x * 3)(np.ones(17))
+  before = compilations.count()
+  assert before > 0  # It does count.
+  for _ in range(2):
+    collect(key=0)
+  assert compilations.count() == before

@@ -1,0 +1,314 @@
+"""The gradient of a mini-batch: by a loop, in pieces, and where there is none.
+
+Gradients are compared, not Adam's steps: Adam divides by the size of the
+gradient, so it makes a step of a rounding error.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from actfocus_jax.algorithm import signals
+
+
+def assert_close(found, wanted, tolerance=1e-5):
+  """Every leaf, to a share of the largest entry of the wanted gradient."""
+  scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(wanted))
+  assert scale > 1e-3
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      np.asarray(a), np.asarray(b), rtol=1e-3, atol=tolerance * scale
+    ),
+    found,
+    wanted,
+  )
+
+
+def assert_equal(found, wanted):
+  jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def largest(tree):
+  return max(float(jnp.abs(x).max()) for x in jax.tree.leaves(tree))
+
+
+# --- Against a loop ----------------------------------------------------------
+
+
+def loop_advantages(batch, members=4):
+  """(R - mean) / (std + 1e-6) by row, with the unbiased standard deviation."""
+  returns = [math.fsum(row.tolist()) for row in batch.reward]
+  advantages = []
+  for first in range(0, len(returns), members):
+    group = returns[first : first + members]
+    mean = math.fsum(group) / members
+    variance = math.fsum((x - mean) ** 2 for x in group) / (members - 1)
+    std = math.sqrt(variance)
+    advantages += [(x - mean) / (std + 1e-6) if std else 0.0 for x in group]
+  return advantages
+
+
+def loop_actfocus_weights(batch, signal_BT, alpha, beta):
+  action = [float(s) for s in np.asarray(signal_BT)[batch.action]]
+  mean = math.fsum(action) / len(action)
+  variance = math.fsum((s - mean) ** 2 for s in action) / len(action)
+  weight_BT = np.zeros(batch.tokens.shape)
+  for b, t in zip(*np.nonzero(batch.sampled), strict=True):
+    weight_BT[b, t] = alpha
+    if batch.action[b, t]:
+      z = (float(signal_BT[b, t]) - mean) / math.sqrt(variance + 1e-6)
+      weight_BT[b, t] = 1 + beta / (1 + math.exp(-z))
+  return weight_BT
+
+
+def loop_grpo(batch, logprob_BT, weight_BT=None):
+  """(loss, d loss / d logprob): ratio, clip, mean over the sampled tokens."""
+  total, mass, tokens = 0.0, 0.0, list(np.argwhere(batch.sampled))
+  slope_BT = np.zeros(batch.tokens.shape)
+  advantage_B = loop_advantages(batch)
+  clipped = 0
+  for b, t in tokens:
+    weight = 1.0 if weight_BT is None else weight_BT[b, t]
+    ratio = math.exp(float(logprob_BT[b, t]) - float(batch.logprob[b, t]))
+    free = ratio * advantage_B[b]
+    bounded = min(max(ratio, 0.8), 1.28) * advantage_B[b]
+    total -= weight * min(free, bounded)
+    mass += weight
+    # Only the unclipped branch depends on the policy: d ratio = ratio.
+    slope_BT[b, t] = -weight * free if free <= bounded else 0.0
+    clipped += bounded < free
+  assert 0 < clipped < len(tokens)
+  return total / mass, slope_BT / mass
+
+
+@pytest.mark.parametrize('method', ['uniform', 'actfocus'])
+def test_equals_a_loop(
+  method, model, reference, batch, recipe, weigh, score, gradient
+):
+  """Uniform is plain GRPO: its loop knows no weights."""
+  graphdef, params = model
+  alpha, beta = {'uniform': (1.0, 0.0), 'actfocus': (0.1, 0.5)}[method]
+  chosen = recipe(alpha=alpha, beta=beta)
+  ready, _ = weigh(batch, chosen)
+  grads, metrics = gradient(ready, chosen)
+
+  weight_BT = None
+  if method == 'actfocus':
+    said = score(graphdef, reference, batch.tokens, batch.valid)
+    weight_BT = loop_actfocus_weights(batch, -said.logsumexp_BT, alpha, beta)
+    assert np.std(weight_BT[batch.action]) > 0.01
+  now = score(graphdef, params, batch.tokens, batch.valid).logprob_BT
+  loss, slope_BT = loop_grpo(batch, now, weight_BT)
+  np.testing.assert_allclose(metrics['actor/loss'], loss, rtol=1e-4)
+
+  def linear(params):
+    logprob_BT = score(graphdef, params, batch.tokens, batch.valid).logprob_BT
+    return jnp.sum(logprob_BT * jnp.asarray(slope_BT, jnp.float32))
+
+  assert_close(grads, jax.jit(jax.grad(linear))(params), 1e-4)
+
+
+def test_entropy_bonus_is_a_mean_over_sampled_tokens(
+  model, batch, recipe, weigh, score, gradient
+):
+  """Never weighted, and added with its sign: more entropy, less loss."""
+  plain, bonus = recipe(), recipe(entropy_coefficient=0.5)
+  ready, _ = weigh(batch, plain)
+  _, without = gradient(ready, plain)
+  _, within = gradient(ready, bonus)
+  entropy_BT = score(*model, batch.tokens, batch.valid).entropy_BT
+  mean = np.asarray(entropy_BT)[batch.sampled].mean()
+  np.testing.assert_allclose(within['actor/entropy'], mean, rtol=1e-5)
+  np.testing.assert_allclose(
+    within['actor/loss'], without['actor/loss'] - 0.5 * mean, rtol=1e-4
+  )
+
+
+# --- In pieces ---------------------------------------------------------------
+
+
+def test_micro_batches_give_the_same_gradient(batch, recipe, weigh, gradient):
+  whole = recipe(entropy_coefficient=0.1)
+  ready, _ = weigh(batch, whole)
+  counts = ready.sampled_BT.reshape(4, 4, -1).sum(axis=(1, 2))
+  assert len(set(counts.tolist())) > 1  # A mean of means would differ.
+  wanted, metrics = gradient(ready, whole)
+  for rows in (4, 2):
+    pieces = dataclasses.replace(whole, microbatch=rows)
+    grads, found = gradient(ready, pieces)
+    assert_close(grads, wanted)
+    assert found.keys() == metrics.keys()
+    for name, value in metrics.items():
+      np.testing.assert_allclose(
+        found[name], value, rtol=1e-4, atol=1e-6, err_msg=name
+      )
+
+
+@pytest.mark.parametrize('rows', [16, 8])
+def test_eight_devices_give_the_same_gradient(
+  rows, model, batch, recipe, weigh, gradient, spread_out
+):
+  whole = recipe(entropy_coefficient=0.1)
+  ready, _ = weigh(batch, whole)
+  wanted, metrics = gradient(ready, whole)
+  mesh, place = spread_out
+  params, placed = place(model[1], ready)
+  assert len(placed.tokens_BT.sharding.device_set) == 8
+  with jax.set_mesh(mesh):
+    grads, found = gradient(
+      placed, dataclasses.replace(whole, microbatch=rows), params
+    )
+  assert_close(grads, wanted)
+  for name, value in metrics.items():
+    np.testing.assert_allclose(
+      found[name], value, rtol=1e-4, atol=1e-6, err_msg=name
+    )
+
+
+def test_padding_changes_nothing(batch, recipe, weigh, gradient):
+  def longer(x):
+    if x.ndim == 1:
+      return x
+    fill = -1 if x.dtype == np.int32 and (x < 0).any() else 0
+    return np.pad(x, ((0, 0), (0, 9)), constant_values=fill)
+
+  short, _ = weigh(batch, recipe())
+  long, _ = weigh(jax.tree.map(longer, batch), recipe())
+  assert long.tokens_BT.shape == (16, 33)
+  wanted, metrics = gradient(short, recipe())
+  grads, found = gradient(long, recipe())
+  assert_close(grads, wanted)
+  np.testing.assert_allclose(
+    found['actor/loss'], metrics['actor/loss'], rtol=1e-5
+  )
+
+
+# --- Where there is none -----------------------------------------------------
+
+
+def test_tokens_that_nobody_sampled_have_no_say(batch, recipe, weigh, gradient):
+  """Prompts, observations, forced tokens and padding."""
+  chosen = recipe(entropy_coefficient=0.1)
+  ready, _ = weigh(batch, chosen)
+  np.testing.assert_array_equal(ready.weight_BT > 0, batch.sampled)
+  wanted, _ = gradient(ready, chosen)
+  off = ~batch.sampled
+  loud = dataclasses.replace(
+    ready,
+    advantage_BT=jnp.where(off, 50.0, ready.advantage_BT),
+    old_logprob_BT=jnp.where(off, -3.0, ready.old_logprob_BT),
+    tokens_BT=jnp.where(batch.valid, ready.tokens_BT, 9),
+  )
+  assert (loud.tokens_BT != ready.tokens_BT).any()
+  found, _ = gradient(loud, chosen)
+  assert largest(wanted) > 1e-3
+  assert_equal(found, wanted)
+  # The same changes on a token that was sampled are seen.
+  loud = dataclasses.replace(
+    ready, advantage_BT=jnp.where(batch.sampled, 5.0, ready.advantage_BT)
+  )
+  assert largest(jax.tree.map(jnp.subtract, gradient(loud, chosen)[0], wanted))
+
+
+def only(ready, row, token):
+  """A mini-batch in which a single token weighs anything."""
+  here_BT = jnp.zeros(ready.tokens_BT.shape, bool).at[row, token].set(True)
+  return dataclasses.replace(
+    ready,
+    advantage_BT=jnp.ones_like(ready.advantage_BT),
+    weight_BT=here_BT.astype(jnp.float32),
+    sampled_BT=here_BT,
+  )
+
+
+def test_a_token_is_taught_by_the_tokens_before_it(
+  batch, recipe, weigh, gradient
+):
+  """Causality: embeddings of later tokens, or of other rows, stay at 0."""
+  ready, _ = weigh(batch, recipe())
+  unique_BT = jnp.broadcast_to(2 + jnp.arange(24)[None], (16, 24))
+  row = 3
+  token = int(np.flatnonzero(batch.sampled[row])[2])
+  ids_BT = unique_BT.at[row].add(30).astype(jnp.int32)
+  alone = only(dataclasses.replace(ready, tokens_BT=ids_BT), row, token)
+  alone = dataclasses.replace(
+    alone, old_logprob_BT=jnp.full((16, 24), -1e3)  # Bounded; never clipped.
+  )
+  alone = dataclasses.replace(
+    alone, advantage_BT=-jnp.ones((16, 24))
+  )
+  grads, _ = gradient(alone, recipe())
+  moved = np.abs(np.asarray(grads['embedding'][...])).max(axis=1)
+  del moved
+  alone = dataclasses.replace(alone, old_logprob_BT=jnp.zeros((16, 24)))
+  grads, _ = gradient(alone, recipe())
+  moved_V = np.abs(np.asarray(grads['embedding'][...])).max(axis=1)
+  assert np.flatnonzero(moved_V).tolist() == (32 + np.arange(token)).tolist()
+
+
+def test_the_stop_token_is_trained(batch, recipe, weigh, gradient):
+  ready, _ = weigh(batch, recipe())
+  np.testing.assert_array_equal(ready.tokens_BT == 1, batch.turn_end)
+  ends = np.argwhere(batch.turn_end & (np.asarray(ready.advantage_BT) != 0))
+  row, token = ends[0].tolist()
+  assert ready.weight_BT[row, token] == np.float32(0.1)
+  grads, _ = gradient(only(ready, row, token), recipe())
+  towards = np.asarray(grads['head'][...])[:, 1]
+  assert np.abs(towards).max() > 1e-3
+
+
+# --- What the update reads ---------------------------------------------------
+
+
+def test_ready_holds_the_method(batch, recipe, weigh):
+  ready, metrics = weigh(batch, recipe())
+  for b, advantage in enumerate(loop_advantages(batch)):
+    found = np.asarray(ready.advantage_BT[b])
+    np.testing.assert_allclose(
+      found[batch.sampled[b]], advantage, rtol=1e-3, atol=1e-6
+    )
+    assert not found[~batch.sampled[b]].any()
+  share = batch.action.sum() / batch.sampled.sum()
+  np.testing.assert_allclose(metrics['weights/action_share'], share, rtol=1e-6)
+  assert int(metrics['selection/kept']) == 4
+  assert int(metrics['selection/kept_with_spread']) == 3
+
+
+def test_sampler_gap_is_measured_on_sampled_tokens(
+  model, batch, recipe, weigh, score
+):
+  _, metrics = weigh(batch, recipe())
+  now_BT = np.asarray(score(*model, batch.tokens, batch.valid).logprob_BT)
+  gap = np.abs(now_BT - batch.logprob)[batch.sampled]
+  for name, value in (
+    ('mean', gap.mean()),
+    ('p99', np.quantile(gap, 0.99)),
+    ('max', gap.max()),
+  ):
+    np.testing.assert_allclose(
+      metrics[f'rollout/sampler_gap_{name}'], value, rtol=1e-4
+    )
+
+
+def test_ratios_are_taken_against_what_the_recipe_says(
+  model, batch, recipe, weigh, score
+):
+  now_BT = score(*model, batch.tokens, batch.valid).logprob_BT
+  sampler, _ = weigh(batch, recipe(rescore=False))
+  rescored, _ = weigh(batch, recipe(rescore=True))
+  assert np.abs(batch.logprob - now_BT)[batch.sampled].max() > 0.1
+  np.testing.assert_array_equal(sampler.old_logprob_BT, batch.logprob)
+  np.testing.assert_array_equal(rescored.old_logprob_BT, now_BT)
+
+
+@pytest.mark.parametrize('name', signals.SIGNALS)
+def test_each_signal_reaches_the_weights(name, batch, recipe, weigh):
+  energy, _ = weigh(batch, recipe())
+  other, _ = weigh(batch, recipe(signal=signals.SIGNALS[name]))
+  differs = np.asarray(energy.weight_BT != other.weight_BT)
+  assert not differs[~batch.action].any()
+  assert differs[batch.action].any() == (name != 'energy')

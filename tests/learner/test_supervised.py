@@ -1,0 +1,79 @@
+"""The warm start's step: a mean over the response tokens, made smaller."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from actfocus_jax.learner import state as state_lib
+from actfocus_jax.learner import supervised
+
+ADAM = optax.adam(3e-3)
+
+
+@pytest.fixture
+def run(model, batch):
+  """One step from the initial state; keywords replace an array."""
+  graphdef, params = model
+
+  def one(tokens=batch.tokens, sampled=batch.sampled, state=None):
+    if state is None:
+      copy = jax.tree.map(lambda x: x + 0, params)
+      state = state_lib.create(copy, ADAM)
+    return supervised.step(graphdef, ADAM, state, tokens, batch.valid, sampled)
+
+  return one
+
+
+def assert_equal(found, wanted):
+  jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_loss_is_the_mean_over_response_tokens(run, model, batch, score):
+  _, metrics = run()
+  logprob_BT = np.asarray(score(*model, batch.tokens, batch.valid).logprob_BT)
+  np.testing.assert_allclose(
+    metrics['loss'], -logprob_BT[batch.sampled].mean(), rtol=1e-5
+  )
+  everything = -logprob_BT[batch.valid].mean()
+  assert abs(float(metrics['loss']) - everything) > 1e-3
+
+
+def test_the_loss_falls(run):
+  state, first = run()
+  for _ in range(15):
+    state, last = run(state=state)
+  assert int(state.step) == 16
+  assert float(last['loss']) < 0.7 * float(first['loss'])
+
+
+def test_only_response_tokens_are_learned(run, batch):
+  """What the last token of a row is matters only where it is a response."""
+  state, _ = run()
+  last = batch.valid.sum(axis=1) - 1
+  rows = np.arange(len(last))
+  without_last = batch.sampled.copy()
+  without_last[rows, last] = False
+  other = batch.tokens.copy()
+  other[rows, last] = 40
+  assert (other != batch.tokens).any()
+
+  unlearned, _ = run(sampled=without_last)
+  again, _ = run(tokens=other, sampled=without_last)
+  assert_equal(again.params, unlearned.params)
+  learned, _ = run(tokens=other)
+  head, wanted = (s.params['head'][...] for s in (learned, state))
+  assert np.abs(np.asarray(head - wanted)).max() > 1e-4
+
+
+def test_padding_is_never_learned(run, batch):
+  state, _ = run()
+  other = np.where(batch.valid, batch.tokens, 17).astype(np.int32)
+  assert (other != batch.tokens).any()
+  assert_equal(run(tokens=other)[0].params, state.params)
+
+
+def test_no_response_is_no_loss(run, batch):
+  state, metrics = run(sampled=np.zeros_like(batch.sampled))
+  assert float(metrics['loss']) == 0.0
+  assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(state))
