@@ -107,7 +107,6 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
         row = to_row(done, played, learned) | {
           'rollout/padded_length': batch.tokens.shape[1],
           'time/rollout': rolled - begin,
-          'time/step': time.perf_counter() - begin,
           'compiles': compilations.count(),
         }
         check_finite(row)
@@ -229,5 +228,5 @@ def _shown(row: Row) -> Row:
     'return': row['train/return'],
     'action mass': row['weights/action_mass'],
     'tokens/s': row['rollout/tokens_per_second'],
-    's/step': row['time/step'],
+    's/step': sum(v for k, v in row.items() if k.startswith('time/')),
   }

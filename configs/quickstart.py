@@ -13,9 +13,10 @@ def get_config(arg=None):
   c = settings.defaults()
   c.env.name = 'frozen_lake'
   c.env.options.success_probability = 1.0
-  c.num_steps = 60
+  c.num_steps = 90
   c.selection.ratio = 0.5
-  c.player.options.skill = 0.15
+  c.player.options.skill = 0.3
+  c.player.options.habit = 0.4
   presets.apply(c, presets.arguments(arg))
   c.lock()
   return c

@@ -155,7 +155,7 @@ def check_opening(opening: episode_lib.Opening, limits: episode_lib.Limits):
   """Raises ValueError when the first prompt leaves no room to answer."""
   if len(opening.ids) >= limits.context:
     raise ValueError(
-      f'rollout.context is {limits.context}, but the first prompt alone has '
+      f'limits.context is {limits.context}, but the first prompt alone has '
       f'{len(opening.ids)} tokens; allowed is anything above that, and '
       f'{len(opening.ids) + limits.response_tokens} leaves room for one answer.'
     )

@@ -5,7 +5,7 @@ byte-level BPE behind Qwen2's pre-tokenizer, with Qwen's chat markup, saved as
 a Hugging Face directory and loaded like any other (`chat.load_tokenizer`,
 transformers' AutoTokenizer). Two things fit it to a small model:
 
-1. The set phrases of an environment (")\\nGoal: (") become tokens of their
+1. The set phrases of an environment ("Board size: ") become tokens of their
    own, which cuts a conversation to less than half.
 2. Digits and board cells stay single tokens, so that a board can be read.
 """

@@ -30,12 +30,14 @@ class FrozenLakeCareless:
   """Walks towards the goal and overlooks the holes.
 
   Attributes:
-    skill: probability, per action, of a step that comes closer to the goal;
-      else the action is uniformly random.
+    skill: probability, per action, of a step that comes closer to the goal.
+    habit: probability, per action, of `Up`, whatever the board; what remains
+      of 1 is a uniformly random action.
     length: most actions in one turn.
   """
 
   skill: float = 0.4
+  habit: float = 0.0
   length: int = 2
 
   def respond(
@@ -51,11 +53,18 @@ class FrozenLakeCareless:
     """
     here, actions = state, []
     while len(actions) < self.length and here.player != here.lake.goal:
-      good = self._good_actions(here) if rng.random() < self.skill else ()
-      actions.append(_draw(rng, good or env.actions))
+      actions.append(self._act(env, here, rng))
       moved = frozen_lake.slide(here.lake, here.player, actions[-1])
       here = dataclasses.replace(here, player=moved)
     return _frozen_lake_thought(state), actions
+
+  def _act(self, env, state: frozen_lake.State, rng) -> str:
+    luck = rng.random()
+    if luck < self.skill:
+      return _draw(rng, self._good_actions(state) or env.actions)
+    if luck < self.skill + self.habit:
+      return 'Up'
+    return _draw(rng, env.actions)
 
   def _good_actions(self, state: frozen_lake.State) -> tuple[str, ...]:
     return tuple(way for way, _ in _ways(state.player, state.lake.goal))

@@ -72,7 +72,26 @@ def create(params, tx: optax.GradientTransformation) -> TrainState:
   """
   # Two buffers, not one named twice: the step donates its state.
   step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-  return TrainState(step, skipped, params, jax.jit(tx.init)(params))
+  init = jax.jit(tx.init, out_shardings=_moment_shardings(params, tx))
+  return TrainState(step, skipped, params, init(params))
+
+
+def _moment_shardings(params, tx: optax.GradientTransformation):
+  """The parameters' shardings wherever the state has a tree like theirs.
+
+  A moment starts as zeros, which depend on no parameter: left to itself the
+  compiler gives every device a whole one.
+  """
+  where = jax.tree.map(lambda x: x.sharding, params)
+
+  def is_like_params(tree):
+    return jax.tree.structure(tree) == jax.tree.structure(params)
+
+  return jax.tree.map(
+    lambda tree: where if is_like_params(tree) else None,
+    jax.eval_shape(tx.init, params),
+    is_leaf=is_like_params,
+  )
 
 
 def _matrices(params):

@@ -233,8 +233,8 @@ def update(
     params, opt_state = carry
     grads, metrics = minibatch_gradient(graphdef, params, minibatch, recipe)
     updates, opt_state = tx.update(grads, opt_state, params)
-    metrics['actor/grad_norm'] = optax.global_norm(grads)
-    metrics['actor/update_norm'] = optax.global_norm(updates)
+    metrics['actor/grad_norm'] = optax.tree.norm(grads)
+    metrics['actor/update_norm'] = optax.tree.norm(updates)
     return (optax.apply_updates(params, updates), opt_state), metrics
 
   minibatches = _minibatches(ready, key, recipe)

@@ -128,7 +128,12 @@ def refuse(sentence: str) -> int:
 
 
 def _parse(argv: list[str]) -> list[str]:
-  """Absl's parsing, with every way to fail turned into one sentence."""
+  """Parses with absl; every way to fail becomes one sentence."""
+  for argument in argv:
+    if argument.startswith('--config='):
+      path = argument.removeprefix('--config=').partition(':')[0]
+      if not pathlib.Path(path).is_file():
+        raise ValueError(f'--config is {path!r}, which is no file.')
   try:
     rest = flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
@@ -139,15 +144,20 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _sentence(error: Exception, argv: list[str]) -> str:
-  text = ' '.join(str(error).strip('\'"').split())
-  fields = [a for a in argv if a.startswith('--config.')]
-  named = [a for a in fields if _field(a) in text or _field(a) in str(error)]
-  if isinstance(error, (AttributeError, KeyError)) and fields:
-    field = _field((named or fields)[0])
-    near = settings.nearest(settings.defaults(), field)
-    hint = f'; did you mean {" or ".join(near)}?' if near else '.'
-    return f'{field} is no field of the config{hint}'
-  return text
+  """What went wrong, without the traceback that ml_collections includes."""
+  if isinstance(error, (AttributeError, KeyError)):
+    return _unknown_field(argv)
+  text = ' '.join(str(error).split())
+  return text.rpartition('ValueError: ')[2]
+
+
+def _unknown_field(argv: list[str]) -> str:
+  known = settings.flatten(settings.defaults())
+  named = [_field(a) for a in argv if a.startswith('--config.')]
+  field = next((n for n in named if n not in known), 'A --config. flag')
+  near = settings.nearest(settings.defaults(), field)
+  hint = f'; did you mean {" or ".join(near)}?' if near else '.'
+  return f'{field} is no field of the config{hint}'
 
 
 def _field(argument: str) -> str:

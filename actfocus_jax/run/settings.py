@@ -60,13 +60,13 @@ def defaults() -> ml_collections.ConfigDict:
   )
 
   # prompts x members episodes a step; the rest shapes the work on the device
-  # (agent.rollout.Collector). slots=0: all episodes at once. lengths: the
+  # (agent.rollout.Collector). slots: episodes at a time, 0 for all. lengths: the
   # batch is right-padded to the first of these that suffices; () is context.
   c.rollout = dict(
     prompts=8,
     members=16,
     temperature=1.0,
-    slots=0,
+    slots=128,
     decode_steps=8,
     observation_block=32,
     cache_block=128,
@@ -256,6 +256,8 @@ def check(c: ml_collections.ConfigDict):
     )
   _check_batches(c)
   _check_lengths(c)
+  if c.mesh.data > 0:  # Else it follows from the machine; see check_mesh.
+    check_mesh(c, c.mesh.data * c.mesh.fsdp)
 
 
 def _check_batches(c: ml_collections.ConfigDict):

@@ -42,32 +42,40 @@ _FOLLOWS = {
 }
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package', autouse=True)
+def quick_compiler():
+  """This room compiles much and computes little: it takes half the time so."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture(scope='package')
 def limits():
   """So tight that the context ends some of the episodes."""
   return LIMITS
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def lake():
   return frozen_lake.FrozenLake(
     instructions='P walks to G (√), not into O (X).'
   )
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def tokenizer(lake):
   return demonstrations.train_tokenizer(
     lake, LIMITS, players.FrozenLakeCareless(), range(80), vocab_size=560
   )
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def chat(tokenizer):
   return chat_lib.Chat(tokenizer)
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def qwen():
   """The real tokenizer, where somebody has put it."""
   if not QWEN.is_dir():
@@ -75,7 +83,7 @@ def qwen():
   return chat_lib.Chat(chat_lib.load_tokenizer(QWEN))
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def policy(tokenizer):
   config = qwen2.Config(
     vocab_size=len(tokenizer),
@@ -120,7 +128,7 @@ def _tables(tokenizer, config):
   return embedding_VD, head_DV
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def collect(chat, lake, policy):
   """Plays `MEMBERS` episodes on each of `SEEDS`; keywords change one thing."""
 
@@ -152,7 +160,7 @@ def collect(chat, lake, policy):
   return run
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def pad(chat):
   """Lays the episodes of a rollout side by side."""
 
@@ -164,13 +172,13 @@ def pad(chat):
   return run
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def played(collect):
   """One rollout that most tests look at."""
   return collect()
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def batch(played, pad):
   """The same as a padded batch."""
   return pad(played)

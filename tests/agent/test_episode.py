@@ -133,7 +133,7 @@ def test_token_budget_is_the_smaller_of_two_limits(chat):
 
 
 def play_two_turns(chat):
-  """A stopped answer, then a malformed one that was cut: and the ids of each."""
+  """A stopped answer, then a cut and malformed one; and the ids of each."""
   episode = start(chat, turns=2)
   opening = list(episode.ids)
   answer = chat.respond('so', ['Right', 'Right'])

@@ -71,7 +71,16 @@ def test_truncated_episodes_are_counted(played):
 
 def test_json_of_an_episode(finished, chat):
   one = finished.episodes[1]
-  record = records.to_json(one, chat, step=7, group=0, member=1)
+  position_T = np.arange(len(one.ids) + 9, dtype=np.float32)
+  record = records.to_json(
+    one,
+    chat,
+    step=7,
+    group=0,
+    member=1,
+    signal_T=-position_T,
+    weight_T=position_T / 8,
+  )
   assert json.loads(json.dumps(record)) == record
   first, second = record.pop('turns')
   assert record == {
@@ -92,10 +101,23 @@ def test_json_of_an_episode(finished, chat):
   marked = [t['text'] for t in second['response'] if t['action']]
   assert ''.join(marked) == 'Left || Right'
   assert {token['logprob'] for token in second['response']} == {-0.5}
+  turn = one.turns[1]
+  positions = list(range(turn.start, turn.stop))
+  assert [-token['signal'] for token in second['response']] == positions
+  assert [8 * token['weight'] for token in second['response']] == positions
 
 
 def test_bytes_that_are_no_text_can_be_written(played, chat):
   """Random ids are often no UTF-8; the viewer's file must hold them all."""
   for row, episode in enumerate(played.episodes):
-    record = records.to_json(episode, chat, step=0, group=0, member=row)
+    zero_T = np.zeros(len(episode.ids), np.float32)
+    record = records.to_json(
+      episode,
+      chat,
+      step=0,
+      group=0,
+      member=row,
+      signal_T=zero_T,
+      weight_T=zero_T,
+    )
     assert json.loads(json.dumps(record).encode()) == record

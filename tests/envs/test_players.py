@@ -108,6 +108,16 @@ def test_skill_is_the_chance_of_a_good_action():
     assert abs(np.mean(rights) - expected) <= 3 * error
 
 
+def test_habit_is_the_chance_of_up_whatever_the_board():
+  env = frozen_lake.FrozenLake()
+  player = players.FrozenLakeCareless(skill=0.3, habit=0.4, length=1)
+  actions = [answer(player, env, 'SFFG', seed)[1] for seed in range(2000)]
+  for action, expected in (('Right', 0.375), ('Up', 0.475), ('Left', 0.075)):
+    share = np.mean([one == [action] for one in actions])
+    error = np.sqrt(expected * (1 - expected) / 2000)
+    assert abs(share - expected) <= 3 * error, action
+
+
 def test_stuck_room_is_played_at_random():
   player = players.SokobanCareless(skill=1.0, length=1)
   answers = [

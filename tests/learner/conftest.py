@@ -23,6 +23,14 @@ GROUPS, MEMBERS, LENGTH = 4, 4, 24
 STOP = 1
 
 
+@pytest.fixture(scope='package', autouse=True)
+def quick_compiler():
+  """This room compiles much and computes little: it takes half the time so."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 def _noisy(seed):
   def noisy(path, leaf):
     name = mesh_lib.path_name(path)
@@ -32,7 +40,7 @@ def _noisy(seed):
   return functools.partial(jax.tree_util.tree_map_with_path, noisy)
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def model():
   """(graphdef, params); biases and norms are not at their init either."""
   config = qwen2.Config(
@@ -50,18 +58,23 @@ def model():
   graphdef, params = qwen2.create(
     config, mesh, jax.random.key(0), dtype=jnp.float32
   )
-  # Without a mesh: what one device computes where nothing is ever split.
-  params = jax.device_put(params, jax.devices()[0])
   return graphdef, _noisy(1)(params)
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def reference(model):
   """Parameters of another model of the same shape."""
   return _noisy(2)(model[1])
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture
+def optax_promotes():
+  """Optax's Adam raises a float to an int32, which the suite forbids."""
+  with jax.numpy_dtype_promotion('standard'):
+    yield
+
+
+@pytest.fixture(scope='package')
 def score():
   return jax.jit(
     functools.partial(scoring.score_tokens, chunk=4096),
@@ -95,7 +108,7 @@ def _rewards(rng, kind_BT):
   return reward_BT.astype(np.float32), group_B.astype(np.int32)
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def batch(model, score):
   """Sampled by a policy that has since moved, so ratios are not 1."""
   rng = np.random.default_rng(5)
@@ -123,25 +136,31 @@ def batch(model, score):
   return made
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def recipe():
-  """ActFocus with all groups in one mini-batch; keywords change a field."""
+  """ActFocus with all rows in one mini-batch; keywords change a field.
 
-  def make(*, alpha=0.1, beta=0.5, normalize_std=True, **changes):
+  Equal arguments give the same recipe, so that nothing is compiled twice.
+  """
+  weigh_tokens = functools.cache(
+    lambda alpha, beta: functools.partial(
+      weights.token_weights, alpha=alpha, beta=beta
+    )
+  )
+  policy_loss = functools.partial(
+    losses.policy_loss, clip_low=0.2, clip_high=0.28
+  )
+
+  @functools.cache
+  def make(*, alpha=0.1, beta=0.5, **changes):
     fields = dict(
       members=MEMBERS,
       ratio=1.0,
       signal=signals.SIGNALS['energy'],
-      token_weights=functools.partial(
-        weights.token_weights, alpha=alpha, beta=beta
-      ),
-      advantage=functools.partial(
-        advantages.group_relative, normalize_std=normalize_std
-      ),
-      policy_loss=functools.partial(
-        losses.policy_loss, clip_low=0.2, clip_high=0.28
-      ),
-      entropy_coefficient=0.0,
+      token_weights=weigh_tokens(alpha, beta),
+      advantage=advantages.group_relative,
+      policy_loss=policy_loss,
+      entropy_coefficient=0.1,
       minibatch=GROUPS * MEMBERS,
       microbatch=GROUPS * MEMBERS,
       rescore=False,
@@ -152,7 +171,7 @@ def recipe():
   return make
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def weigh(model, reference, score):
   """Stages 2 and 3, on a batch as it is."""
 
@@ -163,14 +182,12 @@ def weigh(model, reference, score):
     )
     return_PG = jnp.asarray(batch.reward).sum(axis=1).reshape(-1, MEMBERS)
     batch = jax.tree.map(jnp.asarray, batch)
-    return step_lib.weigh(
-      batch, return_PG, old, ref, jax.random.key(0), recipe
-    )
+    return step_lib.weigh(batch, return_PG, old, ref, jax.random.key(0), recipe)
 
   return run
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def gradient(model):
   """(grads, metrics) of one mini-batch; compiled once for each recipe."""
   compiled = jax.jit(
@@ -186,7 +203,7 @@ def gradient(model):
   return run
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def spread_out():
   """Eight devices: a mesh, and params and rows placed on it."""
   mesh = mesh_lib.make_mesh(data=4, fsdp=2)

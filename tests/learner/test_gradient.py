@@ -32,6 +32,14 @@ def assert_equal(found, wanted):
   jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
+def assert_same_metrics(found, wanted):
+  assert found.keys() == wanted.keys()
+  for name, value in wanted.items():
+    np.testing.assert_allclose(
+      found[name], value, rtol=1e-4, atol=1e-6, err_msg=name
+    )
+
+
 def largest(tree):
   return max(float(jnp.abs(x).max()) for x in jax.tree.leaves(tree))
 
@@ -85,88 +93,79 @@ def loop_grpo(batch, logprob_BT, weight_BT=None):
   return total / mass, slope_BT / mass
 
 
+@pytest.fixture(scope='module')
+def chain(model, score):
+  """Gradient of sum_t slope_t logprob_t - 0.1 mean_t entropy_t."""
+
+  def surrogate(params, batch, slope_BT):
+    said = score(model[0], params, batch.tokens, batch.valid)
+    entropy = jnp.where(batch.sampled, said.entropy_BT, 0).sum()
+    count = batch.sampled.sum(dtype=jnp.float32)
+    return jnp.sum(said.logprob_BT * slope_BT) - 0.1 * entropy / count
+
+  compiled = jax.jit(jax.grad(surrogate))
+  return lambda batch, slope_BT: compiled(
+    model[1], batch, slope_BT.astype(np.float32)
+  )
+
+
 @pytest.mark.parametrize('method', ['uniform', 'actfocus'])
 def test_equals_a_loop(
-  method, model, reference, batch, recipe, weigh, score, gradient
+  method, model, reference, batch, recipe, weigh, score, gradient, chain
 ):
   """Uniform is plain GRPO: its loop knows no weights."""
   graphdef, params = model
   alpha, beta = {'uniform': (1.0, 0.0), 'actfocus': (0.1, 0.5)}[method]
-  chosen = recipe(alpha=alpha, beta=beta)
-  ready, _ = weigh(batch, chosen)
-  grads, metrics = gradient(ready, chosen)
+  ready, _ = weigh(batch, recipe(alpha=alpha, beta=beta))
+  grads, metrics = gradient(ready, recipe())
 
   weight_BT = None
   if method == 'actfocus':
     said = score(graphdef, reference, batch.tokens, batch.valid)
     weight_BT = loop_actfocus_weights(batch, -said.logsumexp_BT, alpha, beta)
     assert np.std(weight_BT[batch.action]) > 0.01
-  now = score(graphdef, params, batch.tokens, batch.valid).logprob_BT
-  loss, slope_BT = loop_grpo(batch, now, weight_BT)
-  np.testing.assert_allclose(metrics['actor/loss'], loss, rtol=1e-4)
-
-  def linear(params):
-    logprob_BT = score(graphdef, params, batch.tokens, batch.valid).logprob_BT
-    return jnp.sum(logprob_BT * jnp.asarray(slope_BT, jnp.float32))
-
-  assert_close(grads, jax.jit(jax.grad(linear))(params), 1e-4)
-
-
-def test_entropy_bonus_is_a_mean_over_sampled_tokens(
-  model, batch, recipe, weigh, score, gradient
-):
-  """Never weighted, and added with its sign: more entropy, less loss."""
-  plain, bonus = recipe(), recipe(entropy_coefficient=0.5)
-  ready, _ = weigh(batch, plain)
-  _, without = gradient(ready, plain)
-  _, within = gradient(ready, bonus)
-  entropy_BT = score(*model, batch.tokens, batch.valid).entropy_BT
-  mean = np.asarray(entropy_BT)[batch.sampled].mean()
-  np.testing.assert_allclose(within['actor/entropy'], mean, rtol=1e-5)
-  np.testing.assert_allclose(
-    within['actor/loss'], without['actor/loss'] - 0.5 * mean, rtol=1e-4
-  )
+  now = score(graphdef, params, batch.tokens, batch.valid)
+  loss, slope_BT = loop_grpo(batch, now.logprob_BT, weight_BT)
+  entropy = np.asarray(now.entropy_BT, np.float64)[batch.sampled].mean()
+  for name, value in (
+    ('policy_loss', loss),
+    ('entropy', entropy),
+    ('loss', loss - 0.1 * entropy),
+  ):
+    np.testing.assert_allclose(
+      metrics[f'actor/{name}'], value, rtol=1e-4, err_msg=name
+    )
+  assert_close(grads, chain(batch, slope_BT), 1e-4)
 
 
 # --- In pieces ---------------------------------------------------------------
 
 
 def test_micro_batches_give_the_same_gradient(batch, recipe, weigh, gradient):
-  whole = recipe(entropy_coefficient=0.1)
-  ready, _ = weigh(batch, whole)
-  counts = ready.sampled_BT.reshape(4, 4, -1).sum(axis=(1, 2))
+  """One, two and eight of them."""
+  ready, _ = weigh(batch, recipe())
+  counts = ready.sampled_BT.reshape(8, -1).sum(axis=1)
   assert len(set(counts.tolist())) > 1  # A mean of means would differ.
-  wanted, metrics = gradient(ready, whole)
-  for rows in (4, 2):
-    pieces = dataclasses.replace(whole, microbatch=rows)
-    grads, found = gradient(ready, pieces)
+  wanted, metrics = gradient(ready, recipe())
+  for rows in (8, 2):
+    grads, found = gradient(ready, recipe(microbatch=rows))
     assert_close(grads, wanted)
-    assert found.keys() == metrics.keys()
-    for name, value in metrics.items():
-      np.testing.assert_allclose(
-        found[name], value, rtol=1e-4, atol=1e-6, err_msg=name
-      )
+    assert_same_metrics(found, metrics)
 
 
 @pytest.mark.parametrize('rows', [16, 8])
 def test_eight_devices_give_the_same_gradient(
   rows, model, batch, recipe, weigh, gradient, spread_out
 ):
-  whole = recipe(entropy_coefficient=0.1)
-  ready, _ = weigh(batch, whole)
-  wanted, metrics = gradient(ready, whole)
+  ready, _ = weigh(batch, recipe())
+  wanted, metrics = gradient(ready, recipe())
   mesh, place = spread_out
   params, placed = place(model[1], ready)
   assert len(placed.tokens_BT.sharding.device_set) == 8
   with jax.set_mesh(mesh):
-    grads, found = gradient(
-      placed, dataclasses.replace(whole, microbatch=rows), params
-    )
+    grads, found = gradient(placed, recipe(microbatch=rows), params)
   assert_close(grads, wanted)
-  for name, value in metrics.items():
-    np.testing.assert_allclose(
-      found[name], value, rtol=1e-4, atol=1e-6, err_msg=name
-    )
+  assert_same_metrics(found, metrics)
 
 
 def test_padding_changes_nothing(batch, recipe, weigh, gradient):
@@ -192,7 +191,7 @@ def test_padding_changes_nothing(batch, recipe, weigh, gradient):
 
 def test_tokens_that_nobody_sampled_have_no_say(batch, recipe, weigh, gradient):
   """Prompts, observations, forced tokens and padding."""
-  chosen = recipe(entropy_coefficient=0.1)
+  chosen = recipe()
   ready, _ = weigh(batch, chosen)
   np.testing.assert_array_equal(ready.weight_BT > 0, batch.sampled)
   wanted, _ = gradient(ready, chosen)
@@ -215,13 +214,14 @@ def test_tokens_that_nobody_sampled_have_no_say(batch, recipe, weigh, gradient):
 
 
 def only(ready, row, token):
-  """A mini-batch in which a single token weighs anything."""
+  """A mini-batch in which a single token has anything to say."""
   here_BT = jnp.zeros(ready.tokens_BT.shape, bool).at[row, token].set(True)
   return dataclasses.replace(
     ready,
-    advantage_BT=jnp.ones_like(ready.advantage_BT),
-    weight_BT=here_BT.astype(jnp.float32),
     sampled_BT=here_BT,
+    weight_BT=here_BT.astype(jnp.float32),
+    advantage_BT=jnp.ones_like(ready.advantage_BT),
+    old_logprob_BT=jnp.zeros_like(ready.old_logprob_BT),  # Never clipped.
   )
 
 
@@ -229,36 +229,31 @@ def test_a_token_is_taught_by_the_tokens_before_it(
   batch, recipe, weigh, gradient
 ):
   """Causality: embeddings of later tokens, or of other rows, stay at 0."""
+  row, token = 3, int(np.flatnonzero(batch.sampled[3])[2])
+  ids_BT = jnp.broadcast_to(2 + jnp.arange(24)[None], (16, 24))
+  ids_BT = ids_BT.at[row].add(30).astype(jnp.int32)
   ready, _ = weigh(batch, recipe())
-  unique_BT = jnp.broadcast_to(2 + jnp.arange(24)[None], (16, 24))
-  row = 3
-  token = int(np.flatnonzero(batch.sampled[row])[2])
-  ids_BT = unique_BT.at[row].add(30).astype(jnp.int32)
   alone = only(dataclasses.replace(ready, tokens_BT=ids_BT), row, token)
-  alone = dataclasses.replace(
-    alone, old_logprob_BT=jnp.full((16, 24), -1e3)  # Bounded; never clipped.
-  )
-  alone = dataclasses.replace(
-    alone, advantage_BT=-jnp.ones((16, 24))
-  )
-  grads, _ = gradient(alone, recipe())
-  moved = np.abs(np.asarray(grads['embedding'][...])).max(axis=1)
-  del moved
-  alone = dataclasses.replace(alone, old_logprob_BT=jnp.zeros((16, 24)))
   grads, _ = gradient(alone, recipe())
   moved_V = np.abs(np.asarray(grads['embedding'][...])).max(axis=1)
-  assert np.flatnonzero(moved_V).tolist() == (32 + np.arange(token)).tolist()
+  assert token > 3
+  assert np.flatnonzero(moved_V).tolist() == list(range(32, 32 + token))
 
 
 def test_the_stop_token_is_trained(batch, recipe, weigh, gradient):
+  """With the weight of a thought, and towards its own column of the head."""
   ready, _ = weigh(batch, recipe())
   np.testing.assert_array_equal(ready.tokens_BT == 1, batch.turn_end)
-  ends = np.argwhere(batch.turn_end & (np.asarray(ready.advantage_BT) != 0))
-  row, token = ends[0].tolist()
+  taught = batch.turn_end & (np.asarray(ready.advantage_BT) != 0)
+  row, token = np.argwhere(taught)[0].tolist()
   assert ready.weight_BT[row, token] == np.float32(0.1)
-  grads, _ = gradient(only(ready, row, token), recipe())
-  towards = np.asarray(grads['head'][...])[:, 1]
-  assert np.abs(towards).max() > 1e-3
+  mute_BT = jnp.where(batch.turn_end, 0.0, ready.weight_BT)
+  mute = dataclasses.replace(ready, weight_BT=mute_BT)
+  column, without = (
+    np.asarray(gradient(x, recipe())[0]['head'][...])[:, 1]
+    for x in (ready, mute)
+  )
+  assert np.abs(column - without).max() > 1e-3
 
 
 # --- What the update reads ---------------------------------------------------

@@ -9,6 +9,8 @@ import pytest
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.model import mesh as mesh_lib
 
+pytestmark = pytest.mark.usefixtures('optax_promotes')
+
 PLAIN = dict(
   learning_rate=0.1, b1=0.9, b2=0.99, weight_decay=0.0, clip_norm=1e9
 )
@@ -16,9 +18,9 @@ PLAIN = dict(
 
 def update(tx, params, *gradients):
   """The last of the updates that the gradients give in turn."""
-  state = tx.init(params)
+  state, step = tx.init(params), jax.jit(tx.update)
   for grads in gradients:
-    updates, state = tx.update(grads, state, params)
+    updates, state = step(grads, state, params)
   return updates
 
 
@@ -113,8 +115,10 @@ def test_moments_live_where_the_parameters_do(model, batch, spread_out):
   for name in ('mu', 'nu'):
     moments = optax.tree.get(state.opt_state, name)
     jax.tree.map(
-      lambda p, m: p.sharding.is_equivalent_to(m.sharding, p.ndim)
-      or pytest.fail(f'{m.sharding} is not {p.sharding}'),
+      lambda p, m: (
+        p.sharding.is_equivalent_to(m.sharding, p.ndim)
+        or pytest.fail(f'{m.sharding} is not {p.sharding}')
+      ),
       params,
       moments,
     )

@@ -1,6 +1,5 @@
 """The compiled step: selection, skipping, fusion, devices, compilations."""
 
-import collections
 import dataclasses
 import functools
 
@@ -10,13 +9,24 @@ import numpy as np
 import optax
 import pytest
 
-from actfocus_jax.algorithm import losses
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import step as step_lib
+from actfocus_jax.model import mesh as mesh_lib
 from actfocus_jax.run import compilations
 
-SGD = optax.sgd(0.5)
-KEY = jax.random.key(9)
+# Momentum and decay as AdamW has them, but a step in proportion to the
+# gradient: Adam's first step makes much of a rounding error.
+MOMENTUM = optax.chain(
+  optax.clip_by_global_norm(1.0),
+  optax.trace(0.9),
+  optax.add_decayed_weights(0.01),
+  optax.scale(-0.3),
+)
+
+
+def key_of(seed=9):
+  """Made where it is used: a key's type names the mesh it was made under."""
+  return jax.random.key(seed)
 
 
 def copy(tree):
@@ -35,31 +45,60 @@ def largest_difference(one, other):
   )
 
 
+@pytest.fixture(scope='module', autouse=True)
+def one_device():
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    yield
+
+
 @pytest.fixture(scope='module')
 def half(recipe):
   """Half of the groups, in two micro-batches."""
-  return recipe(ratio=0.5, minibatch=8, microbatch=4, entropy_coefficient=0.01)
+  return recipe(ratio=0.5, minibatch=8, microbatch=4)
 
 
 @pytest.fixture(scope='module')
-def adam_step(model, half):
+def train_step(model, half):
   graphdef, _ = model
-  tx = state_lib.optimizer(
-    learning_rate=1e-2, b1=0.9, b2=0.99, weight_decay=0.1, clip_norm=1.0
-  )
-  return tx, step_lib.TrainStep(graphdef, graphdef, tx, half)
+  return step_lib.TrainStep(graphdef, graphdef, MOMENTUM, half)
+
+
+@pytest.fixture
+def fresh(model):
+  return state_lib.create(copy(model[1]), MOMENTUM)
 
 
 @pytest.fixture(scope='module')
-def run(adam_step, model, reference):
-  """One fused step from the initial state."""
-  tx, train_step = adam_step
+def run(train_step, model, reference):
+  """One step from the initial state."""
 
-  def one(batch, key=KEY):
-    state = state_lib.create(copy(model[1]), tx)
-    return train_step(state, reference, batch, key)
+  def one(batch):
+    state = state_lib.create(copy(model[1]), MOMENTUM)
+    return train_step.fused(state, reference, batch, key_of())
 
   return one
+
+
+def assert_same_step(found, wanted):
+  """Two (state, metrics), to float tolerance."""
+  (found, found_metrics), (wanted, wanted_metrics) = found, wanted
+  assert largest_difference(found.params, wanted.params) < 2e-5
+  assert (int(found.step), int(found.skipped)) == (1, 0)
+  assert found_metrics.keys() == wanted_metrics.keys()
+  for name, value in wanted_metrics.items():
+    np.testing.assert_allclose(
+      found_metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name
+    )
+
+
+def shardings(state):
+  """Index of the piece that the last device holds, of every array."""
+  device = jax.devices()[-1]
+  return [
+    x.sharding.devices_indices_map(x.shape)[device]
+    for x in jax.tree.leaves((state.params, state.opt_state))
+  ]
 
 
 # --- Selection ---------------------------------------------------------------
@@ -109,31 +148,29 @@ def test_a_step_moves_every_parameter_and_counts(run, model, batch):
   assert float(metrics['actor/grad_norm']) > 1e-3
 
 
-def test_a_step_makes_its_loss_smaller(run, adam_step, reference, batch):
-  """The same batch again: the surrogate must have fallen."""
+def test_steps_make_their_loss_smaller(run, train_step, reference, batch):
+  """The same batch again: the surrogate must fall."""
   state, before = run(batch)
-  _, train_step = adam_step
   for _ in range(3):
-    state, after = train_step(state, reference, batch, KEY)
+    state, after = train_step.fused(state, reference, batch, key_of())
   assert int(state.step) == 4
   assert float(after['actor/loss']) < float(before['actor/loss']) - 1e-2
 
 
 def test_without_spread_the_state_stays_bit_for_bit(
-  adam_step, run, reference, batch
+  run, train_step, reference, batch
 ):
-  """Not even weight decay or the moments move; only the counters do."""
-  state, _ = run(batch)  # So that moments are not zero.
+  """Neither weight decay nor momentum moves it; only the counters count."""
+  state, _ = run(batch)
   before = copy(state)
-  end_BT = batch.turn_end
-  assert np.abs(np.asarray(before.opt_state[1][0].mu['head'][...])).max() > 0
-  level = np.where(np.cumsum(end_BT, axis=1) == 1, end_BT, False)
+  momentum = optax.tree.get(before.opt_state, 'trace')
+  assert np.abs(np.asarray(momentum['head'][...])).max() > 0
+  first_end_BT = batch.turn_end & (np.cumsum(batch.turn_end, axis=1) == 1)
   equal = dataclasses.replace(
-    batch, reward=np.where(level, -0.1, 0.0).astype(np.float32)
+    batch, reward=np.where(first_end_BT, -0.1, 0.0).astype(np.float32)
   )
-  assert equal.reward.sum() != 0
-  _, train_step = adam_step
-  state, metrics = train_step(state, reference, equal, KEY)
+  assert (equal.reward.sum(axis=1) == np.float32(-0.1)).all()
+  state, metrics = train_step.fused(state, reference, equal, key_of())
   assert_equal(state.params, before.params)
   assert_equal(state.opt_state, before.opt_state)
   assert (int(state.step), int(state.skipped)) == (2, 1)
@@ -142,143 +179,144 @@ def test_without_spread_the_state_stays_bit_for_bit(
   assert all(np.isfinite(np.asarray(value)) for value in metrics.values())
 
 
-def test_two_calls_equal_the_fused_one(adam_step, run, model, reference, batch):
-  tx, train_step = adam_step
+def test_two_calls_equal_the_fused_one(
+  run, train_step, fresh, reference, batch
+):
   fused, fused_metrics = run(batch)
-  state = state_lib.create(copy(model[1]), tx)
-  weigh_key, order_key = jax.random.split(KEY)
-  ready, metrics = train_step.prepare(state.params, reference, batch, weigh_key)
-  state, metrics = train_step.finish(state, ready, metrics, order_key)
-  assert metrics.keys() == fused_metrics.keys()
-  for name, value in metrics.items():
-    np.testing.assert_allclose(
-      value, fused_metrics[name], rtol=1e-4, atol=1e-6, err_msg=name
-    )
-  # Adam makes a step of up to the rate from any gradient, rounding too.
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
-    state.params,
-    fused.params,
-  )
-  assert int(state.step) == int(fused.step) == 1
+  weigh_key, order_key = jax.random.split(key_of())
+  ready, metrics = train_step.prepare(fresh.params, reference, batch, weigh_key)
+  state, metrics = train_step.finish(fresh, ready, metrics, order_key)
+  assert_same_step((state, metrics), (fused, fused_metrics))
 
 
 def test_eight_devices_make_the_same_step(
-  model, reference, batch, recipe, spread_out
+  run, model, reference, batch, half, spread_out
 ):
-  """By plain gradient descent, which does not amplify rounding."""
+  """And one micro-batch of eight rows instead of two of four."""
   graphdef, params = model
-  chosen = recipe(ratio=0.5, minibatch=8, microbatch=8)
-  train_step = step_lib.TrainStep(graphdef, graphdef, SGD, chosen)
-  one, metrics = train_step(
-    state_lib.create(copy(params), SGD), reference, batch, KEY
-  )
-  assert largest_difference(one.params, params) > 1e-2
   mesh, place = spread_out
+  whole = dataclasses.replace(half, microbatch=8)
+  train_step = step_lib.TrainStep(graphdef, graphdef, MOMENTUM, whole)
+  placed, rows = place(copy(params), batch)
+  frozen, _ = place(reference, batch)
+  one = run(batch)
+  assert largest_difference(one[0].params, params) > 1e-2
   with jax.set_mesh(mesh):
-    placed, rows = place(copy(params), batch)
-    frozen, _ = place(reference, batch)
-    eight, found = train_step(
-      state_lib.create(placed, SGD), frozen, rows, KEY
-    )
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(
-      np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-5
-    ),
-    eight.params,
-    one.params,
+    state = state_lib.create(placed, MOMENTUM)
+    before = shardings(state)
+    eight = train_step.fused(state, frozen, rows, key_of())
+    assert_same_step(eight, one)
+    # Each array stays where it was, so the next step is no other program.
+    assert shardings(eight[0]) == before
+    compilations.start()
+    count, key = compilations.count(), key_of(1)
+    train_step.fused(eight[0], frozen, rows, key)
+    assert compilations.count() == count
+
+
+def test_explain_gives_the_weights_of_training(
+  train_step, model, reference, batch
+):
+  """Of the kept rows, scored in one piece."""
+  kept = jax.tree.map(lambda x: x[[*range(4), *range(12, 16)]], batch)
+  ready, metrics = train_step.prepare(model[1], reference, batch, key_of())
+  signal_BT, weight_BT = train_step.explain(model[1], reference, kept, key_of())
+  assert np.std(np.asarray(weight_BT)[kept.action]) > 0.01
+  np.testing.assert_allclose(weight_BT, ready.weight_BT, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(
+    metrics['signal/mean'], np.asarray(signal_BT)[kept.action].mean(), rtol=1e-4
   )
-  for name, value in metrics.items():
-    np.testing.assert_allclose(
-      found[name], value, rtol=1e-4, atol=1e-5, err_msg=name
-    )
 
 
-def test_one_compilation_for_each_length(run, batch):
+def test_one_compilation_for_each_length(run, train_step, reference, batch):
+  """Not one for each step: a state that was stepped is like a fresh one."""
+
   def longer(x):
     return x if x.ndim == 1 else np.pad(x, ((0, 0), (0, 8)))
 
   compilations.start()
-  run(batch)
+  state, _ = run(batch)
+  keys = [key_of(seed) for seed in range(3)]
   before = compilations.count()
-  for key in (1, 2):
-    run(batch, jax.random.key(key))
-  assert compilations.count() == before
+  for key in keys:
+    state, _ = train_step.fused(state, reference, batch, key)
+  assert int(state.step) == 4 and compilations.count() == before
   padded = dataclasses.replace(
     jax.tree.map(longer, batch),
     turn=np.pad(batch.turn, ((0, 0), (0, 8)), constant_values=-1),
   )
-  run(padded)
-  after = compilations.count()
-  assert after == before + 1
-  run(padded)
-  assert compilations.count() == after
+  state, _ = train_step.fused(state, reference, padded, key_of())
+  assert compilations.count() == before + 1
+  train_step.fused(state, reference, padded, key_of())
+  assert compilations.count() == before + 1
 
 
 # --- Mini-batches ------------------------------------------------------------
 
 
-def seen_rows(model, ready, recipe, key):
-  """Labels of the rows of each micro-batch, in the order they are read."""
+@pytest.fixture(scope='module')
+def spied(model, batch, recipe, weigh):
+  """Two epochs of two mini-batches, and the rows that each of them read.
+
+  Rows are labelled by `old_logprob` at token 0, which nobody sampled.
+  """
   seen = []
 
-  def spy(logprob_BT, old_logprob_BT, *args, **kwargs):
+  def policy_loss(logprob_BT, old_logprob_BT, *args, **kwargs):
     jax.debug.callback(
-      lambda x: seen.append(x.tolist()), old_logprob_BT[:, 0], ordered=True
+      lambda labels_B: seen.append(labels_B.astype(int).tolist()),
+      old_logprob_BT[:, 0],
+      ordered=True,
     )
-    return losses.policy_loss(
-      logprob_BT, old_logprob_BT, *args, clip_low=0.2, clip_high=0.2, **kwargs
-    )
+    loss = recipe().policy_loss
+    return loss(logprob_BT, old_logprob_BT, *args, **kwargs)
 
+  assert not batch.sampled[:, 0].any()
   graphdef, params = model
-  labels = jnp.arange(16, dtype=jnp.float32)
-  ready = dataclasses.replace(
-    ready, old_logprob_BT=ready.old_logprob_BT.at[:, 0].set(labels)
-  )
-  spied = dataclasses.replace(recipe, policy_loss=spy)
-  state = state_lib.create(params, SGD)
-  jax.jit(
-    functools.partial(step_lib.update, graphdef, SGD, recipe=spied)
-  )(state, ready, key)
-  jax.effects_barrier()
-  return seen
-
-
-def test_mini_batches_are_a_partition_of_the_rows(model, batch, recipe, weigh):
+  chosen = recipe(minibatch=8, microbatch=8, epochs=2, policy_loss=policy_loss)
   ready, _ = weigh(batch, recipe())
-  assert not batch.sampled[:, 0].any()  # So labels there change nothing.
-  twice = recipe(minibatch=8, microbatch=4, epochs=2)
-  seen = seen_rows(model, ready, twice, KEY)
-  assert [len(rows) for rows in seen] == [4] * 8
-  epochs = sum(seen[:4], []), sum(seen[4:], [])
-  for epoch in epochs:
-    assert collections.Counter(epoch) == collections.Counter(range(16))
-  assert epochs[0] != epochs[1] and epochs[0] != sorted(epochs[0])
-  other = seen_rows(model, ready, twice, jax.random.key(10))
-  assert sum(other[:4], []) != epochs[0]
+  labels_B = jnp.arange(16, dtype=jnp.float32)
+  labelled_BT = ready.old_logprob_BT.at[:, 0].set(labels_B)
+  ready = dataclasses.replace(ready, old_logprob_BT=labelled_BT)
+  compiled = jax.jit(
+    functools.partial(step_lib.update, graphdef, MOMENTUM, recipe=chosen)
+  )
+
+  def run(key):
+    seen.clear()
+    state = state_lib.create(params, MOMENTUM)
+    after, metrics = compiled(state, ready, key)
+    jax.effects_barrier()
+    return list(seen), ready, after, metrics
+
+  return run
 
 
-def test_update_makes_one_optimizer_step_per_mini_batch(
-  model, batch, recipe, weigh, gradient
-):
-  """Two mini-batches by hand: the second sees what the first has changed."""
-  graphdef, params = model
-  chosen = recipe(minibatch=8, microbatch=8)
-  ready, _ = weigh(batch, chosen)
-  state = state_lib.create(params, optax.trace(0.0))
-  tx = optax.chain(optax.trace(1.0), optax.scale(-0.5))
-  state = state_lib.create(params, tx)
-  update = jax.jit(functools.partial(step_lib.update, graphdef, tx))
-  after, _ = jax.jit(
-    functools.partial(step_lib.update, graphdef, tx, recipe=chosen)
-  )(state, ready, KEY)
-  del update
-  (rows,) = [seen_rows(model, ready, chosen, KEY)]
-  by_hand, trace = params, None
-  for labels in rows:
-    part = jax.tree.map(lambda x, i=np.array(labels, int): x[i], ready)
-    grads, _ = gradient(part, chosen, by_hand)
-    trace = grads if trace is None else jax.tree.map(jnp.add, trace, grads)
-    by_hand = jax.tree.map(lambda p, g: p - 0.5 * g, by_hand, trace)
-  assert largest_difference(by_hand, params) > 1e-2
-  assert largest_difference(by_hand, after.params) < 1e-4
+def test_mini_batches_are_a_partition_of_the_rows(spied):
+  """Each row once an epoch, in an order that the key names."""
+  seen, *_ = spied(key_of())
+  assert [len(rows) for rows in seen] == [8] * 4
+  first, second = seen[0] + seen[1], seen[2] + seen[3]
+  assert sorted(first) == sorted(second) == list(range(16))
+  assert first != second and first != list(range(16))
+  other, *_ = spied(key_of(10))
+  assert sorted(other[0] + other[1]) == list(range(16))
+  assert other[0] + other[1] != first
+  assert spied(key_of())[0] == seen
+
+
+def test_one_optimizer_step_per_mini_batch(spied, model, recipe, gradient):
+  """The four steps by hand: each sees what the one before has changed."""
+  seen, ready, after, metrics = spied(key_of())
+  params, losses = model[1], []
+  opt_state = MOMENTUM.init(params)
+  for rows in seen:
+    part = jax.tree.map(lambda x, rows=rows: x[np.array(rows)], ready)
+    grads, found = gradient(part, recipe(minibatch=8, microbatch=8), params)
+    updates, opt_state = MOMENTUM.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    losses.append(float(found['actor/loss']))
+  assert np.std(losses) > 1e-2
+  np.testing.assert_allclose(metrics['actor/loss'], np.mean(losses), rtol=1e-3)
+  assert largest_difference(params, model[1]) > 1e-2
+  assert largest_difference(params, after.params) < 1e-4

@@ -8,6 +8,8 @@ import pytest
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import supervised
 
+pytestmark = pytest.mark.usefixtures('optax_promotes')
+
 ADAM = optax.adam(3e-3)
 
 

@@ -1,0 +1,123 @@
+"""The config: what it refuses, how it is written down, what may change."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+from actfocus_jax.run import presets, settings
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
+
+
+def load(name: str, argument: str | None = None):
+  path = ROOT / 'configs' / f'{name}.py'
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(argument)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('size', ['tiny', *presets.MODELS])
+@pytest.mark.parametrize('weights', settings.WEIGHTS)
+def test_every_config_passes_its_own_checks(name, size, weights):
+  c = load(name, f'size={size},weights={weights}')
+  settings.check(c)
+  assert c.is_locked
+  assert c.weights.to_dict() == settings.WEIGHTS[weights]
+  assert bool(c.model.path) == (size != 'tiny')
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_every_config_says_its_command(name):
+  text = (ROOT / 'configs' / f'{name}.py').read_text()
+  assert f'--config=configs/{name}.py' in text.partition('def ')[0]
+
+
+def test_paper_settings():
+  """Numbers of arXiv 2605.14558, method section 7."""
+  lake, sokoban = (load(n, 'size=0.5b') for n in ('frozen_lake', 'sokoban'))
+  for c in (lake, sokoban):
+    assert (c.rollout.prompts, c.rollout.members) == (8, 16)
+    limits = (c.limits.turns, c.limits.max_actions, c.limits.action_budget)
+    assert limits == (5, 2, 10)
+    assert (c.limits.response_tokens, c.limits.context) == (400, 3600)
+    assert (c.weights.alpha, c.weights.beta) == (0.1, 0.5)
+    assert (c.loss.clip_low, c.loss.clip_high) == (0.2, 0.28)
+    assert c.loss.dual_clip == 3.0
+    assert c.optimizer.learning_rate == 1e-6
+    assert (c.optimizer.b1, c.optimizer.b2) == (0.9, 0.999)
+    assert (c.optimizer.weight_decay, c.optimizer.clip_norm) == (0.01, 1.0)
+    assert c.entropy_coefficient == 0.001
+    assert (c.learner.minibatch, c.learner.epochs) == (32, 1)
+    assert (c.rollout.temperature, c.eval.temperature) == (1.0, 0.5)
+    assert (c.eval.every, c.eval.prompts, c.eval.members) == (10, 32, 16)
+    assert (c.num_steps, c.limits.format_penalty) == (200, -0.1)
+  assert (lake.selection.ratio, sokoban.selection.ratio) == (1.0, 0.25)
+
+
+def test_written_config_reads_back_the_same():
+  c = load('quickstart')
+  flat = settings.to_json(c)
+  again = settings.from_json(flat)
+  assert settings.to_json(again) == flat
+  assert again.env.options.success_probability == 1.0
+  assert tuple(again.rollout.lengths) == tuple(c.rollout.lengths)
+  with pytest.raises(ValueError, match='no_such'):
+    settings.from_json(flat | {'rollout.no_such': 1})
+
+
+def test_what_may_change_when_a_run_goes_on():
+  c = load('quickstart')
+  old = settings.to_json(c)
+  with c.unlocked():
+    c.num_steps += 100
+    c.eval.every = 3
+    c.checkpoint.keep = 7
+    c.mesh.data = 1
+  assert settings.difference(old, c) is None
+  c.weights.alpha = 0.2
+  found = settings.difference(old, c)
+  assert found == 'weights.alpha was 0.1 and is now 0.2'
+
+
+def test_eval_boards_may_not_change_in_a_run():
+  c = load('quickstart')
+  old = settings.to_json(c)
+  c.eval.prompts = 8
+  assert 'eval.prompts' in settings.difference(old, c)
+
+
+def test_batches_that_do_not_divide():
+  c = load('quickstart')
+  c.learner.microbatch = 5
+  with pytest.raises(ValueError, match='learner.microbatch is 5.*32'):
+    settings.check(c)
+  c = load('quickstart')
+  with pytest.raises(ValueError, match='rollout.prompts is 8.*multiples of 3'):
+    settings.check_mesh(c, 3)
+
+
+def test_lengths_must_rise_to_the_context():
+  c = load('quickstart')
+  c.rollout.lengths = (512, 384)
+  with pytest.raises(ValueError, match='rollout.lengths'):
+    settings.check(c)
+  c.rollout.lengths = (128, 256)
+  with pytest.raises(ValueError, match='512'):
+    settings.check(c)
+
+
+def test_kept_rows_rounds_up_as_selection_does():
+  c = load('quickstart')
+  c.selection.ratio = 0.3  # of 8 groups: 2.4, so 3
+  assert settings.kept_rows(c) == 3 * 16
+
+
+def test_unknown_argument_names_the_allowed_ones():
+  with pytest.raises(ValueError, match='size, algo, weights'):
+    presets.arguments('depth=3')
+  with pytest.raises(ValueError, match='tiny, 0.5b'):
+    presets.arguments('size=9b')

@@ -1,0 +1,102 @@
+"""The warm start: a directory like any other, named by what it is made from."""
+
+import jax
+import numpy as np
+import pytest
+import transformers
+
+from actfocus_jax import assemble, base_model
+from actfocus_jax.agent import chat as chat_lib
+from actfocus_jax.agent import demonstrations
+from actfocus_jax.model import hf
+from actfocus_jax.run import presets, settings
+
+
+def config(cache, **warm_start):
+  c = settings.defaults()
+  presets.tiny(c)
+  c.env.options.success_probability = 1.0
+  c.warm_start.update(
+    cache=str(cache),
+    episodes=16,
+    steps=2,
+    batch=8,
+    hidden_size=32,
+    intermediate_size=32,
+    **warm_start,
+  )
+  return c
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  c = config(tmp_path_factory.mktemp('cache'))
+  mesh = assemble.mesh(c)
+  with jax.numpy_dtype_promotion('standard'), jax.set_mesh(mesh):
+    path = base_model.ensure(assemble.warm_start(c), mesh)
+  return c, mesh, path
+
+
+def test_it_is_a_hugging_face_directory(made):
+  _, mesh, path = made
+  assert transformers.AutoConfig.from_pretrained(path).model_type == 'qwen2'
+  names = {file.name for file in path.iterdir()}
+  assert {'config.json', 'model.safetensors', 'tokenizer.json'} <= names
+  config, _, params = hf.load(path, mesh, dtype=np.float32)
+  assert config.hidden_size == 32
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+
+
+def test_its_tokenizer_reads_demonstrations_as_they_were_written(made):
+  c, _, path = made
+  plan = assemble.warm_start(c)
+  written = chat_lib.Chat(base_model.tokenizer(plan))
+  loaded = assemble.chat(str(path))
+  episodes = demonstrations.play(
+    written, plan.env, plan.limits, plan.player, range(5)
+  )
+  for episode in episodes:
+    text = written.text(episode.ids)
+    again = transformers.AutoTokenizer.from_pretrained(path).encode(text)
+    assert again == episode.ids
+    assert loaded.text(episode.ids) == text
+
+
+def test_it_is_made_once(made, monkeypatch):
+  c, mesh, path = made
+
+  def fail(*_):
+    raise AssertionError('made a second time')
+
+  monkeypatch.setattr(base_model, 'make', fail)
+  assert base_model.ensure(assemble.warm_start(c), mesh) == path
+
+
+def test_its_name_follows_its_content(made, tmp_path):
+  c, _, path = made
+  name = assemble.warm_start(config(c.warm_start.cache)).directory.name
+  assert name == path.name
+  elsewhere = assemble.warm_start(config(tmp_path)).directory
+  assert elsewhere.parent == tmp_path
+  assert elsewhere.name == name
+  others = [config(tmp_path) for _ in range(4)]
+  others[0].warm_start.seed = 1
+  others[1].player.options.skill = 0.9
+  others[2].limits.turns = 3
+  others[3].env.options.success_probability = 0.8
+  names = {assemble.warm_start(other).directory.name for other in others}
+  assert len(names | {name}) == 5
+
+
+def test_unknown_player_and_options_are_refused(tmp_path):
+  c = config(tmp_path)
+  c.player.name = 'grandmaster'
+  with pytest.raises(ValueError, match='player.name.*grandmaster.*careless'):
+    assemble.player(c)
+  c = config(tmp_path)
+  c.player.options.charm = 1.0
+  with pytest.raises(ValueError, match='player.options.*charm'):
+    assemble.player(c)
+  c.env.options.holes = 3
+  with pytest.raises(ValueError, match='env.options.*holes'):
+    assemble.environment(c)

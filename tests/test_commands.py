@@ -1,0 +1,186 @@
+"""Bad input: one clear sentence, exit code 2, nothing written, at once."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def command(module: str, *arguments: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, '-m', f'actfocus_jax.{module}', *arguments],
+    cwd=ROOT,
+    env={**os.environ, 'XLA_FLAGS': ''},
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+
+
+def train(workdir: pathlib.Path, *arguments: str, config='quickstart'):
+  return command(
+    'train',
+    f'--config=configs/{config}.py',
+    f'--workdir={workdir}',
+    *arguments,
+  )
+
+
+def assert_refused(result, *words: str):
+  assert result.returncode == 2, result.stderr
+  (line,) = result.stderr.strip().splitlines()
+  assert line.startswith('error: ')
+  for word in words:
+    assert word in line
+
+
+# Field and value, and what is allowed: what the one sentence must name.
+REFUSED = {
+  '--config.weights.alpa=0.2': ['weights.alpa', 'weights.alpha'],
+  '--config.weights.alpha=1.5': ['weights.alpha', '1.5', '0 to 1'],
+  '--config.weights.alpha=-0.1': ['weights.alpha', '-0.1', '0 to 1'],
+  '--config.weights.alpha=nan': ['weights.alpha', 'nan'],
+  '--config.weights.alpha=high': ['weights.alpha', 'high'],
+  '--config.weights.beta=-1': ['weights.beta', '-1', '0 or more'],
+  '--config.rollout.members=1': ['rollout.members', '1', '2 or more'],
+  '--config.selection.ratio=0': ['selection.ratio', '0', 'above 0'],
+  '--config.learner.minibatch=7': ['learner.minibatch', '7', '64'],
+  '--config.env.name=chess': ['env.name', 'chess', 'frozen_lake, sokoban'],
+  '--config.algo=dqn': ['algo', 'dqn', 'grpo'],
+  '--config.model.path=no/such/dir': ['model.path', 'no/such/dir'],
+  '--config.loss.dual_clip=0.5': ['loss.dual_clip', '0.5', 'above 1'],
+  '--confg=x': ['confg'],
+  'stray': ['stray'],
+}
+
+
+@pytest.mark.parametrize('argument', REFUSED)
+def test_refused_before_jax_is_imported(argument, tmp_path):
+  workdir = tmp_path / 'run'
+  assert_refused(train(workdir, argument), *REFUSED[argument])
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize('module', ['train', 'evaluate', 'warm_start'])
+def test_refusals_do_not_wait_for_slow_imports(module):
+  code = (
+    f'import sys, actfocus_jax.{module};'
+    'print([m for m in ("jax", "transformers", "flax") if m in sys.modules])'
+  )
+  result = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert result.stdout.strip() == '[]'
+
+
+def test_context_too_short_for_the_first_prompt(tmp_path):
+  workdir = tmp_path / 'run'
+  result = train(
+    workdir,
+    '--config.limits.context=64',
+    f'--config.warm_start.cache={tmp_path / "cache"}',
+  )
+  assert_refused(result, 'limits.context', '64', 'first prompt')
+  assert not workdir.exists()
+  assert not (tmp_path / 'cache').exists()
+
+
+def test_prompts_not_divisible_by_the_data_axis(tmp_path):
+  workdir = tmp_path / 'run'
+  result = train(
+    workdir,
+    '--config.rollout.prompts=6',
+    '--config.learner.minibatch=16',
+    '--config.mesh.data=4',
+  )
+  assert_refused(result, 'rollout.prompts', '6', '4')
+  assert not workdir.exists()
+
+
+def test_workdir_of_another_config_is_left_alone(tmp_path):
+  from actfocus_jax.run import settings
+
+  snapshot = settings.to_json(settings.defaults()) | {'weights.alpha': 0.3}
+  (tmp_path / 'config.json').write_text(json.dumps(snapshot))
+  before = (tmp_path / 'config.json').read_text()
+  result = train(tmp_path)
+  assert_refused(result, str(tmp_path), 'another config')
+  assert (tmp_path / 'config.json').read_text() == before
+  assert [p.name for p in tmp_path.iterdir()] == ['config.json']
+
+
+def test_workdir_that_is_no_run_is_left_alone(tmp_path):
+  (tmp_path / 'thesis.tex').write_text('years of work')
+  assert_refused(train(tmp_path), str(tmp_path), 'holds files but no run')
+  assert [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
+
+
+@pytest.mark.parametrize(
+  ('broken', 'words'),
+  [
+    ({}, ['config.json']),
+    ({'config.json': '{"model_type": "qwen2"}'}, ['tokenizer.json']),
+    (
+      {
+        'config.json': '{"model_type": "llama"}',
+        'tokenizer.json': '{}',
+        'model.safetensors': '',
+      },
+      ['llama', 'qwen2'],
+    ),
+    (
+      {
+        'config.json': '{torn',
+        'tokenizer.json': '{}',
+        'model.safetensors': '',
+      },
+      ['config.json', 'cannot be read'],
+    ),
+  ],
+)
+def test_unreadable_model_directory(broken, words, tmp_path):
+  model, workdir = tmp_path / 'model', tmp_path / 'run'
+  model.mkdir()
+  for name, text in broken.items():
+    (model / name).write_text(text)
+  result = train(workdir, f'--config.model.path={model}')
+  assert_refused(result, 'model.path', *words)
+  assert not workdir.exists()
+
+
+def test_missing_config_file(tmp_path):
+  result = train(tmp_path / 'run', config='no_such')
+  assert_refused(result, 'configs/no_such.py')
+
+
+def test_bad_config_argument(tmp_path):
+  result = command(
+    'train',
+    '--config=configs/quickstart.py:weights=heavy',
+    f'--workdir={tmp_path / "run"}',
+  )
+  assert_refused(result, 'weights', 'heavy', 'actfocus')
+
+
+def test_no_workdir_and_no_config():
+  assert_refused(command('train', '--config=configs/quickstart.py'), 'workdir')
+  assert_refused(command('train', '--workdir=runs/x'), '--config')
+  assert_refused(command('evaluate', '--workdir=no/such/run'), 'no/such/run')
+
+
+@pytest.mark.parametrize(
+  'module', ['train', 'evaluate', 'warm_start', 'report']
+)
+def test_help_says_how_to_call(module):
+  result = command(module, '--help')
+  assert f'python -m actfocus_jax.{module}' in result.stdout

@@ -1,0 +1,169 @@
+"""The whole run at its smallest, on eight devices: train, stop, go on."""
+
+import json
+import os
+import pathlib
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from actfocus_jax import evaluation, loop
+from actfocus_jax.run import checkpoint, metrics, presets, progress, settings
+
+
+def config(cache: pathlib.Path, **overrides):
+  """A config whose run takes seconds: 8 x 2 episodes of two turns."""
+  c = settings.defaults()
+  presets.tiny(c)
+  c.env.options.success_probability = 1.0
+  c.num_steps = 4
+  c.limits.update(turns=2, context=224, response_tokens=24)
+  c.rollout.update(prompts=8, members=2, lengths=(), cache_block=224)
+  c.selection.ratio = 1.0
+  c.learner.update(minibatch=16, microbatch=8)
+  c.eval.update(every=2, prompts=8, members=2, save=2)
+  c.checkpoint.update(every=2, keep=4)
+  c.warm_start.update(
+    cache=str(cache),
+    episodes=128,
+    steps=120,
+    batch=16,
+    hidden_size=64,
+    intermediate_size=128,
+  )
+  for field, value in overrides.items():
+    section, _, name = field.rpartition('__')
+    (c[section] if section else c)[name] = value
+  return c.lock()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def ordinary_promotion():
+  """Adam of optax raises a float to an int32; our own stages are strict."""
+  with jax.numpy_dtype_promotion('standard'):
+    yield
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp('warm_starts')
+
+
+@pytest.fixture(scope='module')
+def whole(cache, tmp_path_factory):
+  """A run of four steps that nothing interrupted."""
+  workdir = tmp_path_factory.mktemp('whole')
+  summary = loop.train(config(cache), workdir)
+  return workdir, summary
+
+
+def rows(workdir: pathlib.Path, name: str) -> list[dict]:
+  """The rows without what a clock or the process decides."""
+  timed = ('time/', 'compiles', 'rollout/tokens_per_second', 'seconds')
+  return [
+    {k: v for k, v in row.items() if not k.startswith(timed)}
+    for row in metrics.read(workdir / name)
+  ]
+
+
+def arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+  """Every array of a checkpoint, by the name of its leaf."""
+  manager = checkpoint.Checkpoints(workdir / 'checkpoints')._open()
+  state = manager.restore(step)['state']
+  return {
+    jax.tree_util.keystr(path): np.asarray(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+  }
+
+
+def assert_same_run(one: pathlib.Path, other: pathlib.Path):
+  assert rows(one, 'metrics.jsonl') == rows(other, 'metrics.jsonl')
+  assert rows(one, 'eval.jsonl') == rows(other, 'eval.jsonl')
+  left, right = arrays(one, 4), arrays(other, 4)
+  assert left.keys() == right.keys()
+  for name in left:
+    np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def test_run_directory_holds_what_the_contract_promises(whole):
+  workdir, summary = whole
+  assert [row['step'] for row in rows(workdir, 'metrics.jsonl')] == [1, 2, 3, 4]
+  assert [row['step'] for row in rows(workdir, 'eval.jsonl')] == [0, 2, 4]
+  report = workdir / 'report'
+  assert summary == report / 'summary.md'
+  for name in ('curve.png', 'trajectories.html', 'summary.md'):
+    assert (report / name).stat().st_size > 0
+  chance = json.loads((workdir / 'baselines.json').read_text())
+  assert 0 < chance['random_success'] < 1
+  assert sorted(p.name for p in (workdir / 'rollouts').iterdir()) == [
+    'step_000000.jsonl',
+    'step_000002.jsonl',
+    'step_000004.jsonl',
+  ]
+
+
+def test_metrics_show_the_method_at_work(whole):
+  workdir, _ = whole
+  for row in metrics.read(workdir / 'metrics.jsonl'):
+    share, mass = row['weights/action_share'], row['weights/action_mass']
+    assert 0 < share < mass < 1  # alpha 0.1 moves weight to the actions
+    assert row['signal/std'] > 0
+    assert row['selection/kept'] == 8
+    assert row['selection/kept_with_spread'] > 0
+    assert row['train/valid_turns'] > 0
+    assert row['rollout/sampler_gap_max'] < 1e-3
+    assert 0 <= row['train/success'] <= 1
+
+
+def test_parameters_change_with_training(whole):
+  workdir, _ = whole
+  before, after = arrays(workdir, 2), arrays(workdir, 4)
+  moved = [n for n in before if 'params' in n and (before[n] != after[n]).any()]
+  assert moved
+
+
+def test_continued_run_equals_the_whole_one(cache, whole, tmp_path):
+  loop.train(config(cache, num_steps=2), tmp_path)
+  assert len(rows(tmp_path, 'metrics.jsonl')) == 2
+  # Rows of steps that were not saved: they must go, and be done again.
+  with (tmp_path / 'metrics.jsonl').open('a') as file:
+    file.write('{"step": 3, "actor/loss": 7.0}\n{"step": 4, "ac')
+  loop.train(config(cache), tmp_path)
+  assert_same_run(whole[0], tmp_path)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(
+  cache, whole, tmp_path, monkeypatch, capsys
+):
+  update = progress.Progress.update
+
+  def signalling_update(self, step, **values):
+    update(self, step, **values)
+    if 'success' in values and step == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(progress.Progress, 'update', signalling_update)
+    loop.train(config(cache), tmp_path)
+  assert 'Stopped by SIGTERM after step 3 of 4' in capsys.readouterr().out
+  assert len(rows(tmp_path, 'metrics.jsonl')) == 3
+  loop.train(config(cache), tmp_path)
+  assert_same_run(whole[0], tmp_path)
+
+
+def test_checkpoint_is_evaluated_as_the_run_did(cache, whole):
+  workdir, _ = whole
+  step, row = evaluation.evaluate_checkpoint(config(cache), workdir, 2)
+  logged = rows(workdir, 'eval.jsonl')[1]
+  assert step == logged['step'] == 2
+  assert row['success'] == logged['success']
+  assert row['tokens'] == logged['tokens']
+
+
+def test_another_seed_is_another_run(cache, whole, tmp_path):
+  loop.train(config(cache, seed=1, num_steps=1), tmp_path)
+  first = rows(whole[0], 'metrics.jsonl')[0]
+  other = rows(tmp_path, 'metrics.jsonl')[0]
+  assert first['train/tokens'] != other['train/tokens']
