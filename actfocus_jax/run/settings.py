@@ -60,8 +60,8 @@ def defaults() -> ml_collections.ConfigDict:
   )
 
   # prompts x members episodes a step; the rest shapes the work on the device
-  # (agent.rollout.Collector). slots: episodes at a time, 0 for all. lengths: the
-  # batch is right-padded to the first of these that suffices; () is context.
+  # (agent.rollout.Collector). slots: episodes at a time, 0 for all. lengths:
+  # the batch is right-padded to the first that suffices; () is context.
   c.rollout = dict(
     prompts=8,
     members=16,
