@@ -62,5 +62,5 @@ def tiny(c: ml_collections.ConfigDict):
   c.limits.context = 512
   c.rollout.decode_steps = 6
   c.rollout.lengths = (384, 512)
-  c.optimizer.learning_rate = 2e-4
+  c.optimizer.learning_rate = 1.5e-4
   c.optimizer.warmup_steps = 5
