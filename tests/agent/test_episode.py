@@ -30,8 +30,12 @@ def say(episode, chat, *actions):
     ids = chat.respond('so', actions)
   else:
     ids = chat.tokenizer.encode('so</think>Up', add_special_tokens=False)
-  logprobs = [-0.01 * (i + 1) for i in range(len(ids))]
-  return episode.respond(ids, logprobs)
+  return episode.respond(ids, logprobs_of(len(episode.turns), len(ids)))
+
+
+def logprobs_of(turn, count):
+  """Different for every token of an episode."""
+  return [-turn - 0.01 * (i + 1) for i in range(count)]
 
 
 def test_goal_ends_with_success(chat):
@@ -174,7 +178,7 @@ def test_row_by_hand(chat):
   assert np.flatnonzero(batch.turn_end[0]).tolist() == ends.tolist()
   np.testing.assert_allclose(batch.reward[0, ends], [0.0, -0.1])
   assert batch.reward.sum() == np.float32(-0.1)
-  logprob = [-0.01 * (i + 1) for n in (parts[1], parts[3]) for i in range(n)]
+  logprob = [*logprobs_of(0, parts[1]), *logprobs_of(1, parts[3])]
   np.testing.assert_allclose(batch.logprob[batch.sampled], logprob)
   assert not batch.logprob[~batch.sampled].any()
   assert batch.group.tolist() == [4] and batch.success.tolist() == [False]

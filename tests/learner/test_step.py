@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from actfocus_jax.algorithm import signals
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import step as step_lib
 from actfocus_jax.model import mesh as mesh_lib
@@ -52,10 +53,15 @@ def one_device():
     yield
 
 
+def signal(*, ref_logsumexp_BT, **others):
+  """Depends on the reference and on the key."""
+  return signals.random(**others) - ref_logsumexp_BT
+
+
 @pytest.fixture(scope='module')
 def half(recipe):
   """Half of the groups, in two micro-batches."""
-  return recipe(ratio=0.5, minibatch=8, microbatch=4)
+  return recipe(ratio=0.5, minibatch=8, microbatch=4, signal=signal)
 
 
 @pytest.fixture(scope='module')
