@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes .venv and installs requirements.txt.
 #
 #   PYTHON   the interpreter that .venv is made with (default python3); 3.11 or newer
@@ -27,4 +28,4 @@ if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
   echo "$wanted" >"$stamp"
 fi
 
-cd "$ROOT"
+cd "$ROOT" || exit

@@ -6,6 +6,7 @@
 # The same command again goes on where the last one stopped.
 set -euo pipefail
 
+# shellcheck source=launch/environment.sh
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 workdir=runs/quickstart
