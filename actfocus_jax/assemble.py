@@ -208,13 +208,14 @@ def model_path(c: ConfigDict, mesh) -> pathlib.Path:
 def warm_start(c: ConfigDict) -> base_model.WarmStart:
   """The plan of the small default model."""
   sections = {'env': c.env, 'limits': c.limits, 'player': c.player}
+  described = {k: settings.to_json(v) for k, v in sections.items()}
+  del described['limits']['format_penalty']  # No demonstration shows it.
   return base_model.WarmStart(
     name=c.env.name,
-    described={k: settings.to_json(v) for k, v in sections.items()},
+    described=described,
     env=environment(c),
     limits=limits(c),
     player=player(c),
-    length_block=c.rollout.cache_block,
     **c.warm_start,
   )
 

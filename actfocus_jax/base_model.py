@@ -36,6 +36,11 @@ from actfocus_jax.run import progress
 _FIRST_SEED = 1_000_000_000
 _SEEDS = 10_000_000  # to each seed of a warm start
 _TOKENIZER_EPISODES = 256
+_LENGTH_BLOCK = 128  # conversations are padded to multiples of this
+_VOCAB_BLOCK = 64  # the vocabulary too, so that it can be split over devices
+# Raised when this file, the players or the tokenizer make another model from
+# the same plan; else a cached one would go on being used.
+_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +53,6 @@ class WarmStart:
     env: The environment.
     limits: Of every episode.
     player: Plays the demonstrations.
-    length_block: Conversations are padded to multiples of this.
     cache: The folder of all warm starts.
     episodes: Demonstrations.
     steps: Optimizer steps.
@@ -68,7 +72,6 @@ class WarmStart:
   env: Any
   limits: episode.Limits
   player: Any
-  length_block: int
   cache: str
   episodes: int
   steps: int
@@ -88,6 +91,7 @@ class WarmStart:
     own = dataclasses.asdict(
       dataclasses.replace(self, env=None, limits=None, player=None, cache='')
     )
+    own |= {'version': _VERSION, 'instructions': self.env.instructions}
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
     return pathlib.Path(self.cache) / f'{self.name}-{digest.hexdigest()[:12]}'
 
@@ -160,9 +164,9 @@ def make(plan: WarmStart, mesh, directory: pathlib.Path):
 
 
 def _optimizer(plan: WarmStart) -> optax.GradientTransformation:
-  peak = plan.learning_rate
+  peak, warmup = plan.learning_rate, max(plan.steps // 20, 1)
   rate = optax.warmup_cosine_decay_schedule(
-    0.0, peak, max(plan.steps // 20, 1), plan.steps, peak / 20
+    peak / warmup, peak, warmup, plan.steps, peak / 20
   )
   return state_lib.optimizer(
     learning_rate=rate, b1=0.9, b2=0.98, weight_decay=0.01, clip_norm=1.0
@@ -171,7 +175,7 @@ def _optimizer(plan: WarmStart) -> optax.GradientTransformation:
 
 def _model_config(plan: WarmStart, vocab_size: int) -> qwen2.Config:
   return qwen2.Config(
-    vocab_size=vocab_size,
+    vocab_size=-(-vocab_size // _VOCAB_BLOCK) * _VOCAB_BLOCK,
     hidden_size=plan.hidden_size,
     intermediate_size=plan.intermediate_size,
     num_layers=plan.num_layers,
@@ -192,8 +196,8 @@ def _batches(
   """`plan.steps` batches, each of conversations of similar length."""
   buckets: dict[int, list[episode.Episode]] = {}
   for one in episodes:
-    blocks = -(-len(one.ids) // plan.length_block)
-    buckets.setdefault(blocks * plan.length_block, []).append(one)
+    blocks = -(-len(one.ids) // _LENGTH_BLOCK)
+    buckets.setdefault(blocks * _LENGTH_BLOCK, []).append(one)
   rows = {
     length: episode.to_trajectory(
       bucket, [0] * len(bucket), length=length, pad=pad

@@ -13,8 +13,8 @@ The life of one episode:
    and most slots are idle, the live ones move together and the rest is
    dropped.
 
-Shapes are few: batches of all slots or of a quarter of them, observations
-and cache views padded to multiples of a block.
+Shapes are few, so that little is compiled: batches of all slots or of a
+quarter of them, observations and cache views of 1, 2, 4, ... blocks.
 """
 
 import collections
@@ -32,6 +32,9 @@ from actfocus_jax.model import mesh as mesh_lib
 from actfocus_jax.model import qwen2
 
 Episode = episode_lib.Episode
+
+# Below this many slots a step costs about the same however few there are.
+_LEAST_TO_COMPACT = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +98,8 @@ class Collector:
       mesh: Slots are sharded over its data and fsdp axes.
       slots: Most episodes at a time; 0 means all.
       decode_steps: Ids sampled between two looks of the host.
-      observation_block: Observations are padded to a multiple of this.
-      cache_block: Attention reads a multiple of this many cache positions.
+      observation_block: Prompts are padded to 1, 2, 4, ... times this.
+      cache_block: Attention reads 1, 2, 4, ... times this many positions.
     """
     self._chat, self._env, self._limits = chat, env, limits
     self._mesh = mesh
@@ -263,7 +266,7 @@ class _Run:
     quarter = self._quarter()
     size = quarter if len(observations) <= quarter else batch
     width = max(len(ids) for ids in observations.values())
-    tokens_MT = np.zeros((size, _round_up(width, self.c._block)), np.int32)
+    tokens_MT = np.zeros((size, _double_up(width, self.c._block)), np.int32)
     count_M = np.ones((size,), np.int32)
     slot_M = np.full((size,), batch, np.int32)
     budget_M = np.zeros((size,), np.int32)
@@ -286,7 +289,8 @@ class _Run:
     """Drops the idle slots when a quarter of the slots holds all episodes."""
     live = [i for i, lane in enumerate(self.lanes) if lane]
     quarter = self._quarter()
-    if len(live) > quarter or quarter == len(self.lanes):
+    is_small = len(self.lanes) < _LEAST_TO_COMPACT
+    if len(live) > quarter or is_small or quarter == len(self.lanes):
       return
     idle = [i for i, lane in enumerate(self.lanes) if lane is None]
     keep = live + idle[: quarter - len(live)]
@@ -299,7 +303,7 @@ class _Run:
   def _prefill_prompts(self, openings):
     count = _round_up(len(openings), self.c._shards)
     width = max(len(opening.ids) for opening in openings)
-    width = _round_up(width, self.c._block)
+    width = _double_up(width, self.c._block)
     tokens_PT = np.zeros((count, width), np.int32)
     length_P = np.ones((count,), np.int32)
     for p, opening in enumerate(openings):
@@ -319,7 +323,8 @@ class _Run:
 
   def _view(self, lengths) -> int:
     longest = min(max(lengths), self.c._limits.context)
-    return _round_up(longest, self.c._cache_block)
+    view = _double_up(longest, self.c._cache_block)
+    return min(view, self.slots.cache.k_LBSJC.shape[2])
 
   def _int_rows(self, count: int) -> list[np.ndarray]:
     return [np.zeros((len(self.lanes),), np.int32) for _ in range(count)]
@@ -329,6 +334,13 @@ class _Run:
 
   def _place(self, slots: sampling.Slots) -> sampling.Slots:
     return sampling.place(slots, self.c._mesh)
+
+
+def _double_up(n: int, block: int) -> int:
+  """The first of block, 2 * block, 4 * block, ... that is at least n."""
+  while block < n:
+    block *= 2
+  return block
 
 
 def _round_up(n: int, multiple: int) -> int:

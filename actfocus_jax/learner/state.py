@@ -42,13 +42,16 @@ def optimizer(
     b2: Decay of the second moment.
     weight_decay: Of matrices; vectors (norms, biases) are not decayed.
     clip_norm: Largest norm of the whole gradient.
-    warmup_steps: Optimizer steps over which a constant rate rises from 0.
+    warmup_steps: n optimizer steps over which a constant rate rises: the k-th
+      has k / n of it, so the first one moves something too.
 
   Returns:
     The optax transformation.
   """
   if warmup_steps:
-    learning_rate = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    learning_rate = optax.linear_schedule(
+      learning_rate / warmup_steps, learning_rate, warmup_steps - 1
+    )
   return optax.chain(
     optax.clip_by_global_norm(clip_norm),
     optax.adamw(

@@ -24,7 +24,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from actfocus_jax.algorithm import losses, selection, trajectory, weights
+from actfocus_jax.algorithm import (
+  advantages,
+  losses,
+  selection,
+  trajectory,
+  weights,
+)
 from actfocus_jax.learner.state import TrainState
 from actfocus_jax.model import scoring
 
@@ -172,7 +178,7 @@ def weigh(
   """
   signal_BT, weight_BT = token_weights(batch, old, reference, key, recipe)
   advantage_B = recipe.advantage(return_PG).reshape(-1)
-  advantage_BT = jnp.where(batch.sampled, advantage_B[:, None], 0.0)
+  advantage_BT = advantages.broadcast(advantage_B, batch.sampled)
   ready = Ready(
     tokens_BT=batch.tokens,
     valid_BT=batch.valid,
@@ -214,6 +220,7 @@ def update(
   ready: Ready,
   key: jax.Array,
   recipe: Recipe,
+  is_update: jax.Array | bool = True,
 ) -> tuple[TrainState, Metrics]:
   """One optimizer step for every mini-batch of every epoch.
 
@@ -224,15 +231,23 @@ def update(
     ready: From `weigh`.
     key: Orders the rows, where there is more than one mini-batch.
     recipe: Of the run.
+    is_update: Whether parameters and moments change at all.
 
   Returns:
-    The state after, and the metrics averaged over optimizer steps.
+    The state after, and the metrics averaged over optimizer steps;
+    `actor/ratio_max` is the largest of them.
   """
 
   def one(carry, minibatch):
     params, opt_state = carry
     grads, metrics = minibatch_gradient(graphdef, params, minibatch, recipe)
-    updates, opt_state = tx.update(grads, opt_state, params)
+    updates, new_opt_state = tx.update(grads, opt_state, params)
+    # Inside the loop: a choice between whole states after it would keep the
+    # old one alive beside the new one.
+    updates = jax.tree.map(lambda x: jnp.where(is_update, x, 0), updates)
+    opt_state = jax.tree.map(
+      functools.partial(jnp.where, is_update), new_opt_state, opt_state
+    )
     metrics['actor/grad_norm'] = optax.tree.norm(grads)
     metrics['actor/update_norm'] = optax.tree.norm(updates)
     return (optax.apply_updates(params, updates), opt_state), metrics
@@ -240,7 +255,8 @@ def update(
   minibatches = _minibatches(ready, key, recipe)
   carry = (state.params, state.opt_state)
   (params, opt_state), metrics = jax.lax.scan(one, carry, minibatches)
-  metrics = jax.tree.map(jnp.mean, metrics)
+  largest = metrics['actor/ratio_max'].max()
+  metrics = jax.tree.map(jnp.mean, metrics) | {'actor/ratio_max': largest}
   return state.replace(params=params, opt_state=opt_state), metrics
 
 
@@ -365,7 +381,7 @@ class TrainStep:
     self.explain = jax.jit(self._explain)
 
   def _prepare(self, params, reference_params, batch: Trajectory, key):
-    """Stages 1 to 3: (ready, whether any group has spread, metrics)."""
+    """Stages 1 to 3: what the update reads, and the method's metrics."""
     recipe = self._recipe
     kept, return_PG = select(batch, members=recipe.members, ratio=recipe.ratio)
     old = score(self._graphdef, params, kept, recipe)
@@ -375,11 +391,10 @@ class TrainStep:
 
   def _finish(self, state: TrainState, ready: Ready, metrics: Metrics, key):
     """Stage 4; without a group that has spread the state stays as it is."""
-    new, more = update(
-      self._graphdef, self._tx, state, ready, key, self._recipe
-    )
     is_update = metrics['selection/kept_with_spread'] > 0
-    state = jax.tree.map(functools.partial(jnp.where, is_update), new, state)
+    state, more = update(
+      self._graphdef, self._tx, state, ready, key, self._recipe, is_update
+    )
     state = state.replace(
       step=state.step + 1,
       skipped=state.skipped + (~is_update).astype(jnp.int32),
