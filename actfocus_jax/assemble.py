@@ -8,6 +8,7 @@ names.
 import contextlib
 import dataclasses
 import functools
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -23,9 +24,9 @@ from actfocus_jax.algorithm import advantages, losses, signals, weights
 from actfocus_jax.envs import players
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import step as step_lib
-from actfocus_jax.model import hf
+from actfocus_jax.model import hf, qwen2
 from actfocus_jax.model import mesh as mesh_lib
-from actfocus_jax.run import settings
+from actfocus_jax.run import checks, settings
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -36,14 +37,16 @@ ROLLOUT, UPDATE, EVALUATION = range(3)
 def mesh(c: ConfigDict) -> jax.sharding.Mesh:
   """The mesh of the run, after a check that the batches fit it."""
   made = mesh_lib.make_mesh(**c.mesh)
-  settings.check_mesh(c, mesh_lib.row_shards(made))
+  checks.check_mesh(c, mesh_lib.row_shards(made))
   return made
 
 
 def environment(c: ConfigDict):
   """The environment; a bad option raises ValueError naming it."""
   try:
-    return envs.ENVS[c.env.name](**c.env.options)
+    options = dict(c.env.options)
+    options['instructions'] = options['instructions'] or None
+    return envs.ENVS[c.env.name](**options)
   except TypeError as error:
     raise ValueError(f'env.options of {c.env.name}: {error}.') from error
 
@@ -57,7 +60,8 @@ def player(c: ConfigDict):
       f'{c.env.name}: {", ".join(choices)}.'
     )
   try:
-    return dataclasses.replace(choices[c.player.name], **c.player.options)
+    given = {k: v for k, v in c.player.options.items() if v is not None}
+    return dataclasses.replace(choices[c.player.name], **given)
   except TypeError as error:
     raise ValueError(f'player.options: {error}.') from error
 
@@ -67,9 +71,14 @@ def limits(c: ConfigDict) -> episode.Limits:
   return episode.Limits(**c.limits)
 
 
-def chat(path: str) -> chat_lib.Chat:
-  """The tokenizer bridge of a model directory."""
-  return chat_lib.Chat(chat_lib.load_tokenizer(path))
+def chat(path: pathlib.Path) -> chat_lib.Chat:
+  """The tokenizer bridge of a model directory, with all its stop ids."""
+  file = path / 'generation_config.json'
+  named = json.loads(file.read_text()) if file.exists() else {}
+  stop_ids = named.get('eos_token_id') or ()
+  if isinstance(stop_ids, int):
+    stop_ids = (stop_ids,)
+  return chat_lib.Chat(chat_lib.load_tokenizer(path), stop_ids=stop_ids)
 
 
 def collector(c: ConfigDict, chat, env, mesh) -> rollout.Collector:
@@ -96,29 +105,51 @@ def compute_dtype(c: ConfigDict):
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """A policy before training, and the frozen reference beside it."""
+  """A model directory, read when its weights are asked for.
 
-  config: Any
+  Attributes:
+    path: The directory.
+    config: The architecture.
+    graphdef: Of the model, computing in `dtype`.
+    dtype: Of computation, cache and frozen copies.
+    mesh: Where weights go.
+  """
+
+  path: pathlib.Path
+  config: qwen2.Config
   graphdef: Any
-  params: Any
-  reference: Any
   dtype: Any
+  mesh: jax.sharding.Mesh
+
+  def weights(self, param_dtype=jnp.float32):
+    """Reads the weights; float32 for training, `dtype` for a reference."""
+    _, _, params = hf.load(
+      self.path, self.mesh, dtype=self.dtype, param_dtype=param_dtype
+    )
+    return params
+
+  def abstract_weights(self):
+    """Shapes, dtypes and shardings of the float32 weights."""
+    _, shapes = qwen2.abstract(self.config, self.dtype)
+    where = mesh_lib.param_shardings(self.mesh, qwen2.PARTITION_RULES, shapes)
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      shapes,
+      where,
+    )
 
 
-def model(c: ConfigDict, path: str, mesh) -> Model:
-  """Reads a model directory: master weights, and the reference's copy."""
+def model(c: ConfigDict, path: pathlib.Path, mesh) -> Model:
+  """The architecture of a model directory; its weights stay on disk."""
   dtype = compute_dtype(c)
-  config, graphdef, params = hf.load(
-    path, mesh, dtype=dtype, remat=c.model.remat
-  )
-  # Its own buffers in the compute dtype: the policy's are donated.
-  copy = jax.jit(lambda p: jax.tree.map(lambda x: x.astype(dtype) + 0, p))
-  return Model(config, graphdef, params, copy(params), dtype)
+  config = hf.read_config(path)
+  graphdef, _ = qwen2.abstract(config, dtype, remat=c.model.remat)
+  return Model(path, config, graphdef, dtype, mesh)
 
 
-def policy(model: Model, params, mesh) -> rollout.Policy:
+def policy(model: Model, params) -> rollout.Policy:
   """The parameters resharded once into their decode layout."""
-  params = mesh_lib.decode_layout(params, mesh, model.dtype)
+  params = mesh_lib.decode_layout(params, model.mesh, model.dtype)
   return rollout.Policy(model.config, model.graphdef, params, model.dtype)
 
 
@@ -180,22 +211,27 @@ def parts(c: ConfigDict) -> Iterator[Parts]:
     The parts.
 
   Raises:
-    ValueError: When the parts do not fit each other; nothing has been written
+    Refused: When the parts do not fit each other; no run has been touched
       then.
   """
-  made = mesh(c)
-  env = environment(c)
-  check_first_prompt(c, env)
-  with jax.set_mesh(made):
-    path = str(model_path(c, made))
-    bridge = chat(path)
-    yield Parts(
-      made,
-      env,
-      bridge,
-      model(c, path, made),
-      collector(c, bridge, env, made),
-    )
+  with contextlib.ExitStack() as stack:
+    try:
+      made = mesh(c)
+      env = environment(c)
+      check_first_prompts(c, env)
+      stack.enter_context(jax.set_mesh(made))
+      path = model_path(c, made)
+      bridge = chat(path)
+      whole = Parts(
+        made,
+        env,
+        bridge,
+        model(c, path, made),
+        collector(c, bridge, env, made),
+      )
+    except ValueError as error:
+      raise settings.Refused(str(error)) from error
+    yield whole
 
 
 def model_path(c: ConfigDict, mesh) -> pathlib.Path:
@@ -220,8 +256,8 @@ def warm_start(c: ConfigDict) -> base_model.WarmStart:
   )
 
 
-def check_first_prompt(c: ConfigDict, env):
-  """Refuses a context that the first prompt fills, before a model is made.
+def check_first_prompts(c: ConfigDict, env):
+  """Refuses a context that a first prompt fills, before a model is made.
 
   Args:
     c: The config.
@@ -230,10 +266,18 @@ def check_first_prompt(c: ConfigDict, env):
   Raises:
     ValueError: One sentence.
   """
-  if c.model.path:
-    bridge = chat(c.model.path)
-  else:
-    bridge = chat_lib.Chat(base_model.tokenizer(warm_start(c)))
+  bridge = _early_chat(c)
   bounds = limits(c)
-  opening = episode.open_episode(bridge, env, bounds, c.eval.first_seed)
-  rollout.check_opening(opening, bounds)
+  for seed in range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts):
+    opening = episode.open_episode(bridge, env, bounds, seed)
+    rollout.check_opening(opening, bounds)
+
+
+def _early_chat(c: ConfigDict) -> chat_lib.Chat:
+  """The tokenizer bridge before there is a model to read it from."""
+  if c.model.path:
+    return chat(pathlib.Path(c.model.path))
+  plan = warm_start(c)
+  if plan.directory.exists():
+    return chat(plan.directory)
+  return chat_lib.Chat(base_model.tokenizer(plan))

@@ -29,6 +29,7 @@ from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import supervised
 from actfocus_jax.model import hf, qwen2
 from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.run import directory as directories
 from actfocus_jax.run import progress
 
 # Boards of demonstrations: far from those of training (10000 and up by the
@@ -111,8 +112,11 @@ def ensure(plan: WarmStart, mesh) -> pathlib.Path:
   Returns:
     Its Hugging Face directory.
   """
-  if not (plan.directory / 'config.json').exists():
-    make(plan, mesh, plan.directory)
+  plan.directory.parent.mkdir(parents=True, exist_ok=True)
+  # Several first runs may start at once: one makes it, the others wait.
+  with directories.lock(plan.directory.parent / '.lock', wait=True):
+    if not plan.directory.exists():
+      make(plan, mesh, plan.directory)
   return plan.directory
 
 

@@ -12,7 +12,7 @@ import pathlib
 
 from absl import flags
 
-from actfocus_jax.run import command, settings
+from actfocus_jax.run import checks, command, settings
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'A run to evaluate.')
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint; default the newest.')
@@ -33,7 +33,9 @@ def main(argv: list[str]):
     for flag in (_PROMPTS, _MEMBERS, _TEMPERATURE):
       if flag.value is not None:
         c.eval[flag.name] = flag.value
-  settings.check(c)
+    if _WORKDIR.value:  # A run may be evaluated on another machine.
+      c.mesh = dict(data=-1, fsdp=1, tensor=1)
+  checks.check(c)
   command.check_model_directory(c.model.path)
   workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
 
@@ -47,12 +49,16 @@ def main(argv: list[str]):
 
 def _config():
   if not _WORKDIR.value:
+    if _STEP.value is not None:
+      raise settings.Refused('--step needs --workdir.')
     return command.config()
   if command.CONFIG.value is not None:
-    raise ValueError('--workdir and --config exclude each other.')
+    raise settings.Refused('--workdir and --config exclude each other.')
   snapshot = pathlib.Path(_WORKDIR.value) / 'config.json'
   if not snapshot.exists():
-    raise ValueError(f'--workdir is {_WORKDIR.value}, which holds no run.')
+    raise settings.Refused(
+      f'--workdir is {_WORKDIR.value}, which holds no run.'
+    )
   return settings.from_json(json.loads(snapshot.read_text()))
 
 

@@ -76,18 +76,22 @@ def evaluate_checkpoint(
     ValueError: When there is no such checkpoint.
   """
   with assemble.parts(c) as parts:
-    params = parts.model.params
-    if workdir is not None:
-      wanted = state_lib.TrainState(None, None, params, None)
+    if workdir is None:
+      step, params = 0, parts.model.weights()
+    else:
+      directory.check_model(workdir, parts.model.path)
+      wanted = state_lib.TrainState(
+        None, None, parts.model.abstract_weights(), None
+      )
       step, restored = directory.restore_part(workdir, wanted, step)
       params = restored.params
     row, _ = evaluate(
       parts.collector,
-      assemble.policy(parts.model, params, parts.mesh),
+      assemble.policy(parts.model, params),
       evaluation_key(c),
       **evaluation_arguments(c),
     )
-  return step or 0, row
+  return step, row
 
 
 def evaluation_key(c: ml_collections.ConfigDict) -> jax.Array:

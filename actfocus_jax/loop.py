@@ -5,6 +5,7 @@ parts are made by `assemble`; everything that a step draws at random is named
 by the step's number, so a resumed run needs no stored generator.
 """
 
+import contextlib
 import math
 import pathlib
 import time
@@ -21,9 +22,14 @@ from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import step as step_lib
 from actfocus_jax.model import mesh as mesh_lib
 from actfocus_jax.report import summary
-from actfocus_jax.run import compilations, directory, interrupt, progress
+from actfocus_jax.run import (
+  compilations,
+  directory,
+  interrupt,
+  progress,
+  settings,
+)
 
-_FIRST_TRAINING_SEED = 10_000
 _RANDOM_PLAYS = 16  # on each held-out board, for the chance level
 
 Row = dict[str, float]
@@ -45,19 +51,25 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     FloatingPointError: When a metric of a step is not finite.
   """
   compilations.start()
-  with assemble.parts(c) as parts, interrupt.Interrupt() as stop:
+  with contextlib.ExitStack() as stack:
+    parts = stack.enter_context(assemble.parts(c))
+    stop = stack.enter_context(interrupt.Interrupt())
     # --- The learner, and what an earlier run left behind --------------------
-    tx = assemble.optimizer(c)
-    train_step = assemble.train_step(c, parts.model, tx)
-    run = directory.RunDirectory(workdir, c)
-    state = run.restore(state_lib.create(parts.model.params, tx))
+    model, tx = parts.model, assemble.optimizer(c)
+    train_step = assemble.train_step(c, model, tx)
+    reference = model.weights(model.dtype)
+    run = stack.enter_context(directory.RunDirectory(workdir, c))
+    run.remember_model(model.path)
+    state = run.restore(state_lib.abstract(model.abstract_weights(), tx))
+    if state is None:
+      state = state_lib.create(model.weights(), tx)
     run.write('baselines.json', chance(c, parts.env))
     key = jax.random.key(c.seed)
 
     def evaluate(step: int) -> float:
       row, played = evaluation.evaluate(
         parts.collector,
-        assemble.policy(parts.model, state.params, parts.mesh),
+        assemble.policy(model, state.params),
         evaluation.evaluation_key(c),
         **evaluation.evaluation_arguments(c),
       )
@@ -66,9 +78,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
         shown = evaluation.episodes_to_show(
           played,
           parts,
-          lambda batch: train_step.explain(
-            state.params, parts.model.reference, batch, key
-          ),
+          lambda batch: train_step.explain(state.params, reference, batch, key),
           step=step,
           count=c.eval.save,
           length=c.limits.context,
@@ -85,7 +95,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
         # --- One iteration ---------------------------------------------------
         begin = time.perf_counter()
         played = parts.collector.collect(
-          assemble.policy(parts.model, state.params, parts.mesh),
+          assemble.policy(model, state.params),
           training_seeds(done, c.rollout.prompts),
           named_key(key, assemble.ROLLOUT, done),
           members=c.rollout.members,
@@ -96,7 +106,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
         state, learned = run_step(
           train_step,
           state,
-          parts.model.reference,
+          reference,
           batch,
           named_key(key, assemble.UPDATE, done),
           fused=c.learner.fused,
@@ -118,13 +128,15 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
         success = None
         if is_last or (c.eval.every and done % c.eval.every == 0):
           success = evaluate(done)
-        if is_last or stop.requested or done % c.checkpoint.every == 0:
+        if is_last or done % c.checkpoint.every == 0:
           run.save(done, state, success)
-    run.close()
+      if stop.requested and done:
+        run.save(done, state, None)  # A step that is saved stays as it is.
 
   if done < c.num_steps:
+    saved = ', saved' if done else ', before anything was learned'
     print(
-      f'Stopped by {stop.signal} after step {done} of {c.num_steps}, saved. '
+      f'Stopped by {stop.signal} after step {done} of {c.num_steps}{saved}. '
       'The same command goes on from there.'
     )
   return summary.write_report(workdir)
@@ -137,7 +149,7 @@ def named_key(root: jax.Array, stream: int, step: int) -> jax.Array:
 
 def training_seeds(step: int, prompts: int) -> range:
   """Boards of an iteration: 10000 + step * P + i; they never repeat."""
-  first = _FIRST_TRAINING_SEED + step * prompts
+  first = settings.FIRST_TRAINING_SEED + step * prompts
   return range(first, first + prompts)
 
 
@@ -217,8 +229,8 @@ def check_finite(row: Row):
     if not math.isfinite(value):
       raise FloatingPointError(
         f'{name} is {value} at step {row["step"]}. Nothing of this step was '
-        'saved; the last checkpoint is sound. A lower '
-        'optimizer.learning_rate is the usual remedy.'
+        'saved; the last checkpoint is sound. The usual remedy is a lower '
+        'optimizer.learning_rate, in a new workdir.'
       )
 
 

@@ -10,7 +10,7 @@ import pathlib
 
 from absl import flags
 
-from actfocus_jax.run import command
+from actfocus_jax.run import command, settings
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 
@@ -19,7 +19,9 @@ def main(argv: list[str]):
   """Checks the input, then trains."""
   del argv
   if not _WORKDIR.value:
-    raise ValueError('--workdir is missing; e.g. --workdir=runs/quickstart')
+    raise settings.Refused(
+      '--workdir is missing; e.g. --workdir=runs/quickstart'
+    )
   c = command.config()
   workdir = pathlib.Path(_WORKDIR.value)
   command.check_workdir(workdir, c)
@@ -27,7 +29,13 @@ def main(argv: list[str]):
   # Imported late: it takes seconds, and the checks above should not.
   from actfocus_jax import loop
 
-  print(f'The report is {loop.train(c, workdir)}')
+  report = loop.train(c, workdir).parent.resolve()
+  print(
+    f'The report is in {report}:\n'
+    '  curve.png          the learning curve\n'
+    '  trajectories.html  what the agent thought and did, to browse\n'
+    '  summary.md         the numbers'
+  )
 
 
 if __name__ == '__main__':

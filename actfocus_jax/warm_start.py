@@ -10,7 +10,7 @@ import pathlib
 
 from absl import flags
 
-from actfocus_jax.run import command
+from actfocus_jax.run import command, settings
 
 _OUT = flags.DEFINE_string('out', None, 'Directory to write.')
 
@@ -19,11 +19,13 @@ def main(argv: list[str]):
   """Checks the input, then plays, trains and writes."""
   del argv
   if not _OUT.value:
-    raise ValueError('--out is missing; e.g. --out=runs/base')
+    raise settings.Refused('--out is missing; e.g. --out=runs/base')
   c = command.config()
   out = pathlib.Path(_OUT.value)
   if out.exists() and any(out.iterdir()):
-    raise ValueError(f'--out is {out}, which is not empty; name a new one.')
+    raise settings.Refused(
+      f'--out is {out}, which is not empty; name a new one.'
+    )
 
   # Imported late: it takes seconds, and the checks above should not.
   import jax

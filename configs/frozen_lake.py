@@ -9,8 +9,7 @@ from actfocus_jax.run import presets, settings
 
 def get_config(arg=None):
   """Arguments: size=tiny|0.5b|1.5b|3b|7b, algo=grpo, weights=actfocus|..."""
-  c = settings.defaults()
-  c.env.name = 'frozen_lake'
+  c = settings.defaults('frozen_lake')
   c.env.options.success_probability = 0.8
   c.selection.ratio = 1.0
   presets.apply(c, presets.arguments(arg))

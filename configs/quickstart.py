@@ -10,8 +10,7 @@ from actfocus_jax.run import presets, settings
 
 def get_config(arg=None):
   """Arguments: algo=grpo, weights=actfocus|uniform|downweight|..."""
-  c = settings.defaults()
-  c.env.name = 'frozen_lake'
+  c = settings.defaults('frozen_lake')
   c.env.options.success_probability = 1.0
   # The demonstrations read the board well and act on habit: what reinforcement
   # has to change is the actions, which is what ActFocus is about.

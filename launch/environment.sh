@@ -6,8 +6,12 @@
 # A second run with the same requirements and interpreter installs nothing.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-PYTHON=${PYTHON:-python3}
 VENV="$ROOT/.venv"
+# Without PYTHON an environment that is there keeps its interpreter.
+if [ -z "${PYTHON:-}" ] && [ -x "$VENV/bin/python" ] && [ -f "$VENV/.installed" ]; then
+  PYTHON="$VENV/bin/python"
+fi
+PYTHON=${PYTHON:-python3}
 
 fail() {
   echo "error: $*" >&2

@@ -9,12 +9,5 @@ set -euo pipefail
 # shellcheck source=launch/environment.sh
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-workdir=runs/quickstart
-"$VENV/bin/python" -m actfocus_jax.train \
-  --config=configs/quickstart.py --workdir="$workdir" "$@"
-
-echo
-echo "The report is in $ROOT/$workdir/report:"
-echo "  curve.png          the learning curve"
-echo "  trajectories.html  what the agent thought and did, to browse"
-echo "  summary.md         the numbers"
+exec "$VENV/bin/python" -m actfocus_jax.train \
+  --config=configs/quickstart.py --workdir=runs/quickstart "$@"

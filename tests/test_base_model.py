@@ -1,13 +1,18 @@
 """The warm start: a directory like any other, named by what it is made from."""
 
+import dataclasses
+import inspect
+import shutil
+
 import jax
 import numpy as np
 import pytest
 import transformers
 
-from actfocus_jax import assemble, base_model
+from actfocus_jax import assemble, base_model, envs
 from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.agent import demonstrations
+from actfocus_jax.envs import players
 from actfocus_jax.model import hf
 from actfocus_jax.run import presets, settings
 
@@ -51,7 +56,7 @@ def test_its_tokenizer_reads_demonstrations_as_they_were_written(made):
   c, _, path = made
   plan = assemble.warm_start(c)
   written = chat_lib.Chat(base_model.tokenizer(plan))
-  loaded = assemble.chat(str(path))
+  loaded = assemble.chat(path)
   episodes = demonstrations.play(
     written, plan.env, plan.limits, plan.player, range(5)
   )
@@ -97,6 +102,35 @@ def test_unknown_player_and_options_are_refused(tmp_path):
   c.player.options.charm = 1.0
   with pytest.raises(ValueError, match='player.options.*charm'):
     assemble.player(c)
+  c = config(tmp_path)
   c.env.options.holes = 3
   with pytest.raises(ValueError, match='env.options.*holes'):
     assemble.environment(c)
+
+
+@pytest.mark.parametrize('name', settings.ENV_OPTIONS)
+def test_options_in_the_config_are_those_of_the_environment(name):
+  constructor = inspect.signature(envs.ENVS[name]).parameters
+  assert settings.ENV_OPTIONS[name] == {
+    option: parameter.default or '' for option, parameter in constructor.items()
+  }
+  for player in players.PLAYERS[name].values():
+    fields = {field.name for field in dataclasses.fields(player)}
+    assert fields == set(settings.PLAYER_OPTIONS[name])
+
+
+def test_instructions_of_the_users_own(tmp_path):
+  c = config(tmp_path)
+  own = assemble.warm_start(c).directory
+  c.env.options.instructions = 'Reach G.'
+  assert assemble.environment(c).instructions == 'Reach G.'
+  assert assemble.warm_start(c).directory != own
+
+
+def test_stop_ids_of_the_generation_config(made, tmp_path):
+  _, _, path = made
+  model = tmp_path / 'model'
+  shutil.copytree(path, model)
+  before = assemble.chat(model).stop_ids
+  (model / 'generation_config.json').write_text('{"eos_token_id": [0, 2]}')
+  assert assemble.chat(model).stop_ids == (0, 2) != before

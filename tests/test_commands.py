@@ -55,6 +55,9 @@ REFUSED = {
   '--config.algo=dqn': ['algo', 'dqn', 'grpo'],
   '--config.model.path=no/such/dir': ['model.path', 'no/such/dir'],
   '--config.loss.dual_clip=0.5': ['loss.dual_clip', '0.5', 'above 1'],
+  '--config.warm_start.num_heads=5': ['warm_start.num_heads', '5', '128'],
+  '--config.eval.first_seed=9990': ['eval.first_seed', '9990', '9968'],
+  '--config.env.options.boxes=2': ['env.options.boxes', 'no field'],
   '--confg=x': ['confg'],
   'stray': ['stray'],
 }
@@ -100,8 +103,8 @@ def test_prompts_not_divisible_by_the_data_axis(tmp_path):
   result = train(
     workdir,
     '--config.rollout.prompts=6',
-    '--config.learner.minibatch=16',
     '--config.mesh.data=4',
+    config='frozen_lake',
   )
   assert_refused(result, 'rollout.prompts', '6', '4')
   assert not workdir.exists()
@@ -112,11 +115,12 @@ def test_workdir_of_another_config_is_left_alone(tmp_path):
 
   snapshot = settings.to_json(settings.defaults()) | {'weights.alpha': 0.3}
   (tmp_path / 'config.json').write_text(json.dumps(snapshot))
+  (tmp_path / '.lock').write_text('')
   before = (tmp_path / 'config.json').read_text()
   result = train(tmp_path)
   assert_refused(result, str(tmp_path), 'another config')
   assert (tmp_path / 'config.json').read_text() == before
-  assert [p.name for p in tmp_path.iterdir()] == ['config.json']
+  assert {p.name for p in tmp_path.iterdir()} == {'config.json', '.lock'}
 
 
 def test_workdir_that_is_no_run_is_left_alone(tmp_path):
@@ -128,15 +132,18 @@ def test_workdir_that_is_no_run_is_left_alone(tmp_path):
 @pytest.mark.parametrize(
   ('broken', 'words'),
   [
-    ({}, ['config.json']),
-    ({'config.json': '{"model_type": "qwen2"}'}, ['tokenizer.json']),
+    ({}, ['model.path', 'config.json']),
+    (
+      {'config.json': '{"model_type": "qwen2"}'},
+      ['model.path', 'tokenizer.json'],
+    ),
     (
       {
         'config.json': '{"model_type": "llama"}',
         'tokenizer.json': '{}',
         'model.safetensors': '',
       },
-      ['llama', 'qwen2'],
+      ['model.path', 'llama', 'qwen2'],
     ),
     (
       {
@@ -154,8 +161,55 @@ def test_unreadable_model_directory(broken, words, tmp_path):
   for name, text in broken.items():
     (model / name).write_text(text)
   result = train(workdir, f'--config.model.path={model}')
-  assert_refused(result, 'model.path', *words)
+  assert_refused(result, *words)
   assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  ('name', 'content', 'words'),
+  [
+    (
+      'model.safetensors',
+      'version https://git-lfs.github.com/spec/v1',
+      ['model.safetensors', 'no safetensors'],
+    ),
+    ('tokenizer.json', '{"version": "1.', ['tokenizer.json', 'cannot be read']),
+  ],
+)
+def test_half_a_download_is_refused(name, content, words, tmp_path):
+  model, workdir = tmp_path / 'model', tmp_path / 'run'
+  model.mkdir()
+  (model / 'config.json').write_text('{"model_type": "qwen2"}')
+  (model / 'tokenizer.json').write_text('{}')
+  (model / 'model.safetensors').write_bytes(b'\x02' + b'\0' * 7 + b'{}')
+  (model / name).write_text(content)
+  result = train(workdir, f'--config.model.path={model}')
+  assert_refused(result, *words)
+  assert not workdir.exists()
+
+
+def test_typo_in_a_config_file(tmp_path):
+  config = tmp_path / 'mine.py'
+  config.write_text(
+    'from actfocus_jax.run import settings\n'
+    'def get_config():\n'
+    '  c = settings.defaults()\n'
+    '  c.rollout.memebers = 32\n'
+    '  return c\n'
+  )
+  result = command('train', f'--config={config}', f'--workdir={tmp_path}/run')
+  assert_refused(result, 'rollout.memebers', 'rollout.members')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_config_named_by_the_next_argument(tmp_path):
+  result = command('train', '--config', 'no.py', f'--workdir={tmp_path}/run')
+  assert_refused(result, 'no.py')
+
+
+def test_step_needs_a_run_to_be_of():
+  result = command('evaluate', '--config=configs/quickstart.py', '--step=50')
+  assert_refused(result, '--step', '--workdir')
 
 
 def test_missing_config_file(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 
 import jax
@@ -10,7 +11,14 @@ import numpy as np
 import pytest
 
 from actfocus_jax import evaluation, loop
-from actfocus_jax.run import checkpoint, metrics, presets, progress, settings
+from actfocus_jax.run import (
+  checkpoint,
+  directory,
+  metrics,
+  presets,
+  progress,
+  settings,
+)
 
 
 def config(cache: pathlib.Path, **overrides):
@@ -160,6 +168,35 @@ def test_checkpoint_is_evaluated_as_the_run_did(cache, whole):
   assert step == logged['step'] == 2
   assert row['success'] == logged['success']
   assert row['tokens'] == logged['tokens']
+
+
+def test_evaluation_reads_a_checkpoint_and_disturbs_nothing(cache, whole):
+  workdir, _ = whole
+  half_written = workdir / 'checkpoints' / '9.orbax-checkpoint-tmp'
+  half_written.mkdir()
+  before = sorted(p.name for p in workdir.rglob('*'))
+  evaluation.evaluate_checkpoint(config(cache), workdir, 4)
+  assert sorted(p.name for p in workdir.rglob('*')) == before
+  half_written.rmdir()
+  with pytest.raises(settings.Refused, match='--step is 3.*2, 4'):
+    evaluation.evaluate_checkpoint(config(cache), workdir, 3)
+
+
+def test_one_process_at_a_time(cache, tmp_path):
+  with directory.RunDirectory(tmp_path, config(cache)):
+    with pytest.raises(settings.Refused, match='another process'):
+      loop.train(config(cache), tmp_path)
+
+
+def test_another_reference_is_refused(cache, whole, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(whole[0], workdir)
+  note = json.loads((workdir / 'model.json').read_text())
+  note['sha256'] = '0' * 64
+  (workdir / 'model.json').write_text(json.dumps(note))
+  with pytest.raises(settings.Refused, match='frozen reference'):
+    loop.train(config(cache, num_steps=5), workdir)
+  assert len(rows(workdir, 'metrics.jsonl')) == 4
 
 
 def test_another_seed_is_another_run(cache, whole, tmp_path):

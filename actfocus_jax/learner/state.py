@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 @flax.struct.dataclass
@@ -73,13 +74,36 @@ def create(params, tx: optax.GradientTransformation) -> TrainState:
   Returns:
     The state at step 0. It shares the parameters' buffers.
   """
+  everywhere = _everywhere(params)
   # Two buffers, not one named twice: the step donates its state.
-  step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-  init = jax.jit(tx.init, out_shardings=_moment_shardings(params, tx))
+  step, skipped = (
+    jax.device_put(jnp.zeros((), jnp.int32), everywhere) for _ in range(2)
+  )
+  init = jax.jit(tx.init, out_shardings=_opt_shardings(params, tx))
   return TrainState(step, skipped, params, init(params))
 
 
-def _moment_shardings(params, tx: optax.GradientTransformation):
+def abstract(params, tx: optax.GradientTransformation) -> TrainState:
+  """What `create` would make, as shapes, dtypes and shardings.
+
+  Args:
+    params: ShapeDtypeStructs with shardings.
+    tx: From `optimizer`.
+
+  Returns:
+    A state to restore a checkpoint into; nothing is allocated.
+  """
+
+  def place(x, sharding):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+  shapes, where = jax.eval_shape(tx.init, params), _opt_shardings(params, tx)
+  opt_state = jax.tree.map(place, shapes, where)
+  scalar = place(jnp.zeros((), jnp.int32), _everywhere(params))
+  return TrainState(scalar, scalar, params, opt_state)
+
+
+def _opt_shardings(params, tx: optax.GradientTransformation):
   """The parameters' shardings wherever the state has a tree like theirs.
 
   A moment starts as zeros, which depend on no parameter: left to itself the
@@ -91,10 +115,18 @@ def _moment_shardings(params, tx: optax.GradientTransformation):
     return jax.tree.structure(tree) == jax.tree.structure(params)
 
   return jax.tree.map(
-    lambda tree: where if is_like_params(tree) else None,
+    lambda tree: where if is_like_params(tree) else _everywhere(params),
     jax.eval_shape(tx.init, params),
     is_leaf=is_like_params,
   )
+
+
+def _everywhere(params) -> jax.sharding.Sharding:
+  """The sharding of scalars beside these parameters."""
+  sharding = jax.tree.leaves(params)[0].sharding
+  if not isinstance(sharding, NamedSharding):
+    return sharding
+  return NamedSharding(sharding.mesh, PartitionSpec())
 
 
 def _matrices(params):

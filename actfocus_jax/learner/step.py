@@ -147,8 +147,8 @@ def token_weights(
   signal_BT = recipe.signal(
     ref_logsumexp_BT=reference.logsumexp_BT,
     ref_entropy_BT=reference.entropy_BT,
-    ref_logprob_BT=reference.logprob_BT,
-    old_logprob_BT=old.logprob_BT,
+    ref_logprob_BT=reference.raw_logprob_BT,
+    old_logprob_BT=old.raw_logprob_BT,
     key=key,
   )
   weight_BT = recipe.token_weights(signal_BT, batch.sampled, batch.action)

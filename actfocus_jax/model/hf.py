@@ -10,7 +10,7 @@ must be in the model, else the directory is refused.
 import contextlib
 import json
 import pathlib
-import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -185,6 +185,18 @@ def _read(
   return jax.make_array_from_callback(leaf.shape, sharding, read)
 
 
+def read_config(directory: str | pathlib.Path) -> qwen2.Config:
+  """Reads config.json.
+
+  Raises:
+    ValueError: if there is none, or the config is not supported.
+  """
+  file = pathlib.Path(directory) / 'config.json'
+  if not file.exists():
+    raise ValueError(f'{directory} lacks config.json.')
+  return qwen2.Config.from_hf(json.loads(file.read_text()))
+
+
 def load(
   directory: str | pathlib.Path,
   mesh: Mesh,
@@ -211,11 +223,7 @@ def load(
       if tied weights differ. One sentence, naming the tensor.
   """
   directory = pathlib.Path(directory)
-  if not (directory / 'config.json').exists():
-    raise ValueError(f'{directory} lacks config.json.')
-  config = qwen2.Config.from_hf(
-    json.loads((directory / 'config.json').read_text())
-  )
+  config = read_config(directory)
   graphdef, shapes = qwen2.abstract(
     config, dtype, param_dtype=param_dtype, remat=remat
   )
@@ -291,9 +299,11 @@ def save(
 def _write(directory, config, tensors, tokenizer) -> None:
   """Writes all files beside the directory, then renames."""
   dtype = str(next(iter(tensors.values())).dtype)
-  partial = directory.with_name(f'.{directory.name}.partial')
-  shutil.rmtree(partial, ignore_errors=True)  # Left by a run that was killed.
-  partial.mkdir(parents=True)
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  partial = pathlib.Path(
+    tempfile.mkdtemp(prefix=f'.{directory.name}.', dir=directory.parent)
+  )
+  partial.chmod(0o755)  # mkdtemp keeps others out.
   # transformers asks for the format entry.
   safetensors.numpy.save_file(tensors, partial / _SINGLE, {'format': 'pt'})
   written = json.dumps(config.to_hf() | {'torch_dtype': dtype}, indent=2)

@@ -25,12 +25,14 @@ class Scores:
 
   Attributes:
     logprob_BT: log p(token_t) at the asked temperature, in nats.
+    raw_logprob_BT: the same at temperature 1; what signals are made of.
     logsumexp_BT: logsumexp of the raw logits; the energy is minus this
       (arXiv 2605.14558, section on token energy).
     entropy_BT: entropy of the raw distribution, in nats.
   """
 
   logprob_BT: jax.Array
+  raw_logprob_BT: jax.Array
   logsumexp_BT: jax.Array
   entropy_BT: jax.Array
 
@@ -53,6 +55,7 @@ def reduce_logits(
   return Scores(
     logprob_BT=chosen_BT / temperature
     - jax.nn.logsumexp(logits_BTV / temperature, axis=-1),
+    raw_logprob_BT=chosen_BT - logsumexp_BT,
     logsumexp_BT=logsumexp_BT,
     entropy_BT=-jnp.sum(jnp.exp(logprob_BTV) * logprob_BTV, axis=-1),
   )

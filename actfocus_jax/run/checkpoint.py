@@ -41,6 +41,7 @@ class Checkpoints:
     *,
     keep: int = 2,
     best_metric: str = 'success',
+    read_only: bool = False,
   ):
     """Names the directory; reads and writes nothing.
 
@@ -48,6 +49,8 @@ class Checkpoints:
       directory: the folder that holds one folder per step.
       keep: how many of the newest checkpoints stay; the best one stays too.
       best_metric: the name under which `success` is stored with a checkpoint.
+      read_only: whether to leave the directory as it is, so that a run which
+        is saving there at this moment is not disturbed.
 
     Raises:
       ValueError: `keep` is below 1.
@@ -56,6 +59,7 @@ class Checkpoints:
       raise ValueError(f'keep must be at least 1, got {keep}')
     self._directory = pathlib.Path(directory).absolute()
     self._best_metric = best_metric
+    self._read_only = read_only
     self._keep = keep
     self._manager: ocp.CheckpointManager | None = None
 
@@ -199,7 +203,9 @@ class Checkpoints:
           # The policy decides what stays; without best_fn no metric would be
           # written, and a restarted run would forget which one was best.
           best_fn=self._rank,
-          cleanup_tmp_directories=True,
+          cleanup_tmp_directories=not self._read_only,
+          create=not self._read_only,
+          read_only=self._read_only,
         ),
         item_handlers={
           'state': ocp.PyTreeCheckpointHandler(),

@@ -5,17 +5,20 @@ imported and before anything is written.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from actfocus_jax.run import settings
+from actfocus_jax.run import checks, settings
 
 CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -37,12 +40,14 @@ def config() -> ml_collections.ConfigDict:
   """The checked config.
 
   Raises:
-    ValueError: One sentence.
+    Refused: One sentence.
   """
   c = CONFIG.value
   if c is None:
-    raise ValueError('--config is missing; e.g. --config=configs/quickstart.py')
-  settings.check(c)
+    raise settings.Refused(
+      '--config is missing; e.g. --config=configs/quickstart.py'
+    )
+  checks.check(c)
   check_model_directory(c.model.path)
   return c
 
@@ -54,34 +59,59 @@ def check_model_directory(path: str):
     path: `model.path`; '' stands for the warm start.
 
   Raises:
-    ValueError: One sentence naming the path and what is missing.
+    Refused: One sentence naming the path and what is missing.
   """
   if not path:
     return
   directory = pathlib.Path(path)
   needed = 'config.json, tokenizer.json and *.safetensors'
   if not directory.is_dir():
-    raise ValueError(
+    raise settings.Refused(
       f'model.path is {path!r}, which is no directory; allowed: a Hugging Face '
       f'model directory with {needed}.'
     )
   for pattern in ('config.json', 'tokenizer.json', '*.safetensors'):
     if not any(directory.glob(pattern)):
-      raise ValueError(
+      raise settings.Refused(
         f'model.path is {path!r}, which lacks {pattern}; allowed: a Hugging '
         f'Face model directory with {needed}.'
       )
-  try:
-    kind = json.loads((directory / 'config.json').read_text()).get('model_type')
-  except (ValueError, AttributeError) as error:
-    raise ValueError(
-      f'model.path is {path!r}, whose config.json cannot be read ({error}).'
-    ) from error
+  kind = _read_json(directory / 'config.json').get('model_type')
   if kind != 'qwen2':
-    raise ValueError(
+    raise settings.Refused(
       f'model.path is {path!r}, whose config.json has model_type {kind!r}; '
       "allowed: 'qwen2'."
     )
+  _read_json(directory / 'tokenizer.json')
+  for file in directory.glob('*.safetensors'):
+    _check_header(file)
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+  """A JSON object from a file that a user named; refused when it is none."""
+  try:
+    content = json.loads(file.read_text())
+  except (ValueError, OSError) as error:
+    raise settings.Refused(f'{file} cannot be read: {error}.') from error
+  if not isinstance(content, dict):
+    raise settings.Refused(f'{file} cannot be read: it holds no JSON object.')
+  return content
+
+
+def _check_header(file: pathlib.Path):
+  """Refuses a file that only has the name of a safetensors file.
+
+  Such a file begins with the length of a JSON header, in 8 bytes. A download
+  that failed often leaves a small text in its place.
+  """
+  with file.open('rb') as stream:
+    length = int.from_bytes(stream.read(8), 'little')
+    rest = file.stat().st_size - 8
+    if not 2 <= length <= rest or stream.read(1) != b'{':
+      raise settings.Refused(
+        f'{file} cannot be read: it is no safetensors file of '
+        f'{rest + 8} bytes; was the download whole?'
+      )
 
 
 def check_workdir(workdir: pathlib.Path, c: ml_collections.ConfigDict):
@@ -92,21 +122,24 @@ def check_workdir(workdir: pathlib.Path, c: ml_collections.ConfigDict):
     c: The config.
 
   Raises:
-    ValueError: One sentence.
+    Refused: One sentence.
   """
   if workdir.exists() and not workdir.is_dir():
-    raise ValueError(f'--workdir is {workdir}, which is a file.')
-  if not workdir.exists() or not any(workdir.iterdir()):
+    raise settings.Refused(f'--workdir is {workdir}, which is a file.')
+  if not workdir.exists():
+    return
+  # Dot-files are ours: a start that was killed may have left them alone.
+  if all(file.name.startswith('.') for file in workdir.iterdir()):
     return
   snapshot = workdir / 'config.json'
   if not snapshot.exists():
-    raise ValueError(
+    raise settings.Refused(
       f'--workdir is {workdir}, which holds files but no run; allowed: a new '
       'or empty directory, or that of a run to go on with.'
     )
-  change = settings.difference(json.loads(snapshot.read_text()), c)
+  change = settings.difference(_read_json(snapshot), c)
   if change:
-    raise ValueError(
+    raise settings.Refused(
       f'--workdir is {workdir}, whose run had another config: {change}; '
       'allowed: the same config, or another workdir.'
     )
@@ -114,50 +147,60 @@ def check_workdir(workdir: pathlib.Path, c: ml_collections.ConfigDict):
 
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
-  """Turns a ValueError into one sentence on stderr and exit code 2."""
+  """Turns `Refused` into one sentence on stderr and exit code 2.
+
+  Any other exception is a defect or a failure of the machine and keeps its
+  traceback.
+  """
   try:
     yield
-  except ValueError as error:
-    sys.exit(refuse(str(error)))
-
-
-def refuse(sentence: str) -> int:
-  """Prints the sentence; returns the exit code of refused input."""
-  print(f'error: {sentence}', file=sys.stderr)
-  return 2
+  except settings.Refused as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
 
 
 def _parse(argv: list[str]) -> list[str]:
   """Parses with absl; every way to fail becomes one sentence."""
-  for argument in argv:
-    if argument.startswith('--config='):
-      path = argument.removeprefix('--config=').partition(':')[0]
-      if not pathlib.Path(path).is_file():
-        raise ValueError(f'--config is {path!r}, which is no file.')
+  for path in _config_files(argv):
+    if not pathlib.Path(path).is_file():
+      raise settings.Refused(f'--config is {path!r}, which is no file.')
   try:
     rest = flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-    raise ValueError(_sentence(error, argv)) from error
+  except (
+    flags.Error,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OSError,
+  ) as error:
+    raise settings.Refused(_sentence(error, argv)) from error
   if len(rest) > 1:
-    raise ValueError(f'unexpected argument {rest[1]!r}')
+    raise settings.Refused(f'unexpected argument {rest[1]!r}')
   return rest
+
+
+def _config_files(argv: list[str]) -> list[str]:
+  """What follows `--config`, behind `=` or as the next argument."""
+  files = [b for a, b in itertools.pairwise(argv) if a == '--config']
+  begin = '--config='
+  files += [a.removeprefix(begin) for a in argv if a.startswith(begin)]
+  return [file.partition(':')[0] for file in files]
 
 
 def _sentence(error: Exception, argv: list[str]) -> str:
   """What went wrong, without the traceback that ml_collections includes."""
-  if isinstance(error, (AttributeError, KeyError)):
-    return _unknown_field(argv)
   text = ' '.join(str(error).split())
-  return text.rpartition('ValueError: ')[2]
-
-
-def _unknown_field(argv: list[str]) -> str:
-  known = settings.flatten(settings.defaults())
-  named = [_field(a) for a in argv if a.startswith('--config.')]
-  field = next((n for n in named if n not in known), 'A --config. flag')
-  near = settings.nearest(settings.defaults(), field)
-  hint = f'; did you mean {" or ".join(near)}?' if near else '.'
-  return f'{field} is no field of the config{hint}'
+  if isinstance(error, (AttributeError, KeyError, flags.UnrecognizedFlagError)):
+    schemas = [
+      settings.flatten(settings.defaults(env)) for env in settings.ENV_OPTIONS
+    ]
+    common = set(schemas[0]).intersection(*schemas[1:])
+    named = (_field(a) for a in argv if a.startswith('--config.'))
+    field = next((name for name in named if name not in common), None)
+    if field is not None:
+      return settings.unknown_field(field, sorted(common))
+  return re.split(r'\b(?:\w+Error|Refused): ', text)[-1]
 
 
 def _field(argument: str) -> str:

@@ -1,26 +1,29 @@
 """The run directory: the one thing that a run leaves behind.
 
-config.json  metrics.jsonl  eval.jsonl  baselines.json
+config.json  model.json  metrics.jsonl  eval.jsonl  baselines.json
 checkpoints/  rollouts/  report/
 
 A run that is killed leaves whole files: rows are appended line by line,
 everything else is written beside its place and renamed.
 """
 
+import fcntl
+import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Iterable
-from typing import Any
+from typing import IO, Any
 
-import jax
 import ml_collections
 
 from actfocus_jax.run import checkpoint, metrics, settings
 
 
 class RunDirectory:
-  """Opens or makes a run directory.
+  """Opens or makes a run directory, for one process at a time.
+
+  A context manager: leaving it waits for the last checkpoint.
 
   Attributes:
     metrics: Rows of metrics.jsonl, one per training step.
@@ -28,14 +31,18 @@ class RunDirectory:
   """
 
   def __init__(self, path: pathlib.Path, c: ml_collections.ConfigDict):
-    """Makes the directory and writes the config.
+    """Makes the directory, locks it and writes the config.
 
     Args:
       path: Checked before by `command.check_workdir`.
       c: The config.
+
+    Raises:
+      Refused: When another process is training there.
     """
     path.mkdir(parents=True, exist_ok=True)
     self._path = path
+    self._lock = lock(path / '.lock', wait=False)
     self.write('config.json', settings.to_json(c))
     self.metrics = metrics.MetricsFile(path / 'metrics.jsonl')
     self.evaluations = metrics.MetricsFile(path / 'eval.jsonl')
@@ -43,24 +50,54 @@ class RunDirectory:
       path / 'checkpoints', keep=c.checkpoint.keep
     )
 
-  def restore(self, state):
-    """The newest checkpoint in the place of `state`, or `state` itself.
+  def __enter__(self) -> 'RunDirectory':
+    """Returns itself."""
+    return self
 
-    Rows that were written after that checkpoint are dropped: their steps will
-    be done again.
+  def __exit__(self, *exception):
+    """Waits for the last checkpoint and lets others in."""
+    self._checkpoints.wait()
+    self._checkpoints.close()
+    self.metrics.close()
+    self.evaluations.close()
+    self._lock.close()
+
+  def remember_model(self, model: pathlib.Path):
+    """Notes which model the run starts from, or checks that it is the same.
 
     Args:
-      state: A fresh state; it says which arrays, and where they live.
+      model: A Hugging Face directory.
+
+    Raises:
+      Refused: When the run started from other files.
+    """
+    if (self._path / 'model.json').exists():
+      check_model(self._path, model)
+    else:
+      content = {'path': str(model), 'sha256': fingerprint(model)}
+      self.write('model.json', content)
+
+  def restore(self, wanted):
+    """Reads the newest checkpoint.
+
+    What was written after it is dropped: those steps will be done again.
+
+    Args:
+      wanted: Shapes, dtypes and shardings of the state.
 
     Returns:
-      The state to go on from.
+      The state to go on from, or None when there is no checkpoint.
     """
     latest = self._checkpoints.latest_step()
+    state = None
     if latest is not None:
-      state, _ = self._checkpoints.restore(latest, abstract(state))
+      state, _ = self._checkpoints.restore(latest, wanted)
     kept = 0 if latest is None else latest + 1
     self.metrics.truncate(kept)
     self.evaluations.truncate(kept)
+    for file in (self._path / 'rollouts').glob('step_*.jsonl'):
+      if int(file.stem.removeprefix('step_')) >= kept:
+        file.unlink()
     return state
 
   def write(self, name: str, content: Any):
@@ -78,12 +115,58 @@ class RunDirectory:
     """Starts to write a checkpoint; see `Checkpoints.save`."""
     self._checkpoints.save(step, state, {'step': step}, success=success)
 
-  def close(self):
-    """Waits for the last checkpoint."""
-    self._checkpoints.wait()
-    self._checkpoints.close()
-    self.metrics.close()
-    self.evaluations.close()
+
+def lock(path: pathlib.Path, *, wait: bool) -> IO[str]:
+  """Takes a file lock, which ends with the process or with `close`.
+
+  Args:
+    path: The lock file; made if need be.
+    wait: Whether to wait for whoever holds it.
+
+  Returns:
+    The open file.
+
+  Raises:
+    Refused: When somebody holds it and `wait` is False.
+  """
+  file = path.open('w')
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+  except BlockingIOError as error:
+    file.close()
+    raise settings.Refused(
+      f'--workdir is {path.parent}, where another process is training.'
+    ) from error
+  return file
+
+
+def check_model(path: pathlib.Path, model: pathlib.Path):
+  """Refuses a model that is not the one a run started from.
+
+  Args:
+    path: The run directory.
+    model: A Hugging Face directory.
+
+  Raises:
+    Refused: One sentence.
+  """
+  noted = json.loads((path / 'model.json').read_text())
+  if fingerprint(model) != noted['sha256']:
+    raise settings.Refused(
+      f'The files in {model} are not those that the run in {path} started '
+      'from, and are its frozen reference; put them back, or use a new '
+      'workdir.'
+    )
+
+
+def fingerprint(model: pathlib.Path) -> str:
+  """A SHA-256 over the tokenizer and the weights of a model directory."""
+  digest = hashlib.sha256()
+  files = [model / 'tokenizer.json', *sorted(model.glob('*.safetensors'))]
+  for file in files:
+    with file.open('rb') as stream:
+      digest.update(hashlib.file_digest(stream, 'sha256').digest())
+  return digest.hexdigest()
 
 
 def restore_part(path: pathlib.Path, part, step: int | None):
@@ -91,34 +174,28 @@ def restore_part(path: pathlib.Path, part, step: int | None):
 
   Args:
     path: A run directory.
-    part: Arrays in the structure of the train state, unwanted fields None.
+    part: Shapes, dtypes and shardings in the structure of the train state;
+      None for what is not wanted.
     step: Of the checkpoint; None is the newest.
 
   Returns:
     The step and the part.
 
   Raises:
-    ValueError: When there is no such checkpoint.
+    Refused: When there is no such checkpoint.
   """
-  checkpoints = checkpoint.Checkpoints(path / 'checkpoints')
+  checkpoints = checkpoint.Checkpoints(path / 'checkpoints', read_only=True)
   steps = checkpoints.all_steps()
   wanted = step if step is not None else max(steps, default=None)
   if wanted not in steps:
     checkpoints.close()
     there = ', '.join(map(str, steps)) or 'none'
-    raise ValueError(
+    raise settings.Refused(
       f'--step is {step}, but the checkpoints in {path} are: {there}.'
     )
-  part, _ = checkpoints.restore(wanted, abstract(part))
+  part, _ = checkpoints.restore(wanted, part)
   checkpoints.close()
   return wanted, part
-
-
-def abstract(tree):
-  """Shapes, dtypes and shardings of a pytree of arrays."""
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
-  )
 
 
 def _write(path: pathlib.Path, text: str):

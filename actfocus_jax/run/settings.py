@@ -2,20 +2,39 @@
 
 `defaults()` is the whole schema; the files in configs/ start from it and
 change numbers. Most sections are the keyword arguments of one consumer, which
-is named beside them. `check` refuses a bad value with one sentence. Nothing
-here imports jax, so that a mistake is told at once.
+is named beside them. What values they allow is in `checks.py`. Nothing here
+imports jax, so that a mistake is told at once.
 """
 
 import difflib
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
-ENVS = ('frozen_lake', 'sokoban')
+# The keyword arguments of each envs.ENVS[name]; instructions='' are its own.
+ENV_OPTIONS = {
+  'frozen_lake': dict(
+    size=4,
+    frozen_probability=0.9,
+    success_probability=0.8,
+    instructions='',
+  ),
+  'sokoban': dict(
+    rows=6, cols=6, boxes=1, search_depth=300, walk_steps=20, instructions=''
+  ),
+}
+# Types of the fields of the scripted players; unset ones are the player's own.
+PLAYER_OPTIONS = {
+  'frozen_lake': dict(skill=float, habit=float, length=int),
+  'sokoban': dict(skill=float, length=int),
+}
 ALGOS = ('grpo',)
 SIGNALS = ('energy', 'entropy', 'nll', 'logprob_shift', 'random')
+
+# Boards of training have seeds from here on, those of evaluation below.
+FIRST_TRAINING_SEED = 10_000
 
 # `weights=NAME` in a config argument: which signal, and its alpha and beta.
 WEIGHTS = {
@@ -29,8 +48,15 @@ WEIGHTS = {
 }
 
 
-def defaults() -> ml_collections.ConfigDict:
+class Refused(ValueError):
+  """Bad input: told in one sentence, with exit code 2, before any work."""
+
+
+def defaults(env: str = 'frozen_lake') -> ml_collections.ConfigDict:
   """The schema, with the paper's values (method of arXiv 2605.14558).
+
+  Args:
+    env: The environment, a key of ENV_OPTIONS; it decides which options exist.
 
   Returns:
     A ConfigDict whose fields are all there are. Config files change values
@@ -41,8 +67,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.num_steps = 200
   c.algo = 'grpo'
 
-  # The keyword arguments of envs.ENVS[name], in env.options.
-  c.env = dict(name='frozen_lake', options=ml_collections.ConfigDict())
+  c.env = dict(name=env, options=dict(ENV_OPTIONS[env]))
 
   # path: a Hugging Face directory, or '' to make the small model of
   # `warm_start`. dtype of the computation: auto is bfloat16 on accelerators
@@ -73,7 +98,7 @@ def defaults() -> ml_collections.ConfigDict:
     lengths=(),
   )
 
-  # learner.step.Algorithm: one section per stage.
+  # learner.step.Recipe: one section per stage.
   c.selection = dict(ratio=1.0)
   c.weights = dict(WEIGHTS['actfocus'])
   c.advantage = dict(normalize_std=True)
@@ -119,7 +144,11 @@ def defaults() -> ml_collections.ConfigDict:
 
   # The scripted player of the demonstrations: envs.players.PLAYERS[env][name],
   # its fields replaced by player.options.
-  c.player = dict(name='careless', options=ml_collections.ConfigDict())
+  unset = {
+    name: config_dict.placeholder(kind)
+    for name, kind in PLAYER_OPTIONS[env].items()
+  }
+  c.player = dict(name='careless', options=unset)
 
   # The keyword arguments of base_model.WarmStart: the small default model,
   # made once for each content of env, limits, player and this section, and
@@ -154,171 +183,22 @@ def parse_argument(
     One value for every key.
 
   Raises:
-    ValueError: For an unknown key or value.
+    Refused: For an unknown key or value.
   """
   chosen = {key: values[0] for key, values in allowed.items()}
   for piece in filter(None, (text or '').split(',')):
     key, _, value = piece.partition('=')
     if key not in allowed:
-      raise ValueError(
+      raise Refused(
         f'Config argument {key!r} is unknown; allowed: {", ".join(allowed)}.'
       )
     if value not in allowed[key]:
-      raise ValueError(
+      raise Refused(
         f'Config argument {key} is {value!r}; allowed: '
         f'{", ".join(allowed[key])}.'
       )
     chosen[key] = value
   return chosen
-
-
-# --- What each field allows --------------------------------------------------
-
-
-class _Rule(NamedTuple):
-  field: str
-  holds: Callable[[Any], bool]
-  allowed: str
-
-
-def _at_least(low: float, *fields: str) -> list[_Rule]:
-  return [_Rule(f, lambda x: x >= low, f'{low:g} or more') for f in fields]
-
-
-def _above(low: float, *fields: str) -> list[_Rule]:
-  return [_Rule(f, lambda x: x > low, f'above {low:g}') for f in fields]
-
-
-def _within(low: float, high: float, *fields: str) -> list[_Rule]:
-  text = f'{low:g} to {high:g}'
-  return [_Rule(f, lambda x: low <= x <= high, text) for f in fields]
-
-
-def _one_of(values: Sequence[str], *fields: str) -> list[_Rule]:
-  text = f'one of {", ".join(values)}'
-  return [_Rule(f, lambda x: x in values, text) for f in fields]
-
-
-_RULES = [
-  *_one_of(ENVS, 'env.name'),
-  *_one_of(ALGOS, 'algo'),
-  *_one_of(SIGNALS, 'weights.signal'),
-  *_one_of(('auto', 'float32', 'bfloat16'), 'model.dtype'),
-  *_one_of(('sampler', 'rescore'), 'learner.old_logprob'),
-  *_within(0, 1, 'weights.alpha'),
-  *_at_least(0, 'weights.beta'),
-  *_at_least(0, 'seed', 'num_steps', 'rollout.slots', 'learner.microbatch'),
-  *_at_least(0, 'entropy_coefficient', 'eval.every', 'eval.save'),
-  *_at_least(0, 'optimizer.warmup_steps', 'optimizer.weight_decay'),
-  *_at_least(0, 'eval.first_seed', 'warm_start.seed'),
-  *_at_least(1, 'limits.turns', 'limits.max_actions', 'limits.action_budget'),
-  *_at_least(1, 'limits.response_tokens', 'limits.context'),
-  *_within(-100, 0, 'limits.format_penalty'),
-  *_at_least(1, 'rollout.prompts', 'rollout.members', 'rollout.decode_steps'),
-  *_at_least(1, 'rollout.observation_block', 'rollout.cache_block'),
-  *_above(0, 'rollout.temperature', 'eval.temperature'),
-  *_above(0, 'optimizer.learning_rate', 'optimizer.clip_norm'),
-  *_within(0, 0.999999, 'optimizer.b1', 'optimizer.b2'),
-  *_within(0, 1, 'loss.clip_low'),
-  *_at_least(0, 'loss.clip_high'),
-  _Rule('loss.dual_clip', lambda x: x is None or x > 1, 'None or above 1'),
-  _Rule('selection.ratio', lambda x: 0 < x <= 1, 'above 0, at most 1'),
-  *_at_least(1, 'learner.minibatch', 'learner.epochs', 'learner.score_chunk'),
-  *_at_least(1, 'eval.prompts', 'eval.members'),
-  *_at_least(1, 'checkpoint.every', 'checkpoint.keep'),
-  *_at_least(1, 'warm_start.episodes', 'warm_start.steps', 'warm_start.batch'),
-  *_at_least(260, 'warm_start.vocab_size'),
-  *_at_least(1, 'mesh.fsdp', 'mesh.tensor'),
-  _Rule('mesh.data', lambda x: x == -1 or x >= 1, '-1 (the rest) or 1 or more'),
-]
-
-
-def check(c: ml_collections.ConfigDict):
-  """Refuses values that cannot work, before anything is made.
-
-  Args:
-    c: The config.
-
-  Raises:
-    ValueError: One sentence: the field, its value, what is allowed.
-  """
-  for field, value in flatten(c).items():
-    if isinstance(value, float) and not math.isfinite(value):
-      raise ValueError(f'{field} is {value}; allowed: a finite number.')
-  for rule in _RULES:
-    value = get(c, rule.field)
-    if not rule.holds(value):
-      raise ValueError(f'{rule.field} is {value!r}; allowed: {rule.allowed}.')
-  if c.algo == 'grpo' and c.rollout.members < 2:
-    raise ValueError(
-      f'rollout.members is {c.rollout.members}, but GRPO compares the members '
-      'of a group with each other; allowed: 2 or more.'
-    )
-  _check_batches(c)
-  _check_lengths(c)
-  if c.mesh.data > 0:  # Else it follows from the machine; see check_mesh.
-    check_mesh(c, c.mesh.data * c.mesh.fsdp)
-
-
-def _check_batches(c: ml_collections.ConfigDict):
-  kept = kept_rows(c)
-  _divides('learner.minibatch', c.learner.minibatch, kept, 'kept trajectories')
-  if c.learner.microbatch:
-    _divides(
-      'learner.microbatch',
-      c.learner.microbatch,
-      c.learner.minibatch,
-      'trajectories of learner.minibatch',
-    )
-
-
-def _divides(field: str, value: int, whole: int, what: str):
-  if whole % value:
-    allowed = [str(n) for n in range(1, whole + 1) if whole % n == 0]
-    raise ValueError(
-      f'{field} is {value}, which does not divide the {whole} {what}; '
-      f'allowed: {", ".join(allowed)}.'
-    )
-
-
-def _check_lengths(c: ml_collections.ConfigDict):
-  lengths, context = tuple(c.rollout.lengths), c.limits.context
-  if lengths and (list(lengths) != sorted(lengths) or lengths[-1] < context):
-    raise ValueError(
-      f'rollout.lengths is {lengths}; allowed: rising numbers of which the '
-      f'last is at least limits.context, {context}.'
-    )
-
-
-def check_mesh(c: ml_collections.ConfigDict, shards: int):
-  """Refuses batches that the mesh cannot split.
-
-  Args:
-    c: The config.
-    shards: Devices along the mesh's data and fsdp axes.
-
-  Raises:
-    ValueError: One sentence.
-  """
-  sizes = {
-    'rollout.prompts': c.rollout.prompts,
-    'eval.prompts': c.eval.prompts,
-    'learner.minibatch': c.learner.minibatch,
-    'learner.microbatch': c.learner.microbatch or c.learner.minibatch,
-  }
-  for field, size in sizes.items():
-    if size % shards:
-      raise ValueError(
-        f'{field} is {size}, which the {shards} devices of the mesh axes data '
-        f'and fsdp cannot share equally; allowed: multiples of {shards}.'
-      )
-
-
-def kept_rows(c: ml_collections.ConfigDict) -> int:
-  """Trajectories that group selection leaves for training."""
-  # The small amount forgives 0.1 * 30 being 3.0000000000000004.
-  kept = math.ceil(c.selection.ratio * c.rollout.prompts - 1e-9)
-  return kept * c.rollout.members
 
 
 # --- Fields by their dotted names --------------------------------------------
@@ -343,9 +223,11 @@ def get(c: ml_collections.ConfigDict, field: str):
   return c
 
 
-def nearest(c: ml_collections.ConfigDict, field: str) -> list[str]:
-  """Existing fields that look like `field`, best first."""
-  return difflib.get_close_matches(field, list(flatten(c)), n=3, cutoff=0.5)
+def unknown_field(field: str, known: Iterable[str]) -> str:
+  """The sentence about a field that is not there, with what may be meant."""
+  near = difflib.get_close_matches(field, list(known), n=3, cutoff=0.5)
+  hint = f'; did you mean {" or ".join(near)}?' if near else '.'
+  return f'{field} is no field of the config{hint}'
 
 
 def to_json(c: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -366,14 +248,14 @@ def from_json(flat: dict[str, Any]) -> ml_collections.ConfigDict:
     The config, locked.
 
   Raises:
-    ValueError: For a field that this version does not have.
+    Refused: For a field that this version does not have.
   """
-  c = defaults()
+  c = defaults(flat.get('env.name', 'frozen_lake'))
   known = flatten(c)
   for field, value in flat.items():
     section, _, name = field.rpartition('.')
-    if field not in known and not section.endswith('options'):
-      raise ValueError(f'config.json has {field}, which is no field.')
+    if field not in known:
+      raise Refused(f'config.json has {field}, which is no field.')
     parent = get(c, section) if section else c
     parent[name] = tuple(value) if isinstance(value, list) else value
   return c.lock()

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from actfocus_jax.run import presets, settings
+from actfocus_jax.run import checks, presets, settings
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
@@ -24,7 +24,7 @@ def load(name: str, argument: str | None = None):
 @pytest.mark.parametrize('weights', settings.WEIGHTS)
 def test_every_config_passes_its_own_checks(name, size, weights):
   c = load(name, f'size={size},weights={weights}')
-  settings.check(c)
+  checks.check(c)
   assert c.is_locked
   assert c.weights.to_dict() == settings.WEIGHTS[weights]
   assert bool(c.model.path) == (size != 'tiny')
@@ -94,26 +94,26 @@ def test_batches_that_do_not_divide():
   c = load('quickstart')
   c.learner.microbatch = 5
   with pytest.raises(ValueError, match='learner.microbatch is 5.*32'):
-    settings.check(c)
+    checks.check(c)
   c = load('quickstart')
   with pytest.raises(ValueError, match='rollout.prompts is 8.*multiples of 3'):
-    settings.check_mesh(c, 3)
+    checks.check_mesh(c, 3)
 
 
 def test_lengths_must_rise_to_the_context():
   c = load('quickstart')
   c.rollout.lengths = (512, 384)
   with pytest.raises(ValueError, match='rollout.lengths'):
-    settings.check(c)
+    checks.check(c)
   c.rollout.lengths = (128, 256)
   with pytest.raises(ValueError, match='512'):
-    settings.check(c)
+    checks.check(c)
 
 
 def test_kept_rows_rounds_up_as_selection_does():
   c = load('quickstart')
   c.selection.ratio = 0.3  # of 8 groups: 2.4, so 3
-  assert settings.kept_rows(c) == 3 * 16
+  assert checks.kept_rows(c) == 3 * 16
 
 
 def test_unknown_argument_names_the_allowed_ones():

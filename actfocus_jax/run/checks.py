@@ -1,0 +1,196 @@
+"""What each config field allows; a bad value is refused with one sentence."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from actfocus_jax.run import settings
+
+
+class _Rule(NamedTuple):
+  field: str
+  holds: Callable[[Any], bool]
+  allowed: str
+
+
+def _at_least(low: float, *fields: str) -> list[_Rule]:
+  return [_Rule(f, lambda x: x >= low, f'{low:g} or more') for f in fields]
+
+
+def _above(low: float, *fields: str) -> list[_Rule]:
+  return [_Rule(f, lambda x: x > low, f'above {low:g}') for f in fields]
+
+
+def _within(low: float, high: float, *fields: str) -> list[_Rule]:
+  text = f'{low:g} to {high:g}'
+  return [_Rule(f, lambda x: low <= x <= high, text) for f in fields]
+
+
+def _one_of(values: Sequence[str], *fields: str) -> list[_Rule]:
+  text = f'one of {", ".join(values)}'
+  return [_Rule(f, lambda x: x in values, text) for f in fields]
+
+
+_RULES = [
+  *_one_of(tuple(settings.ENV_OPTIONS), 'env.name'),
+  *_one_of(settings.ALGOS, 'algo'),
+  *_one_of(settings.SIGNALS, 'weights.signal'),
+  *_one_of(('auto', 'float32', 'bfloat16'), 'model.dtype'),
+  *_one_of(('sampler', 'rescore'), 'learner.old_logprob'),
+  *_within(0, 1, 'weights.alpha'),
+  *_at_least(0, 'weights.beta'),
+  *_at_least(0, 'seed', 'num_steps', 'rollout.slots', 'learner.microbatch'),
+  *_at_least(0, 'entropy_coefficient', 'eval.every', 'eval.save'),
+  *_at_least(0, 'optimizer.warmup_steps', 'optimizer.weight_decay'),
+  *_at_least(0, 'eval.first_seed', 'warm_start.seed'),
+  *_at_least(1, 'limits.turns', 'limits.max_actions', 'limits.action_budget'),
+  *_at_least(1, 'limits.response_tokens', 'limits.context'),
+  *_within(-100, 0, 'limits.format_penalty'),
+  *_at_least(1, 'rollout.prompts', 'rollout.members', 'rollout.decode_steps'),
+  *_at_least(1, 'rollout.observation_block', 'rollout.cache_block'),
+  *_above(0, 'rollout.temperature', 'eval.temperature'),
+  *_above(0, 'optimizer.learning_rate', 'optimizer.clip_norm'),
+  *_above(0, 'warm_start.learning_rate'),
+  *_at_least(1, 'warm_start.hidden_size', 'warm_start.intermediate_size'),
+  *_at_least(1, 'warm_start.num_layers', 'warm_start.num_heads'),
+  *_at_least(1, 'warm_start.num_key_value_heads'),
+  *_within(0, 0.999999, 'optimizer.b1', 'optimizer.b2'),
+  *_within(0, 1, 'loss.clip_low'),
+  *_at_least(0, 'loss.clip_high'),
+  _Rule('loss.dual_clip', lambda x: x is None or x > 1, 'None or above 1'),
+  _Rule('selection.ratio', lambda x: 0 < x <= 1, 'above 0, at most 1'),
+  *_at_least(1, 'learner.minibatch', 'learner.epochs', 'learner.score_chunk'),
+  *_at_least(1, 'eval.prompts', 'eval.members'),
+  *_at_least(1, 'checkpoint.every', 'checkpoint.keep'),
+  *_at_least(1, 'warm_start.episodes', 'warm_start.steps', 'warm_start.batch'),
+  *_at_least(260, 'warm_start.vocab_size'),
+  *_at_least(1, 'mesh.fsdp', 'mesh.tensor'),
+  _Rule('mesh.data', lambda x: x == -1 or x >= 1, '-1 (the rest) or 1 or more'),
+]
+
+
+def check(c: ml_collections.ConfigDict):
+  """Refuses values that cannot work, before anything is made.
+
+  Args:
+    c: The config.
+
+  Raises:
+    Refused: One sentence: the field, its value, what is allowed.
+  """
+  for field, value in settings.flatten(c).items():
+    if isinstance(value, float) and not math.isfinite(value):
+      raise settings.Refused(f'{field} is {value}; allowed: a finite number.')
+  _check_fields(c)
+  for rule in _RULES:
+    value = settings.get(c, rule.field)
+    if not rule.holds(value):
+      raise settings.Refused(
+        f'{rule.field} is {value!r}; allowed: {rule.allowed}.'
+      )
+  if c.algo == 'grpo' and c.rollout.members < 2:
+    raise settings.Refused(
+      f'rollout.members is {c.rollout.members}, but GRPO compares the members '
+      'of a group with each other; allowed: 2 or more.'
+    )
+  _check_batches(c)
+  _check_lengths(c)
+  _check_heads(c)
+  _check_seeds(c)
+  if c.mesh.data > 0:  # Else it follows from the machine; see check_mesh.
+    check_mesh(c, c.mesh.data * c.mesh.fsdp)
+
+
+def _check_fields(c: ml_collections.ConfigDict):
+  """Refuses fields that no code reads: a typo in a config file."""
+  name = c.env.name if c.env.name in settings.ENV_OPTIONS else 'frozen_lake'
+  known = settings.flatten(settings.defaults(name))
+  for field in sorted(settings.flatten(c).keys() - known.keys()):
+    raise settings.Refused(settings.unknown_field(field, known))
+
+
+def _check_heads(c: ml_collections.ConfigDict):
+  w = c.warm_start
+  if w.hidden_size % (2 * w.num_heads):
+    raise settings.Refused(
+      f'warm_start.num_heads is {w.num_heads}, which does not cut the '
+      f'{w.hidden_size} units of warm_start.hidden_size into heads of even '
+      'size; allowed: divisors of half of it.'
+    )
+  if w.num_heads % w.num_key_value_heads:
+    raise settings.Refused(
+      f'warm_start.num_key_value_heads is {w.num_key_value_heads}; allowed: '
+      f'divisors of warm_start.num_heads, {w.num_heads}.'
+    )
+
+
+def _check_seeds(c: ml_collections.ConfigDict):
+  if c.eval.first_seed + c.eval.prompts > settings.FIRST_TRAINING_SEED:
+    raise settings.Refused(
+      f'eval.first_seed is {c.eval.first_seed} for {c.eval.prompts} boards, '
+      f'which reach into those of training; allowed: up to '
+      f'{settings.FIRST_TRAINING_SEED - c.eval.prompts}.'
+    )
+
+
+def _check_batches(c: ml_collections.ConfigDict):
+  kept = kept_rows(c)
+  _divides('learner.minibatch', c.learner.minibatch, kept, 'kept trajectories')
+  if c.learner.microbatch:
+    _divides(
+      'learner.microbatch',
+      c.learner.microbatch,
+      c.learner.minibatch,
+      'trajectories of learner.minibatch',
+    )
+
+
+def _divides(field: str, value: int, whole: int, what: str):
+  if whole % value:
+    allowed = [str(n) for n in range(1, whole + 1) if whole % n == 0]
+    raise settings.Refused(
+      f'{field} is {value}, which does not divide the {whole} {what}; '
+      f'allowed: {", ".join(allowed)}.'
+    )
+
+
+def _check_lengths(c: ml_collections.ConfigDict):
+  lengths, context = tuple(c.rollout.lengths), c.limits.context
+  if lengths and (list(lengths) != sorted(lengths) or lengths[-1] < context):
+    raise settings.Refused(
+      f'rollout.lengths is {lengths}; allowed: rising numbers of which the '
+      f'last is at least limits.context, {context}.'
+    )
+
+
+def check_mesh(c: ml_collections.ConfigDict, shards: int):
+  """Refuses batches that the mesh cannot split.
+
+  Args:
+    c: The config.
+    shards: Devices along the mesh's data and fsdp axes.
+
+  Raises:
+    Refused: One sentence.
+  """
+  sizes = {
+    'rollout.prompts': c.rollout.prompts,
+    'eval.prompts': c.eval.prompts,
+    'learner.minibatch': c.learner.minibatch,
+    'learner.microbatch': c.learner.microbatch or c.learner.minibatch,
+  }
+  for field, size in sizes.items():
+    if size % shards:
+      raise settings.Refused(
+        f'{field} is {size}, which the {shards} devices of the mesh axes data '
+        f'and fsdp cannot share equally; allowed: multiples of {shards}.'
+      )
+
+
+def kept_rows(c: ml_collections.ConfigDict) -> int:
+  """Trajectories that group selection leaves for training."""
+  # The small amount forgives 0.1 * 30 being 3.0000000000000004.
+  kept = math.ceil(c.selection.ratio * c.rollout.prompts - 1e-9)
+  return kept * c.rollout.members
