@@ -26,8 +26,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.agent import episode as episode_lib
 from actfocus_jax.agent import sampling
+from actfocus_jax.envs import base
 from actfocus_jax.model import mesh as mesh_lib
 from actfocus_jax.model import qwen2
 
@@ -74,40 +76,34 @@ class _Lane:
   budget: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
 class Collector:
-  """Collects rollouts of one environment with one set of shapes."""
+  """Collects rollouts of one environment with one set of shapes.
 
-  def __init__(
-    self,
-    chat,
-    env,
-    limits: episode_lib.Limits,
-    mesh,
-    *,
-    slots: int = 0,
-    decode_steps: int = 8,
-    observation_block: int = 32,
-    cache_block: int = 128,
-  ):
-    """Fixes the shapes.
+  Attributes:
+    chat: The tokenizer bridge.
+    env: The environment.
+    limits: Of every episode.
+    mesh: Slots are sharded over its data and fsdp axes.
+    slots: Most episodes at a time; 0 means all.
+    decode_steps: Ids sampled between two looks of the host.
+    observation_block: Prompts are padded to 1, 2, 4, ... times this.
+    cache_block: Attention reads 1, 2, 4, ... times this many positions.
+  """
 
-    Args:
-      chat: The tokenizer bridge.
-      env: The environment.
-      limits: Of every episode.
-      mesh: Slots are sharded over its data and fsdp axes.
-      slots: Most episodes at a time; 0 means all.
-      decode_steps: Ids sampled between two looks of the host.
-      observation_block: Prompts are padded to 1, 2, 4, ... times this.
-      cache_block: Attention reads 1, 2, 4, ... times this many positions.
-    """
-    self._chat, self._env, self._limits = chat, env, limits
-    self._mesh = mesh
-    self._slots = slots
-    self._steps = decode_steps
-    self._block = observation_block
-    self._cache_block = min(cache_block, limits.context)
-    self._shards = mesh.shape['data'] * mesh.shape['fsdp']
+  chat: chat_lib.Chat
+  env: base.Environment
+  limits: episode_lib.Limits
+  mesh: jax.sharding.Mesh
+  slots: int = 0
+  decode_steps: int = 8
+  observation_block: int = 32
+  cache_block: int = 128
+
+  @property
+  def shards(self) -> int:
+    """Into how many parts the devices split the slots."""
+    return mesh_lib.row_shards(self.mesh)
 
   def collect(
     self,
@@ -138,7 +134,7 @@ class Collector:
     openings = [self.open(seed) for seed in seeds]
     groups = [p for p in range(len(seeds)) for _ in range(members)]
     episodes = [
-      Episode(self._chat, self._env, self._limits, openings[p]) for p in groups
+      Episode(self.chat, self.env, self.limits, openings[p]) for p in groups
     ]
     run = _Run(self, policy, key, temperature, openings, episodes, groups)
     run.play()
@@ -147,10 +143,8 @@ class Collector:
 
   def open(self, seed: int) -> episode_lib.Opening:
     """Resets the environment; refuses a prompt that fills the context."""
-    opening = episode_lib.open_episode(
-      self._chat, self._env, self._limits, seed
-    )
-    check_opening(opening, self._limits)
+    opening = episode_lib.open_episode(self.chat, self.env, self.limits, seed)
+    check_opening(opening, self.limits)
     return opening
 
 
@@ -178,11 +172,11 @@ class _Run:
     self.groups = groups
     self.waiting = collections.deque(range(len(episodes)))
     self.row_steps = 0
-    batch = min(shape._slots or len(episodes), len(episodes))
-    batch = _round_up(batch, shape._shards)
+    batch = min(shape.slots or len(episodes), len(episodes))
+    batch = _round_up(batch, shape.shards)
     self.lanes: list[_Lane | None] = [None] * batch
     self.prompts = self._prefill_prompts(openings)
-    cache_length = _round_up(shape._limits.context, shape._cache_block)
+    cache_length = _round_up(shape.limits.context, shape.cache_block)
     self.slots = self._place(
       sampling.empty(policy.config, batch, cache_length, policy.dtype)
     )
@@ -217,7 +211,7 @@ class _Run:
   def _decode(self) -> list[int]:
     """Decodes and returns the slots whose turn has ended."""
     view = self._view(
-      len(self.episodes[lane.row].ids) + len(lane.ids) + self.c._steps
+      len(self.episodes[lane.row].ids) + len(lane.ids) + self.c.decode_steps
       for lane in self.lanes
       if lane
     )
@@ -227,9 +221,9 @@ class _Run:
       self.slots,
       self.key,
       self.temperature,
-      steps=self.c._steps,
+      steps=self.c.decode_steps,
       view=view,
-      stop_ids=self.c._chat.stop_ids,
+      stop_ids=self.c.chat.stop_ids,
     )
     out = jax.device_get(out)
     self.row_steps += int(out.live_NB.any(axis=1).sum()) * len(self.lanes)
@@ -240,7 +234,7 @@ class _Run:
       live = out.live_NB[:, slot]
       lane.ids.extend(out.token_NB[live, slot].tolist())
       lane.logprobs.extend(out.logprob_NB[live, slot].tolist())
-      stopped = lane.ids[-1] in self.c._chat.stop_ids
+      stopped = lane.ids[-1] in self.c.chat.stop_ids
       if stopped or len(lane.ids) >= lane.budget:
         ended.append(slot)
     return ended
@@ -266,7 +260,8 @@ class _Run:
     quarter = self._quarter()
     size = quarter if len(observations) <= quarter else batch
     width = max(len(ids) for ids in observations.values())
-    tokens_MT = np.zeros((size, _double_up(width, self.c._block)), np.int32)
+    width = _double_up(width, self.c.observation_block)
+    tokens_MT = np.zeros((size, width), np.int32)
     count_M = np.ones((size,), np.int32)
     slot_M = np.full((size,), batch, np.int32)
     budget_M = np.zeros((size,), np.int32)
@@ -301,9 +296,9 @@ class _Run:
   # --- Shapes and placement --------------------------------------------------
 
   def _prefill_prompts(self, openings):
-    count = _round_up(len(openings), self.c._shards)
+    count = _round_up(len(openings), self.c.shards)
     width = max(len(opening.ids) for opening in openings)
-    width = _double_up(width, self.c._block)
+    width = _double_up(width, self.c.observation_block)
     tokens_PT = np.zeros((count, width), np.int32)
     length_P = np.ones((count,), np.int32)
     for p, opening in enumerate(openings):
@@ -319,21 +314,21 @@ class _Run:
 
   def _quarter(self) -> int:
     batch = len(self.lanes)
-    return min(batch, _round_up(max(batch // 4, 1), self.c._shards))
+    return min(batch, _round_up(max(batch // 4, 1), self.c.shards))
 
   def _view(self, lengths) -> int:
-    longest = min(max(lengths), self.c._limits.context)
-    view = _double_up(longest, self.c._cache_block)
+    longest = min(max(lengths), self.c.limits.context)
+    view = _double_up(longest, self.c.cache_block)
     return min(view, self.slots.cache.k_LBSJC.shape[2])
 
   def _int_rows(self, count: int) -> list[np.ndarray]:
     return [np.zeros((len(self.lanes),), np.int32) for _ in range(count)]
 
   def _rows(self, *arrays):
-    return mesh_lib.put_rows(self.c._mesh, arrays)
+    return mesh_lib.put_rows(self.c.mesh, arrays)
 
   def _place(self, slots: sampling.Slots) -> sampling.Slots:
-    return sampling.place(slots, self.c._mesh)
+    return sampling.place(slots, self.c.mesh)
 
 
 def _double_up(n: int, block: int) -> int:

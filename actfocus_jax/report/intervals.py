@@ -6,8 +6,6 @@ so the true spread of a success rate is somewhat wider.
 
 import math
 
-import numpy as np
-
 Z95 = 1.959963984540054
 
 
@@ -80,21 +78,3 @@ def newcombe(
   down = math.hypot(p_a - low_a, high_b - p_b)
   up = math.hypot(high_a - p_a, p_b - low_b)
   return difference, difference - down, difference + up
-
-
-def pass_at_g(success_PG: np.ndarray) -> float:
-  """The share of groups in which any member succeeded.
-
-  Args:
-    success_PG: bool or 0/1, one row per group.
-
-  Returns:
-    A float in [0, 1].
-
-  Raises:
-    ValueError: not of rank 2, or empty.
-  """
-  success_PG = np.asarray(success_PG, bool)
-  if success_PG.ndim != 2 or success_PG.size == 0:
-    raise ValueError(f'success of shape {success_PG.shape}, expected (P, G)')
-  return float(success_PG.any(axis=1).mean())

@@ -71,42 +71,6 @@ class MetricsFile:
       self._file = None
 
 
-class TensorBoard:
-  """The same rows as TensorBoard scalars; needs the tensorboardX package."""
-
-  def __init__(self, directory: str | pathlib.Path, *, first_step: int = 0):
-    """Opens an event file.
-
-    Args:
-      directory: where the event files go.
-      first_step: the step the run starts or resumes at: what earlier event
-        files say of this step and later is hidden.
-
-    Raises:
-      ImportError: tensorboardX is not installed.
-    """
-    try:
-      import tensorboardX
-    except ImportError as error:
-      raise ImportError(
-        'TensorBoard was asked for: pip install tensorboardX'
-      ) from error
-    self._writer = tensorboardX.SummaryWriter(
-      str(directory), purge_step=first_step
-    )
-
-  def append(self, row: Mapping[str, Any]) -> None:
-    """Writes the numbers of one row; strings and None are left out."""
-    scalars = {key: _scalar(key, value) for key, value in row.items()}
-    for key, value in scalars.items():
-      if key != 'step' and isinstance(value, (int, float)):
-        self._writer.add_scalar(key, value, scalars['step'])
-
-  def close(self) -> None:
-    """Flushes and closes the event file."""
-    self._writer.close()
-
-
 def read(path: str | pathlib.Path) -> list[dict[str, Any]]:
   """Returns the rows of a file, oldest first; [] where there is no file.
 

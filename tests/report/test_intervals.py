@@ -62,18 +62,6 @@ def test_newcombe_turns_its_sign_when_the_two_change_places():
     intervals.newcombe(1, 2, 0, 0)
 
 
-def test_pass_at_g():
-  success_PG = np.array([[0, 0, 0], [0, 1, 0], [1, 1, 1], [0, 0, 1]])
-  assert intervals.pass_at_g(success_PG) == 0.75
-  loop = sum(any(row) for row in success_PG.tolist()) / 4
-  assert intervals.pass_at_g(success_PG) == loop
-  one_member = success_PG[:, :1]
-  assert intervals.pass_at_g(one_member) == one_member.mean()
-  for wrong in (np.ones(3), np.ones((0, 4))):
-    with pytest.raises(ValueError, match='expected'):
-      intervals.pass_at_g(wrong)
-
-
 def test_z95_is_the_quantile():
   assert math.erf(intervals.Z95 / math.sqrt(2)) == pytest.approx(
     0.95, abs=1e-15

@@ -1,8 +1,6 @@
 """Rows survive what JSON cannot hold, a kill, and a resume."""
 
 import json
-import sys
-import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -101,30 +99,3 @@ def test_damage_in_the_middle_is_an_error_that_names_the_line(tmp_path, line):
   with pytest.raises(ValueError, match=r'metrics.jsonl:2 is no row'):
     metrics.MetricsFile(path).truncate(1)
   assert path.read_text() == text
-
-
-def test_tensorboard_gets_the_numbers(monkeypatch, tmp_path):
-  calls = []
-
-  class SummaryWriter:
-    def __init__(self, directory, purge_step):
-      calls.append((directory, purge_step))
-
-    def add_scalar(self, key, value, step):
-      calls.append((key, value, step))
-
-    def close(self):
-      calls.append('closed')
-
-  fake = types.SimpleNamespace(SummaryWriter=SummaryWriter)
-  monkeypatch.setitem(sys.modules, 'tensorboardX', fake)
-  writer = metrics.TensorBoard(tmp_path, first_step=4)
-  writer.append({'step': 4, 'a': jnp.float32(0.5), 'word': 'x', 'none': None})
-  writer.close()
-  assert calls == [(str(tmp_path), 4), ('a', 0.5, 4), 'closed']
-
-
-def test_tensorboard_says_what_to_install(monkeypatch, tmp_path):
-  monkeypatch.setitem(sys.modules, 'tensorboardX', None)
-  with pytest.raises(ImportError, match='pip install tensorboardX'):
-    metrics.TensorBoard(tmp_path)
