@@ -183,9 +183,9 @@ def test_evaluation_reads_a_checkpoint_and_disturbs_nothing(cache, whole):
 
 
 def test_one_process_at_a_time(cache, tmp_path):
-  with directory.RunDirectory(tmp_path, config(cache)):
-    with pytest.raises(settings.Refused, match='another process'):
-      loop.train(config(cache), tmp_path)
+  run = directory.RunDirectory(tmp_path, config(cache))
+  with run, pytest.raises(settings.Refused, match='another process'):
+    loop.train(config(cache), tmp_path)
 
 
 def test_another_reference_is_refused(cache, whole, tmp_path):
