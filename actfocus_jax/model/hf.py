@@ -10,6 +10,7 @@ must be in the model, else the directory is refused.
 import contextlib
 import json
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -303,11 +304,15 @@ def _write(directory, config, tensors, tokenizer) -> None:
   partial = pathlib.Path(
     tempfile.mkdtemp(prefix=f'.{directory.name}.', dir=directory.parent)
   )
-  partial.chmod(0o755)  # mkdtemp keeps others out.
-  # transformers asks for the format entry.
-  safetensors.numpy.save_file(tensors, partial / _SINGLE, {'format': 'pt'})
-  written = json.dumps(config.to_hf() | {'torch_dtype': dtype}, indent=2)
-  (partial / 'config.json').write_text(written + '\n')
-  if tokenizer is not None:
-    tokenizer.save_pretrained(partial)
-  partial.rename(directory)
+  try:
+    partial.chmod(0o755)  # mkdtemp keeps others out.
+    # transformers asks for the format entry.
+    safetensors.numpy.save_file(tensors, partial / _SINGLE, {'format': 'pt'})
+    written = json.dumps(config.to_hf() | {'torch_dtype': dtype}, indent=2)
+    (partial / 'config.json').write_text(written + '\n')
+    if tokenizer is not None:
+      tokenizer.save_pretrained(partial)
+    partial.rename(directory)
+  except BaseException:
+    shutil.rmtree(partial, ignore_errors=True)
+    raise
