@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import safetensors
 
 from actfocus_jax import base_model, envs
 from actfocus_jax.agent import chat as chat_lib
@@ -123,9 +124,12 @@ class Model:
 
   def weights(self, param_dtype=jnp.float32):
     """Reads the weights; float32 for training, `dtype` for a reference."""
-    _, _, params = hf.load(
-      self.path, self.mesh, dtype=self.dtype, param_dtype=param_dtype
-    )
+    try:
+      _, _, params = hf.load(
+        self.path, self.mesh, dtype=self.dtype, param_dtype=param_dtype
+      )
+    except (ValueError, safetensors.SafetensorError) as error:
+      raise settings.Refused(f'{self.path} cannot be read: {error}') from error
     return params
 
   def abstract_weights(self):
@@ -215,7 +219,7 @@ def parts(c: ConfigDict) -> Iterator[Parts]:
       then.
   """
   with contextlib.ExitStack() as stack:
-    try:
+    with refusing_misfits():
       made = mesh(c)
       env = environment(c)
       check_first_prompts(c, env)
@@ -229,9 +233,16 @@ def parts(c: ConfigDict) -> Iterator[Parts]:
         model(c, path, made),
         collector(c, bridge, env, made),
       )
-    except ValueError as error:
-      raise settings.Refused(str(error)) from error
     yield whole
+
+
+@contextlib.contextmanager
+def refusing_misfits() -> Iterator[None]:
+  """What the parts raise as ValueError while they are made is bad input."""
+  try:
+    yield
+  except ValueError as error:
+    raise settings.Refused(str(error)) from error
 
 
 def model_path(c: ConfigDict, mesh) -> pathlib.Path:

@@ -30,7 +30,7 @@ from actfocus_jax.learner import supervised
 from actfocus_jax.model import hf, qwen2
 from actfocus_jax.model import mesh as mesh_lib
 from actfocus_jax.run import directory as directories
-from actfocus_jax.run import progress
+from actfocus_jax.run import interrupt, progress
 
 # Boards of demonstrations: far from those of training (10000 and up by the
 # step) and of evaluation (123 and up).
@@ -139,6 +139,9 @@ def make(plan: WarmStart, mesh, directory: pathlib.Path):
     plan: What it is made from.
     mesh: Where it is trained; set by the caller.
     directory: New or empty.
+
+  Raises:
+    Stopped: After SIGINT or SIGTERM.
   """
   made = tokenizer(plan)
   chat = chat_lib.Chat(made)
@@ -153,13 +156,21 @@ def make(plan: WarmStart, mesh, directory: pathlib.Path):
   tx = _optimizer(plan)
   state = state_lib.create(params, tx)
   solved = np.mean([one.success for one in episodes])
-  with progress.Progress('warm start', plan.steps, interval=5) as display:
+  with (
+    progress.Progress('warm start', plan.steps, interval=5) as display,
+    interrupt.Interrupt() as stop,
+  ):
     display.note(
       f'warm start: a small model learns from {plan.episodes} demonstrations '
       f'of a player that solves {solved:.0%}'
     )
     batches = _batches(episodes, plan, chat.pad_id)
     for step, batch in enumerate(batches, 1):
+      if stop.requested:
+        raise interrupt.Stopped(
+          f'Stopped by {stop.signal} during the warm start, of which nothing '
+          'is kept. The same command starts it again.'
+        )
       rows = mesh_lib.put_rows(mesh, (batch.tokens, batch.valid, batch.sampled))
       state, metrics = supervised.step(graphdef, tx, state, *rows)
       if step % 10 == 0 or step == plan.steps:

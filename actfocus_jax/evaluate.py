@@ -23,6 +23,7 @@ _MEMBERS = flags.DEFINE_integer(
 _TEMPERATURE = flags.DEFINE_float(
   'temperature', None, 'Of sampling; default as trained.'
 )
+flags.declare_key_flag('config')
 
 
 def main(argv: list[str]):
@@ -59,7 +60,7 @@ def _config():
     raise settings.Refused(
       f'--workdir is {_WORKDIR.value}, which holds no run.'
     )
-  return settings.from_json(json.loads(snapshot.read_text()))
+  return settings.from_json(command.read_json(snapshot))
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ from absl import flags
 from actfocus_jax.run import command, settings
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
+flags.declare_key_flag('config')
 
 
 def main(argv: list[str]):

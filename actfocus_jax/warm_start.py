@@ -13,6 +13,7 @@ from absl import flags
 from actfocus_jax.run import command, settings
 
 _OUT = flags.DEFINE_string('out', None, 'Directory to write.')
+flags.declare_key_flag('config')
 
 
 def main(argv: list[str]):
@@ -22,19 +23,21 @@ def main(argv: list[str]):
     raise settings.Refused('--out is missing; e.g. --out=runs/base')
   c = command.config()
   out = pathlib.Path(_OUT.value)
-  if out.exists() and any(out.iterdir()):
+  if out.is_file() or (out.is_dir() and any(out.iterdir())):
     raise settings.Refused(
-      f'--out is {out}, which is not empty; name a new one.'
+      f'--out is {out}, which is there already; name a new directory.'
     )
+  command.check_writable('--out', out)
 
   # Imported late: it takes seconds, and the checks above should not.
   import jax
 
   from actfocus_jax import assemble, base_model
 
-  mesh = assemble.mesh(c)
+  with assemble.refusing_misfits():
+    mesh, plan = assemble.mesh(c), assemble.warm_start(c)
   with jax.set_mesh(mesh):
-    base_model.make(assemble.warm_start(c), mesh, out)
+    base_model.make(plan, mesh, out)
   print(f'The model is in {out}')
 
 

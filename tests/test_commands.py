@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -57,6 +58,8 @@ REFUSED = {
   '--config.loss.dual_clip=0.5': ['loss.dual_clip', '0.5', 'above 1'],
   '--config.warm_start.num_heads=5': ['warm_start.num_heads', '5', '128'],
   '--config.eval.first_seed=9990': ['eval.first_seed', '9990', '9968'],
+  '--config.player.options.skill=7': ['player.options.skill', '7', '0 to 1'],
+  '--config.env.options.size=3000': ['env.options.size', '3000', '2 to 16'],
   '--config.env.options.boxes=2': ['env.options.boxes', 'no field'],
   '--confg=x': ['confg'],
   'stray': ['stray'],
@@ -171,16 +174,22 @@ def test_unreadable_model_directory(broken, words, tmp_path):
     (
       'model.safetensors',
       'version https://git-lfs.github.com/spec/v1',
-      ['model.safetensors', 'no safetensors'],
+      ['model.safetensors', 'no whole safetensors'],
     ),
     ('tokenizer.json', '{"version": "1.', ['tokenizer.json', 'cannot be read']),
+    ('tokenizer.json', '{}', ['tokenizer.json', 'no model']),
+    (
+      'model.safetensors',
+      '\x20\0\0\0\0\0\0\0{"a": {"data_offsets": [0, 9]}}cut',
+      ['model.safetensors', 'no whole safetensors', 'cut?'],
+    ),
   ],
 )
 def test_half_a_download_is_refused(name, content, words, tmp_path):
   model, workdir = tmp_path / 'model', tmp_path / 'run'
   model.mkdir()
   (model / 'config.json').write_text('{"model_type": "qwen2"}')
-  (model / 'tokenizer.json').write_text('{}')
+  (model / 'tokenizer.json').write_text('{"model": {}}')
   (model / 'model.safetensors').write_bytes(b'\x02' + b'\0' * 7 + b'{}')
   (model / name).write_text(content)
   result = train(workdir, f'--config.model.path={model}')
@@ -205,6 +214,55 @@ def test_typo_in_a_config_file(tmp_path):
 def test_config_named_by_the_next_argument(tmp_path):
   result = command('train', '--config', 'no.py', f'--workdir={tmp_path}/run')
   assert_refused(result, 'no.py')
+
+
+def test_directories_that_cannot_be_made(tmp_path):
+  (tmp_path / 'file').write_text('')
+  below = tmp_path / 'file' / 'run'
+  assert_refused(train(below), '--workdir', str(below), 'cannot be made')
+  out = f'--out={below}'
+  result = command('warm_start', '--config=configs/quickstart.py', out)
+  assert_refused(result, '--out', str(below), 'cannot be made')
+  cache = f'--config.warm_start.cache={below}'
+  assert_refused(train(tmp_path / 'run', cache), 'warm_start.cache')
+
+
+def test_config_that_is_no_python(tmp_path):
+  result = command('train', '--config=README.md', f'--workdir={tmp_path}/run')
+  assert_refused(result)
+
+
+def test_evaluate_with_a_torn_snapshot(tmp_path):
+  (tmp_path / 'config.json').write_text('{torn')
+  result = command('evaluate', f'--workdir={tmp_path}')
+  assert_refused(result, 'config.json', 'cannot be read')
+
+
+def test_sigint_in_the_warm_start_is_one_line(tmp_path):
+  process = subprocess.Popen(
+    [
+      sys.executable,
+      *('-m', 'actfocus_jax.train', '--config=configs/quickstart.py'),
+      f'--workdir={tmp_path}/run',
+      f'--config.warm_start.cache={tmp_path}/cache',
+      *('--config.warm_start.episodes=32', '--config.warm_start.batch=4'),
+      *('--config.warm_start.steps=100000', '--config.eval.prompts=1'),
+    ],
+    cwd=ROOT,
+    env={**os.environ, 'XLA_FLAGS': ''},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  for line in process.stdout:
+    if line.startswith('warm start 10/'):
+      process.send_signal(signal.SIGINT)
+      break
+  out, err = process.communicate(timeout=60)
+  assert process.returncode == 130
+  assert 'Stopped by SIGINT during the warm start' in out
+  assert 'Traceback' not in err
+  assert not (tmp_path / 'run').exists()
 
 
 def test_step_needs_a_run_to_be_of():

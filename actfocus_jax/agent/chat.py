@@ -191,13 +191,19 @@ def load_tokenizer(directory: str | pathlib.Path):
     The transformers tokenizer.
 
   Raises:
-    ValueError: When it is not byte-level BPE or has no chat template.
+    ValueError: When it cannot be read, is not byte-level BPE, or has no chat
+      template.
   """
   import transformers
 
-  tokenizer = transformers.AutoTokenizer.from_pretrained(
-    str(directory), local_files_only=True
-  )
+  try:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+      str(directory), local_files_only=True
+    )
+  except Exception as error:  # transformers and tokenizers raise what comes.
+    raise ValueError(
+      f'The tokenizer in {directory} cannot be read: {error!r}.'
+    ) from error
   if not tokenizer.chat_template:
     raise ValueError(
       f'The tokenizer in {directory} has no chat_template; one is needed to '

@@ -32,5 +32,12 @@ def _fail(sentence: str) -> int:
   return 2
 
 
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    sys.exit(_fail(' '.join(str(error).split())))
+
+
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=_parse)

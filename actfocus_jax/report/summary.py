@@ -254,8 +254,10 @@ def _baselines(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def _require_run(workdir: pathlib.Path) -> None:
-  if not (workdir / 'config.json').is_file():
-    raise FileNotFoundError(f'{workdir} is no run directory: no config.json')
+  # A model directory has a config.json too, but no rows.
+  for name in ('config.json', 'eval.jsonl'):
+    if not (workdir / name).is_file():
+      raise FileNotFoundError(f'{workdir} is no run directory: no {name}')
 
 
 def _label(run: pathlib.Path) -> str:

@@ -98,6 +98,7 @@ def check(c: ml_collections.ConfigDict):
   _check_batches(c)
   _check_lengths(c)
   _check_heads(c)
+  _check_options(c)
   _check_seeds(c)
   if c.mesh.data > 0:  # Else it follows from the machine; see check_mesh.
     check_mesh(c, c.mesh.data * c.mesh.fsdp)
@@ -124,6 +125,32 @@ def _check_heads(c: ml_collections.ConfigDict):
       f'warm_start.num_key_value_heads is {w.num_key_value_heads}; allowed: '
       f'divisors of warm_start.num_heads, {w.num_heads}.'
     )
+
+
+# Both ends are allowed.
+_OPTION_BOUNDS = {
+  'env.options.size': (2, 16),
+  'env.options.frozen_probability': (0.1, 1),
+  'env.options.success_probability': (0, 1),
+  'env.options.rows': (3, 32),
+  'env.options.cols': (3, 32),
+  'env.options.boxes': (1, 5),
+  'env.options.search_depth': (1, 10_000),
+  'env.options.walk_steps': (1, 10_000),
+  'player.options.skill': (0, 1),
+  'player.options.habit': (0, 1),
+  'player.options.length': (1, 100),
+}
+
+
+def _check_options(c: ml_collections.ConfigDict):
+  flat = settings.flatten(c)
+  for field, (low, high) in _OPTION_BOUNDS.items():
+    value = flat.get(field)
+    if isinstance(value, (int, float)) and not low <= value <= high:
+      raise settings.Refused(
+        f'{field} is {value}; allowed: {low:g} to {high:g}.'
+      )
 
 
 def _check_seeds(c: ml_collections.ConfigDict):

@@ -18,7 +18,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from actfocus_jax.run import checks, settings
+from actfocus_jax.run import checks, interrupt, settings
 
 CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -31,9 +31,13 @@ CONFIG = config_flags.DEFINE_config_file(
 def run(main: Callable[[list[str]], None]):
   """Parses the flags and calls `main`; a bad flag exits with code 2."""
   os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
-  logging.set_verbosity(logging.WARNING)  # Orbax tells of every rename.
-  with refusing():
-    app.run(main, flags_parser=_parse)
+  logging.set_verbosity(logging.ERROR)  # Orbax tells of every rename.
+  try:
+    with refusing():
+      app.run(main, flags_parser=_parse)
+  except interrupt.Stopped as stopped:
+    print(stopped)
+    sys.exit(130)
 
 
 def config() -> ml_collections.ConfigDict:
@@ -49,6 +53,10 @@ def config() -> ml_collections.ConfigDict:
     )
   checks.check(c)
   check_model_directory(c.model.path)
+  if not c.model.path:
+    cache = pathlib.Path(c.warm_start.cache)
+    if not cache.is_dir():
+      check_writable('warm_start.cache', cache)
   return c
 
 
@@ -68,7 +76,8 @@ def check_model_directory(path: str):
   if not directory.is_dir():
     raise settings.Refused(
       f'model.path is {path!r}, which is no directory; allowed: a Hugging Face '
-      f'model directory with {needed}.'
+      f'model directory with {needed}, such as a download of '
+      'Qwen/Qwen2.5-0.5B-Instruct.'
     )
   for pattern in ('config.json', 'tokenizer.json', '*.safetensors'):
     if not any(directory.glob(pattern)):
@@ -76,18 +85,21 @@ def check_model_directory(path: str):
         f'model.path is {path!r}, which lacks {pattern}; allowed: a Hugging '
         f'Face model directory with {needed}.'
       )
-  kind = _read_json(directory / 'config.json').get('model_type')
+  kind = read_json(directory / 'config.json').get('model_type')
   if kind != 'qwen2':
     raise settings.Refused(
       f'model.path is {path!r}, whose config.json has model_type {kind!r}; '
       "allowed: 'qwen2'."
     )
-  _read_json(directory / 'tokenizer.json')
+  if 'model' not in read_json(directory / 'tokenizer.json'):
+    raise settings.Refused(
+      f'{directory / "tokenizer.json"} cannot be read: it describes no model.'
+    )
   for file in directory.glob('*.safetensors'):
     _check_header(file)
 
 
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
+def read_json(file: pathlib.Path) -> dict[str, Any]:
   """A JSON object from a file that a user named; refused when it is none."""
   try:
     content = json.loads(file.read_text())
@@ -101,17 +113,25 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
 def _check_header(file: pathlib.Path):
   """Refuses a file that only has the name of a safetensors file.
 
-  Such a file begins with the length of a JSON header, in 8 bytes. A download
-  that failed often leaves a small text in its place.
+  Such a file begins with the length of a JSON header, in 8 bytes; the header
+  says where each tensor ends. A download that failed leaves a small text in
+  its place, or a file that is too short.
   """
+  size = file.stat().st_size
   with file.open('rb') as stream:
     length = int.from_bytes(stream.read(8), 'little')
-    rest = file.stat().st_size - 8
-    if not 2 <= length <= rest or stream.read(1) != b'{':
-      raise settings.Refused(
-        f'{file} cannot be read: it is no safetensors file of '
-        f'{rest + 8} bytes; was the download whole?'
-      )
+    header = stream.read(length) if length < size else b''
+  try:
+    tensors = json.loads(header)
+    tensors.pop('__metadata__', None)
+    ends = [tensor['data_offsets'][1] for tensor in tensors.values()]
+  except (ValueError, AttributeError, KeyError, TypeError):
+    ends = [-1]
+  if 8 + length + max(ends, default=0) != size:
+    raise settings.Refused(
+      f'{file} cannot be read: it is no whole safetensors file, with {size} '
+      'bytes; was the download cut?'
+    )
 
 
 def check_workdir(workdir: pathlib.Path, c: ml_collections.ConfigDict):
@@ -127,6 +147,7 @@ def check_workdir(workdir: pathlib.Path, c: ml_collections.ConfigDict):
   if workdir.exists() and not workdir.is_dir():
     raise settings.Refused(f'--workdir is {workdir}, which is a file.')
   if not workdir.exists():
+    check_writable('--workdir', workdir)
     return
   # Dot-files are ours: a start that was killed may have left them alone.
   if all(file.name.startswith('.') for file in workdir.iterdir()):
@@ -137,11 +158,31 @@ def check_workdir(workdir: pathlib.Path, c: ml_collections.ConfigDict):
       f'--workdir is {workdir}, which holds files but no run; allowed: a new '
       'or empty directory, or that of a run to go on with.'
     )
-  change = settings.difference(_read_json(snapshot), c)
+  change = settings.difference(read_json(snapshot), c)
   if change:
     raise settings.Refused(
       f'--workdir is {workdir}, whose run had another config: {change}; '
       'allowed: the same config, or another workdir.'
+    )
+
+
+def check_writable(flag: str, path: pathlib.Path):
+  """Refuses a directory that cannot be made.
+
+  Args:
+    flag: The name it was given by.
+    path: Does not exist yet.
+
+  Raises:
+    Refused: One sentence.
+  """
+  parent = path.absolute().parent
+  while not parent.exists():
+    parent = parent.parent
+  if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    raise settings.Refused(
+      f'{flag} is {path}, which cannot be made: {parent} is no directory that '
+      'can be written to.'
     )
 
 
@@ -172,6 +213,7 @@ def _parse(argv: list[str]) -> list[str]:
     KeyError,
     TypeError,
     ValueError,
+    SyntaxError,
     OSError,
   ) as error:
     raise settings.Refused(_sentence(error, argv)) from error

@@ -8,6 +8,10 @@ from types import FrameType
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class Stopped(Exception):
+  """A signal ended something that cannot be saved half-way."""
+
+
 class Interrupt:
   """Turns SIGINT and SIGTERM into a flag while the context is open.
 
@@ -49,4 +53,6 @@ class Interrupt:
     self.requested = True
     self.signal = signal.Signals(number).name
     # os.write, since print may be what the signal interrupted.
-    os.write(2, f'\n{self.signal}: stopping after this step\n'.encode())
+    os.write(
+      2, f'\n{self.signal}: stopping after this step or evaluation\n'.encode()
+    )

@@ -107,6 +107,7 @@ def test_warm_start_is_the_evaluation_before_the_first_step(
 
 def test_a_run_that_has_only_begun(tmp_path):
   (tmp_path / 'config.json').write_text('{}')
+  (tmp_path / 'eval.jsonl').write_text('')
   text = summary.write_report(tmp_path).read_text()
   assert 'Nothing was evaluated yet.' in text
   assert (tmp_path / 'report' / 'curve.png').exists()
