@@ -2,6 +2,11 @@
 
 python -m actfocus_jax.train --config=configs/sokoban.py:size=0.5b \
   --workdir=runs/sokoban
+
+Hardware and time: meant for accelerators at the sizes 0.5b to 7b; size=tiny
+runs on two CPU cores at about the pace of configs/quickstart.py.
+Expected: not measured yet at any size. Chance: ten random actions solve
+18 % of the boards.
 """
 
 from actfocus_jax.run import presets, settings
