@@ -9,6 +9,7 @@ import contextlib
 import math
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,8 +47,9 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     The report's summary file.
 
   Raises:
-    ValueError: When the config cannot work with this model or machine; the
+    Refused: When the config cannot work with this model or machine; the
       workdir is untouched then.
+    Stopped: When a signal came during the warm start.
     FloatingPointError: When a metric of a step is not finite.
   """
   compilations.start()
@@ -67,23 +69,14 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     key = jax.random.key(c.seed)
 
     def evaluate(step: int) -> float:
-      row, played = evaluation.evaluate(
-        parts.collector,
-        assemble.policy(model, state.params),
-        evaluation.evaluation_key(c),
-        **evaluation.evaluation_arguments(c),
+      row = evaluate_and_keep(
+        step,
+        state.params,
+        c,
+        parts,
+        run,
+        lambda batch: train_step.explain(state.params, reference, batch, key),
       )
-      run.evaluations.append({'step': step, **row})
-      if c.eval.save:
-        shown = evaluation.episodes_to_show(
-          played,
-          parts,
-          lambda batch: train_step.explain(state.params, reference, batch, key),
-          step=step,
-          count=c.eval.save,
-          length=c.limits.context,
-        )
-        run.write_episodes(step, shown)
       display.note(evaluation.line(step, row))
       return row['success']
 
@@ -140,6 +133,47 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
       'The same command goes on from there.'
     )
   return summary.write_report(workdir)
+
+
+def evaluate_and_keep(
+  step: int,
+  params,
+  c: ml_collections.ConfigDict,
+  parts: assemble.Parts,
+  run: directory.RunDirectory,
+  explain: Callable,
+) -> Row:
+  """Plays the held-out boards; writes the row, and episodes for the viewer.
+
+  Args:
+    step: Finished iterations.
+    params: Of the policy.
+    c: The config.
+    parts: Of the run.
+    run: Where it is written.
+    explain: (batch) -> (signal_BT, weight_BT), for the viewer.
+
+  Returns:
+    The row.
+  """
+  row, played = evaluation.evaluate(
+    parts.collector,
+    assemble.policy(parts.model, params),
+    evaluation.evaluation_key(c),
+    **evaluation.evaluation_arguments(c),
+  )
+  run.evaluations.append({'step': step, **row})
+  if c.eval.save:
+    shown = evaluation.episodes_to_show(
+      played,
+      parts,
+      explain,
+      step=step,
+      count=c.eval.save,
+      length=c.limits.context,
+    )
+    run.write_episodes(step, shown)
+  return row
 
 
 def named_key(root: jax.Array, stream: int, step: int) -> jax.Array:

@@ -3,6 +3,11 @@
 bash launch/quickstart.sh
 python -m actfocus_jax.train --config=configs/quickstart.py \
   --workdir=runs/quickstart
+
+Hardware and time: 2 CPU cores, 8 minutes, 2.5 of them for the warm start.
+Expected: held-out success from 37-40 % to 81-84 % (seeds 0, 1, 2; 32 boards x
+16 episodes at temperature 0.5, final step; intervals in README.md).
+Chance: ten random actions solve 28 % of these boards.
 """
 
 from actfocus_jax.run import presets, settings
