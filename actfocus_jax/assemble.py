@@ -164,7 +164,7 @@ def optimizer(c: ConfigDict):
 
 def train_step(c: ConfigDict, model: Model, tx) -> step_lib.TrainStep:
   """The compiled stages; policy and reference are one architecture."""
-  return step_lib.TrainStep(model.graphdef, model.graphdef, tx, recipe(c))
+  return step_lib.TrainStep(model.graphdef, tx, recipe(c))
 
 
 def recipe(c: ConfigDict) -> step_lib.Recipe:
@@ -218,13 +218,13 @@ def parts(c: ConfigDict) -> Iterator[Parts]:
     Refused: When the parts do not fit each other; no run has been touched
       then.
   """
-  with contextlib.ExitStack() as stack:
+  with refusing_misfits():
+    made = mesh(c)
+    env = environment(c)
+    check_first_prompts(c, env)
+  with jax.set_mesh(made):
+    path = model_path(c, made)
     with refusing_misfits():
-      made = mesh(c)
-      env = environment(c)
-      check_first_prompts(c, env)
-      stack.enter_context(jax.set_mesh(made))
-      path = model_path(c, made)
       bridge = chat(path)
       whole = Parts(
         made,

@@ -73,7 +73,7 @@ def evaluate_checkpoint(
     The step, and the row of `evaluate`.
 
   Raises:
-    ValueError: When there is no such checkpoint.
+    Refused: When there is no such checkpoint.
   """
   with assemble.parts(c) as parts:
     if workdir is None:

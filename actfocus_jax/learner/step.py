@@ -361,19 +361,17 @@ class TrainStep:
   def __init__(
     self,
     graphdef,
-    reference_graphdef,
     tx: optax.GradientTransformation,
     recipe: Recipe,
   ):
     """Args are fixed for the run.
 
     Args:
-      graphdef: Of the policy.
-      reference_graphdef: Of the frozen reference; same model, its own dtype.
+      graphdef: Of the policy, and of its frozen reference.
       tx: The optimizer.
       recipe: Of the run.
     """
-    self._graphdef, self._reference = graphdef, reference_graphdef
+    self._graphdef = graphdef
     self._tx, self._recipe = tx, recipe
     self.fused = jax.jit(self._fused, donate_argnums=0)
     self.prepare = jax.jit(self._prepare)
@@ -385,7 +383,7 @@ class TrainStep:
     recipe = self._recipe
     kept, return_PG = select(batch, members=recipe.members, ratio=recipe.ratio)
     old = score(self._graphdef, params, kept, recipe)
-    reference = score(self._reference, reference_params, kept, recipe)
+    reference = score(self._graphdef, reference_params, kept, recipe)
     ready, metrics = weigh(kept, return_PG, old, reference, key, recipe)
     return ready, metrics
 
@@ -406,7 +404,7 @@ class TrainStep:
     """Signal and weight of every token of a batch that is not trained on."""
     recipe = dataclasses.replace(self._recipe, microbatch=batch.tokens.shape[0])
     old = score(self._graphdef, params, batch, recipe)
-    reference = score(self._reference, reference_params, batch, recipe)
+    reference = score(self._graphdef, reference_params, batch, recipe)
     return token_weights(batch, old, reference, key, recipe)
 
   def _fused(self, state: TrainState, reference_params, batch, key):

@@ -25,7 +25,7 @@ def arguments(arg: str | None) -> dict[str, str]:
     A value for each of the three; the defaults are tiny, grpo, actfocus.
 
   Raises:
-    ValueError: For an unknown key or value.
+    Refused: For an unknown key or value.
   """
   others = (name for name in settings.WEIGHTS if name != 'actfocus')
   return settings.parse_argument(

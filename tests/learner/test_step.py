@@ -67,7 +67,7 @@ def half(recipe):
 @pytest.fixture(scope='module')
 def train_step(model, half):
   graphdef, _ = model
-  return step_lib.TrainStep(graphdef, graphdef, MOMENTUM, half)
+  return step_lib.TrainStep(graphdef, MOMENTUM, half)
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_eight_devices_make_the_same_step(
   graphdef, params = model
   mesh, place = spread_out
   whole = dataclasses.replace(half, microbatch=8)
-  train_step = step_lib.TrainStep(graphdef, graphdef, MOMENTUM, whole)
+  train_step = step_lib.TrainStep(graphdef, MOMENTUM, whole)
   placed, rows = place(copy(params), batch)
   frozen, _ = place(reference, batch)
   one = run(batch)
