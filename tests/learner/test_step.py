@@ -326,3 +326,24 @@ def test_one_optimizer_step_per_mini_batch(spied, model, recipe, gradient):
   np.testing.assert_allclose(metrics['actor/loss'], np.mean(losses), rtol=1e-3)
   assert largest_difference(params, model[1]) > 1e-2
   assert largest_difference(params, after.params) < 1e-4
+
+
+@pytest.mark.parametrize('name', ['nll', 'logprob_shift'])
+def test_no_temperature_enters_a_signal(name, model, reference, batch, recipe):
+  graphdef, params = model
+  signals_at = []
+  for temperature in (1.0, 0.5):
+    this = recipe(
+      temperature=temperature,
+      signal=signals.SIGNALS[name],
+      microbatch=batch.tokens.shape[0],
+    )
+    old = step_lib.score(graphdef, params, batch, this)
+    frozen = step_lib.score(graphdef, reference, batch, this)
+    signal_BT, _ = step_lib.token_weights(
+      batch, old, frozen, jax.random.key(0), this
+    )
+    signals_at.append((np.asarray(old.logprob_BT), np.asarray(signal_BT)))
+  (logprob, signal), (cold_logprob, cold_signal) = signals_at
+  assert np.abs(logprob - cold_logprob).max() > 0.1
+  np.testing.assert_allclose(cold_signal, signal, atol=1e-5)
