@@ -25,7 +25,7 @@ from actfocus_jax.algorithm import advantages, losses, signals, weights
 from actfocus_jax.envs import players
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import step as step_lib
-from actfocus_jax.model import hf, qwen2
+from actfocus_jax.model import architecture, hf, transformer
 from actfocus_jax.model import mesh as mesh_lib
 from actfocus_jax.run import checks, settings
 
@@ -117,7 +117,7 @@ class Model:
   """
 
   path: pathlib.Path
-  config: qwen2.Config
+  config: architecture.Config
   graphdef: Any
   dtype: Any
   mesh: jax.sharding.Mesh
@@ -134,8 +134,10 @@ class Model:
 
   def abstract_weights(self):
     """Shapes, dtypes and shardings of the float32 weights."""
-    _, shapes = qwen2.abstract(self.config, self.dtype)
-    where = mesh_lib.param_shardings(self.mesh, qwen2.PARTITION_RULES, shapes)
+    _, shapes = transformer.abstract(self.config, self.dtype)
+    where = mesh_lib.param_shardings(
+      self.mesh, transformer.PARTITION_RULES, shapes
+    )
     return jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       shapes,
@@ -147,7 +149,7 @@ def model(c: ConfigDict, path: pathlib.Path, mesh) -> Model:
   """The architecture of a model directory; its weights stay on disk."""
   dtype = compute_dtype(c)
   config = hf.read_config(path)
-  graphdef, _ = qwen2.abstract(config, dtype, remat=c.model.remat)
+  graphdef, _ = transformer.abstract(config, dtype, remat=c.model.remat)
   return Model(path, config, graphdef, dtype, mesh)
 
 

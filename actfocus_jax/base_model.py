@@ -27,7 +27,7 @@ from actfocus_jax.agent import demonstrations, episode
 from actfocus_jax.algorithm import trajectory
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import supervised
-from actfocus_jax.model import hf, qwen2
+from actfocus_jax.model import architecture, hf, transformer
 from actfocus_jax.model import mesh as mesh_lib
 from actfocus_jax.run import directory as directories
 from actfocus_jax.run import interrupt, progress
@@ -60,7 +60,7 @@ class WarmStart:
     batch: Conversations a step.
     learning_rate: At its peak; a warm-up of 5 % and a cosine to 5 % of it.
     vocab_size: Of the tokenizer, without set phrases.
-    hidden_size: Width of the model; this and the rest as in qwen2.Config.
+    hidden_size: Width; this and the rest as in model.architecture.Config.
     intermediate_size: Width of its MLP.
     num_layers: Its depth.
     num_heads: Query heads.
@@ -150,7 +150,7 @@ def make(plan: WarmStart, mesh, directory: pathlib.Path):
     chat, plan.env, plan.limits, plan.player, seeds
   )
   config = _model_config(plan, len(made))
-  graphdef, params = qwen2.create(
+  graphdef, params = transformer.create(
     config, mesh, jax.random.key(plan.seed), dtype=jnp.float32, remat=True
   )
   tx = _optimizer(plan)
@@ -188,8 +188,8 @@ def _optimizer(plan: WarmStart) -> optax.GradientTransformation:
   )
 
 
-def _model_config(plan: WarmStart, vocab_size: int) -> qwen2.Config:
-  return qwen2.Config(
+def _model_config(plan: WarmStart, vocab_size: int) -> architecture.Config:
+  return architecture.Config(
     vocab_size=-(-vocab_size // _VOCAB_BLOCK) * _VOCAB_BLOCK,
     hidden_size=plan.hidden_size,
     intermediate_size=plan.intermediate_size,

@@ -113,7 +113,7 @@ def test_imports_go_one_way(module):
     ('algorithm.losses', 'def f():\n  from actfocus_jax.envs import base'),
     ('algorithm.losses', 'from actfocus_jax import loop'),
     ('envs.base', 'from actfocus_jax.agent import chat'),
-    ('model.qwen2', 'from actfocus_jax.algorithm import trajectory'),
+    ('model.transformer', 'from actfocus_jax.algorithm import trajectory'),
     ('run.metrics', 'import actfocus_jax.report'),
     ('agent.rollout', 'from actfocus_jax.algorithm import losses'),
     ('agent.rollout', 'from actfocus_jax import algorithm'),
@@ -135,7 +135,7 @@ def test_a_forbidden_arrow_is_seen(module, source):
   [
     ('agent.rollout', 'from actfocus_jax.algorithm import trajectory'),
     ('agent.rollout', 'from actfocus_jax.algorithm.trajectory import check'),
-    ('agent.rollout', 'from actfocus_jax.model import mesh, qwen2'),
+    ('agent.rollout', 'from actfocus_jax.model import mesh'),
     ('learner.step', 'from actfocus_jax.algorithm import losses, weights'),
     ('learner.step', 'from . import state'),
     ('report.plots', 'from actfocus_jax.report import rows'),

@@ -30,8 +30,8 @@ from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.agent import episode as episode_lib
 from actfocus_jax.agent import sampling
 from actfocus_jax.envs import base
+from actfocus_jax.model import architecture
 from actfocus_jax.model import mesh as mesh_lib
-from actfocus_jax.model import qwen2
 
 Episode = episode_lib.Episode
 
@@ -43,7 +43,7 @@ _LEAST_TO_COMPACT = 32
 class Policy:
   """A model ready to sample: parameters in their decode layout."""
 
-  config: qwen2.Config
+  config: architecture.Config
   graphdef: Any
   params: Any
   dtype: Any

@@ -26,7 +26,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from actfocus_jax.model import qwen2
+from actfocus_jax.model import architecture, transformer
 
 
 @flax.struct.dataclass
@@ -41,7 +41,7 @@ class Slots:
     row_B: Index of the episode; it names the slot's random stream.
   """
 
-  cache: qwen2.Cache
+  cache: transformer.Cache
   last_B: jax.Array
   length_B: jax.Array
   budget_B: jax.Array
@@ -57,11 +57,11 @@ class Emitted:
   live_NB: jax.Array
 
 
-def empty(config: qwen2.Config, batch: int, length: int, dtype) -> Slots:
+def empty(config: architecture.Config, batch: int, length: int, dtype) -> Slots:
   """Slots without an episode."""
   # Buffers of their own: most calls donate their slots.
   last_B, budget_B, row_B = (jnp.zeros((batch,), jnp.int32) for _ in range(3))
-  cache = qwen2.init_cache(config, batch, length, dtype)
+  cache = transformer.init_cache(config, batch, length, dtype)
   return Slots(cache, last_B, jnp.ones_like(last_B), budget_B, row_B)
 
 
@@ -74,14 +74,18 @@ def place(slots: Slots, mesh: jax.sharding.Mesh) -> Slots:
   cache = NamedSharding(mesh, P(None, rows, None, head_axis, None))
   row = NamedSharding(mesh, P(rows))
   shardings = Slots(
-    qwen2.Cache(cache, cache), last_B=row, length_B=row, budget_B=row, row_B=row
+    transformer.Cache(cache, cache),
+    last_B=row,
+    length_B=row,
+    budget_B=row,
+    row_B=row,
   )
   return jax.device_put(slots, shardings)
 
 
 @functools.partial(jax.jit, static_argnames=('graphdef', 'config', 'dtype'))
 def prefill_prompts(
-  graphdef, params, tokens_PT, length_P, *, config: qwen2.Config, dtype
+  graphdef, params, tokens_PT, length_P, *, config: architecture.Config, dtype
 ) -> Slots:
   """Reads the opening of every group.
 

@@ -24,8 +24,8 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
+from actfocus_jax.model import architecture, transformer
 from actfocus_jax.model import mesh as meshes
-from actfocus_jax.model import qwen2
 
 _SINGLE = 'model.safetensors'
 _INDEX = 'model.safetensors.index.json'
@@ -78,7 +78,9 @@ def _entry(path: str, num_layers: int) -> Entry:
   return Entry(names, stacked=True, transposed=transposed)
 
 
-def _books(params: Any, config: qwen2.Config) -> dict[str, tuple[Entry, Any]]:
+def _books(
+  params: Any, config: architecture.Config
+) -> dict[str, tuple[Entry, Any]]:
   """Returns path -> (page, leaf) for every parameter."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(params)
   paths = [meshes.path_name(path) for path, _ in leaves]
@@ -124,7 +126,7 @@ def _open_tensors(directory: pathlib.Path) -> Iterator[dict[str, Any]]:
     yield tensors
 
 
-def _check_books(books, tensors, config: qwen2.Config) -> None:
+def _check_books(books, tensors, config: architecture.Config) -> None:
   """Raises ValueError unless model and files hold the same tensors."""
   expected = {}
   for entry, leaf in books.values():
@@ -186,7 +188,7 @@ def _read(
   return jax.make_array_from_callback(leaf.shape, sharding, read)
 
 
-def read_config(directory: str | pathlib.Path) -> qwen2.Config:
+def read_config(directory: str | pathlib.Path) -> architecture.Config:
   """Reads config.json.
 
   Raises:
@@ -195,7 +197,7 @@ def read_config(directory: str | pathlib.Path) -> qwen2.Config:
   file = pathlib.Path(directory) / 'config.json'
   if not file.exists():
     raise ValueError(f'{directory} lacks config.json.')
-  return qwen2.Config.from_hf(json.loads(file.read_text()))
+  return architecture.Config.from_hf(json.loads(file.read_text()))
 
 
 def load(
@@ -205,18 +207,18 @@ def load(
   dtype: Any,
   param_dtype: Any = jnp.float32,
   remat: bool = False,
-) -> tuple[qwen2.Config, nnx.GraphDef, nnx.State]:
+) -> tuple[architecture.Config, nnx.GraphDef, nnx.State]:
   """Reads a Qwen2 directory into sharded parameters.
 
   Args:
     directory: holds config.json and model.safetensors, or shards and an index.
-    mesh: where the parameters go, by qwen2.PARTITION_RULES.
+    mesh: where the parameters go, by transformer.PARTITION_RULES.
     dtype: dtype of the computation.
     param_dtype: dtype of the parameters, whatever that of the files.
-    remat: see qwen2.Qwen2.
+    remat: see transformer.Transformer.
 
   Returns:
-    (config, graphdef, params), as qwen2.create gives them.
+    (config, graphdef, params), as transformer.create gives them.
 
   Raises:
     ValueError: if the config is not supported, or a tensor is missing,
@@ -225,10 +227,10 @@ def load(
   """
   directory = pathlib.Path(directory)
   config = read_config(directory)
-  graphdef, shapes = qwen2.abstract(
+  graphdef, shapes = transformer.abstract(
     config, dtype, param_dtype=param_dtype, remat=remat
   )
-  where = meshes.param_shardings(mesh, qwen2.PARTITION_RULES, shapes)
+  where = meshes.param_shardings(mesh, transformer.PARTITION_RULES, shapes)
   books = _books(shapes, config)
   with _open_tensors(directory) as tensors:
     _check_books(books, tensors, config)
@@ -252,7 +254,7 @@ def _host(x: jax.Array) -> np.ndarray:
   return multihost_utils.process_allgather(x, tiled=True)
 
 
-def _tensors(params: Any, config: qwen2.Config) -> dict[str, np.ndarray]:
+def _tensors(params: Any, config: architecture.Config) -> dict[str, np.ndarray]:
   """Returns the parameters under the names and in the layout of the files."""
   tensors = {}
   for entry, leaf in _books(params, config).values():
@@ -268,7 +270,7 @@ def _tensors(params: Any, config: qwen2.Config) -> dict[str, np.ndarray]:
 
 def save(
   directory: str | pathlib.Path,
-  config: qwen2.Config,
+  config: architecture.Config,
   params: nnx.State,
   *,
   tokenizer: Any = None,

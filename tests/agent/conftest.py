@@ -16,8 +16,8 @@ import pytest
 from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.agent import demonstrations, episode, rollout
 from actfocus_jax.envs import frozen_lake, players
+from actfocus_jax.model import architecture, transformer
 from actfocus_jax.model import mesh as mesh_lib
-from actfocus_jax.model import qwen2
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 QWEN = ROOT.parent / 'shared' / 'data' / 'qwen2.5-tokenizer'
@@ -85,7 +85,7 @@ def qwen():
 
 @pytest.fixture(scope='package')
 def policy(tokenizer):
-  config = qwen2.Config(
+  config = architecture.Config(
     vocab_size=len(tokenizer),
     hidden_size=32,
     intermediate_size=48,
@@ -97,7 +97,7 @@ def policy(tokenizer):
     tie_word_embeddings=False,
   )
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
-  graphdef, params = qwen2.create(
+  graphdef, params = transformer.create(
     config, mesh, jax.random.key(0), dtype=jnp.float32
   )
   params = jax.tree_util.tree_map_with_path(_noisy, params)
@@ -143,7 +143,9 @@ def collect(chat, lake, policy):
     **shapes,
   ):
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
-    where = mesh_lib.param_shardings(mesh, qwen2.PARTITION_RULES, policy.params)
+    where = mesh_lib.param_shardings(
+      mesh, transformer.PARTITION_RULES, policy.params
+    )
     placed = dataclasses.replace(
       policy, params=jax.device_put(policy.params, where)
     )

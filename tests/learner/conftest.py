@@ -15,8 +15,8 @@ from actfocus_jax.algorithm import (
   weights,
 )
 from actfocus_jax.learner import step as step_lib
+from actfocus_jax.model import architecture, scoring, transformer
 from actfocus_jax.model import mesh as mesh_lib
-from actfocus_jax.model import qwen2, scoring
 
 VOCAB = 64
 GROUPS, MEMBERS, LENGTH = 4, 4, 24
@@ -43,7 +43,7 @@ def _noisy(seed):
 @pytest.fixture(scope='package')
 def model():
   """(graphdef, params); biases and norms are not at their init either."""
-  config = qwen2.Config(
+  config = architecture.Config(
     vocab_size=VOCAB,
     hidden_size=32,
     intermediate_size=48,
@@ -55,7 +55,7 @@ def model():
     tie_word_embeddings=False,
   )
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
-  graphdef, params = qwen2.create(
+  graphdef, params = transformer.create(
     config, mesh, jax.random.key(0), dtype=jnp.float32
   )
   return graphdef, _noisy(1)(params)
@@ -209,7 +209,7 @@ def spread_out():
   mesh = mesh_lib.make_mesh(data=4, fsdp=2)
 
   def place(params, rows):
-    where = mesh_lib.param_shardings(mesh, qwen2.PARTITION_RULES, params)
+    where = mesh_lib.param_shardings(mesh, transformer.PARTITION_RULES, params)
     rows = mesh_lib.put_rows(mesh, jax.tree.map(np.asarray, rows))
     return jax.device_put(params, where), rows
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from actfocus_jax.model import architecture, transformer
 from actfocus_jax.model import mesh as meshes
-from actfocus_jax.model import qwen2
 
 CONFIG = dict(
   vocab_size=96,
@@ -33,9 +33,9 @@ def hash_of(path):
 
 
 def _model(tied):
-  config = qwen2.Config(**CONFIG, tie_word_embeddings=tied)
+  config = architecture.Config(**CONFIG, tie_word_embeddings=tied)
   mesh = meshes.make_mesh(devices=jax.devices()[:1])
-  graphdef, params = qwen2.create(
+  graphdef, params = transformer.create(
     config, mesh, jax.random.key(0), dtype=jnp.float32
   )
   return config, graphdef, jax.tree_util.tree_map_with_path(_random, params)

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from actfocus_jax.model import hf, qwen2
+from actfocus_jax.model import architecture, hf
 from actfocus_jax.model import mesh as meshes
 
 FILE = 'model.safetensors'
@@ -228,7 +228,7 @@ def test_transformers_reads_the_config(saved):
   found = transformers.AutoConfig.from_pretrained(saved)
   assert found.architectures == ['Qwen2ForCausalLM']
   assert found.rope_parameters['rope_theta'] == 100.0
-  assert qwen2.Config.from_hf(found.to_dict()).rope_theta == 100.0
+  assert architecture.Config.from_hf(found.to_dict()).rope_theta == 100.0
   assert not found.tie_word_embeddings and found.head_dim == 8
 
 

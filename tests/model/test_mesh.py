@@ -8,7 +8,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from actfocus_jax.model import mesh as meshes
-from actfocus_jax.model import qwen2
+from actfocus_jax.model import transformer
 
 
 def test_minus_one_takes_the_rest():
@@ -54,9 +54,9 @@ def test_a_size_that_does_not_divide_is_named():
 def test_every_kernel_of_the_model_is_split(untied):
   """The rules leave only norms and biases whole on an fsdp mesh."""
   config, _, _ = untied
-  _, shapes = qwen2.abstract(config, jnp.float32)
+  _, shapes = transformer.abstract(config, jnp.float32)
   mesh = meshes.make_mesh(fsdp=8)
-  named = meshes.param_shardings(mesh, qwen2.PARTITION_RULES, shapes)
+  named = meshes.param_shardings(mesh, transformer.PARTITION_RULES, shapes)
   pairs = zip(
     jax.tree_util.tree_leaves_with_path(shapes),
     jax.tree.leaves(named),
@@ -92,7 +92,9 @@ def test_keep_rows_pins_rows_where_it_can():
 def test_decode_layout_drops_fsdp_and_casts(untied):
   config, _, _ = untied
   mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
-  _, params = qwen2.create(config, mesh, jax.random.key(0), dtype=jnp.float32)
+  _, params = transformer.create(
+    config, mesh, jax.random.key(0), dtype=jnp.float32
+  )
   copy = meshes.decode_layout(params, mesh, jnp.bfloat16)
   before = params['layers']['o']['kernel'][...]
   after = copy['layers']['o']['kernel'][...]

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from actfocus_jax.model import mesh as meshes
-from actfocus_jax.model import qwen2, scoring
+from actfocus_jax.model import scoring, transformer
 
 TOKENS = np.random.default_rng(1).integers(0, 96, (4, 10), np.int32)
 VALID = np.arange(10)[None, :] < np.array([10, 7, 1, 4])[:, None]
@@ -128,7 +128,7 @@ def test_chunk_counts_tokens_of_one_row_block(tied):
   """Four rows over four row shards: one row each, so eight positions of it."""
   _, graphdef, params = tied
   mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
-  where = meshes.param_shardings(mesh, qwen2.PARTITION_RULES, params)
+  where = meshes.param_shardings(mesh, transformer.PARTITION_RULES, params)
   spread = jax.device_put(params, where)
   with jax.set_mesh(mesh):
     assert _largest(graphdef, spread, 8) == (1, 8, 96)
@@ -154,7 +154,7 @@ def test_gradients_of_eight_devices_equal_one(untied):
   _, graphdef, params = untied
   one = _gradient(graphdef, 8)(params, TOKENS, VALID)
   mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
-  where = meshes.param_shardings(mesh, qwen2.PARTITION_RULES, params)
+  where = meshes.param_shardings(mesh, transformer.PARTITION_RULES, params)
   with jax.set_mesh(mesh):
     batch = meshes.put_rows(mesh, (TOKENS, VALID))
     eight = _gradient(graphdef, 4)(jax.device_put(params, where), *batch)
@@ -172,7 +172,7 @@ def test_the_unembedding_crosses_devices_once_per_call(untied):
   """In no loop over pieces is it gathered, or its gradient summed."""
   _, graphdef, params = untied
   mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
-  where = meshes.param_shardings(mesh, qwen2.PARTITION_RULES, params)
+  where = meshes.param_shardings(mesh, transformer.PARTITION_RULES, params)
   with jax.set_mesh(mesh):
     batch = meshes.put_rows(mesh, (TOKENS, VALID))
     step = _gradient(graphdef, 4).lower(jax.device_put(params, where), *batch)

@@ -1,17 +1,16 @@
-"""Qwen2 / Qwen2.5 in Flax NNX, used purely: split once, then plain jax.
+"""The transformer in Flax NNX, used purely: split once, then plain jax.
 
 The life of a token id: embedding, L blocks (norm, attention, norm, MLP, each
 added to the residual stream), a last norm, and the unembedding. The blocks are
 one module whose parameters carry a leading layer axis, and `jax.lax.scan` runs
-over it, so compile time does not grow with depth.
+over it, so compile time does not grow with depth. Which parts a block has is
+said by the family of its config (`architecture.FAMILIES`).
 
-  graphdef, params = qwen2.create(config, mesh, key, dtype=jnp.bfloat16)
+  graphdef, params = transformer.create(config, mesh, key, dtype=jnp.bfloat16)
   hidden_BTD = nnx.merge(graphdef, params).hidden(tokens_BT)
 """
 
-import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import chex
@@ -22,142 +21,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from actfocus_jax.model import attention
+from actfocus_jax.model import architecture, attention
 from actfocus_jax.model import mesh as meshes
-
-# Our name of a field -> (its name in a Hugging Face config.json, and what
-# transformers means where a config.json leaves it out; None: it must not).
-_HF_FIELDS = {
-  'vocab_size': ('vocab_size', None),
-  'hidden_size': ('hidden_size', None),
-  'intermediate_size': ('intermediate_size', None),
-  'num_layers': ('num_hidden_layers', None),
-  'num_heads': ('num_attention_heads', None),
-  'rms_norm_eps': ('rms_norm_eps', 1e-6),
-  'tie_word_embeddings': ('tie_word_embeddings', False),
-  'max_position_embeddings': ('max_position_embeddings', 32768),
-  'initializer_range': ('initializer_range', 0.02),
-}
-# What would change the computation, and the value it is written for.
-_HF_REQUIRED = {
-  'model_type': 'qwen2',
-  'hidden_act': 'silu',
-  'use_sliding_window': False,
-  'attention_dropout': 0.0,
-  'quantization_config': None,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-  """The architecture. Sizes count units; `rope_theta` is the rotary base.
-
-  Raises:
-    ValueError: if a size is not positive, the head size is odd, or the query
-      heads are no multiple of the key heads.
-  """
-
-  vocab_size: int
-  hidden_size: int
-  intermediate_size: int
-  num_layers: int
-  num_heads: int
-  num_key_value_heads: int
-  head_dim: int
-  rope_theta: float = 1e6
-  rms_norm_eps: float = 1e-6
-  tie_word_embeddings: bool = True
-  max_position_embeddings: int = 32768
-  initializer_range: float = 0.02
-
-  def __post_init__(self) -> None:
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if field.name != 'tie_word_embeddings' and not value > 0:
-        raise ValueError(f'{field.name}={value} must be positive.')
-    if self.head_dim % 2:
-      raise ValueError(f'head_dim={self.head_dim} must be even: rotary halves.')
-    if self.num_heads % self.num_key_value_heads:
-      raise ValueError(
-        f'num_heads={self.num_heads} must be a multiple of'
-        f' num_key_value_heads={self.num_key_value_heads}.'
-      )
-
-  @classmethod
-  def from_hf(cls, raw: Mapping[str, Any]) -> 'Config':
-    """Reads the dict of a Hugging Face config.json.
-
-    Raises:
-      ValueError: if a field is missing, or asks for another computation than
-        this one; the sentence names the field, its value and what is allowed.
-    """
-    _check_supported(raw)
-    fields = {}
-    for ours, (theirs, default) in _HF_FIELDS.items():
-      fields[ours] = raw.get(theirs, default)
-      if fields[ours] is None:
-        raise ValueError(f'config.json lacks {theirs}; it must be a number.')
-    heads, width = fields['num_heads'], fields['hidden_size']
-    return cls(
-      num_key_value_heads=raw.get('num_key_value_heads') or heads,
-      head_dim=raw.get('head_dim') or width // heads,
-      rope_theta=_rope_theta(raw),
-      **fields,
-    )
-
-  def to_hf(self) -> dict[str, Any]:
-    """Returns the config.json dict that transformers reads as Qwen2."""
-    named = {k: getattr(self, ours) for ours, (k, _) in _HF_FIELDS.items()}
-    required = {k: v for k, v in _HF_REQUIRED.items() if v is not None}
-    # The base stands twice: transformers 5 reads the second place, everything
-    # older the first.
-    rope = {'rope_type': 'default', 'rope_theta': self.rope_theta}
-    return {
-      'architectures': ['Qwen2ForCausalLM'],
-      **required,
-      **named,
-      'num_key_value_heads': self.num_key_value_heads,
-      'head_dim': self.head_dim,
-      'rope_theta': self.rope_theta,
-      'rope_parameters': rope,
-    }
-
-
-def _check_supported(raw: Mapping[str, Any]) -> None:
-  """Raises ValueError for a config that needs another computation."""
-  found = {field: raw.get(field, v) for field, v in _HF_REQUIRED.items()}
-  found['model_type'] = raw.get('model_type')
-  for field, value in found.items():
-    if value != _HF_REQUIRED[field]:
-      raise ValueError(
-        f'config.json has {field}={value!r};'
-        f' only {_HF_REQUIRED[field]!r} is supported.'
-      )
-  for kind in raw.get('layer_types') or ():
-    if kind != 'full_attention':
-      raise ValueError(
-        f'config.json has layer_types with {kind!r};'
-        " only 'full_attention' is supported."
-      )
-
-
-def _rope_theta(raw: Mapping[str, Any]) -> float:
-  """Returns the rotary base, from wherever this config keeps it.
-
-  Raises:
-    ValueError: if positions are scaled, or differ between layers.
-  """
-  theta = raw.get('rope_theta', 10000.0)
-  for field in ('rope_scaling', 'rope_parameters'):
-    rope = raw.get(field) or {}
-    kind = rope.get('rope_type', rope.get('type', 'default'))
-    if kind != 'default' or set(rope) - {'rope_type', 'type', 'rope_theta'}:
-      raise ValueError(
-        f"config.json has {field}={rope!r}; only rope_type 'default' with a"
-        ' rope_theta, the same for all layers, is supported.'
-      )
-    theta = rope.get('rope_theta', theta)
-  return float(theta)
 
 
 @flax.struct.dataclass
@@ -168,7 +33,9 @@ class Cache:
   v_LBSJC: jax.Array
 
 
-def init_cache(config: Config, batch: int, length: int, dtype: Any) -> Cache:
+def init_cache(
+  config: architecture.Config, batch: int, length: int, dtype: Any
+) -> Cache:
   """Returns an empty cache: `length` slots for each of `batch` rows."""
   heads, size = config.num_key_value_heads, config.head_dim
   shape = (config.num_layers, batch, length, heads, size)
@@ -193,25 +60,25 @@ class Linear(nnx.Module):
 
 
 class Norm(nnx.Module):
-  """y = x / sqrt(mean(x^2) + eps) * scale; statistics and scale in float32."""
+  """y = x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32."""
 
   def __init__(self, size, *, eps, param_dtype):
     self.scale = nnx.Param(jnp.ones(size, param_dtype))
     self.eps = eps
 
-  def __call__(self, x_BTD: jax.Array) -> jax.Array:
-    """Returns y of the class docstring."""
-    y_BTD = x_BTD.astype(jnp.float32)
-    square_BT1 = jnp.mean(jnp.square(y_BTD), axis=-1, keepdims=True)
-    scale = self.scale[...].astype(jnp.float32)[None, None, :]
-    y_BTD = y_BTD * jax.lax.rsqrt(square_BT1 + self.eps) * scale
-    return y_BTD.astype(x_BTD.dtype)
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns y of the class docstring, in the dtype of x: [..., size]."""
+    y = x.astype(jnp.float32)
+    square = jnp.mean(jnp.square(y), axis=-1, keepdims=True)
+    scale = self.scale[...].astype(jnp.float32)
+    scale = jnp.expand_dims(scale, range(x.ndim - 1))
+    return (y * jax.lax.rsqrt(square + self.eps) * scale).astype(x.dtype)
 
 
 class Block(nnx.Module):
   """One layer, in two halves, so that a cache can stand between them."""
 
-  def __init__(self, config: Config, *, rngs, param_dtype, dtype):
+  def __init__(self, config: architecture.Config, *, rngs, param_dtype, dtype):
     c = config
     linear = functools.partial(
       Linear,
@@ -224,10 +91,12 @@ class Block(nnx.Module):
     query, key = c.num_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     self.config = c
     self.attention_norm = norm(c.hidden_size)
-    self.q = linear((c.hidden_size, query), bias=True)
-    self.k = linear((c.hidden_size, key), bias=True)
-    self.v = linear((c.hidden_size, key), bias=True)
+    self.q = linear((c.hidden_size, query), bias=c.family.qkv_bias)
+    self.k = linear((c.hidden_size, key), bias=c.family.qkv_bias)
+    self.v = linear((c.hidden_size, key), bias=c.family.qkv_bias)
     self.o = linear((query, c.hidden_size))
+    self.q_norm = norm(c.head_dim) if c.family.query_key_norm else None
+    self.k_norm = norm(c.head_dim) if c.family.query_key_norm else None
     self.mlp_norm = norm(c.hidden_size)
     self.gate = linear((c.hidden_size, c.intermediate_size))
     self.up = linear((c.hidden_size, c.intermediate_size))
@@ -238,6 +107,8 @@ class Block(nnx.Module):
     shape = (*x_BTD.shape[:2], -1, self.config.head_dim)
     x_BTD = self.attention_norm(x_BTD)
     q, k, v = (f(x_BTD).reshape(shape) for f in (self.q, self.k, self.v))
+    if self.config.family.query_key_norm:
+      q, k = self.q_norm(q), self.k_norm(k)
     return attention.rotate(q, rotary), attention.rotate(k, rotary), v
 
   def finish(self, x_BTD: jax.Array, out_BTHC: jax.Array) -> jax.Array:
@@ -251,7 +122,7 @@ class Block(nnx.Module):
       return meshes.keep_rows(x_BTD + self.down(y_BTF))
 
 
-class Qwen2(nnx.Module):
+class Transformer(nnx.Module):
   """The model, up to the last norm; `unembed` is called where logits matter.
 
   Attributes:
@@ -262,7 +133,7 @@ class Qwen2(nnx.Module):
 
   def __init__(
     self,
-    config: Config,
+    config: architecture.Config,
     *,
     rngs: nnx.Rngs,
     param_dtype: Any = jnp.float32,
@@ -412,7 +283,7 @@ PARTITION_RULES = (
 
 
 def abstract(
-  config: Config,
+  config: architecture.Config,
   dtype: Any,
   *,
   param_dtype: Any = jnp.float32,
@@ -420,12 +291,19 @@ def abstract(
 ) -> tuple[nnx.GraphDef, nnx.State]:
   """Returns (graphdef, params of ShapeDtypeStructs); allocates nothing."""
   kwargs = dict(param_dtype=param_dtype, dtype=dtype, remat=remat)
-  model = nnx.eval_shape(lambda: Qwen2(config, rngs=nnx.Rngs(0), **kwargs))
+  model = nnx.eval_shape(
+    lambda: Transformer(config, rngs=nnx.Rngs(0), **kwargs)
+  )
   return nnx.split(model, nnx.Param)
 
 
 def create(
-  config: Config, mesh: Mesh, key: jax.Array, *, dtype: Any, **kwargs: Any
+  config: architecture.Config,
+  mesh: Mesh,
+  key: jax.Array,
+  *,
+  dtype: Any,
+  **kwargs: Any,
 ) -> tuple[nnx.GraphDef, nnx.State]:
   """Returns (graphdef, params), the parameters created where they live.
 
@@ -436,13 +314,13 @@ def create(
     mesh: where the parameters are created, by PARTITION_RULES.
     key: PRNG key; the parameters depend on it alone, not on the mesh.
     dtype: dtype of the computation.
-    **kwargs: param_dtype and remat, as of Qwen2.
+    **kwargs: param_dtype and remat, as of Transformer.
   """
   graphdef, shapes = abstract(config, dtype, **kwargs)
   where = meshes.param_shardings(mesh, PARTITION_RULES, shapes)
 
   def init(key: jax.Array) -> nnx.State:
-    model = Qwen2(config, rngs=nnx.Rngs(key), dtype=dtype, **kwargs)
+    model = Transformer(config, rngs=nnx.Rngs(key), dtype=dtype, **kwargs)
     return nnx.state(model, nnx.Param)
 
   return graphdef, jax.jit(init, out_shardings=where)(key)

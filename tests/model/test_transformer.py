@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from actfocus_jax.model import architecture, transformer
 from actfocus_jax.model import mesh as meshes
-from actfocus_jax.model import qwen2
 
 TOKENS = np.random.default_rng(0).integers(0, 96, (3, 11), np.int32)
 
@@ -90,7 +90,7 @@ def test_cached_extend_equals_full_forward(tied):
   """Ragged turns: each row adds its own number of tokens, padded with junk."""
   config, graphdef, params = tied
   full = np.asarray(nnx.merge(graphdef, params).hidden(TOKENS))
-  cache = qwen2.init_cache(config, 3, 16, jnp.float32)
+  cache = transformer.init_cache(config, 3, 16, jnp.float32)
   done = np.zeros(3, np.int32)
   for counts, view in (
     ((4, 2, 3), 8),
@@ -113,7 +113,7 @@ def test_cached_extend_equals_full_forward(tied):
 
 def test_writes_past_the_cache_are_dropped(tied):
   config, graphdef, params = tied
-  cache = qwen2.init_cache(config, 3, 4, jnp.float32)
+  cache = transformer.init_cache(config, 3, 4, jnp.float32)
   cache = jax.tree.map(lambda x: x + 5.0, cache)
   start = jnp.array([4, 2, 0])
   _, after = extend(graphdef, params, TOKENS[:, :3], start, cache, 4)
@@ -125,7 +125,7 @@ def test_writes_past_the_cache_are_dropped(tied):
 
 def test_view_must_be_within_the_cache(tied):
   config, graphdef, params = tied
-  cache = qwen2.init_cache(config, 3, 4, jnp.float32)
+  cache = transformer.init_cache(config, 3, 4, jnp.float32)
   with pytest.raises(ValueError, match='view=5 .* 4 slots'):
     extend(graphdef, params, TOKENS[:, :1], jnp.zeros(3, int), cache, 5)
 
@@ -159,7 +159,7 @@ def test_causality_by_gradient(tied):
 
 def test_remat_changes_memory_not_gradients(tied):
   config, graphdef, params = tied
-  recompute, _ = qwen2.abstract(config, jnp.float32, remat=True)
+  recompute, _ = transformer.abstract(config, jnp.float32, remat=True)
 
   def loss(params, graphdef):
     return jnp.mean(jnp.square(_logits(graphdef, params, TOKENS)))
@@ -180,7 +180,7 @@ def test_remat_changes_memory_not_gradients(tied):
 
 def test_bfloat16_is_finite_and_close(tied):
   config, _, params = tied
-  graphdef, _ = qwen2.abstract(config, jnp.bfloat16)
+  graphdef, _ = transformer.abstract(config, jnp.bfloat16)
   model = nnx.merge(graphdef, params)
   assert model.hidden(TOKENS).dtype == jnp.bfloat16
   found = np.asarray(logits(graphdef, params, TOKENS))
@@ -188,7 +188,7 @@ def test_bfloat16_is_finite_and_close(tied):
   exact = _oracle(config, params, TOKENS)
   error = np.abs(found - exact)
   assert error.max() > 1e-3 and error.mean() < 0.05 * np.std(exact)
-  cache = qwen2.init_cache(config, 3, 16, jnp.bfloat16)
+  cache = transformer.init_cache(config, 3, 16, jnp.bfloat16)
   hidden, cache = extend(
     graphdef, params, TOKENS[:, :1], jnp.zeros(3, int), cache, 16
   )
@@ -205,7 +205,7 @@ def test_an_id_outside_the_vocabulary_is_seen(tied):
 def test_initialisation(untied):
   config, _, _ = untied
   config = dataclasses.replace(config, initializer_range=0.5)
-  _, params = qwen2.create(
+  _, params = transformer.create(
     config, meshes.make_mesh(), jax.random.key(1), dtype=jnp.float32
   )
   leaves, _ = jax.tree_util.tree_flatten_with_path(params)
@@ -225,7 +225,7 @@ def test_initialisation(untied):
 def test_eight_devices_equal_one(untied):
   config, graphdef, params = untied
   mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
-  where = meshes.param_shardings(mesh, qwen2.PARTITION_RULES, params)
+  where = meshes.param_shardings(mesh, transformer.PARTITION_RULES, params)
   spread = jax.device_put(params, where)
   kernel = spread['layers']['gate']['kernel'][...]
   assert kernel.addressable_shards[0].data.shape == (2, 16, 24)
@@ -244,7 +244,7 @@ def test_eight_devices_equal_one(untied):
 def test_parameters_do_not_depend_on_the_mesh(tied):
   config, _, _ = tied
   one, eight = (
-    qwen2.create(config, mesh, jax.random.key(3), dtype=jnp.float32)[1]
+    transformer.create(config, mesh, jax.random.key(3), dtype=jnp.float32)[1]
     for mesh in (
       meshes.make_mesh(devices=jax.devices()[:1]),
       meshes.make_mesh(data=2, fsdp=2, tensor=2),
@@ -255,14 +255,14 @@ def test_parameters_do_not_depend_on_the_mesh(tied):
 
 
 def _hf(**changes):
-  config = qwen2.Config(96, 32, 48, 2, 4, 2, 8, rope_theta=500.0)
+  config = architecture.Config(96, 32, 48, 2, 4, 2, 8, rope_theta=500.0)
   return config.to_hf() | changes
 
 
 def test_config_round_trip():
-  config = qwen2.Config(96, 40, 48, 2, 4, 2, 8, rope_theta=500.0)
+  config = architecture.Config(96, 40, 48, 2, 4, 2, 8, rope_theta=500.0)
   assert config.head_dim != config.hidden_size // config.num_heads
-  assert qwen2.Config.from_hf(config.to_hf()) == config
+  assert architecture.Config.from_hf(config.to_hf()) == config
 
 
 def test_rope_theta_is_read_from_either_place():
@@ -271,25 +271,28 @@ def test_rope_theta_is_read_from_either_place():
   top = _hf()
   del top['rope_parameters']
   for raw in (nested, top):
-    assert qwen2.Config.from_hf(raw).rope_theta == 500.0
+    assert architecture.Config.from_hf(raw).rope_theta == 500.0
 
 
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'model_type': 'llama'}, "model_type='llama'; only 'qwen2'"),
+    ({'model_type': 'llama'}, "model_type='llama'; only 'qwen2' or 'qwen3'"),
     ({'hidden_act': 'gelu'}, "hidden_act='gelu'; only 'silu'"),
     ({'use_sliding_window': True}, 'use_sliding_window=True; only False'),
     ({'layer_types': ['sliding_attention']}, "'sliding_attention'; only"),
     ({'rope_scaling': {'type': 'yarn', 'factor': 4.0}}, 'rope_scaling=.*yarn'),
     ({'rope_scaling': {'rope_type': 'dynamic'}}, 'rope_scaling=.*dynamic'),
     ({'rope_parameters': {'full_attention': {}}}, 'rope_parameters=.*only'),
-    ({'vocab_size': None}, 'lacks vocab_size'),
+    ({'vocab_size': None}, 'vocab_size=None; it must be a positive whole'),
     ({'num_key_value_heads': 3}, 'num_heads=4 must be a multiple'),
     ({'head_dim': 7}, 'head_dim=7 must be even'),
-    ({'num_hidden_layers': 0}, 'num_layers=0 must be positive'),
+    (
+      {'num_hidden_layers': 0},
+      'num_hidden_layers=0; it must be a positive whole',
+    ),
   ],
 )
 def test_what_is_not_supported_is_refused(changes, message):
   with pytest.raises(ValueError, match=message):
-    qwen2.Config.from_hf(_hf(**changes))
+    architecture.Config.from_hf(_hf(**changes))

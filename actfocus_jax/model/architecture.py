@@ -1,0 +1,235 @@
+"""What a model is made of: its sizes and switches, from and to config.json.
+
+One transformer (`transformer.py`) runs every family here; a family is a
+`model_type` of Hugging Face and says which parts it has. What a config.json
+asks for beyond that is refused, never ignored. Nothing here imports jax, so
+that a model that cannot run is refused at once.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """What all models of one `model_type` have in common.
+
+  Attributes:
+    class_name: the class in transformers that reads their config.json.
+    qkv_bias: whether the projections to queries, keys and values have biases.
+    query_key_norm: whether every head's queries and keys are normalised
+      before they are rotated.
+    head_dim: the head size where a config.json leaves it out; None: what the
+      heads leave of hidden_size.
+    required: fields of config.json that would change the computation beside
+      those of `_REQUIRED`, and the value it is written for.
+  """
+
+  class_name: str
+  qkv_bias: bool
+  query_key_norm: bool
+  head_dim: int | None = None
+  required: tuple[tuple[str, Any], ...] = ()
+
+
+FAMILIES = {
+  # Qwen2 and Qwen2.5, arXiv 2407.10671 and 2412.15115.
+  'qwen2': Family('Qwen2ForCausalLM', qkv_bias=True, query_key_norm=False),
+  # Qwen3 dense, arXiv 2505.09388.
+  'qwen3': Family(
+    'Qwen3ForCausalLM',
+    qkv_bias=False,
+    query_key_norm=True,
+    head_dim=128,
+    required=(('attention_bias', False),),
+  ),
+}
+
+# Our name of a field -> (its name in a config.json, what transformers means
+# where a config.json leaves it out; None: it must not).
+_FIELDS = {
+  'vocab_size': ('vocab_size', None),
+  'hidden_size': ('hidden_size', None),
+  'intermediate_size': ('intermediate_size', None),
+  'num_layers': ('num_hidden_layers', None),
+  'num_heads': ('num_attention_heads', None),
+  'rms_norm_eps': ('rms_norm_eps', 1e-6),
+  'tie_word_embeddings': ('tie_word_embeddings', False),
+  'max_position_embeddings': ('max_position_embeddings', 32768),
+  'initializer_range': ('initializer_range', 0.02),
+}
+# What would change the computation of any family.
+_REQUIRED = {
+  'hidden_act': 'silu',
+  'use_sliding_window': False,
+  'attention_dropout': 0.0,
+  'partial_rotary_factor': 1.0,
+  'quantization_config': None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The architecture. Sizes count units; `rope_theta` is the rotary base.
+
+  Raises:
+    ValueError: if a field has another type or is not positive, the head size
+      is odd, the query heads are no multiple of the key heads, or no family
+      has the name `model_type`.
+  """
+
+  vocab_size: int
+  hidden_size: int
+  intermediate_size: int
+  num_layers: int
+  num_heads: int
+  num_key_value_heads: int
+  head_dim: int
+  rope_theta: float = 1e6
+  rms_norm_eps: float = 1e-6
+  tie_word_embeddings: bool = True
+  max_position_embeddings: int = 32768
+  initializer_range: float = 0.02
+  model_type: str = 'qwen2'
+
+  def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):
+      _check_value(field.name, field.type, getattr(self, field.name))
+    if self.model_type not in FAMILIES:
+      raise ValueError(_unsupported('model_type', self.model_type, FAMILIES))
+    if self.head_dim % 2:
+      raise ValueError(f'head_dim={self.head_dim} must be even: rotary halves.')
+    if self.num_heads % self.num_key_value_heads:
+      raise ValueError(
+        f'num_heads={self.num_heads} must be a multiple of'
+        f' num_key_value_heads={self.num_key_value_heads}.'
+      )
+
+  @property
+  def family(self) -> Family:
+    """What its `model_type` says of it."""
+    return FAMILIES[self.model_type]
+
+  @classmethod
+  def from_hf(cls, raw: Mapping[str, Any]) -> 'Config':
+    """Reads the dict of a Hugging Face config.json.
+
+    Raises:
+      ValueError: if a field is missing, or asks for another computation than
+        this one; the sentence names the field, its value and what is allowed.
+    """
+    family = _check_supported(raw)
+    kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+    fields = {}
+    for ours, (theirs, default) in _FIELDS.items():
+      fields[ours] = raw.get(theirs, default)
+      _check_value(f'config.json has {theirs}', kinds[ours], fields[ours])
+    heads, width = fields['num_heads'], fields['hidden_size']
+    return cls(
+      model_type=raw['model_type'],
+      num_key_value_heads=raw.get('num_key_value_heads') or heads,
+      head_dim=raw.get('head_dim') or family.head_dim or width // heads,
+      rope_theta=_rope_theta(raw),
+      **fields,
+    )
+
+  @classmethod
+  def read(cls, directory: str | pathlib.Path) -> 'Config':
+    """Reads the config.json of a model directory.
+
+    Raises:
+      ValueError: if there is none, or as `from_hf` does.
+    """
+    file = pathlib.Path(directory) / 'config.json'
+    if not file.exists():
+      raise ValueError(f'{directory} lacks config.json.')
+    return cls.from_hf(json.loads(file.read_text()))
+
+  def to_hf(self) -> dict[str, Any]:
+    """Returns the config.json dict that transformers and vLLM read."""
+    named = {k: getattr(self, ours) for ours, (k, _) in _FIELDS.items()}
+    required = _REQUIRED | dict(self.family.required)
+    # Only what transformers knows of every family.
+    del required['quantization_config'], required['partial_rotary_factor']
+    # The base stands twice: transformers 5 reads the second place, everything
+    # older the first.
+    rope = {'rope_type': 'default', 'rope_theta': self.rope_theta}
+    return {
+      'architectures': [self.family.class_name],
+      'model_type': self.model_type,
+      **required,
+      **named,
+      'num_key_value_heads': self.num_key_value_heads,
+      'head_dim': self.head_dim,
+      'rope_theta': self.rope_theta,
+      'rope_parameters': rope,
+    }
+
+
+def _check_value(name: str, kind: type, value: Any) -> None:
+  """Raises ValueError unless a field has its type, and numbers are above 0."""
+  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  right = {
+    int: is_number and isinstance(value, int) and value > 0,
+    float: is_number and value > 0,
+    bool: isinstance(value, bool),
+    str: isinstance(value, str),
+  }
+  words = {
+    int: 'a positive whole number',
+    float: 'a positive number',
+    bool: 'true or false',
+    str: 'a text',
+  }
+  if not right[kind]:
+    raise ValueError(f'{name}={value!r}; it must be {words[kind]}.')
+
+
+def _unsupported(field: str, value: Any, allowed: Any) -> str:
+  names = ' or '.join(map(repr, allowed))
+  return f'config.json has {field}={value!r}; only {names} is supported.'
+
+
+def _check_supported(raw: Mapping[str, Any]) -> Family:
+  """Returns the family; ValueError if another computation is asked for."""
+  kind = raw.get('model_type')
+  if kind not in FAMILIES:
+    raise ValueError(_unsupported('model_type', kind, FAMILIES))
+  family = FAMILIES[kind]
+  for field, needed in (_REQUIRED | dict(family.required)).items():
+    value = raw.get(field, needed)
+    if value != needed:
+      raise ValueError(_unsupported(field, value, [needed]))
+  for layer in raw.get('layer_types') or ():
+    if layer != 'full_attention':
+      raise ValueError(_unsupported('layer_types', layer, ['full_attention']))
+  return family
+
+
+def _rope_theta(raw: Mapping[str, Any]) -> float:
+  """Returns the rotary base, from wherever this config keeps it.
+
+  Raises:
+    ValueError: if positions are scaled, or differ between layers.
+  """
+  theta = raw.get('rope_theta', 10000.0)
+  for field in ('rope_scaling', 'rope_parameters'):
+    rope = raw.get(field) or {}
+    if not isinstance(rope, Mapping):
+      raise ValueError(_unsupported(field, rope, [None]))
+    kind = rope.get('rope_type', rope.get('type', 'default'))
+    # transformers 5 also writes this factor, 1.0 where all of a head turns.
+    others = set(rope) - {'rope_type', 'type', 'rope_theta'}
+    if rope.get('partial_rotary_factor') == 1.0:
+      others.discard('partial_rotary_factor')
+    if kind != 'default' or others:
+      raise ValueError(
+        f"config.json has {field}={dict(rope)!r}; only rope_type 'default' with"
+        ' a rope_theta, the same for all layers, is supported.'
+      )
+    theta = rope.get('rope_theta', theta)
+  _check_value('config.json has rope_theta', float, theta)
+  return float(theta)
