@@ -26,8 +26,9 @@ from actfocus_jax.envs import players
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import step as step_lib
 from actfocus_jax.model import architecture, hf, transformer
+from actfocus_jax.model import directory as model_directory
 from actfocus_jax.model import mesh as mesh_lib
-from actfocus_jax.run import checks, settings
+from actfocus_jax.run import checks, directory, settings
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -148,9 +149,32 @@ class Model:
 def model(c: ConfigDict, path: pathlib.Path, mesh) -> Model:
   """The architecture of a model directory; its weights stay on disk."""
   dtype = compute_dtype(c)
-  config = hf.read_config(path)
+  config = architecture.Config.read(path)
   graphdef, _ = transformer.abstract(config, dtype, remat=c.model.remat)
   return Model(path, config, graphdef, dtype, mesh)
+
+
+def checkpoint(
+  model: Model, workdir: pathlib.Path, step: int | None
+) -> tuple[int, Any]:
+  """Reads the policy's parameters from a checkpoint, and nothing else of it.
+
+  Args:
+    model: What the run started from.
+    workdir: Of the run.
+    step: Of the checkpoint; None is the newest.
+
+  Returns:
+    The step and the parameters.
+
+  Raises:
+    Refused: When the run started from another model, or there is no such
+      checkpoint.
+  """
+  directory.check_model(workdir, model.path)
+  wanted = state_lib.TrainState(None, None, model.abstract_weights(), None)
+  step, restored = directory.restore_part(workdir, wanted, step)
+  return step, restored.params
 
 
 def policy(model: Model, params) -> rollout.Policy:
@@ -250,7 +274,7 @@ def refusing_misfits() -> Iterator[None]:
 def model_path(c: ConfigDict, mesh) -> pathlib.Path:
   """`model.path`, or the warm start that the config describes."""
   if c.model.path:
-    return pathlib.Path(c.model.path)
+    return model_directory.locate(c.model.path, c.model.revision)
   return base_model.ensure(warm_start(c), mesh)
 
 
@@ -289,7 +313,7 @@ def check_first_prompts(c: ConfigDict, env):
 def _early_chat(c: ConfigDict) -> chat_lib.Chat:
   """The tokenizer bridge before there is a model to read it from."""
   if c.model.path:
-    return chat(pathlib.Path(c.model.path))
+    return chat(model_directory.locate(c.model.path, c.model.revision))
   plan = warm_start(c)
   if plan.directory.exists():
     return chat(plan.directory)

@@ -12,7 +12,8 @@ import pathlib
 
 from absl import flags
 
-from actfocus_jax.run import checks, command, settings
+from actfocus_jax import command
+from actfocus_jax.run import checks, settings
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'A run to evaluate.')
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint; default the newest.')
@@ -37,7 +38,7 @@ def main(argv: list[str]):
     if _WORKDIR.value:  # A run may be evaluated on another machine.
       c.mesh = dict(data=-1, fsdp=1, tensor=1)
   checks.check(c)
-  command.check_model_directory(c.model.path)
+  command.check_model(c)
   workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
 
   # Imported late: it takes seconds, and the checks above should not.
@@ -55,12 +56,7 @@ def _config():
     return command.config()
   if command.CONFIG.value is not None:
     raise settings.Refused('--workdir and --config exclude each other.')
-  snapshot = pathlib.Path(_WORKDIR.value) / 'config.json'
-  if not snapshot.exists():
-    raise settings.Refused(
-      f'--workdir is {_WORKDIR.value}, which holds no run.'
-    )
-  return settings.from_json(command.read_json(snapshot))
+  return command.run_config(pathlib.Path(_WORKDIR.value))
 
 
 if __name__ == '__main__':

@@ -9,9 +9,7 @@ import numpy as np
 
 from actfocus_jax import assemble
 from actfocus_jax.agent import episode, records, rollout
-from actfocus_jax.learner import state as state_lib
 from actfocus_jax.report import intervals
-from actfocus_jax.run import directory
 
 
 def evaluate(
@@ -79,12 +77,7 @@ def evaluate_checkpoint(
     if workdir is None:
       step, params = 0, parts.model.weights()
     else:
-      directory.check_model(workdir, parts.model.path)
-      wanted = state_lib.TrainState(
-        None, None, parts.model.abstract_weights(), None
-      )
-      step, restored = directory.restore_part(workdir, wanted, step)
-      params = restored.params
+      step, params = assemble.checkpoint(parts.model, workdir, step)
     row, _ = evaluate(
       parts.collector,
       assemble.policy(parts.model, params),

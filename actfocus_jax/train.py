@@ -10,7 +10,8 @@ import pathlib
 
 from absl import flags
 
-from actfocus_jax.run import command, settings
+from actfocus_jax import command
+from actfocus_jax.run import settings
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 flags.declare_key_flag('config')
@@ -26,6 +27,7 @@ def main(argv: list[str]):
   c = command.config()
   workdir = pathlib.Path(_WORKDIR.value)
   command.check_workdir(workdir, c)
+  command.check_model(c)
 
   # Imported late: it takes seconds, and the checks above should not.
   from actfocus_jax import loop

@@ -10,7 +10,8 @@ import pathlib
 
 from absl import flags
 
-from actfocus_jax.run import command, settings
+from actfocus_jax import command
+from actfocus_jax.run import settings
 
 _OUT = flags.DEFINE_string('out', None, 'Directory to write.')
 flags.declare_key_flag('config')
@@ -23,11 +24,7 @@ def main(argv: list[str]):
     raise settings.Refused('--out is missing; e.g. --out=runs/base')
   c = command.config()
   out = pathlib.Path(_OUT.value)
-  if out.is_file() or (out.is_dir() and any(out.iterdir())):
-    raise settings.Refused(
-      f'--out is {out}, which is there already; name a new directory.'
-    )
-  command.check_writable('--out', out)
+  command.check_new('--out', out)
 
   # Imported late: it takes seconds, and the checks above should not.
   import jax

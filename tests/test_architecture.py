@@ -24,7 +24,13 @@ ALLOWED = {
   'report': ('algorithm',),
 }
 # Read by people and by scripts before there is a device, or without one.
-WITHOUT_JAX = ('envs', 'run.settings', 'run.command')
+WITHOUT_JAX = (
+  'envs',
+  'run.settings',
+  'command',
+  'model.architecture',
+  'model.directory',
+)
 LONGEST = 450
 
 

@@ -9,7 +9,10 @@ import sys
 
 import pytest
 
+from actfocus_jax.model import architecture
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIG_JSON = json.dumps(architecture.Config(96, 32, 48, 2, 4, 2, 8).to_hf())
 
 
 def command(module: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -136,10 +139,7 @@ def test_workdir_that_is_no_run_is_left_alone(tmp_path):
   ('broken', 'words'),
   [
     ({}, ['model.path', 'config.json']),
-    (
-      {'config.json': '{"model_type": "qwen2"}'},
-      ['model.path', 'tokenizer.json'],
-    ),
+    ({'config.json': CONFIG_JSON}, ['model.path', 'tokenizer.json']),
     (
       {
         'config.json': '{"model_type": "llama"}',
@@ -188,7 +188,7 @@ def test_unreadable_model_directory(broken, words, tmp_path):
 def test_half_a_download_is_refused(name, content, words, tmp_path):
   model, workdir = tmp_path / 'model', tmp_path / 'run'
   model.mkdir()
-  (model / 'config.json').write_text('{"model_type": "qwen2"}')
+  (model / 'config.json').write_text(CONFIG_JSON)
   (model / 'tokenizer.json').write_text('{"model": {}}')
   (model / 'model.safetensors').write_bytes(b'\x02' + b'\0' * 7 + b'{}')
   (model / name).write_text(content)

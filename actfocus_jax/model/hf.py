@@ -1,13 +1,17 @@
 """Hugging Face directories <-> sharded parameters, both ways, without torch.
 
-The life of a tensor: `books` says under which name, transposed or not, a
+The life of a tensor: the books say under which name, transposed or not, a
 parameter (for stacked layers: each of its layers) stands in the files; every
-device reads the slices it holds and nothing else. The books are kept twice:
+device gets the slices it holds and nothing else. The books are kept twice:
 each tensor of the model must be in the files once, and each tensor of the files
 must be in the model, else the directory is refused.
+
+A file is open only while a slice of it is copied, and one parameter is under
+way at a time, so the host never holds the model beside the devices.
 """
 
 import contextlib
+import itertools
 import json
 import pathlib
 import shutil
@@ -25,25 +29,25 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from actfocus_jax.model import architecture, transformer
+from actfocus_jax.model import directory as directories
 from actfocus_jax.model import mesh as meshes
 
-_SINGLE = 'model.safetensors'
-_INDEX = 'model.safetensors.index.json'
-_TIED = 'lm_head.weight'
-
 # Parameter path -> (name in the files, transposed there).
+_HEAD = 'lm_head.weight'
 _TOP = {
   'embedding': ('model.embed_tokens.weight', False),
   'norm/scale': ('model.norm.weight', False),
-  'head': (_TIED, True),
+  'head': (_HEAD, True),
 }
 _LAYER = {
   'attention_norm/scale': ('input_layernorm.weight', False),
   'mlp_norm/scale': ('post_attention_layernorm.weight', False),
   'q/kernel': ('self_attn.q_proj.weight', True),
   'q/bias': ('self_attn.q_proj.bias', False),
+  'q_norm/scale': ('self_attn.q_norm.weight', False),
   'k/kernel': ('self_attn.k_proj.weight', True),
   'k/bias': ('self_attn.k_proj.bias', False),
+  'k_norm/scale': ('self_attn.k_norm.weight', False),
   'v/kernel': ('self_attn.v_proj.weight', True),
   'v/bias': ('self_attn.v_proj.bias', False),
   'o/kernel': ('self_attn.o_proj.weight', True),
@@ -52,6 +56,9 @@ _LAYER = {
   'down/kernel': ('mlp.down_proj.weight', True),
 }
 _DTYPES = ('F32', 'BF16', 'F16')
+
+
+# --- The books ---------------------------------------------------------------
 
 
 class Entry(NamedTuple):
@@ -90,114 +97,59 @@ def _books(
   }
 
 
-@contextlib.contextmanager
-def _open_tensors(directory: pathlib.Path) -> Iterator[dict[str, Any]]:
-  """Yields name -> lazy slice of all tensors of a directory.
-
-  Raises:
-    ValueError: if there is no model file, two kinds of them, a tensor twice,
-      or if the index and its files disagree.
-  """
-  single, index = directory / _SINGLE, directory / _INDEX
-  if single.exists() == index.exists():
-    both = 'both' if single.exists() else 'neither'
-    raise ValueError(f'{directory} holds {both} of {_SINGLE} and {_INDEX}.')
-  listed = None
-  files = [_SINGLE]
-  if index.exists():
-    listed = json.loads(index.read_text())['weight_map']
-    files = sorted(set(listed.values()))
-  tensors = {}
-  with contextlib.ExitStack() as stack:
-    for file in files:
-      if not (directory / file).exists():
-        raise ValueError(f'{directory} lacks {file}, which its index names.')
-      opened = stack.enter_context(
-        safetensors.safe_open(directory / file, framework='numpy')
-      )
-      for name in opened.keys():  # noqa: SIM118 (not a dict)
-        # The index names one file per tensor, so this sees duplicates too.
-        if listed is not None and listed.get(name) != file:
-          raise ValueError(
-            f'tensor {name} is unexpected in {file}: the index says'
-            f' {listed.get(name)}; it is misplaced, or a duplicate.'
-          )
-        tensors[name] = opened.get_slice(name)
-    yield tensors
-
-
-def _check_books(books, tensors, config: architecture.Config) -> None:
-  """Raises ValueError unless model and files hold the same tensors."""
+def _shapes(books: dict[str, tuple[Entry, Any]]) -> dict[str, tuple[int, ...]]:
+  """Returns name -> shape of the tensors that the books ask for, in order."""
   expected = {}
   for entry, leaf in books.values():
     shape = leaf.shape[1:] if entry.stacked else leaf.shape
     shape = shape[::-1] if entry.transposed else shape
     expected |= dict.fromkeys(entry.names, tuple(shape))
+  return expected
+
+
+def _check_books(
+  books: dict[str, tuple[Entry, Any]],
+  tensors: dict[str, directories.Tensor],
+  config: architecture.Config,
+) -> None:
+  """Raises ValueError unless model and files hold the same tensors."""
+  expected = _shapes(books)
   for name, shape in expected.items():
     if name not in tensors:
       raise ValueError(f'tensor {name} is missing from the files.')
-    found = tuple(tensors[name].get_shape())
-    if found != shape:
-      raise ValueError(f'tensor {name} has shape {found}, not {shape}.')
-    if tensors[name].get_dtype() not in _DTYPES:
+    found = tensors[name]
+    if found.shape != shape:
+      raise ValueError(f'tensor {name} has shape {found.shape}, not {shape}.')
+    if found.dtype not in _DTYPES:
       raise ValueError(
-        f'tensor {name} is {tensors[name].get_dtype()}; allowed are {_DTYPES}.'
+        f'tensor {name} is {found.dtype}; allowed are {", ".join(_DTYPES)}.'
       )
   for name in tensors:
-    if name == _TIED and config.tie_word_embeddings:
-      _check_tied(tensors[_TOP['embedding'][0]], tensors[_TIED])
+    if name == _HEAD and config.tie_word_embeddings:
+      _check_tied(tensors)
     elif name not in expected:
       raise ValueError(f'tensor {name} is unexpected: the model has none such.')
 
 
-def _check_tied(embedding: Any, head: Any, *, rows: int = 8192) -> None:
+def _check_tied(
+  tensors: dict[str, directories.Tensor], *, rows: int = 8192
+) -> None:
   """Raises ValueError unless a tied head is the embedding, block by block."""
-  same = embedding.get_shape() == head.get_shape()
-  size = embedding.get_shape()[0] if same else 0
-  for start in range(0, size, rows):
-    block = slice(start, min(start + rows, size))
-    same = same and np.array_equal(embedding[block], head[block])
+  embedding, head = tensors[_TOP['embedding'][0]], tensors[_HEAD]
+  same = embedding.shape == head.shape
+  for start in range(0, embedding.shape[0] if same else 0, rows):
+    block = (slice(start, min(start + rows, embedding.shape[0])),)
+    same = same and np.array_equal(
+      _slice(tensors, _TOP['embedding'][0], block),
+      _slice(tensors, _HEAD, block),
+    )
   if not same:
     raise ValueError(
-      f'tensor {_TIED} differs from the embedding, but the config ties them.'
+      f'tensor {_HEAD} differs from the embedding, but the config ties them.'
     )
 
 
-def _read(
-  entry: Entry, leaf: Any, sharding: NamedSharding, tensors: dict[str, Any]
-) -> jax.Array:
-  """Returns one parameter; each device reads its own slices, copies once."""
-  seen = {}
-
-  def tensor(name: str, index: tuple[slice, ...]) -> np.ndarray:
-    part = tensors[name][index[::-1] if entry.transposed else index]
-    return part.T if entry.transposed else part
-
-  def read(index: tuple[slice, ...]) -> np.ndarray:
-    bounds = [s.indices(n) for s, n in zip(index, leaf.shape, strict=True)]
-    key = tuple(bounds)
-    if key not in seen:
-      index = tuple(slice(start, stop) for start, stop, _ in bounds)
-      if entry.stacked:
-        part = np.stack([tensor(n, index[1:]) for n in entry.names[index[0]]])
-      else:
-        part = tensor(entry.names[0], index)
-      seen[key] = np.ascontiguousarray(part.astype(leaf.dtype))
-    return seen[key]
-
-  return jax.make_array_from_callback(leaf.shape, sharding, read)
-
-
-def read_config(directory: str | pathlib.Path) -> architecture.Config:
-  """Reads config.json.
-
-  Raises:
-    ValueError: if there is none, or the config is not supported.
-  """
-  file = pathlib.Path(directory) / 'config.json'
-  if not file.exists():
-    raise ValueError(f'{directory} lacks config.json.')
-  return architecture.Config.from_hf(json.loads(file.read_text()))
+# --- Reading -----------------------------------------------------------------
 
 
 def load(
@@ -208,7 +160,7 @@ def load(
   param_dtype: Any = jnp.float32,
   remat: bool = False,
 ) -> tuple[architecture.Config, nnx.GraphDef, nnx.State]:
-  """Reads a Qwen2 directory into sharded parameters.
+  """Reads a model directory into sharded parameters.
 
   Args:
     directory: holds config.json and model.safetensors, or shards and an index.
@@ -226,46 +178,69 @@ def load(
       if tied weights differ. One sentence, naming the tensor.
   """
   directory = pathlib.Path(directory)
-  config = read_config(directory)
+  config = architecture.Config.read(directory)
   graphdef, shapes = transformer.abstract(
     config, dtype, param_dtype=param_dtype, remat=remat
   )
   where = meshes.param_shardings(mesh, transformer.PARTITION_RULES, shapes)
   books = _books(shapes, config)
-  with _open_tensors(directory) as tensors:
-    _check_books(books, tensors, config)
-    leaves = [
-      _read(entry, leaf, sharding, tensors)
-      for (entry, leaf), sharding in zip(
-        books.values(), jax.tree.leaves(where), strict=True
-      )
-    ]
-  return (
-    config,
-    graphdef,
-    jax.tree.unflatten(jax.tree.structure(shapes), leaves),
-  )
+  tensors = directories.tensors(directory)
+  _check_books(books, tensors, config)
+  leaves = [
+    _read(entry, leaf, sharding, tensors)
+    for (entry, leaf), sharding in zip(
+      books.values(), jax.tree.leaves(where), strict=True
+    )
+  ]
+  params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+  return config, graphdef, params
 
 
-def _host(x: jax.Array) -> np.ndarray:
-  """Returns a whole parameter on this host; every process must call it."""
-  if x.is_fully_addressable:
-    return np.asarray(x)
-  return multihost_utils.process_allgather(x, tiled=True)
+def _slice(
+  tensors: dict[str, directories.Tensor], name: str, index: tuple[slice, ...]
+) -> np.ndarray:
+  """Returns a copy of part of a tensor; its file is open only meanwhile.
+
+  A file that stays open stays mapped, and every page that was read of it would
+  count as memory of this process.
+  """
+  with safetensors.safe_open(tensors[name].file, framework='numpy') as opened:
+    return opened.get_slice(name)[index]
 
 
-def _tensors(params: Any, config: architecture.Config) -> dict[str, np.ndarray]:
-  """Returns the parameters under the names and in the layout of the files."""
-  tensors = {}
-  for entry, leaf in _books(params, config).values():
-    whole = _host(leaf)
-    for name, part in zip(
-      entry.names, whole if entry.stacked else [whole], strict=True
-    ):
-      # safetensors writes the buffer as it lies: a transposed view would be
-      # written untransposed.
-      tensors[name] = np.ascontiguousarray(part.T if entry.transposed else part)
-  return tensors
+def _read(
+  entry: Entry,
+  leaf: Any,
+  sharding: NamedSharding,
+  tensors: dict[str, directories.Tensor],
+) -> jax.Array:
+  """Returns one parameter; each device reads its own slices, copies once."""
+  seen = {}
+
+  def tensor(name: str, index: tuple[slice, ...]) -> np.ndarray:
+    if not entry.transposed:
+      return _slice(tensors, name, index)
+    return _slice(tensors, name, index[::-1]).T
+
+  def read(index: tuple[slice, ...]) -> np.ndarray:
+    bounds = [s.indices(n) for s, n in zip(index, leaf.shape, strict=True)]
+    key = tuple(bounds)
+    if key not in seen:
+      index = tuple(slice(start, stop) for start, stop, _ in bounds)
+      shape = [stop - start for start, stop, _ in bounds]
+      part = np.empty(shape, leaf.dtype)
+      if entry.stacked:
+        for i, name in enumerate(entry.names[index[0]]):
+          part[i] = tensor(name, index[1:])
+      else:
+        part[...] = tensor(entry.names[0], index)
+      seen[key] = part
+    return seen[key]
+
+  return jax.make_array_from_callback(leaf.shape, sharding, read)
+
+
+# --- Writing -----------------------------------------------------------------
 
 
 def save(
@@ -274,6 +249,9 @@ def save(
   params: nnx.State,
   *,
   tokenizer: Any = None,
+  source: str | pathlib.Path | None = None,
+  dtype: Any = None,
+  max_shard_bytes: int = 5_000_000_000,
 ) -> None:
   """Writes a directory that transformers and vLLM load.
 
@@ -284,37 +262,147 @@ def save(
   Args:
     directory: must not exist, or be empty.
     config: the architecture.
-    params: the parameters, in the dtype in which they are to be written.
-    tokenizer: a transformers tokenizer, or None.
+    params: the parameters.
+    tokenizer: a transformers tokenizer that is saved beside them, or None.
+    source: the model directory that the parameters come from, or None. Its
+      config.json, tokenizer, chat template and generation config are taken
+      over as they are, but for the dtype.
+    dtype: float dtype of the files; None: that of the parameters.
+    max_shard_bytes: weights above this are split into files of at most this
+      size (a single tensor above it has its own file), with an index.
 
   Raises:
-    ValueError: if the directory exists and is not empty.
+    ValueError: if the directory exists and is not empty, or if `source` is of
+      another architecture.
   """
   directory = pathlib.Path(directory)
   if directory.exists() and any(directory.iterdir()):
     raise ValueError(f'{directory} exists and is not empty; name a new one.')
-  tensors = _tensors(params, config)
-  if jax.process_index() == 0:
-    _write(directory, config, tensors, tokenizer)
+  if source is not None and architecture.Config.read(source) != config:
+    raise ValueError(f'{source} is of another architecture than the model.')
+  dtype = np.dtype(dtype or jax.tree.leaves(params)[0].dtype)
+  books = _books(params, config)
+  sizes = {
+    name: int(np.prod(shape)) * dtype.itemsize
+    for name, shape in _shapes(books).items()
+  }
+  shards = _shards(sizes, max_shard_bytes)
+  stream = _tensors(books, dtype)
+  with _appearing(directory) as partial:
+    for file, names in shards.items():
+      tensors = dict(itertools.islice(stream, len(names)))
+      if partial is not None:
+        # transformers asks for the format entry.
+        safetensors.numpy.save_file(tensors, partial / file, {'format': 'pt'})
+        (partial / file).chmod(0o644)  # It is made for its owner only.
+    if partial is not None:
+      _write_index(partial, shards, sizes)
+      _write_companions(partial, config, dtype, tokenizer, source)
   multihost_utils.sync_global_devices('hf.save')
 
 
-def _write(directory, config, tensors, tokenizer) -> None:
-  """Writes all files beside the directory, then renames."""
-  dtype = str(next(iter(tensors.values())).dtype)
+def _shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
+  """Returns file -> names, in the order of the names."""
+  shards, room = [], 0
+  for name, size in sizes.items():
+    if not shards or size > room:
+      shards.append([])
+      room = limit
+    shards[-1].append(name)
+    room -= size
+  if len(shards) == 1:
+    return {directories.WEIGHTS: shards[0]}
+  stem, suffix = directories.WEIGHTS.split('.')
+  count = len(shards)
+  return {
+    f'{stem}-{i:05d}-of-{count:05d}.{suffix}': names
+    for i, names in enumerate(shards, 1)
+  }
+
+
+def _tensors(
+  books: dict[str, tuple[Entry, Any]], dtype: np.dtype
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields the parameters under the names and in the layout of the files."""
+  for entry, leaf in books.values():
+    whole = _host(leaf)
+    parts = whole if entry.stacked else [whole]
+    for name, part in zip(entry.names, parts, strict=True):
+      part = part.T if entry.transposed else part
+      # safetensors writes the buffer as it lies: a transposed view would be
+      # written untransposed.
+      yield name, np.ascontiguousarray(part.astype(dtype, copy=False))
+
+
+def _host(x: jax.Array) -> np.ndarray:
+  """Returns a whole parameter on this host; every process must call it."""
+  if x.is_fully_addressable:
+    return np.asarray(x)
+  return multihost_utils.process_allgather(x, tiled=True)
+
+
+@contextlib.contextmanager
+def _appearing(directory: pathlib.Path) -> Iterator[pathlib.Path | None]:
+  """Yields a sibling that takes the directory's name if all goes well.
+
+  In processes other than the first it yields None.
+  """
+  if jax.process_index():
+    yield None
+    return
   directory.parent.mkdir(parents=True, exist_ok=True)
   partial = pathlib.Path(
     tempfile.mkdtemp(prefix=f'.{directory.name}.', dir=directory.parent)
   )
   try:
     partial.chmod(0o755)  # mkdtemp keeps others out.
-    # transformers asks for the format entry.
-    safetensors.numpy.save_file(tensors, partial / _SINGLE, {'format': 'pt'})
-    written = json.dumps(config.to_hf() | {'torch_dtype': dtype}, indent=2)
-    (partial / 'config.json').write_text(written + '\n')
-    if tokenizer is not None:
-      tokenizer.save_pretrained(partial)
+    yield partial
     partial.rename(directory)
   except BaseException:
     shutil.rmtree(partial, ignore_errors=True)
     raise
+
+
+def _write_index(
+  partial: pathlib.Path, shards: dict[str, list[str]], sizes: dict[str, int]
+) -> None:
+  """Writes which file holds which tensor, where there are several."""
+  if len(shards) == 1:
+    return
+  listed = {name: file for file, names in shards.items() for name in names}
+  content = {
+    'metadata': {'total_size': sum(sizes.values())},
+    'weight_map': listed,
+  }
+  _write_json(partial / directories.INDEX, content)
+
+
+def _write_companions(
+  partial: pathlib.Path,
+  config: architecture.Config,
+  dtype: np.dtype,
+  tokenizer: Any,
+  source: str | pathlib.Path | None,
+) -> None:
+  """Writes config.json, tokenizer and generation config."""
+  raw = config.to_hf()
+  if source is not None:
+    raw = directories.read_json(pathlib.Path(source) / 'config.json')
+    for pattern in directories.COMPANIONS:
+      for file in pathlib.Path(source).glob(pattern):
+        if file.is_file():
+          shutil.copyfile(file, partial / file.name)
+  # transformers 5 reads the first, everything older the second.
+  raw |= {'dtype': str(dtype), 'torch_dtype': str(dtype)}
+  _write_json(partial / 'config.json', raw)
+  if tokenizer is not None:
+    tokenizer.save_pretrained(partial)
+    ends = {
+      'eos_token_id': tokenizer.eos_token_id,
+      'pad_token_id': tokenizer.pad_token_id,
+    }
+    _write_json(partial / 'generation_config.json', ends)
+
+
+def _write_json(file: pathlib.Path, content: Any) -> None:
+  file.write_text(json.dumps(content, indent=2) + '\n')

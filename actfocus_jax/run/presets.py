@@ -4,12 +4,12 @@ import ml_collections
 
 from actfocus_jax.run import settings
 
-# Where the real models are expected; --config.model.path names another place.
+# On the Hugging Face hub; --config.model.path names another place.
 MODELS = {
-  '0.5b': 'models/Qwen2.5-0.5B-Instruct',
-  '1.5b': 'models/Qwen2.5-1.5B-Instruct',
-  '3b': 'models/Qwen2.5-3B-Instruct',
-  '7b': 'models/Qwen2.5-7B-Instruct',
+  '0.5b': 'Qwen/Qwen2.5-0.5B-Instruct',
+  '1.5b': 'Qwen/Qwen2.5-1.5B-Instruct',
+  '3b': 'Qwen/Qwen2.5-3B-Instruct',
+  '7b': 'Qwen/Qwen2.5-7B-Instruct',
 }
 # Rows of 3600 tokens in one backward pass.
 MICROBATCH = {'0.5b': 8, '1.5b': 4, '3b': 2, '7b': 1}

@@ -69,10 +69,14 @@ def defaults(env: str = 'frozen_lake') -> ml_collections.ConfigDict:
 
   c.env = dict(name=env, options=dict(ENV_OPTIONS[env]))
 
-  # path: a Hugging Face directory, or '' to make the small model of
-  # `warm_start`. dtype of the computation: auto is bfloat16 on accelerators
-  # and float32 on CPU; master weights are float32.
-  c.model = dict(path='', dtype='auto', remat=False)
+  # path: a Hugging Face directory or hub id, or '' to make the small model of
+  # `warm_start`. revision: of a hub id, '' for its main branch. rendering: by
+  # the chat template, or `plain` where the template rewrites earlier turns
+  # (agent.chat.Chat). dtype of the computation: auto is bfloat16 on
+  # accelerators and float32 on CPU; master weights are float32.
+  c.model = dict(
+    path='', revision='', rendering='template', dtype='auto', remat=False
+  )
 
   # The keyword arguments of agent.episode.Limits.
   c.limits = dict(
@@ -262,7 +266,17 @@ def from_json(flat: dict[str, Any]) -> ml_collections.ConfigDict:
 
 
 # What may change when a run is continued in its workdir.
-_CONTINUABLE = ('num_steps', 'eval.every', 'eval.save', 'checkpoint.', 'mesh.')
+# Where the model
+# lies may change too: the run knows its fingerprint.
+_CONTINUABLE = (
+  'num_steps',
+  'eval.every',
+  'eval.save',
+  'checkpoint.',
+  'mesh.',
+  'model.path',
+  'model.revision',
+)
 
 
 def difference(old: dict[str, Any], c: ml_collections.ConfigDict) -> str | None:

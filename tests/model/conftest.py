@@ -32,8 +32,10 @@ def hash_of(path):
   return sum((i + 1) * ord(c) for i, c in enumerate(meshes.path_name(path)))
 
 
-def _model(tied):
-  config = architecture.Config(**CONFIG, tie_word_embeddings=tied)
+def _model(tied, kind='qwen2'):
+  config = architecture.Config(
+    **CONFIG, tie_word_embeddings=tied, model_type=kind
+  )
   mesh = meshes.make_mesh(devices=jax.devices()[:1])
   graphdef, params = transformer.create(
     config, mesh, jax.random.key(0), dtype=jnp.float32
@@ -49,3 +51,8 @@ def tied():
 @pytest.fixture(scope='session')
 def untied():
   return _model(False)
+
+
+@pytest.fixture(scope='session')
+def qwen3():
+  return _model(False, 'qwen3')

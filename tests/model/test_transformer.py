@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from actfocus_jax.model import architecture, transformer
 from actfocus_jax.model import mesh as meshes
+from actfocus_jax.model import transformer
 
 TOKENS = np.random.default_rng(0).integers(0, 96, (3, 11), np.int32)
 
@@ -252,47 +252,3 @@ def test_parameters_do_not_depend_on_the_mesh(tied):
   )
   jax.tree.map(np.testing.assert_array_equal, one, eight)
   assert len(eight['embedding'][...].sharding.device_set) == 8
-
-
-def _hf(**changes):
-  config = architecture.Config(96, 32, 48, 2, 4, 2, 8, rope_theta=500.0)
-  return config.to_hf() | changes
-
-
-def test_config_round_trip():
-  config = architecture.Config(96, 40, 48, 2, 4, 2, 8, rope_theta=500.0)
-  assert config.head_dim != config.hidden_size // config.num_heads
-  assert architecture.Config.from_hf(config.to_hf()) == config
-
-
-def test_rope_theta_is_read_from_either_place():
-  nested = _hf()
-  del nested['rope_theta']
-  top = _hf()
-  del top['rope_parameters']
-  for raw in (nested, top):
-    assert architecture.Config.from_hf(raw).rope_theta == 500.0
-
-
-@pytest.mark.parametrize(
-  ('changes', 'message'),
-  [
-    ({'model_type': 'llama'}, "model_type='llama'; only 'qwen2' or 'qwen3'"),
-    ({'hidden_act': 'gelu'}, "hidden_act='gelu'; only 'silu'"),
-    ({'use_sliding_window': True}, 'use_sliding_window=True; only False'),
-    ({'layer_types': ['sliding_attention']}, "'sliding_attention'; only"),
-    ({'rope_scaling': {'type': 'yarn', 'factor': 4.0}}, 'rope_scaling=.*yarn'),
-    ({'rope_scaling': {'rope_type': 'dynamic'}}, 'rope_scaling=.*dynamic'),
-    ({'rope_parameters': {'full_attention': {}}}, 'rope_parameters=.*only'),
-    ({'vocab_size': None}, 'vocab_size=None; it must be a positive whole'),
-    ({'num_key_value_heads': 3}, 'num_heads=4 must be a multiple'),
-    ({'head_dim': 7}, 'head_dim=7 must be even'),
-    (
-      {'num_hidden_layers': 0},
-      'num_hidden_layers=0; it must be a positive whole',
-    ),
-  ],
-)
-def test_what_is_not_supported_is_refused(changes, message):
-  with pytest.raises(ValueError, match=message):
-    architecture.Config.from_hf(_hf(**changes))

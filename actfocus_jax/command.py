@@ -1,4 +1,4 @@
-"""The command line shared by train, evaluate and warm_start.
+"""The command line that the commands share.
 
 Mistakes are told in one sentence on stderr with exit code 2, before jax is
 imported and before anything is written.
@@ -6,7 +6,6 @@ imported and before anything is written.
 
 import contextlib
 import itertools
-import json
 import os
 import pathlib
 import re
@@ -18,6 +17,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from actfocus_jax.model import directory as model_directory
 from actfocus_jax.run import checks, interrupt, settings
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -52,86 +52,72 @@ def config() -> ml_collections.ConfigDict:
       '--config is missing; e.g. --config=configs/quickstart.py'
     )
   checks.check(c)
-  check_model_directory(c.model.path)
-  if not c.model.path:
-    cache = pathlib.Path(c.warm_start.cache)
-    if not cache.is_dir():
-      check_writable('warm_start.cache', cache)
   return c
 
 
-def check_model_directory(path: str):
-  """Refuses a `model.path` that is no readable Qwen2 directory.
+def run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+  """The config that a run was started with.
 
   Args:
-    path: `model.path`; '' stands for the warm start.
+    workdir: Of the run.
+
+  Raises:
+    Refused: When there is no run.
+  """
+  snapshot = workdir / 'config.json'
+  if not snapshot.exists():
+    raise settings.Refused(f'--workdir is {workdir}, which holds no run.')
+  return settings.from_json(read_json(snapshot))
+
+
+def check_model(c: ml_collections.ConfigDict):
+  """Refuses a model that cannot be trained; one on the hub is fetched first.
+
+  Args:
+    c: The config.
 
   Raises:
     Refused: One sentence naming the path and what is missing.
   """
+  path = c.model.path
   if not path:
+    cache = pathlib.Path(c.warm_start.cache)
+    if not cache.is_dir():
+      check_writable('warm_start.cache', cache)
     return
-  directory = pathlib.Path(path)
-  needed = 'config.json, tokenizer.json and *.safetensors'
-  if not directory.is_dir():
-    raise settings.Refused(
-      f'model.path is {path!r}, which is no directory; allowed: a Hugging Face '
-      f'model directory with {needed}, such as a download of '
-      'Qwen/Qwen2.5-0.5B-Instruct.'
-    )
-  for pattern in ('config.json', 'tokenizer.json', '*.safetensors'):
-    if not any(directory.glob(pattern)):
-      raise settings.Refused(
-        f'model.path is {path!r}, which lacks {pattern}; allowed: a Hugging '
-        f'Face model directory with {needed}.'
-      )
-  kind = read_json(directory / 'config.json').get('model_type')
-  if kind != 'qwen2':
-    raise settings.Refused(
-      f'model.path is {path!r}, whose config.json has model_type {kind!r}; '
-      "allowed: 'qwen2'."
-    )
-  if 'model' not in read_json(directory / 'tokenizer.json'):
-    raise settings.Refused(
-      f'{directory / "tokenizer.json"} cannot be read: it describes no model.'
-    )
-  for file in directory.glob('*.safetensors'):
-    _check_header(file)
+  try:
+    directory = model_directory.locate(path, c.model.revision)
+  except ValueError as error:
+    raise settings.Refused(str(error)) from error
+  try:
+    model_directory.check(directory)
+  except ValueError as error:
+    raise settings.Refused(f'model.path is {path!r}: {error}') from error
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
   """A JSON object from a file that a user named; refused when it is none."""
   try:
-    content = json.loads(file.read_text())
-  except (ValueError, OSError) as error:
-    raise settings.Refused(f'{file} cannot be read: {error}.') from error
-  if not isinstance(content, dict):
-    raise settings.Refused(f'{file} cannot be read: it holds no JSON object.')
-  return content
+    return model_directory.read_json(file)
+  except ValueError as error:
+    raise settings.Refused(str(error)) from error
 
 
-def _check_header(file: pathlib.Path):
-  """Refuses a file that only has the name of a safetensors file.
+def check_new(flag: str, directory: pathlib.Path):
+  """Refuses a directory that is there already, or cannot be made.
 
-  Such a file begins with the length of a JSON header, in 8 bytes; the header
-  says where each tensor ends. A download that failed leaves a small text in
-  its place, or a file that is too short.
+  Args:
+    flag: The name it was given by.
+    directory: To be written.
+
+  Raises:
+    Refused: One sentence.
   """
-  size = file.stat().st_size
-  with file.open('rb') as stream:
-    length = int.from_bytes(stream.read(8), 'little')
-    header = stream.read(length) if length < size else b''
-  try:
-    tensors = json.loads(header)
-    tensors.pop('__metadata__', None)
-    ends = [tensor['data_offsets'][1] for tensor in tensors.values()]
-  except (ValueError, AttributeError, KeyError, TypeError):
-    ends = [-1]
-  if 8 + length + max(ends, default=0) != size:
+  if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
     raise settings.Refused(
-      f'{file} cannot be read: it is no whole safetensors file, with {size} '
-      'bytes; was the download cut?'
+      f'{flag} is {directory}, which is there already; name a new directory.'
     )
+  check_writable(flag, directory)
 
 
 def check_workdir(workdir: pathlib.Path, c: ml_collections.ConfigDict):

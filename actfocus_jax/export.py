@@ -1,0 +1,57 @@
+"""Writes a trained policy as a Hugging Face directory.
+
+python -m actfocus_jax.export --workdir=DIR --out=HF_DIR [--step=N] \
+  [--dtype=float32|bfloat16|float16]
+
+transformers, vLLM and `--config.model.path` load it like any other model. The
+weights are written in float32, as they were trained: at the learning rates of
+reinforcement learning much of what was learned is finer than bfloat16. Runs on
+the CPU, also beside a training that holds the accelerators.
+"""
+
+import os
+import pathlib
+
+from absl import flags
+
+from actfocus_jax import command
+from actfocus_jax.run import settings
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'The run.')
+_OUT = flags.DEFINE_string('out', None, 'Directory to write.')
+_STEP = flags.DEFINE_integer('step', None, 'Checkpoint; default the newest.')
+_DTYPE = flags.DEFINE_enum(
+  'dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'Of the weights.'
+)
+
+
+def main(argv: list[str]):
+  """Checks the input, then reads the checkpoint and writes the directory."""
+  del argv
+  if not _WORKDIR.value:
+    raise settings.Refused('--workdir is missing; e.g. --workdir=runs/base')
+  if not _OUT.value:
+    raise settings.Refused('--out is missing; e.g. --out=models/mine')
+  workdir, out = pathlib.Path(_WORKDIR.value), pathlib.Path(_OUT.value)
+  c = command.run_config(workdir)
+  command.check_new('--out', out)
+  command.check_model(c)
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+
+  # Imported late: it takes seconds, and the checks above should not.
+  import jax
+
+  from actfocus_jax import assemble
+  from actfocus_jax.model import hf
+  from actfocus_jax.model import mesh as mesh_lib
+
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+  with jax.set_mesh(mesh), assemble.refusing_misfits():
+    model = assemble.model(c, assemble.model_path(c, mesh), mesh)
+    step, params = assemble.checkpoint(model, workdir, _STEP.value)
+    hf.save(out, model.config, params, source=model.path, dtype=_DTYPE.value)
+  print(f'The policy after step {step} is in {out}, in {_DTYPE.value}.')
+
+
+if __name__ == '__main__':
+  command.run(main)

@@ -1,0 +1,234 @@
+"""A Hugging Face model directory: where it is, and whether it is whole.
+
+The life of a `model.path`: `locate` finds the directory, on disk or on the
+Hugging Face hub; `check` looks at its small files and at the headers of its
+weights; `tensors` says which file holds which tensor. Nothing here imports jax
+or reads a weight, so that a directory that cannot work is refused at once.
+"""
+
+import functools
+import json
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+from actfocus_jax.model import architecture
+
+WEIGHTS = 'model.safetensors'
+INDEX = 'model.safetensors.index.json'
+# What belongs to a model beside config.json and weights: a trained copy keeps
+# these files as they are.
+COMPANIONS = (
+  'generation_config.json',
+  'tokenizer*',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'chat_template*',
+  'vocab.json',
+  'merges.txt',
+  'LICENSE*',
+)
+_DOWNLOADED = ('config.json', 'model*.safetensors', INDEX, *COMPANIONS)
+_NEEDED = f'config.json, tokenizer.json and {WEIGHTS} (or shards and {INDEX})'
+_HUB_ID = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
+
+
+class Tensor(NamedTuple):
+  """Where one tensor lies.
+
+  Attributes:
+    file: the safetensors file.
+    dtype: as safetensors names it: F32, BF16, F16, ...
+    shape: its shape there.
+  """
+
+  file: pathlib.Path
+  dtype: str
+  shape: tuple[int, ...]
+
+
+# --- Finding it --------------------------------------------------------------
+
+
+@functools.cache
+def locate(path: str, revision: str = '') -> pathlib.Path:
+  """Returns the directory of a model, after a download if need be.
+
+  A directory that exists is taken as it is. Else `ORGANISATION/NAME` is an id
+  on the Hugging Face hub: huggingface_hub downloads it into its own cache
+  (HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they always do),
+  or finds it there. Asked once in a process.
+
+  Args:
+    path: a directory or a hub id.
+    revision: a branch, tag or commit of a hub id; '' is its main branch.
+
+  Raises:
+    ValueError: if there is no such directory, and the hub has none such or
+      cannot be reached; the sentence says what to download and where to put
+      it.
+  """
+  if pathlib.Path(path).is_dir():
+    if revision:
+      raise ValueError(
+        f'model.revision is {revision!r}, but model.path is a directory,'
+        f" {path!r}; allowed: '' unless model.path is a hub id."
+      )
+    return pathlib.Path(path)
+  if not _HUB_ID.fullmatch(path):
+    raise ValueError(
+      f'model.path is {path!r}, which is no directory and no hub id; allowed: a'
+      f' Hugging Face model directory with {_NEEDED}, or an id such as'
+      ' Qwen/Qwen2.5-0.5B-Instruct.'
+    )
+  return _download(path, revision)
+
+
+def _download(name: str, revision: str) -> pathlib.Path:
+  """Returns the hub's directory in the cache, fetched if it is not there."""
+  import huggingface_hub
+  from huggingface_hub import constants
+
+  try:
+    found = huggingface_hub.snapshot_download(
+      name, revision=revision or None, allow_patterns=list(_DOWNLOADED)
+    )
+  except Exception as error:  # Whatever a network can raise.
+    local = f'models/{name.partition("/")[2]}'
+    fetch = f'hf download {name} --local-dir {local}'
+    fetch += f' --revision {revision}' if revision else ''
+    raise ValueError(
+      f'model.path is {name!r}, which is no directory here, is not in the cache'
+      f' {constants.HF_HUB_CACHE}, and cannot be downloaded'
+      f' ({_reason(error)}). Where there is a network, run `{fetch}`, put that'
+      f' directory here, and set --config.model.path={local}.'
+    ) from error
+  return pathlib.Path(found)
+
+
+def _reason(error: Exception) -> str:
+  """The first sentence of the error that began it all."""
+  while error.__cause__ is not None:
+    error = error.__cause__
+  lines = str(error).strip().splitlines() or ['']
+  return f'{type(error).__name__}: {lines[0].rstrip(".")}'
+
+
+# --- Looking at it -----------------------------------------------------------
+
+
+def check(directory: pathlib.Path) -> architecture.Config:
+  """Returns the architecture, if the directory can be trained from.
+
+  Args:
+    directory: from `locate`.
+
+  Raises:
+    ValueError: if a file is missing, is cut or cannot be read, or the
+      architecture is not supported; one sentence that names the directory.
+  """
+  for name in ('config.json', 'tokenizer.json'):
+    if not (directory / name).is_file():
+      raise ValueError(
+        f'{directory} lacks {name}; allowed: a Hugging Face model directory'
+        f' with {_NEEDED}.'
+      )
+  raw = read_json(directory / 'config.json')
+  try:
+    config = architecture.Config.from_hf(raw)
+  except ValueError as error:
+    raise ValueError(f'{directory} cannot be trained: {error}') from error
+  if 'model' not in read_json(directory / 'tokenizer.json'):
+    raise ValueError(
+      f'{directory / "tokenizer.json"} cannot be read: it describes no model.'
+    )
+  tensors(directory)
+  return config
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+  """Returns the JSON object in a file.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  try:
+    content = json.loads(file.read_text())
+  except (ValueError, OSError) as error:
+    raise ValueError(f'{file} cannot be read: {error}.') from error
+  if not isinstance(content, dict):
+    raise ValueError(f'{file} cannot be read: it holds no JSON object.')
+  return content
+
+
+def tensors(directory: pathlib.Path) -> dict[str, Tensor]:
+  """Returns name -> place of every tensor, from the headers of the files.
+
+  Raises:
+    ValueError: if there are no weights, two kinds of them, a file that is not
+      whole, a tensor twice, or if the index and its files disagree.
+  """
+  single, index = directory / WEIGHTS, directory / INDEX
+  if single.exists() and index.exists():
+    raise ValueError(
+      f'{directory} holds both {WEIGHTS} and {INDEX}; remove the one that is'
+      ' not its model.'
+    )
+  if single.exists():
+    return _header(single)
+  if not index.exists():
+    raise ValueError(
+      f'{directory} lacks {WEIGHTS} (or shards and {INDEX}); other formats of'
+      ' weights are not read.'
+    )
+  listed = read_json(index).get('weight_map')
+  if not isinstance(listed, dict):
+    raise ValueError(f'{index} cannot be read: it has no weight_map.')
+  found = {}
+  for name in sorted(set(listed.values())):
+    file = directory / name
+    if not file.exists():
+      raise ValueError(f'{directory} lacks {name}, which its index names.')
+    for tensor, place in _header(file).items():
+      # The index names one file per tensor, so this sees duplicates too.
+      if listed.get(tensor) != name:
+        raise ValueError(
+          f'tensor {tensor} is unexpected in {file}: the index says'
+          f' {listed.get(tensor)}; it is misplaced, or a duplicate.'
+        )
+      found[tensor] = place
+  for tensor in listed.keys() - found.keys():
+    raise ValueError(
+      f'tensor {tensor} is missing from {directory / listed[tensor]}, where the'
+      ' index says it is.'
+    )
+  return found
+
+
+def _header(file: pathlib.Path) -> dict[str, Tensor]:
+  """Returns the tensors of one file, if the file is whole.
+
+  It begins with the length of a JSON header, in 8 bytes; the header says where
+  each tensor ends. A download that failed leaves a small text in its place, or
+  a file that is too short.
+  """
+  size = file.stat().st_size
+  with file.open('rb') as stream:
+    length = int.from_bytes(stream.read(8), 'little')
+    header = stream.read(length) if length < size else b''
+  try:
+    entries = json.loads(header)
+    entries.pop('__metadata__', None)
+    ends = [entry['data_offsets'][1] for entry in entries.values()]
+    found = {
+      name: Tensor(file, entry['dtype'], tuple(entry['shape']))
+      for name, entry in entries.items()
+    }
+  except (ValueError, AttributeError, KeyError, TypeError):
+    ends, found = [-1], {}
+  if 8 + length + max(ends, default=0) != size:
+    raise ValueError(
+      f'{file} cannot be read: it is no whole safetensors file, with {size}'
+      ' bytes; was the download cut?'
+    )
+  return found

@@ -1,0 +1,118 @@
+"""The config.json of each family: read, written, and refused."""
+
+import json
+import pathlib
+
+import pytest
+
+from actfocus_jax.model import architecture
+
+CONFIGS = (
+  pathlib.Path(__file__).resolve().parents[3]
+  / 'shared'
+  / 'data'
+  / 'qwen2.5-configs'
+)
+
+
+SIZES = (96, 32, 48, 2, 4, 2, 8)
+
+
+def _hf(kind='qwen2', **changes):
+  config = architecture.Config(*SIZES, rope_theta=500.0, model_type=kind)
+  return config.to_hf() | changes
+
+
+@pytest.mark.parametrize('kind', architecture.FAMILIES)
+def test_config_round_trip(kind):
+  config = architecture.Config(
+    96, 40, 48, 2, 4, 2, 8, rope_theta=500.0, model_type=kind
+  )
+  assert config.head_dim != config.hidden_size // config.num_heads
+  assert architecture.Config.from_hf(config.to_hf()) == config
+
+
+@pytest.mark.parametrize('kind', architecture.FAMILIES)
+def test_transformers_means_the_same_by_a_config(kind):
+  """Also by one that leaves out what has a default."""
+  transformers = pytest.importorskip('transformers')
+  raw = _hf(kind)
+  found = transformers.AutoConfig.for_model(**raw)
+  assert found.architectures == [architecture.FAMILIES[kind].class_name]
+  assert architecture.Config.from_hf(found.to_dict()) == (
+    architecture.Config.from_hf(raw)
+  )
+  for name in ('rms_norm_eps', 'tie_word_embeddings', 'initializer_range'):
+    del raw[name]
+  assert architecture.Config.from_hf(raw) == architecture.Config.from_hf(
+    transformers.AutoConfig.for_model(**raw).to_dict()
+  )
+
+
+def test_head_size_left_out():
+  """Qwen2 divides the width among the heads; Qwen3 has 128 of its own."""
+  for kind, size in (('qwen2', 8), ('qwen3', 128)):
+    raw = _hf(kind)
+    del raw['head_dim']
+    assert architecture.Config.from_hf(raw).head_dim == size
+
+
+def test_rope_theta_is_read_from_either_place():
+  nested = _hf()
+  del nested['rope_theta']
+  top = _hf()
+  del top['rope_parameters']
+  for raw in (nested, top):
+    assert architecture.Config.from_hf(raw).rope_theta == 500.0
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'model_type': 'llama'}, "model_type='llama'; only 'qwen2' or 'qwen3'"),
+    ({'hidden_act': 'gelu'}, "hidden_act='gelu'; only 'silu'"),
+    ({'use_sliding_window': True}, 'use_sliding_window=True; only False'),
+    ({'layer_types': ['sliding_attention']}, "'sliding_attention'; only"),
+    ({'rope_scaling': {'type': 'yarn', 'factor': 4.0}}, 'rope_scaling=.*yarn'),
+    ({'rope_scaling': {'rope_type': 'dynamic'}}, 'rope_scaling=.*dynamic'),
+    ({'rope_parameters': {'full_attention': {}}}, 'rope_parameters=.*only'),
+    ({'vocab_size': None}, 'vocab_size=None; it must be a positive whole'),
+    ({'num_key_value_heads': 3}, 'num_heads=4 must be a multiple'),
+    ({'head_dim': 7}, 'head_dim=7 must be even'),
+    ({'hidden_size': '32'}, "hidden_size='32'; it must be a positive whole"),
+    ({'tie_word_embeddings': 1}, 'tie_word_embeddings=1; it must be true or'),
+    ({'rope_theta': 'x', 'rope_parameters': None}, "rope_theta='x'; it must"),
+    ({'rope_scaling': 'linear'}, "rope_scaling='linear'; only None"),
+    ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor=0.5; only 1.0'),
+    ({'quantization_config': {'bits': 4}}, 'quantization_config=.*only None'),
+    ({'model_type': 'qwen3', 'attention_bias': True}, 'attention_bias=True'),
+    (
+      {'num_hidden_layers': 0},
+      'num_hidden_layers=0; it must be a positive whole',
+    ),
+  ],
+)
+def test_what_is_not_supported_is_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    architecture.Config.from_hf(_hf(**changes))
+
+
+@pytest.mark.skipif(
+  not CONFIGS.exists(), reason='no ../shared/data/qwen2.5-configs'
+)
+@pytest.mark.parametrize(
+  ('size', 'layers', 'width', 'heads', 'tied'),
+  [
+    ('0.5B', 24, 896, (14, 2), True),
+    ('1.5B', 28, 1536, (12, 2), True),
+    ('3B', 36, 2048, (16, 2), True),
+    ('7B', 28, 3584, (28, 4), False),
+  ],
+)
+def test_real_configs(size, layers, width, heads, tied):
+  file = CONFIGS / f'Qwen2.5-{size}-Instruct.config.json'
+  config = architecture.Config.from_hf(json.loads(file.read_text()))
+  assert (config.num_layers, config.hidden_size) == (layers, width)
+  assert (config.num_heads, config.num_key_value_heads) == heads
+  assert config.rope_theta == 1e6 and config.tie_word_embeddings == tied
+  assert config.head_dim == (64 if size == '0.5B' else 128)
