@@ -113,6 +113,19 @@ class Config:
     """What its `model_type` says of it."""
     return FAMILIES[self.model_type]
 
+  @property
+  def num_parameters(self) -> int:
+    """How many numbers the model has; tied embeddings count once."""
+    query = self.num_heads * self.head_dim
+    key = self.num_key_value_heads * self.head_dim
+    layer = 2 * self.hidden_size * (query + key) + 2 * self.hidden_size
+    layer += 3 * self.hidden_size * self.intermediate_size
+    layer += query + 2 * key if self.family.qkv_bias else 0
+    layer += 2 * self.head_dim if self.family.query_key_norm else 0
+    tables = 1 if self.tie_word_embeddings else 2
+    table = self.vocab_size * self.hidden_size
+    return self.num_layers * layer + tables * table + self.hidden_size
+
   @classmethod
   def from_hf(cls, raw: Mapping[str, Any]) -> 'Config':
     """Reads the dict of a Hugging Face config.json.

@@ -8,7 +8,10 @@ real config.json), then measures in fresh processes:
 
 1. loading: peak memory while the weights are read, as float32 and as bfloat16;
 2. an iteration: rollout of prompts x members episodes of FrozenLake with short
-   answers, score, update; seconds and peak memory of each phase, float32.
+   answers, score, update; seconds and peak memory of each phase, float32. The
+   first iteration compiles. Rewards are drawn at random after the rollout:
+   random weights earn none, and a batch without spread would not be learned
+   from.
 
 Memory is that of the process (VmRSS in /proc/self/status), read every 20 ms.
 Random weights take as long as trained ones; what they say is noise.
@@ -155,7 +158,7 @@ def iterate(args):
           members=c.rollout.members,
           temperature=c.rollout.temperature,
         )
-      batch = loop.to_batch(played, c, parts)
+      batch = with_rewards(loop.to_batch(played, c, parts), i)
       weigh_key, order_key = jax.random.split(key)
       with memory.phase(f'{i} score'):
         ready, row = step.prepare(state.params, reference, batch, weigh_key)
@@ -170,6 +173,15 @@ def iterate(args):
     'tokens': sum(len(one.ids) for one in played.episodes),
     'row': {k: float(v) for k, v in row.items()},
   }
+
+
+def with_rewards(batch, seed):
+  """The batch with rewards of N(0, 1) on its turn ends."""
+  import jax
+  import jax.numpy as jnp
+
+  reward_BT = jax.random.normal(jax.random.key(seed), batch.reward.shape)
+  return batch.replace(reward=jnp.where(batch.turn_end, reward_BT, 0.0))
 
 
 STAGES = {'make': make, 'load': load, 'iterate': iterate}
@@ -192,7 +204,11 @@ def main():
   stages = ['load', 'load --dtype=bfloat16', 'iterate']
   if not (args.out / 'model').exists():
     stages.insert(0, 'make')
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
+  environment = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'PYTHONPATH': str(ROOT),
+    'TRANSFORMERS_VERBOSITY': 'error',
+  }
   for stage in stages:
     print(f'{stage}: ', end='', flush=True)
     command = [sys.executable, __file__, *sys.argv[1:], '--stage']

@@ -1,0 +1,94 @@
+"""How much memory a run needs on each device, by formula.
+
+Nothing is compiled and no weight is read, so this answers in no time and for
+machines that one does not have. What a compiler adds (copies, padding to
+tiles, fragmentation) is not in it: leave a tenth free. Parts that live through
+the whole run, and those of the two phases that take turns:
+
+1. always: master weights and Adam's moments in float32 of each trained model,
+   the frozen reference in the dtype of the computation;
+2. rollout: the decoding copy of the policy, which fsdp does not split, and the
+   cache of keys and values;
+3. update: the gradient summed so far and that of the micro-batch, one model at
+   a time, and the activations of one micro-batch.
+"""
+
+from actfocus_jax.model import architecture
+
+_FLOAT32 = 4
+# Arrays of [tokens, vocabulary] in float32 that live at the same time where
+# logits are reduced: themselves, their softmax, and their gradient.
+_LOGITS = 3
+# The unembedding in float32 beside the weights, and its gradient.
+_TABLES = 2
+
+
+def per_device(
+  config: architecture.Config,
+  *,
+  algo: str,
+  slots: int,
+  context: int,
+  microbatch: int,
+  score_chunk: int,
+  data: int = 1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  itemsize: int = 2,
+) -> dict[str, float]:
+  """Returns the bytes of each part on one device.
+
+  Args:
+    config: the architecture of policy, reference and critic.
+    algo: 'grpo', or 'ppo', which trains a critic of the policy's size.
+    slots: episodes that decode at a time.
+    context: most tokens of an episode.
+    microbatch: trajectories in one backward pass.
+    score_chunk: tokens that have logits at one time.
+    data: size of the mesh axis; this and the two below.
+    fsdp: splits weights and rows.
+    tensor: splits heads, hidden units and the vocabulary.
+    itemsize: bytes of a number in the computation: 2 for bfloat16.
+
+  Returns:
+    Part -> bytes. `total` is the larger of the two phases.
+  """
+  c, count = config, config.num_parameters
+  split = fsdp * tensor
+  rows = max(1, microbatch // (data * fsdp))
+  models = 2 if algo == 'ppo' else 1
+  keys = 2 * c.num_layers * c.num_key_value_heads * c.head_dim
+  always = {
+    'master weights': models * count * _FLOAT32 / split,
+    'optimizer': models * 2 * count * _FLOAT32 / split,
+    'reference': count * itemsize / split,
+  }
+  rollout = {
+    'decoding copy': count * itemsize / tensor,
+    'cache': slots / (data * fsdp) * context * keys * itemsize / tensor,
+  }
+  update = {
+    'gradients': 2 * count * _FLOAT32 / split,
+    'activations': rows * _per_row(c, context, tensor, itemsize)
+    + _LOGITS * score_chunk * c.vocab_size * _FLOAT32
+    + _TABLES * c.vocab_size * c.hidden_size * _FLOAT32 / tensor,
+  }
+  phases = max(sum(rollout.values()), sum(update.values()))
+  total = sum(always.values()) + phases
+  return always | rollout | update | {'total': total}
+
+
+def _per_row(
+  c: architecture.Config, context: int, tensor: int, itemsize: int
+) -> float:
+  """Bytes of a trajectory whose layers are computed again going backward.
+
+  The input of every layer is kept; of the one layer that is at work there are
+  queries, keys, values, the three arrays of the MLP, and gradients of each,
+  and the attention scores of one of 8 blocks of queries with their gradient.
+  """
+  kept = (c.num_layers + 4) * c.hidden_size
+  heads = (c.num_heads + 2 * c.num_key_value_heads) * c.head_dim
+  at_work = 2 * (heads + 3 * c.intermediate_size) / tensor
+  scores = 2 * c.num_heads * context / 8 * _FLOAT32 / tensor
+  return context * (itemsize * (kept + at_work) + scores)

@@ -1,0 +1,135 @@
+"""The formula against what is really allocated, and against the compiler."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from actfocus_jax import assemble, memory
+from actfocus_jax.learner import state as state_lib
+from actfocus_jax.learner import step as step_lib
+from actfocus_jax.model import architecture, transformer
+from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.run import presets, settings
+
+LENGTH, ROWS = 256, 4
+MODEL = architecture.Config(4096, 256, 1024, 4, 4, 2, 64)
+
+
+def _bytes(tree):
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _estimate(config=MODEL, **changes):
+  numbers = dict(
+    algo='grpo',
+    slots=8,
+    context=LENGTH,
+    microbatch=ROWS,
+    score_chunk=512,
+    itemsize=4,
+  )
+  return memory.per_device(config, **(numbers | changes))
+
+
+@pytest.mark.parametrize('kind', architecture.FAMILIES)
+@pytest.mark.parametrize('tied', [True, False])
+def test_parameters_are_counted(kind, tied):
+  config = architecture.Config(
+    101, 36, 52, 3, 6, 2, 8, tie_word_embeddings=tied, model_type=kind
+  )
+  _, shapes = transformer.abstract(config, jnp.float32)
+  assert config.num_parameters == sum(x.size for x in jax.tree.leaves(shapes))
+
+
+def test_parts_are_those_that_are_allocated():
+  c = settings.defaults()
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+  graphdef, _ = transformer.abstract(MODEL, jnp.float32)
+  model = assemble.Model(
+    pathlib.Path(), MODEL, graphdef, jnp.dtype('float32'), mesh
+  )
+  state = state_lib.abstract(model.abstract_weights(), assemble.optimizer(c))
+  parts = _estimate()
+  assert parts['master weights'] == _bytes(state.params)
+  scalars = 100  # Adam's count and the like
+  assert 0 <= _bytes(state.opt_state) - parts['optimizer'] < scalars
+  cache = jax.eval_shape(
+    lambda: transformer.init_cache(MODEL, 8, LENGTH, jnp.float32)
+  )
+  assert parts['cache'] == _bytes(cache)
+  assert parts['reference'] == parts['decoding copy'] == _bytes(state.params)
+  assert parts['gradients'] == 2 * _bytes(state.params)
+
+
+def test_what_splits_and_what_does_not():
+  whole, split = _estimate(), _estimate(fsdp=2, microbatch=2 * ROWS)
+  for part in (
+    'master weights',
+    'optimizer',
+    'reference',
+    'gradients',
+    'cache',
+  ):
+    assert split[part] == whole[part] / 2
+  assert split['decoding copy'] == whole['decoding copy']
+  assert split['activations'] == whole['activations']
+  copies = _estimate(data=2, microbatch=2 * ROWS)
+  assert copies['optimizer'] == whole['optimizer']
+  assert copies['cache'] == whole['cache'] / 2
+  assert _estimate(tensor=2)['decoding copy'] == whole['decoding copy'] / 2
+
+
+def test_ppo_trains_two_models_and_half_precision_halves_the_frozen_one():
+  grpo, ppo, half = _estimate(), _estimate(algo='ppo'), _estimate(itemsize=2)
+  for part in ('master weights', 'optimizer'):
+    assert ppo[part] == 2 * grpo[part] == 2 * half[part]
+  for part in ('reference', 'gradients', 'cache'):
+    assert ppo[part] == grpo[part]
+  assert half['reference'] == grpo['reference'] / 2
+
+
+def test_total_is_the_larger_of_two_phases():
+  parts = _estimate(slots=4096)
+  always = parts['master weights'] + parts['optimizer'] + parts['reference']
+  assert parts['total'] == always + parts['decoding copy'] + parts['cache']
+  parts = _estimate(slots=1)
+  assert parts['total'] == always + parts['gradients'] + parts['activations']
+
+
+def test_the_compiler_agrees():
+  """State, gradients and activations of the compiled update, without tiles."""
+  c = settings.defaults()
+  presets.tiny(c)
+  c.learner.update(minibatch=2 * ROWS, microbatch=ROWS)
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+  ordinary = jax.numpy_dtype_promotion('standard')
+  with ordinary, jax.set_mesh(mesh):
+    graphdef, _ = transformer.abstract(MODEL, jnp.float32, remat=True)
+    model = assemble.Model(
+      pathlib.Path(), MODEL, graphdef, jnp.dtype('float32'), mesh
+    )
+    tx = assemble.optimizer(c)
+    state = state_lib.abstract(model.abstract_weights(), tx)
+
+    def rows(dtype):
+      return jax.ShapeDtypeStruct(
+        (2 * ROWS, LENGTH), dtype, sharding=mesh_lib.rows(mesh)
+      )
+
+    names = step_lib.Ready.__dataclass_fields__
+    kinds = {'tokens_BT': jnp.int32, 'valid_BT': bool, 'sampled_BT': bool}
+    ready = step_lib.Ready(**{n: rows(kinds.get(n, np.float32)) for n in names})
+    metrics = {
+      'selection/kept_with_spread': jax.ShapeDtypeStruct((), jnp.int32)
+    }
+    compiled = assemble.train_step(c, model, tx).finish.lower(
+      state, ready, metrics, jax.random.key(0)
+    )
+    measured = compiled.compile().memory_analysis()
+  parts = _estimate()
+  expected = parts['total'] - parts['reference']
+  found = measured.argument_size_in_bytes + measured.temp_size_in_bytes
+  assert 0.75 < found / expected < 1.33
