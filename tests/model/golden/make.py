@@ -1,0 +1,293 @@
+"""Makes the golden models: small random ones, and what torch says of them.
+
+The life of one: transformers builds the model from a variant below, every
+weight is drawn anew, transformers writes the directory and reads it again, and
+torch computes in float32 what `expected.npz` beside the weights holds. Tests
+read both and need no torch; where torch is installed they build fresh models
+with the functions of this file.
+
+  python tests/model/golden/make.py
+
+by hand, where torch is installed; it replaces the directories beside it. They
+were made with torch 2.13.0, transformers 5.23.0, safetensors 0.8.0 and numpy
+2.4.6, on CPU. The same versions write the same bytes.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+
+import numpy as np
+import torch
+import transformers
+
+NEW_TOKENS = 64
+TEMPERATURE = 0.7
+CLASSES = {
+  'qwen2': (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+  'qwen3': (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """One model.
+
+  Attributes:
+    family: its model_type.
+    heads: query heads, key heads and the size of a head.
+    width: hidden size.
+    hidden: units of the MLP.
+    layers: how many.
+    vocab: ids.
+    theta: the rotary base.
+    eps: of the norms; mostly so large that it shows.
+    tied: whether the embedding is the head too.
+    seed: of the weights and the tokens.
+    dtype: of the files.
+    shard: largest file that transformers may write.
+  """
+
+  family: str
+  heads: tuple[int, int, int]
+  width: int
+  hidden: int
+  layers: int
+  vocab: int
+  theta: float
+  eps: float
+  tied: bool
+  seed: int
+  dtype: str = 'float32'
+  shard: str = '1GB'
+
+
+# Layers, widths and key heads as uneven as the architecture allows, and a pair
+# whose sizes divide over a mesh of eight devices. The seeds are chosen for
+# continuations that vary and are no close calls.
+VARIANTS = {
+  'qwen2_tied': Variant(
+    *('qwen2', (6, 1, 6), 36, 52, 3, 101),
+    **dict(theta=1e4, eps=1e-2, tied=True, seed=1),
+  ),
+  'qwen2_tied_bfloat16': Variant(
+    *('qwen2', (4, 2, 8), 32, 48, 2, 96),
+    **dict(theta=500.0, eps=1e-3, tied=True, seed=8, dtype='bfloat16'),
+  ),
+  'qwen2_untied_sharded': Variant(
+    *('qwen2', (4, 2, 10), 25, 37, 2, 97),
+    **dict(theta=1e6, eps=1e-6, tied=False, seed=8, shard='20KB'),
+  ),
+  'qwen3_tied': Variant(
+    *('qwen3', (4, 2, 8), 28, 43, 3, 101),
+    **dict(theta=1e4, eps=1e-6, tied=True, seed=8),
+  ),
+  'qwen3_untied_float16': Variant(
+    *('qwen3', (6, 3, 4), 35, 53, 2, 103),
+    **dict(theta=50.0, eps=1e-2, tied=False, seed=3, dtype='float16'),
+  ),
+  'qwen3_untied_sharded': Variant(
+    *('qwen3', (8, 2, 8), 32, 48, 2, 96),
+    **dict(theta=1e6, eps=1e-3, tied=False, seed=7, shard='20KB'),
+  ),
+}
+
+
+def random_variant(family: str, seed: int) -> Variant:
+  """Returns a variant whose every size, and the rest, is drawn."""
+  rng = np.random.default_rng([seed, *family.encode()])
+  key, group, half = rng.integers((1, 1, 2), (4, 5, 7)).tolist()
+  width, hidden, layers, vocab = rng.integers(
+    (16, 20, 1, 50), (49, 70, 5, 151)
+  ).tolist()
+  return Variant(
+    *(family, (key * group, key, 2 * half), width, hidden, layers, vocab),
+    theta=10 ** rng.uniform(1, 6),
+    eps=10 ** rng.uniform(-6, -1),
+    tied=seed % 2 == 0,
+    seed=seed,
+  )
+
+
+def build(variant: Variant) -> torch.nn.Module:
+  """Returns the model in float32, nothing in it at its initial value."""
+  make_config, make_model = CLASSES[variant.family]
+  query, key, size = variant.heads
+  # Where a head is what the heads leave of the width, Qwen2's own files do not
+  # name its size.
+  named = variant.family != 'qwen2' or query * size != variant.width
+  config = make_config(
+    vocab_size=variant.vocab,
+    hidden_size=variant.width,
+    intermediate_size=variant.hidden,
+    num_hidden_layers=variant.layers,
+    num_attention_heads=query,
+    num_key_value_heads=key,
+    rope_parameters={'rope_type': 'default', 'rope_theta': variant.theta},
+    rms_norm_eps=variant.eps,
+    tie_word_embeddings=variant.tied,
+    max_position_embeddings=512,
+    attn_implementation='eager',
+    **({'head_dim': size} if named else {}),
+  )
+  model = make_model(config).eval().requires_grad_(False)
+  draw(model, variant.seed)
+  return model
+
+
+def draw(model: torch.nn.Module, seed: int) -> None:
+  """Fills every parameter: wide enough that logits and attention differ.
+
+  NumPy draws, so that a seed means the same in every version of torch.
+  """
+  rng = np.random.default_rng(seed)
+  for name, parameter in sorted(model.named_parameters()):
+    noise = rng.standard_normal(tuple(parameter.shape))
+    if 'norm' in name:
+      value = 1 + 0.4 * noise
+    elif name.endswith('bias'):
+      value = 0.3 * noise
+    elif 'embed' in name:
+      # Small beside what the layers add: a tied model would else say its last
+      # token for ever.
+      value = 0.25 * noise
+    else:
+      value = 1.2 * noise / parameter.shape[1] ** 0.5
+    parameter.copy_(torch.tensor(value))
+
+
+def write(variant: Variant, directory: pathlib.Path) -> torch.nn.Module:
+  """Writes a variant; returns it as transformers reads it, in float32.
+
+  Read again, because `model.to(torch.bfloat16)` also rounds the frequencies of
+  the rotary positions, which no file holds and `.float()` does not bring back.
+  """
+  model = build(variant).to(getattr(torch, variant.dtype))
+  model.save_pretrained(directory, max_shard_size=variant.shard)
+  return transformers.AutoModelForCausalLM.from_pretrained(
+    directory, dtype=torch.float32, attn_implementation='eager'
+  ).eval()
+
+
+def expect(
+  model: torch.nn.Module, lengths: tuple[int, ...] = (23, 14), seed: int = 0
+) -> dict[str, np.ndarray]:
+  """Returns what a float32 model says, a row at a time, without padding.
+
+  Returns:
+    tokens_BT and length_B: random ids, the rows padded with zeros. Of these:
+    logits_BTV; and, of every token given those before it, logprob_BT,
+    cool_logprob_BT (at TEMPERATURE), logsumexp_BT and entropy_BT. greedy_BN:
+    the ids of `generate(do_sample=False)` after them. margin: by how much, at
+    least, each of those was ahead of the second.
+  """
+  rng = np.random.default_rng([seed, 1])
+  rows = [rng.integers(0, model.config.vocab_size, n) for n in lengths]
+  found = [expect_row(model, row) for row in rows]
+  padded = {
+    name: pad([row[name] for row in found])
+    for name in found[0]
+    if name != 'margin'
+  }
+  return {
+    'tokens_BT': pad(rows).astype(np.int32),
+    'length_B': np.array(lengths, np.int32),
+    'margin': min(row['margin'] for row in found),
+    **padded,
+  }
+
+
+def pad(rows: list[np.ndarray]) -> np.ndarray:
+  """Stacks arrays of unequal length, zeros after the shorter ones."""
+  padded = np.zeros((len(rows), max(map(len, rows)), *rows[0].shape[1:]))
+  for target, row in zip(padded, rows, strict=True):
+    target[: len(row)] = row
+  return padded.astype(rows[0].dtype)
+
+
+def expect_row(
+  model: torch.nn.Module, tokens_T: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Returns one row of `expect`, by its names."""
+  logits_TV = forward(model, tokens_T)
+  greedy_N = continue_greedily(model, tokens_T)
+  return {
+    'logits_BTV': logits_TV,
+    **score(logits_TV, tokens_T),
+    'greedy_BN': greedy_N.astype(np.int32),
+    'margin': margin(model, tokens_T, greedy_N),
+  }
+
+
+def forward(model: torch.nn.Module, tokens_T: np.ndarray) -> np.ndarray:
+  """Returns the float32 logits of one row."""
+  with torch.no_grad():
+    logits_BTV = model(torch.tensor(tokens_T)[None], use_cache=False).logits
+  assert logits_BTV.dtype == torch.float32
+  return logits_BTV[0].numpy()
+
+
+def score(logits_TV: np.ndarray, tokens_T: np.ndarray) -> dict[str, np.ndarray]:
+  """Returns what logits say of each token after the first, in float64."""
+  logits = torch.tensor(logits_TV[:-1], dtype=torch.float64)
+  target = torch.tensor(tokens_T[1:])[:, None]
+  warm = torch.log_softmax(logits, -1)
+  cool = torch.log_softmax(logits / TEMPERATURE, -1)
+  scores = {
+    'logprob_BT': warm.gather(1, target)[:, 0],
+    'cool_logprob_BT': cool.gather(1, target)[:, 0],
+    'logsumexp_BT': torch.logsumexp(logits, -1),
+    'entropy_BT': torch.distributions.Categorical(logits=logits).entropy(),
+  }
+  return {name: np.pad(x.numpy(), (1, 0)) for name, x in scores.items()}
+
+
+def continue_greedily(
+  model: torch.nn.Module, tokens_T: np.ndarray
+) -> np.ndarray:
+  """Returns the NEW_TOKENS ids that `generate` finds likeliest."""
+  tokens_BT = torch.tensor(tokens_T)[None]
+  out_BT = model.generate(
+    tokens_BT,
+    attention_mask=torch.ones_like(tokens_BT),
+    do_sample=False,
+    max_new_tokens=NEW_TOKENS,
+  )
+  greedy_N = out_BT[0, len(tokens_T) :].numpy()
+  assert len(greedy_N) == NEW_TOKENS
+  return greedy_N
+
+
+def margin(
+  model: torch.nn.Module, tokens_T: np.ndarray, greedy_N: np.ndarray
+) -> np.float32:
+  """Returns the smallest lead of a greedy token over the second best."""
+  logits_TV = forward(model, np.concatenate([tokens_T, greedy_N]))
+  logits_NV = logits_TV[len(tokens_T) - 1 : -1]
+  chosen_N = np.take_along_axis(logits_NV, greedy_N[:, None], 1)[:, 0]
+  np.put_along_axis(logits_NV, greedy_N[:, None], -np.inf, 1)
+  return np.min(chosen_N - logits_NV.max(1))
+
+
+def check(expected: dict[str, np.ndarray]) -> None:
+  """Raises AssertionError if the expectations could not tell models apart."""
+  assert np.std(expected['logits_BTV'][0]) > 0.5, 'logits too alike'
+  # Rounding moves logits by some 1e-6; another seed has a clearer choice.
+  assert expected['margin'] > 1e-4, 'a greedy choice is too close'
+
+
+def main() -> None:
+  """Writes the directory of every variant."""
+  torch.set_num_threads(1)
+  for name, variant in VARIANTS.items():
+    directory = pathlib.Path(__file__).parent / name
+    shutil.rmtree(directory, ignore_errors=True)
+    expected = expect(write(variant, directory), seed=variant.seed)
+    check(expected)
+    np.savez(directory / 'expected.npz', **expected)
+    different = [len(set(row)) for row in expected['greedy_BN'].tolist()]
+    print(f'{name}: margin {expected["margin"]:.4f}, {different} ids differ')
+
+
+if __name__ == '__main__':
+  main()
