@@ -8,7 +8,6 @@ names.
 import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +19,7 @@ import safetensors
 
 from actfocus_jax import base_model, envs
 from actfocus_jax.agent import chat as chat_lib
-from actfocus_jax.agent import episode, rollout
+from actfocus_jax.agent import episode, rollout, vocabulary
 from actfocus_jax.algorithm import advantages, losses, signals, weights
 from actfocus_jax.envs import players
 from actfocus_jax.learner import state as state_lib
@@ -73,14 +72,13 @@ def limits(c: ConfigDict) -> episode.Limits:
   return episode.Limits(**c.limits)
 
 
-def chat(path: pathlib.Path) -> chat_lib.Chat:
+def chat(c: ConfigDict, path: pathlib.Path) -> chat_lib.Chat:
   """The tokenizer bridge of a model directory, with all its stop ids."""
-  file = path / 'generation_config.json'
-  named = json.loads(file.read_text()) if file.exists() else {}
-  stop_ids = named.get('eos_token_id') or ()
-  if isinstance(stop_ids, int):
-    stop_ids = (stop_ids,)
-  return chat_lib.Chat(chat_lib.load_tokenizer(path), stop_ids=stop_ids)
+  return chat_lib.Chat(
+    chat_lib.load_tokenizer(path),
+    stop_ids=vocabulary.stop_ids_of(path),
+    rendering=c.model.rendering,
+  )
 
 
 def collector(c: ConfigDict, chat, env, mesh) -> rollout.Collector:
@@ -251,7 +249,7 @@ def parts(c: ConfigDict) -> Iterator[Parts]:
   with jax.set_mesh(made):
     path = model_path(c, made)
     with refusing_misfits():
-      bridge = chat(path)
+      bridge = chat(c, path)
       whole = Parts(
         made,
         env,
@@ -313,8 +311,8 @@ def check_first_prompts(c: ConfigDict, env):
 def _early_chat(c: ConfigDict) -> chat_lib.Chat:
   """The tokenizer bridge before there is a model to read it from."""
   if c.model.path:
-    return chat(model_directory.locate(c.model.path, c.model.revision))
+    return chat(c, model_directory.locate(c.model.path, c.model.revision))
   plan = warm_start(c)
   if plan.directory.exists():
-    return chat(plan.directory)
+    return chat(c, plan.directory)
   return chat_lib.Chat(base_model.tokenizer(plan))

@@ -56,7 +56,7 @@ def test_its_tokenizer_reads_demonstrations_as_they_were_written(made):
   c, _, path = made
   plan = assemble.warm_start(c)
   written = chat_lib.Chat(base_model.tokenizer(plan))
-  loaded = assemble.chat(path)
+  loaded = assemble.chat(c, path)
   episodes = demonstrations.play(
     written, plan.env, plan.limits, plan.player, range(5)
   )
@@ -128,9 +128,9 @@ def test_instructions_of_the_users_own(tmp_path):
 
 
 def test_stop_ids_of_the_generation_config(made, tmp_path):
-  _, _, path = made
+  c, _, path = made
   model = tmp_path / 'model'
   shutil.copytree(path, model)
-  before = assemble.chat(model).stop_ids
+  before = assemble.chat(c, model).stop_ids
   (model / 'generation_config.json').write_text('{"eos_token_id": [0, 2]}')
-  assert assemble.chat(model).stop_ids == (0, 2) != before
+  assert assemble.chat(c, model).stop_ids == (0, 2) != before

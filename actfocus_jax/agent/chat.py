@@ -1,29 +1,33 @@
-"""The bridge between text and tokens: rendering, bytes of ids, answer spans.
+"""The bridge between text and tokens: messages, answer spans, increments.
 
 The life of one turn, as text and as ids:
 
 1. The environment's state becomes a user message (`turn_message`).
 2. The message is rendered by the tokenizer's own chat template as an
    increment: only what is new since the last sampled token (`Chat.opening`,
-   `Chat.continuation`). It ends with the forced text `<think>`.
+   `Chat.continuation`; template.py). It ends with the forced text `<think>`.
 3. The policy samples ids until a stop id. They are kept as sampled.
-4. `Chat.read` turns the ids into bytes, finds the answer in the bytes, and
-   marks the ids that hold a byte of it (`action_mask`). Nothing is ever
-   encoded again.
+4. `Chat.read` turns the ids into bytes (vocabulary.py), finds the answer in
+   the bytes, and marks the ids that hold a byte of it (`action_mask`). Nothing
+   is ever encoded again.
 """
 
 import dataclasses
-import functools
-import pathlib
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
-THINK = '<think>'
+from actfocus_jax.agent import template, vocabulary
+
+# Callers need one module for the bridge.
+THINK = template.THINK
+load_tokenizer = vocabulary.load_tokenizer
+stop_ids_of = vocabulary.stop_ids_of
+token_bytes = vocabulary.token_bytes
+
 _ANSWER = re.compile(r'</think>\s*<answer>(.*?)</answer>', re.DOTALL)
 _TAGS = re.compile(r'</?(?:think|answer)>')
-_PLACEHOLDER = 'assistant-text-goes-here'
 
 
 # --- Text of the messages ----------------------------------------------------
@@ -138,88 +142,6 @@ def _encode(text: str) -> bytes:
   return text.encode('utf-8', errors='surrogateescape')
 
 
-# --- Bytes of ids ------------------------------------------------------------
-
-
-@functools.cache
-def _byte_of_character() -> dict[str, int]:
-  """The byte-level alphabet: printable bytes stand for themselves.
-
-  The 68 others are shifted to U+0100 and up, in order (Radford et al. 2019).
-  """
-  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-  table = {chr(byte): byte for byte in printable}
-  others = [byte for byte in range(256) if byte not in set(printable)]
-  table.update({chr(256 + i): byte for i, byte in enumerate(others)})
-  return table
-
-
-def token_bytes(tokenizer, ids: Sequence[int]) -> list[bytes]:
-  """The exact bytes of each id; b'' for special ones and for unused ids.
-
-  Args:
-    tokenizer: A byte-level BPE tokenizer of transformers.
-    ids: Token ids. Ids past the vocabulary (models pad theirs) are unused.
-
-  Returns:
-    One bytes object per id. Joined, they are the text; a character may be
-    spread over several of them.
-  """
-  added = tokenizer.added_tokens_decoder
-  table = _byte_of_character()
-  pieces = []
-  for index, token in zip(
-    ids, tokenizer.convert_ids_to_tokens(list(ids)), strict=True
-  ):
-    if index in added:
-      special = added[index].special
-      pieces.append(b'' if special else added[index].content.encode())
-    elif token is None:
-      pieces.append(b'')
-    else:
-      pieces.append(bytes(table[character] for character in token))
-  return pieces
-
-
-def load_tokenizer(directory: str | pathlib.Path):
-  """Loads a Hugging Face tokenizer directory through transformers.
-
-  Args:
-    directory: Holds tokenizer.json and tokenizer_config.json.
-
-  Returns:
-    The transformers tokenizer.
-
-  Raises:
-    ValueError: When it cannot be read, is not byte-level BPE, or has no chat
-      template.
-  """
-  import transformers
-
-  try:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-      str(directory), local_files_only=True
-    )
-  except Exception as error:  # transformers and tokenizers raise what comes.
-    raise ValueError(
-      f'The tokenizer in {directory} cannot be read: {error!r}.'
-    ) from error
-  if not tokenizer.chat_template:
-    raise ValueError(
-      f'The tokenizer in {directory} has no chat_template; one is needed to '
-      'render the turns.'
-    )
-  alphabet = _byte_of_character()
-  added = tokenizer.added_tokens_decoder
-  for token, index in tokenizer.get_vocab().items():
-    if index not in added and not set(token) <= alphabet.keys():
-      raise ValueError(
-        f'The tokenizer in {directory} is not byte-level BPE: its token '
-        f'{token!r} stands for no exact bytes.'
-      )
-  return tokenizer
-
-
 # --- Rendering ---------------------------------------------------------------
 
 
@@ -229,7 +151,8 @@ class Response:
 
   Attributes:
     text: Decoded, for people and for the environment.
-    answer: The actions, or None when malformed.
+    answer: The actions, or None when malformed. Bytes that are no UTF-8 are
+      U+FFFD here and in `text`; the spans are those of the bytes.
     action: Per token, whether it is part of the executed answer.
   """
 
@@ -241,8 +164,17 @@ class Response:
 class Chat:
   """Renders a conversation as increments of ids, by the tokenizer's template.
 
-  The increments joined are the template applied to the whole conversation;
-  `__init__` checks that on a small one.
+  There are two renderings, and every response stays as sampled in both:
+
+  - 'template': the increments joined are the template applied to the whole
+    conversation, thoughts and all. Checked on a small one; a template that
+    drops earlier thoughts, say, is refused with the reason. White space at
+    the end of a response stays, also where the template would trim it.
+  - 'plain': the increments are what the template writes around messages of
+    plain text. Earlier thoughts stay, whatever the template does with them;
+    where it takes no system message that text stands before the first user
+    message, with a blank line between; white space that it writes before the
+    token that closes a turn is left out.
 
   Attributes:
     tokenizer: The transformers tokenizer.
@@ -250,98 +182,133 @@ class Chat:
     pad_id: Id for padding; never read as text.
   """
 
-  def __init__(self, tokenizer, *, stop_ids: Sequence[int] = ()):
-    """Takes the stop ids from the tokenizer, and `stop_ids` beside them.
+  def __init__(
+    self,
+    tokenizer,
+    *,
+    stop_ids: Sequence[int] = (),
+    rendering: str = 'template',
+  ):
+    """Takes the stop ids from tokenizer and template, and `stop_ids` too.
 
     Args:
       tokenizer: From `load_tokenizer`.
       stop_ids: More ids that end a response (a model's generation_config).
+      rendering: 'template' or 'plain'.
 
     Raises:
-      ValueError: When the template cannot be rendered as increments, or the
-        tokenizer names no end-of-turn token.
+      ValueError: When the template cannot be rendered as increments, the
+        tokenizer loses text or names no end of sequence.
     """
     if tokenizer.eos_token_id is None:
       raise ValueError('The tokenizer names no eos_token to end a response.')
     self.tokenizer = tokenizer
-    self.stop_ids = tuple(sorted({tokenizer.eos_token_id, *stop_ids}))
+    self._vocabulary = vocabulary.of(tokenizer)
+    self._encode_inside = vocabulary.inside_encoder(tokenizer)
+    self._texts = template.Increments(tokenizer, rendering=rendering)
+    self._check_responses()
+    self._close_id = self._closing_id()
+    self._check_encoding()
+    self.stop_ids = tuple(
+      sorted({tokenizer.eos_token_id, self._close_id, *stop_ids})
+    )
     pad = tokenizer.pad_token_id
     self.pad_id = tokenizer.eos_token_id if pad is None else pad
-    self._bytes: dict[int, bytes] = {}
-    between = self._render(_messages('', '', _PLACEHOLDER, _PLACEHOLDER))
-    self._between = between.split(_PLACEHOLDER)[-2:]
-    self._check_increments()
 
   def opening(self, system: str, user: str) -> tuple[list[int], int]:
     """Ids of the system message, the first user message and `<think>`.
 
     Returns:
-      The ids, and how many of them the system message takes.
+      The ids, and how many of them the system message takes: 0 where they
+      are not its alone.
     """
-    text = self._render(_messages(system, user)) + THINK
-    head = self._render(_messages(system), generation=False)
-    if not text.startswith(head):
-      return self._ids(text), 0
-    head_ids = self._ids(head)
-    return head_ids + self._ids(text[len(head) :]), len(head_ids)
+    ids = self._ids(self._texts.opening(system, user))
+    head = self._ids(self._texts.system_part(system))
+    return ids, len(head) if ids[: len(head)] == head else 0
 
   def continuation(self, user: str, *, last_id: int) -> list[int]:
     """Ids between a response and the next one.
 
     Args:
       user: The new user message.
-      last_id: The last sampled id. A response that was cut before its stop
-        id gets the closing id here, as a forced token.
+      last_id: The last sampled id. A response that was cut, or that ended
+        with another stop id, gets the closing id here, as a forced token.
 
     Returns:
       Ids that end with the forced `<think>`.
     """
-    before, after = self._between
-    ids = self._ids(f'{before}{user}{after}{THINK}')
-    return ids[1:] if last_id == ids[0] else ids
+    ids = self._ids(self._texts.between(user))
+    return ids[1:] if last_id == self._close_id else ids
 
   def read(self, ids: Sequence[int]) -> Response:
     """Reads sampled ids: text, actions, and which ids are action tokens."""
-    for unseen in set(ids) - self._bytes.keys():
-      (self._bytes[unseen],) = token_bytes(self.tokenizer, [unseen])
-    pieces = [self._bytes[index] for index in ids]
+    pieces = [self._vocabulary.bytes_of(index) for index in ids]
     data = b''.join(pieces)
-    text = data.decode('utf-8', errors='replace')
-    return Response(text, parse_answer(_decode(data)), action_mask(pieces))
+    answer = parse_answer(_decode(data))
+    if answer is not None:
+      answer = [_readable(_encode(action)) for action in answer]
+    return Response(_readable(data), answer, action_mask(pieces))
 
   def respond(self, thought: str, actions: Sequence[str]) -> list[int]:
-    """Ids of a demonstrated response, the stop id included."""
+    """Ids of a demonstrated response, the closing id included."""
     answer = ' || '.join(actions)
     text = f'{thought}</think><answer>{answer}</answer>'
-    return self._ids(text) + [self.tokenizer.eos_token_id]
+    return [*self._encode_inside(text), self._close_id]
 
   def text(self, ids: Sequence[int]) -> str:
     """Ids as people read them, special tokens shown."""
-    return self.tokenizer.decode(list(ids), skip_special_tokens=False)
+    return self._vocabulary.text(ids)
 
   def _ids(self, text: str) -> list[int]:
+    # The template has written the bos token, where there is one.
     return self.tokenizer.encode(text, add_special_tokens=False)
 
-  def _render(self, messages, *, generation: bool = True) -> str:
-    return self.tokenizer.apply_chat_template(
-      messages, tokenize=False, add_generation_prompt=generation
+  # --- The start-up checks ---------------------------------------------------
+
+  def _check_responses(self):
+    """A response must be readable: its tags are text, and no text is lost."""
+    text = 'a  b\n√ </think><answer>Up || Left</answer>'
+    ids = self._encode_inside(text)
+    data = b''.join(map(self._vocabulary.bytes_of, ids))
+    if data != text.encode():
+      raise ValueError(
+        f'This tokenizer reads back {text!r} as {_readable(data)!r}, so '
+        'thoughts and answers cannot be told apart.'
+      )
+
+  def _closing_id(self) -> int:
+    """The special token that the template writes after a response."""
+    text = self._texts.between('two')
+    first = self._ids(text)[0]
+    if first in self._vocabulary.special:
+      return first
+    # The plain rendering has none of this space left.
+    if text[:1].isspace() and self._ids(text.lstrip())[0] in (
+      self._vocabulary.special
+    ):
+      raise ValueError(
+        'This chat template writes white space between a response and the '
+        'token that closes its turn, which a sampled response does not have, '
+        f'so the turns cannot be joined{template.WAY_OUT}.'
+      )
+    raise ValueError(
+      f'This chat template closes a turn with plain text ({text[:20]!r}), not '
+      'with a special token, so nothing says where a response ends.'
     )
 
-  def _check_increments(self):
-    thought = f'{THINK}so</think><answer>go</answer>'
-    whole = self._render(_messages('rules', 'one', thought, 'two'))
-    opening = self._render(_messages('rules', 'one'))
-    if whole != f'{opening}{thought}{self._between[0]}two{self._between[1]}':
+  def _check_encoding(self):
+    """Increments of ids must be those of the whole text, encoded at once."""
+    between = self._texts.between('two')
+    before = self._texts.opening('rules', 'one') + 'so</think>'
+    whole, ids = self._ids(before + between), self._ids(between)
+    if whole[-len(ids) :] != ids:
       raise ValueError(
-        'This chat template changes earlier turns when a new one is added '
-        '(some drop earlier thoughts), so a conversation cannot be rendered '
-        'turn by turn.'
+        'This tokenizer encodes the beginning of a turn in another way when '
+        'an earlier turn stands before it, so a conversation cannot be '
+        'encoded turn by turn.'
       )
 
 
-def _messages(*contents: str) -> list[dict[str, str]]:
-  roles = ('system', 'user', 'assistant', 'user')
-  return [
-    {'role': role, 'content': content}
-    for role, content in zip(roles, contents, strict=False)
-  ]
+def _readable(data: bytes) -> str:
+  """Bytes as text that can be written to any file."""
+  return data.decode('utf-8', errors='replace')

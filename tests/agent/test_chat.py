@@ -1,11 +1,11 @@
 """Rendering: increments of ids equal the template of the whole conversation."""
 
 import copy
+import json
 
 import pytest
 
 from actfocus_jax.agent import chat as chat_lib
-from actfocus_jax.agent import tokenizer as tokenizer_lib
 
 SYSTEM = 'Rules √: <answer> is a tag.\n'
 USERS = ('State:\n#_√O', 'Reward: -0.1\n{{ }} é', ' third ')
@@ -79,17 +79,6 @@ def test_respond_reads_back(chat):
   assert chat.text(marked) == 'Up || Left'
 
 
-def test_a_template_that_drops_thoughts_is_refused(tokenizer):
-  other = copy.deepcopy(tokenizer)
-  other.chat_template = tokenizer_lib.CHAT_TEMPLATE.replace(
-    'message.content',
-    "(message.content.split('</think>')[-1] if not loop.last"
-    ' else message.content)',
-  )
-  with pytest.raises(ValueError, match='changes earlier turns'):
-    chat_lib.Chat(other)
-
-
 def test_a_tokenizer_without_stop_id_is_refused(tokenizer):
   other = copy.deepcopy(tokenizer)
   other.eos_token = None
@@ -108,3 +97,193 @@ def test_messages_by_hand():
   assert text.endswith('at most 9 tokens.')
   first = chat_lib.turn_message('P_', reward=None, **message)
   assert first == text.removeprefix('Reward: -0.2\n')
+
+
+# --- Tokenizers and templates of other families ------------------------------
+
+FAMILIES = [
+  ('qwen3', 'chatml'),
+  ('llama3', 'llama3'),
+  ('llama3', 'zephyr'),
+  ('legacy', 'inst'),
+  ('legacy', 'zephyr'),
+  ('metaspace', 'inst'),
+  ('metaspace', 'zephyr'),
+  ('gemma', 'inst'),
+]
+# Nothing in them merges with the tag before them.
+SAID = (*RESPONSES, 'no answer', 'é √\n')
+
+
+def render(tokenizer, contents, system=SYSTEM):
+  """The template's own text up to the last response, tag included."""
+  messages = [{'role': 'system', 'content': system}]
+  for index, content in enumerate([*contents, '<think>END']):
+    role = ('user', 'assistant')[index % 2]
+    messages.append({'role': role, 'content': content})
+  return tokenizer.apply_chat_template(messages, tokenize=False).split('END')[0]
+
+
+@pytest.mark.parametrize('rendering', ['template', 'plain'])
+@pytest.mark.parametrize(('kind', 'template'), FAMILIES)
+def test_joined_ids_are_those_of_the_whole(
+  kind, template, rendering, make_chat
+):
+  """Encoded in one go, without a space or a bos that nobody wrote."""
+  bridge = make_chat(kind, template, rendering=rendering)
+  users = ('State:\n__√O', ' {{ }} é\n', 'one', '||', '</s')
+  ids, _ = bridge.opening(SYSTEM, users[0])
+  contents = [users[0]]
+  for user, response in zip(users[1:], SAID, strict=True):
+    # White space at its end stays, whatever the template would do.
+    response = response.rstrip() if template in ('llama3', 'inst') else response
+    sampled = bridge.respond(response, [])
+    text = bridge.text(sampled)
+    assert text.startswith(f'{response}</think><answer></answer>')
+    contents += ['<think>' + text.removesuffix(bridge.text(sampled[-1:])), user]
+    ids += sampled + bridge.continuation(user, last_id=sampled[-1])
+  whole = render(bridge.tokenizer, contents)
+  assert ids == bridge.tokenizer.encode(whole, add_special_tokens=False)
+  bos = bridge.tokenizer.bos_token_id
+  assert bos not in ids[1:]
+  assert (ids[0] == bos) == whole.startswith(str(bridge.tokenizer.bos_token))
+
+
+@pytest.mark.parametrize(('kind', 'template'), FAMILIES)
+def test_a_thought_free_answer_between(kind, template, make_chat):
+  """The middle is what the model sampled; both ends must not move."""
+  bridge = make_chat(kind, template)
+  opening, _ = bridge.opening('Walk.', 'one')
+  between = bridge.continuation('two', last_id=-1)
+  whole = render(bridge.tokenizer, ['one', '<think>go on', 'two'], 'Walk.')
+  ids = bridge.tokenizer.encode(whole, add_special_tokens=False)
+  middle = ids[len(opening) : -len(between)]
+  assert opening + middle + between == ids
+  assert bridge.text(middle) == 'go on'
+  assert bridge.respond('go on', [])[: len(middle)] == middle
+
+
+def test_plain_and_template_agree_where_both_can(make_chat):
+  for kind, template in FAMILIES:
+    one, two = (
+      make_chat(kind, template, rendering=r) for r in ('template', 'plain')
+    )
+    assert one.opening(SYSTEM, USERS[1]) == two.opening(SYSTEM, USERS[1])
+    for user in USERS:
+      ids = one.continuation(user, last_id=-1)
+      assert ids == two.continuation(user, last_id=-1)
+
+
+def test_messages_that_hold_the_placeholder(make_chat):
+  bridge = make_chat('llama3', 'llama3')
+  user = 'assistant-text-goes-here'
+  shown = bridge.text(bridge.opening(user, user)[0])
+  assert shown == render(bridge.tokenizer, [user], user)
+  later = bridge.text(bridge.continuation(user, last_id=-1))
+  assert later.count(user) == 1 and later.startswith('<|eot_id|>')
+  assert shown.endswith(later.partition(user)[2])
+
+
+@pytest.mark.parametrize(
+  ('kind', 'template', 'rendering', 'closing', 'names'),
+  [
+    ('llama3', 'llama3', 'template', '<|eot_id|>', ['<|end_of_text|>']),
+    ('gemma', 'gemma', 'plain', '<end_of_turn>', ['<eos>']),
+    ('metaspace', 'inst', 'template', '</s>', []),
+    ('qwen3', 'chatml', 'template', '<|im_end|>', ['<|endoftext|>']),
+  ],
+)
+def test_stop_ids_have_three_sources(
+  kind, template, rendering, closing, names, tokenizer_dir
+):
+  """The template's closing token, the tokenizer's eos, the model's config."""
+  directory = tokenizer_dir(kind, template)
+  loaded = chat_lib.load_tokenizer(directory)
+  close_id, *others = loaded.convert_tokens_to_ids([closing, *names])
+  config = directory / 'generation_config.json'
+  config.write_text(json.dumps({'eos_token_id': [*others, 7]}))
+  bridge = chat_lib.Chat(
+    loaded, stop_ids=chat_lib.stop_ids_of(directory), rendering=rendering
+  )
+  assert bridge.stop_ids == tuple(sorted({7, close_id, *others}))
+  few = chat_lib.Chat(loaded, rendering=rendering)
+  assert few.stop_ids == tuple(sorted({close_id, loaded.eos_token_id}))
+  assert bridge.respond('so', ['Up'])[-1] == close_id
+  closed = bridge.continuation('next', last_id=close_id)
+  for last_id in (*others, 7):
+    # A cut response, or one that ended in another way, is closed for it.
+    forced = bridge.continuation('next', last_id=last_id)
+    assert forced == [close_id, *closed]
+
+
+def test_single_ids_are_shown_with_their_space(make_chat):
+  """As the viewer shows them; a decoder would take it from every one."""
+  bridge = make_chat('legacy', 'inst')
+  ids = bridge.tokenizer.convert_tokens_to_ids(['▁You', '</s>', '<0x0A>'])
+  assert [bridge.text([index]) for index in ids] == [' You', '</s>', '\n']
+
+
+def test_a_system_message_that_merges_with_the_next(make_chat):
+  """No id belongs to one of the two messages alone, so none is told apart."""
+  template = (
+    '{% for m in messages %}{{ m.content }}'
+    "{{ eos_token if m.role == 'assistant' }}{% endfor %}"
+  )
+  bridge = make_chat('qwen3', template)
+  ids, count = bridge.opening('You are', ' a')
+  assert bridge.text(ids[:count]) == 'You are'
+  ids, count = bridge.opening('U', 'p')
+  assert bridge.text(ids) == 'Up<think>' and count == 0
+
+
+def test_demonstrations_have_no_dummy_space(make_chat):
+  for kind in ('legacy', 'metaspace', 'gemma'):
+    bridge = make_chat(kind, 'inst')
+    ids = bridge.respond('Up', ['Left'])
+    response = bridge.read(ids)
+    assert response.text == 'Up</think><answer>Left</answer>'
+    assert response.answer == ['Left'] and any(response.action)
+
+
+def with_special_tags(described):
+  token = dict(described['added_tokens'][0], content='</think>', special=True)
+  others = [t for t in described['added_tokens'] if t['content'] != '</think>']
+  ids = [t['id'] for t in described['added_tokens']]
+  described['added_tokens'] = [*others, token | {'id': max(ids)}]
+
+
+def lowercasing(described):
+  described['normalizer'] = {'type': 'Lowercase'}
+
+
+def without_double_spaces(described):
+  described['normalizer']['normalizers'].append(
+    {'type': 'Replace', 'pattern': {'String': '▁▁'}, 'content': '▁'}
+  )
+
+
+@pytest.mark.parametrize(
+  ('kind', 'template', 'edit'),
+  [
+    ('qwen3', 'chatml', with_special_tags),
+    ('qwen3', 'chatml', lowercasing),
+    ('legacy', 'inst', without_double_spaces),
+  ],
+)
+def test_a_tokenizer_that_loses_text_is_refused(
+  kind, template, edit, make_chat
+):
+  make_chat(kind, template)
+  with pytest.raises(ValueError, match='This tokenizer reads back'):
+    make_chat(kind, template, edit=edit)
+
+
+def with_normalized_specials(described):
+  for token in described['added_tokens']:
+    token['normalized'] = True
+
+
+def test_a_dummy_space_before_a_turn_is_refused(make_chat):
+  """Old conversions put one before `</s>` where a text begins with it."""
+  with pytest.raises(ValueError, match='encodes the beginning of a turn'):
+    make_chat('legacy', 'inst', edit=with_normalized_specials)

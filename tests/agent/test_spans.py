@@ -1,11 +1,15 @@
 """Answers and action tokens, against a scan written from the rules alone."""
 
+import collections
+import json
 import re
 
 import numpy as np
 import pytest
 
 from actfocus_jax.agent import chat as chat_lib
+from actfocus_jax.agent import episode as episode_lib
+from actfocus_jax.envs import frozen_lake
 
 TAGS = (b'<think>', b'</think>', b'<answer>', b'</answer>')
 # What adversarial responses are made of: whole, glued, broken and upper-case
@@ -79,6 +83,15 @@ def oracle_actions(data):
   texts = [piece.decode('utf-8', 'surrogateescape') for piece in pieces]
   actions = [without_tags(text).strip() for text in texts]
   return [action for action in actions if action]
+
+
+def oracle_answer(data):
+  """The actions as an environment gets them: text that can be written."""
+  actions = oracle_actions(data)
+  if actions is None:
+    return None
+  in_bytes = (action.encode('utf-8', 'surrogateescape') for action in actions)
+  return [action.decode('utf-8', 'replace') for action in in_bytes]
 
 
 def oracle_mask(pieces):
@@ -183,7 +196,7 @@ def test_ids_read_as_their_bytes_say(name, request):
     ids = [*ids, *strays.tolist()]
     pieces = chat_lib.token_bytes(bridge.tokenizer, ids)
     response = bridge.read(ids)
-    assert response.answer == oracle_actions(b''.join(pieces))
+    assert response.answer == oracle_answer(b''.join(pieces))
     assert response.action == oracle_mask(pieces)
     assert response.text == b''.join(pieces).decode('utf-8', 'replace')
     answers += bool(response.answer)
@@ -213,3 +226,171 @@ def test_tags_are_no_tokens_of_qwen(qwen):
   assert any(re.search(b'>.', piece) for piece in pieces)
   marked = zip(pieces, chat_lib.action_mask(pieces), strict=True)
   assert b'Ice' in b''.join(piece for piece, flag in marked if flag)
+
+
+def test_an_answer_that_is_no_text_can_be_written(chat):
+  """The answer is text; which ids it is made of is known by their bytes."""
+  head = chat.tokenizer.encode('</think><answer>', add_special_tokens=False)
+  tail = chat.tokenizer.encode('||Up</answer>', add_special_tokens=False)
+  one_byte = id_of_byte(chat)
+  broken = [one_byte[0xE2], one_byte[0x88], one_byte[0xFF]]
+  response = chat.read([*head, *broken, *tail])
+  assert response.answer == ['\ufffd\ufffd', 'Up']
+  for text in (response.text, *response.answer):
+    assert text.encode().decode() == text
+    assert json.loads(json.dumps(text).encode()) == text
+  start = len(head)
+  assert response.action[: start + 3] == [False] * start + [True] * 3
+
+
+# --- The real tokenizer, through an episode ----------------------------------
+
+WORDS = ('so', ' I go', 'Up', ' Left', ' || ', '\n', 'Ice', 'at (1, 2).', ' ')
+# Per kind of a part: texts, and how the text becomes ids.
+PARTS = {
+  'answer': (
+    '</think><answer>Up</answer>',
+    '</think>\n<answer> Up||Left </answer>',
+    ' </think> <answer>Go √</answer>',
+  ),
+  'glued': (
+    'Ice</think>so',
+    'so</think><answer>Up</answer>Ice',
+    'I<answer>I',
+    '</answer>Up',
+  ),
+  'tag': ('<think>', '</think>', '<answer>', '</answer>'),
+  'split': ('</think>', '<answer>', '</answer>', '</think><answer>Up</answer>'),
+  'spread': ('√', '😀', '한', '</think><answer>√😀</answer>'),
+  'unclosed': ('</think><answer>Up', '</think><answer>Up</answe', '<answer'),
+  'nested': (
+    '</think><answer><answer>Up</answer></answer>',
+    '</think><answer>a<think>b</think><answer>c</answer>',
+  ),
+  'repeated': (
+    '</think></think><answer>Up</answer><answer>Up</answer>',
+    '</think><answer>Up</answer></think><answer>Left</answer>',
+  ),
+  'upper': (
+    '</THINK><answer>Up</answer>',
+    '</think><ANSWER>Up</ANSWER>',
+    '<Answer>',
+    '</Think>',
+    '</ANSWER>',
+  ),
+  'blank': ('</think><answer>\u3000\n </answer>', '</think><answer></answer>'),
+  'word': WORDS,
+  'special': ('',),
+  'broken': ('',),
+}
+
+
+def id_of_byte(bridge):
+  ids = range(len(bridge.tokenizer))
+  pieces = chat_lib.token_bytes(bridge.tokenizer, ids)
+  return {p[0]: i for i, p in zip(ids, pieces, strict=True) if len(p) == 1}
+
+
+def random_part(rng, kind, bridge, one_byte):
+  """Ids of one part and the bytes they were made from."""
+  text = PARTS[kind][rng.integers(len(PARTS[kind]))]
+  if kind == 'special':
+    names = ['<|im_start|>', '<|endoftext|>']
+    return [bridge.tokenizer.convert_tokens_to_ids(rng.choice(names))], b''
+  if kind == 'broken':
+    data = bytes([rng.choice([0xFF, 0xE2, 0x9A, 0xC2, 0xF0])])
+    return [one_byte[data[0]]], data
+  if kind == 'spread':
+    return [one_byte[byte] for byte in text.encode()], text.encode()
+  cuts = [0, len(text)]
+  if kind == 'split':
+    cuts += rng.integers(0, len(text), len(text) // 2).tolist()
+  cuts = sorted(cuts)
+  ids = []
+  for a, b in zip(cuts, cuts[1:], strict=False):
+    ids += bridge.tokenizer.encode(text[a:b], add_special_tokens=False)
+  return ids, text.encode()
+
+
+def random_response(rng, bridge, one_byte):
+  kinds = rng.choice(list(PARTS), rng.integers(1, 6)).tolist()
+  parts = [random_part(rng, kind, bridge, one_byte) for kind in kinds]
+  ids = [index for part in parts for index in part[0]]
+  if rng.random() < 0.7:
+    ids.append(bridge.tokenizer.eos_token_id)
+  return ids, b''.join(part[1] for part in parts)
+
+
+def owners(pieces, data, tag):
+  """How many tokens hold the bytes of the first such tag."""
+  start = data.find(tag)
+  if start < 0:
+    return 0
+  owner = [i for i, piece in enumerate(pieces) for _ in piece]
+  return len(set(owner[start : start + len(tag)]))
+
+
+def is_broken(data):
+  try:
+    data.decode()
+  except UnicodeDecodeError:
+    return True
+  return False
+
+
+def what_occurs(pieces, data, mask):
+  """The kinds of adversity that a response really holds."""
+  inside = [p for p, flag in zip(pieces, mask, strict=True) if flag]
+  nested = rb'<answer>(?:(?!</answer>).)*<answer>'
+  return {
+    'malformed': oracle_span(data) is None,
+    'answer': bool(oracle_actions(data)),
+    'empty': oracle_actions(data) == [],
+    'tag glued to a word': any(re.search(rb'\w</?|>\w', p) for p in pieces),
+    'tag over many tokens': max(owners(pieces, data, t) for t in TAGS) > 3,
+    'character over tokens': not is_broken(data)
+    and any(map(is_broken, pieces)),
+    'action character over tokens': any(map(is_broken, inside)),
+    'unclosed': data.count(b'<answer>') > data.count(b'</answer>'),
+    'nested': bool(re.search(nested, data, re.DOTALL)),
+    'repeated': len(re.findall(rb'</think>\s*<answer>', data)) > 1,
+    'upper-case': bool(re.search(rb'(?i)</?(think|answer)>', data))
+    and len(re.findall(rb'(?i)</?(?:think|answer)>', data))
+    > sum(map(data.count, TAGS)),
+    'special inside': b'' in pieces[:-1],
+    'bad utf-8': is_broken(data),
+    'token shared with a tag': b'>' in b''.join(inside),
+    'cut': bool(pieces) and pieces[-1] != b'',
+  }
+
+
+def test_ten_thousand_responses_through_episodes(qwen):
+  """Spans as the rules say, byte by byte, and not one sampled id changed."""
+  rng = np.random.default_rng(3)
+  lake = frozen_lake.FrozenLake()
+  state, _ = lake.load('SFFFFFFFFFFFG\nFFFFFFFFFFFFF')
+  limits = episode_lib.Limits(turns=4, action_budget=99, context=10**6)
+  opening = episode_lib.Opening(state, tuple(qwen.opening('a', 'b')[0]), 0)
+  one_byte = id_of_byte(qwen)
+  seen = collections.Counter()
+  for _ in range(2500):
+    episode = episode_lib.Episode(qwen, lake, limits, opening)
+    expected = list(episode.ids)
+    while not episode.over:
+      ids, data = random_response(rng, qwen, one_byte)
+      pieces = chat_lib.token_bytes(qwen.tokenizer, ids)
+      assert b''.join(pieces) == data
+      mask = oracle_mask(pieces)
+      prompt = episode.respond(ids, [0.0] * len(ids))
+      expected += [*ids, *(prompt or [])]
+      response = episode.turns[-1].response
+      assert response.action == mask, pieces
+      assert response.answer == oracle_answer(data), pieces
+      seen.update(k for k, v in what_occurs(pieces, data, mask).items() if v)
+      seen['responses'] += 1
+    assert episode.ids == expected
+    for turn in episode.turns:
+      assert len(turn.response.action) == turn.stop - turn.start
+  assert seen['responses'] == 10_000
+  assert len(seen) == 16 and min(seen.values()) > 300, seen
+  assert 3000 < seen['answer'] < 8000, seen

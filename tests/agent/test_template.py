@@ -1,0 +1,248 @@
+"""Templates as increments: plain rendering, refusals, prompts, dates."""
+
+import copy
+
+import pytest
+
+from actfocus_jax.agent import chat as chat_lib
+from actfocus_jax.agent import tokenizer as tokenizer_lib
+
+
+@pytest.mark.parametrize(
+  ('kind', 'template', 'opening', 'between', 'count'),
+  [
+    (
+      *('qwen3', 'qwen3'),
+      '<|im_start|>system\nRules<|im_end|>\n<|im_start|>user\none<|im_end|>\n'
+      '<|im_start|>assistant\n<think>',
+      '<|im_end|>\n<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\n'
+      '<think>',
+      '<|im_start|>system\nRules<|im_end|>\n',
+    ),
+    (
+      *('gemma', 'gemma'),
+      '<bos><start_of_turn>user\nRules\n\none<end_of_turn>\n'
+      '<start_of_turn>model\n<think>',
+      '<end_of_turn>\n<start_of_turn>user\ntwo<end_of_turn>\n'
+      '<start_of_turn>model\n<think>',
+      '',
+    ),
+    (
+      *('metaspace', 'llama2'),
+      '<s>[INST] <<SYS>>\nRules\n<</SYS>>\n\none [/INST] <think>',
+      '</s>[INST] two [/INST] <think>',
+      '',
+    ),
+    (
+      *('metaspace', 'mistral'),
+      '<s>[INST] Rules\n\none [/INST] <think>',
+      '</s>[INST] two [/INST] <think>',
+      '',
+    ),
+    (
+      *('metaspace', 'mistral3'),
+      '<s>[INST]Rules\n\none[/INST]<think>',
+      '</s>[INST]two[/INST]<think>',
+      '',
+    ),
+    # The dummy space stands behind every special token here.
+    (
+      *('legacy', 'mistral'),
+      '<s> [INST] Rules\n\none [/INST] <think>',
+      '</s> [INST] two [/INST] <think>',
+      '',
+    ),
+  ],
+)
+def test_plain_rendering_by_hand(
+  kind, template, opening, between, count, make_chat
+):
+  bridge = make_chat(kind, template, rendering='plain')
+  ids, system_count = bridge.opening('Rules', 'one')
+  assert bridge.text(ids) == opening
+  assert bridge.text(ids[:system_count]) == count
+  closed = bridge.continuation('two', last_id=-1)
+  assert bridge.text(closed) == between
+  assert bridge.continuation('two', last_id=closed[0]) == closed[1:]
+  assert bridge.respond('so', ['Up'])[-1] == closed[0]
+  with pytest.raises(ValueError, match="model.rendering='plain'"):
+    make_chat(kind, template)
+
+
+def test_a_template_that_drops_thoughts_is_refused(tokenizer):
+  other = copy.deepcopy(tokenizer)
+  other.chat_template = tokenizer_lib.CHAT_TEMPLATE.replace(
+    'message.content',
+    "(message.content.split('</think>')[-1] if not loop.last"
+    ' else message.content)',
+  )
+  with pytest.raises(ValueError, match='drops earlier thoughts'):
+    chat_lib.Chat(other)
+
+
+def chatml(templates, old='m.content', new='m.content'):
+  assert old in templates['chatml']
+  return templates['chatml'].replace(old, new)
+
+
+LAST = "m.content if loop.last else m.content.replace('\n', ' ')"
+SECOND = "(m.content if loop.index0 != 2 else m.content.split('</think>')[-1])"
+
+
+@pytest.mark.parametrize(
+  ('old', 'new', 'reason', 'is_plain_refused'),
+  [
+    ('m.content', SECOND, 'drops earlier thoughts', False),
+    ('m.content', f'({LAST})', 'changes the text of a message', False),
+    ('m.content', 'm.content.upper()', 'changes the text of a message', True),
+    ('m.content', "'one'", 'changes the text of a message', True),
+    (
+      "'<|im_start|>' + m.role",
+      "('<|im_start|>' if loop.length < 7 else '<|im_end|>') + m.role",
+      'changes earlier turns',
+      True,
+    ),
+    (
+      'for m in messages',
+      "for m in messages if m.role != 'system'",
+      'no place for a system message',
+      False,
+    ),
+    (
+      'for m in messages',
+      'for m in messages[::-1]',
+      'moves or changes the text',
+      True,
+    ),
+    (
+      "{{ '<|im_start|>' + m.role",
+      "{{ raise_exception('No such role!') if m.role == 'system' }}"
+      "{{ '<|im_start|>' + m.role",
+      'message: it raises an error (No such role!)',
+      False,
+    ),
+    (
+      "{{ '<|im_start|>' + m.role",
+      "{{ raise_exception('Never.') }}{{ '<|im_start|>' + m.role",
+      'raises an error (Never.)',
+      True,
+    ),
+    (
+      "{{ '<|im_start|>' + m.role",
+      "{{ 1 + m.role }}{{ '<|im_start|>' + m.role",
+      'raises an error (unsupported operand',
+      True,
+    ),
+    ("'<|im_end|>\n'", "'\n<|im_end|>\n'", 'white space between', False),
+    ("'<|im_end|>\n'", "'</turn>'", "plain text ('</turn>", True),
+    (
+      "assistant\n' }}",
+      "assistant\n<think></think>' }}",
+      'ends its generation prompt with',
+      False,
+    ),
+  ],
+)
+def test_refusals_say_why(
+  old, new, reason, is_plain_refused, make_chat, templates
+):
+  template = chatml(templates, old, new)
+  with pytest.raises(ValueError) as refused:
+    make_chat('qwen3', template)
+  message = str(refused.value)
+  assert reason in message
+  assert message.endswith('.') and '\n' not in message
+  if not is_plain_refused:
+    assert "model.rendering='plain'" in message
+    bridge = make_chat('qwen3', template, rendering='plain')
+    shown = bridge.text(bridge.opening('Rules', 'one')[0])
+    assert shown.count('Rules') == shown.count('one') == 1
+    assert shown.count('<think>') == 1 and shown.endswith('<think>')
+    return
+  with pytest.raises(ValueError) as refused:
+    make_chat('qwen3', template, rendering='plain')
+  assert 'model.rendering' not in str(refused.value)
+
+
+def test_an_unknown_rendering_is_refused(tokenizer):
+  with pytest.raises(ValueError, match="'html'; allowed: template, plain"):
+    chat_lib.Chat(tokenizer, rendering='html')
+
+
+def test_an_error_at_a_later_turn_is_one_sentence(make_chat, templates):
+  """The start-up check cannot know every message."""
+  new = "(raise_exception('Not this.') if 'bad' in m.content else m.content)"
+  bridge = make_chat('qwen3', chatml(templates, 'm.content', new))
+  for ask in (
+    lambda: bridge.opening('x', 'bad'),
+    lambda: bridge.continuation('bad', last_id=-1),
+  ):
+    with pytest.raises(ValueError, match=r'cannot be rendered: Not this\.'):
+      ask()
+
+
+def test_a_template_that_wants_a_user_message(make_chat, templates):
+  """A system message alone cannot be rendered, so it is not told apart."""
+  check = "{{ raise_exception('Who asks?') if messages | length < 2 }}"
+  bridge = make_chat('qwen3', check + templates['chatml'])
+  usual = make_chat('qwen3', 'chatml')
+  ids, count = usual.opening('Rules', 'one')
+  assert count > 0 and bridge.opening('Rules', 'one') == (ids, 0)
+
+
+@pytest.mark.parametrize('end', ['<think>', '<think>\n', '\n<think>\n\n'])
+@pytest.mark.parametrize('rendering', ['template', 'plain'])
+def test_a_prompt_that_opens_the_thought(end, rendering, make_chat, templates):
+  new = f"assistant\n{end}' }}}}"
+  template = chatml(templates, "assistant\n' }}", new)
+  bridge = make_chat('qwen3', template, rendering=rendering)
+  shown = bridge.text(bridge.opening('Rules', 'one')[0])
+  assert shown.endswith(f'<|im_start|>assistant\n{end}')
+  later = bridge.text(bridge.continuation('two', last_id=-1))
+  assert later.endswith(f'<|im_start|>assistant\n{end}')
+  assert shown.count('<think>') == later.count('<think>') == 1
+
+
+def test_a_template_that_opens_every_thought(make_chat, templates):
+  opened = "(('<think>\n' if m.role == 'assistant' else '') + m.content)"
+  template = chatml(templates, 'm.content', opened)
+  template = template.replace("assistant\n' }}", "assistant\n<think>\n' }}")
+  bridge = make_chat('qwen3', template)
+  for ids in (
+    bridge.opening('Rules', 'one')[0],
+    bridge.continuation('two', last_id=-1),
+  ):
+    assert bridge.text(ids).endswith('<|im_start|>assistant\n<think>\n')
+    assert bridge.text(ids).count('<think>') == 1
+
+
+@pytest.mark.parametrize(
+  'date',
+  [
+    "strftime_now('%d %b %Y')",
+    'date_string',
+    "date_string if date_string is defined else strftime_now('%d %b %Y')",
+  ],
+)
+def test_the_date_is_always_the_same(date, make_chat, templates):
+  """A run that goes on tomorrow equals one that was never stopped."""
+  template = f'Today: {{{{ {date} }}}}. {templates["chatml"]}'
+  bridge = make_chat('qwen3', template)
+  shown = bridge.text(bridge.opening('Rules', 'one')[0])
+  assert shown.startswith('Today: 26 Jul 2024. <|im_start|>system')
+
+
+@pytest.mark.parametrize('front', ['', '\n', '  {%- if 1 %} {% endif %}', ' x'])
+def test_more_forms_of_the_date(front, make_chat, templates):
+  """The pinned day changes nothing else, white space of the template least."""
+  day = 'Friday 26 July, 2024-07-26 00:00'
+  fixed = f"{front}{{{{ '{day}' }}}}\n  {{% if 1 %}}\n{templates['chatml']}"
+  fixed += '{% endif %}'
+  asking = fixed.replace(
+    f"{{{{ '{day}' }}}}",
+    "{% macro day() %}{{ strftime_now('%A %-d %B, %Y-%m-%d %H:%M') }}"
+    '{% endmacro %}{{ day() if strftime_now is defined }}',
+  )
+  one, two = make_chat('qwen3', fixed), make_chat('qwen3', asking)
+  assert one.opening('Rules', 'one') == two.opening('Rules', 'one')
+  assert 'Friday 26' in two.text(two.opening('Rules', 'one')[0])

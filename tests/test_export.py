@@ -1,0 +1,194 @@
+"""Export: what was trained comes out as a model directory like any other."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import transformers
+from flax import nnx
+
+from actfocus_jax import assemble, evaluation, loop
+from actfocus_jax.model import hf
+from actfocus_jax.run import checkpoint, presets, settings
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TOKENS = 64
+
+
+def config(cache: pathlib.Path, **model):
+  """Three steps of 8 x 2 episodes, at a rate that moves what is generated."""
+  c = settings.defaults()
+  presets.tiny(c)
+  c.env.options.success_probability = 1.0
+  c.num_steps = 3
+  c.limits.update(turns=2, context=224, response_tokens=24)
+  c.rollout.update(prompts=8, members=2, lengths=(), cache_block=224)
+  c.learner.update(minibatch=16, microbatch=8)
+  c.optimizer.learning_rate = 3e-3
+  c.eval.update(every=0, prompts=8, members=2, save=0)
+  c.warm_start.update(
+    cache=str(cache),
+    episodes=32,
+    steps=30,
+    batch=16,
+    hidden_size=32,
+    intermediate_size=64,
+  )
+  c.model.update(model)
+  return c.lock()
+
+
+def export(*arguments: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, '-m', 'actfocus_jax.export', *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A run of three steps, and its cache of warm starts."""
+  cache = tmp_path_factory.mktemp('cache')
+  workdir = tmp_path_factory.mktemp('run')
+  with jax.numpy_dtype_promotion('standard'):
+    loop.train(config(cache), workdir)
+  return workdir, cache
+
+
+@pytest.fixture(scope='module')
+def exported(run, tmp_path_factory):
+  out = tmp_path_factory.mktemp('models') / 'mine'
+  done = export(f'--workdir={run[0]}', f'--out={out}')
+  assert done.returncode == 0, done.stderr
+  assert str(out) in done.stdout and 'step 3' in done.stdout
+  return out
+
+
+def _base(run) -> pathlib.Path:
+  return pathlib.Path(json.loads((run[0] / 'model.json').read_text())['path'])
+
+
+def _load(directory):
+  mesh = assemble.mesh_lib.make_mesh(devices=jax.devices()[:1])
+  return hf.load(directory, mesh, dtype=jnp.float32)
+
+
+def _greedy(directory, ids):
+  """64 more ids, each the likeliest after a full forward pass."""
+  _, graphdef, params = _load(directory)
+
+  @jax.jit
+  def likeliest(params, tokens_BT):
+    model = nnx.merge(graphdef, params)
+    return model.unembed(model.hidden(tokens_BT)).argmax(-1)
+
+  tokens_BT = np.zeros((1, len(ids) + TOKENS), np.int32)
+  tokens_BT[0, : len(ids)] = ids
+  for t in range(len(ids), tokens_BT.shape[1]):
+    tokens_BT[0, t] = likeliest(params, tokens_BT)[0, t - 1]
+  return tokens_BT[0, len(ids) :].tolist()
+
+
+def _prompt(directory):
+  chat = assemble.chat(config(''), directory)
+  return chat.opening('You play.', 'Turn 1:\nState:\nP_G')[0]
+
+
+def test_the_weights_are_those_of_the_checkpoint(run, exported):
+  manager = checkpoint.Checkpoints(run[0] / 'checkpoints', read_only=True)
+  saved = manager._open().restore(3)['state']
+  manager.close()
+  _, _, params = _load(exported)
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  assert len(leaves) == sum(name.startswith('params.') for name in saved) > 10
+  for path, leaf in leaves:
+    name = jax.tree_util.keystr(path, simple=True, separator='.')
+    np.testing.assert_array_equal(leaf, saved[f'params.{name}'])
+  before = _load(_base(run))[2]['embedding'][...]
+  assert (before != params['embedding'][...]).any()
+
+
+def test_everything_else_is_that_of_the_model_it_started_from(run, exported):
+  base = _base(run)
+  assert {p.name for p in exported.iterdir()} == {
+    p.name for p in base.iterdir()
+  }
+  for file in base.iterdir():
+    if file.suffix != '.safetensors':
+      assert (exported / file.name).read_bytes() == file.read_bytes()
+
+
+def test_it_is_a_model_like_any_other(run, exported):
+  """It is evaluated as the run evaluated it; it talks otherwise than before."""
+  c = config(run[1], path=str(exported))
+  with jax.numpy_dtype_promotion('standard'):
+    _, mine = evaluation.evaluate_checkpoint(config(run[1]), run[0], 3)
+    step, row = evaluation.evaluate_checkpoint(c, None, None)
+  assert step == 0
+  for key in ('success', 'tokens', 'actions'):
+    assert row[key] == mine[key]
+  base, prompt = _base(run), _prompt(exported)
+  assert _greedy(exported, prompt) != _greedy(base, prompt)
+
+
+def test_other_types_on_disk(run, exported, tmp_path):
+  out = tmp_path / 'half'
+  done = export(f'--workdir={run[0]}', f'--out={out}', '--dtype=bfloat16')
+  assert done.returncode == 0, done.stderr
+  whole = safetensors.numpy.load_file(exported / 'model.safetensors')
+  half = safetensors.numpy.load_file(out / 'model.safetensors')
+  assert whole.keys() == half.keys()
+  for name, tensor in whole.items():
+    np.testing.assert_array_equal(half[name], tensor.astype(jnp.bfloat16))
+
+
+def test_what_cannot_be_exported(run, exported, tmp_path):
+  new = f'--out={tmp_path / "new"}'
+  cases = {
+    ('--workdir is missing',): [new],
+    ('--out is missing',): [f'--workdir={run[0]}'],
+    ('--workdir is', 'holds no run'): [f'--workdir={tmp_path}', new],
+    ('--out is', 'there already'): [f'--workdir={run[0]}', f'--out={exported}'],
+    ('--step is 2', 'are: 3'): [f'--workdir={run[0]}', new, '--step=2'],
+    ('dtype', 'int8', 'bfloat16'): [f'--workdir={run[0]}', new, '--dtype=int8'],
+  }
+  for words, arguments in cases.items():
+    done = export(*arguments)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith('error: ')
+    for word in words:
+      assert word in line
+  assert not (tmp_path / 'new').exists()
+
+
+def test_transformers_generates_the_same_greedy_text(exported):
+  torch = pytest.importorskip('torch')
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    exported, dtype=torch.float32
+  )
+  tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+  ids = _prompt(exported)
+  tokens = torch.tensor([ids])
+  theirs = model.generate(
+    tokens,
+    attention_mask=torch.ones_like(tokens),
+    do_sample=False,
+    min_new_tokens=TOKENS,  # else it stops at the end of the turn
+    max_new_tokens=TOKENS,
+    eos_token_id=None,
+  )[0, len(ids) :].tolist()
+  ours = _greedy(exported, ids)
+  assert tokenizer.decode(theirs) == tokenizer.decode(ours)
+  assert theirs == ours and len(set(ours)) > 3
+  assert model.generation_config.eos_token_id == tokenizer.eos_token_id
