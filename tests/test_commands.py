@@ -15,11 +15,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG_JSON = json.dumps(architecture.Config(96, 32, 48, 2, 4, 2, 8).to_hf())
 
 
-def command(module: str, *arguments: str) -> subprocess.CompletedProcess:
+def command(
+  module: str, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess:
   return subprocess.run(
     [sys.executable, '-m', f'actfocus_jax.{module}', *arguments],
     cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': ''},
+    env={**os.environ, 'XLA_FLAGS': '', **environment},
     capture_output=True,
     text=True,
     timeout=120,
@@ -58,6 +60,9 @@ REFUSED = {
   '--config.env.name=chess': ['env.name', 'chess', 'frozen_lake, sokoban'],
   '--config.algo=dqn': ['algo', 'dqn', 'grpo'],
   '--config.model.path=no/such/dir': ['model.path', 'no/such/dir'],
+  '--config.model.revision=v1': ['model.revision', 'v1', 'model.path'],
+  '--config.model.rendering=chatml': ['model.rendering', 'template, plain'],
+  '--config.model.path=gpt2': ['model.path', 'gpt2', 'hub id'],
   '--config.loss.dual_clip=0.5': ['loss.dual_clip', '0.5', 'above 1'],
   '--config.warm_start.num_heads=5': ['warm_start.num_heads', '5', '128'],
   '--config.eval.first_seed=9990': ['eval.first_seed', '9990', '9968'],
@@ -76,7 +81,9 @@ def test_refused_before_jax_is_imported(argument, tmp_path):
   assert not workdir.exists()
 
 
-@pytest.mark.parametrize('module', ['train', 'evaluate', 'warm_start'])
+@pytest.mark.parametrize(
+  'module', ['train', 'evaluate', 'export', 'warm_start']
+)
 def test_refusals_do_not_wait_for_slow_imports(module):
   code = (
     f'import sys, actfocus_jax.{module};'
@@ -194,6 +201,25 @@ def test_half_a_download_is_refused(name, content, words, tmp_path):
   (model / name).write_text(content)
   result = train(workdir, f'--config.model.path={model}')
   assert_refused(result, *words)
+  assert not workdir.exists()
+
+
+def test_hub_id_without_a_network(tmp_path):
+  """A real size in the config, an empty cache: what to fetch, and where to."""
+  offline = {'HF_HUB_OFFLINE': '1', 'HF_HOME': str(tmp_path / 'home')}
+  workdir = tmp_path / 'run'
+  result = command(
+    'train',
+    '--config=configs/sokoban.py:size=1.5b',
+    f'--workdir={workdir}',
+    **offline,
+  )
+  assert_refused(
+    result,
+    'model.path',
+    'hf download Qwen/Qwen2.5-1.5B-Instruct',
+    '--config.model.path=models/Qwen2.5-1.5B-Instruct',
+  )
   assert not workdir.exists()
 
 

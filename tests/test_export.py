@@ -14,7 +14,8 @@ import transformers
 from flax import nnx
 
 from actfocus_jax import assemble, evaluation, loop
-from actfocus_jax.model import hf
+from actfocus_jax.model import architecture, hf, transformer
+from actfocus_jax.model import mesh as mesh_lib
 from actfocus_jax.run import checkpoint, presets, settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -79,7 +80,7 @@ def _base(run) -> pathlib.Path:
 
 
 def _load(directory):
-  mesh = assemble.mesh_lib.make_mesh(devices=jax.devices()[:1])
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   return hf.load(directory, mesh, dtype=jnp.float32)
 
 
@@ -170,6 +171,35 @@ def test_what_cannot_be_exported(run, exported, tmp_path):
     for word in words:
       assert word in line
   assert not (tmp_path / 'new').exists()
+
+
+def test_another_family_goes_in_and_out(run, tmp_path):
+  """A Qwen3 of random weights: through the loop, a checkpoint and export.
+
+  It earns nothing, so its weights come out as they went in.
+  """
+  base = _base(run)
+  _, _, trained = _load(base)
+  config_ = architecture.Config(
+    trained['embedding'].shape[0], 32, 48, 2, 4, 2, 16, model_type='qwen3'
+  )
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+  _, params = transformer.create(
+    config_, mesh, jax.random.key(0), dtype=jnp.float32
+  )
+  tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+  hf.save(tmp_path / 'base', config_, params, tokenizer=tokenizer)
+  c = config(run[1], path=str(tmp_path / 'base'), rendering='plain')
+  with c.unlocked():
+    c.num_steps = 1
+  with jax.numpy_dtype_promotion('standard'):
+    loop.train(c, tmp_path / 'run')
+  done = export(f'--workdir={tmp_path / "run"}', f'--out={tmp_path / "out"}')
+  assert done.returncode == 0, done.stderr
+  found, _, again = _load(tmp_path / 'out')
+  assert found == config_
+  assert again['layers']['q_norm']['scale'].shape == (2, 16)
+  jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
 def test_transformers_generates_the_same_greedy_text(exported):

@@ -96,6 +96,11 @@ def check(c: ml_collections.ConfigDict):
       f'rollout.members is {c.rollout.members}, but GRPO compares the members '
       'of a group with each other; allowed: 2 or more.'
     )
+  if c.model.revision and not c.model.path:
+    raise settings.Refused(
+      f'model.revision is {c.model.revision!r}, but model.path names no model; '
+      "allowed: '' unless model.path is a hub id."
+    )
   _check_batches(c)
   _check_lengths(c)
   _check_heads(c)
