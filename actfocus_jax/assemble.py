@@ -19,13 +19,12 @@ import safetensors
 
 from actfocus_jax import base_model, envs
 from actfocus_jax.agent import chat as chat_lib
-from actfocus_jax.agent import episode, rollout, vocabulary
+from actfocus_jax.agent import episode, rollout
 from actfocus_jax.algorithm import advantages, losses, signals, weights
 from actfocus_jax.envs import players
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import step as step_lib
-from actfocus_jax.model import architecture, hf, transformer
-from actfocus_jax.model import directory as model_directory
+from actfocus_jax.model import architecture, files, hf, transformer
 from actfocus_jax.model import mesh as mesh_lib
 from actfocus_jax.run import checks, directory, settings
 
@@ -74,11 +73,13 @@ def limits(c: ConfigDict) -> episode.Limits:
 
 def chat(c: ConfigDict, path: pathlib.Path) -> chat_lib.Chat:
   """The tokenizer bridge of a model directory, with all its stop ids."""
-  return chat_lib.Chat(
-    chat_lib.load_tokenizer(path),
-    stop_ids=vocabulary.stop_ids_of(path),
-    rendering=c.model.rendering,
-  )
+  tokenizer, stop_ids = chat_lib.load_tokenizer(path), files.stop_ids(path)
+  try:
+    return chat_lib.Chat(
+      tokenizer, stop_ids=stop_ids, rendering=c.model.rendering
+    )
+  except ValueError as error:
+    raise ValueError(f'The tokenizer in {path}: {error}') from error
 
 
 def collector(c: ConfigDict, chat, env, mesh) -> rollout.Collector:
@@ -121,6 +122,14 @@ class Model:
   dtype: Any
   mesh: jax.sharding.Mesh
 
+  def described(self) -> dict[str, str]:
+    """What a run remembers of it."""
+    return {
+      'path': str(self.path),
+      'commit': files.commit(self.path),
+      'sha256': files.fingerprint(self.path),
+    }
+
   def weights(self, param_dtype=jnp.float32):
     """Reads the weights; float32 for training, `dtype` for a reference."""
     try:
@@ -147,7 +156,7 @@ class Model:
 def model(c: ConfigDict, path: pathlib.Path, mesh) -> Model:
   """The architecture of a model directory; its weights stay on disk."""
   dtype = compute_dtype(c)
-  config = architecture.Config.read(path)
+  config = files.config(path)
   graphdef, _ = transformer.abstract(config, dtype, remat=c.model.remat)
   return Model(path, config, graphdef, dtype, mesh)
 
@@ -169,7 +178,7 @@ def checkpoint(
     Refused: When the run started from another model, or there is no such
       checkpoint.
   """
-  directory.check_model(workdir, model.path)
+  directory.check_model(workdir, model.described())
   wanted = state_lib.TrainState(None, None, model.abstract_weights(), None)
   step, restored = directory.restore_part(workdir, wanted, step)
   return step, restored.params
@@ -249,14 +258,9 @@ def parts(c: ConfigDict) -> Iterator[Parts]:
   with jax.set_mesh(made):
     path = model_path(c, made)
     with refusing_misfits():
-      bridge = chat(c, path)
-      whole = Parts(
-        made,
-        env,
-        bridge,
-        model(c, path, made),
-        collector(c, bridge, env, made),
-      )
+      bridge, wanted = chat(c, path), model(c, path, made)
+      check_fit(c, bridge, wanted.config)
+      whole = Parts(made, env, bridge, wanted, collector(c, bridge, env, made))
     yield whole
 
 
@@ -269,10 +273,26 @@ def refusing_misfits() -> Iterator[None]:
     raise settings.Refused(str(error)) from error
 
 
+def check_fit(c: ConfigDict, chat: chat_lib.Chat, config: architecture.Config):
+  """Raises ValueError where model, tokenizer and limits do not go together."""
+  largest = max(*chat.tokenizer.get_vocab().values(), *chat.stop_ids)
+  if largest >= config.vocab_size:
+    raise ValueError(
+      f'The tokenizer and its stop ids go up to id {largest}, but vocab_size '
+      f'in config.json is {config.vocab_size}; allowed: ids below it.'
+    )
+  if c.limits.context > config.max_position_embeddings:
+    raise ValueError(
+      f'limits.context is {c.limits.context}; allowed: up to '
+      f'{config.max_position_embeddings}, the max_position_embeddings of the '
+      'model.'
+    )
+
+
 def model_path(c: ConfigDict, mesh) -> pathlib.Path:
   """`model.path`, or the warm start that the config describes."""
   if c.model.path:
-    return model_directory.locate(c.model.path, c.model.revision)
+    return files.locate(c.model.path, c.model.revision)
   return base_model.ensure(warm_start(c), mesh)
 
 
@@ -311,7 +331,7 @@ def check_first_prompts(c: ConfigDict, env):
 def _early_chat(c: ConfigDict) -> chat_lib.Chat:
   """The tokenizer bridge before there is a model to read it from."""
   if c.model.path:
-    return chat(c, model_directory.locate(c.model.path, c.model.revision))
+    return chat(c, files.locate(c.model.path, c.model.revision))
   plan = warm_start(c)
   if plan.directory.exists():
     return chat(c, plan.directory)

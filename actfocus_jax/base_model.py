@@ -30,7 +30,7 @@ from actfocus_jax.learner import supervised
 from actfocus_jax.model import architecture, hf, transformer
 from actfocus_jax.model import mesh as mesh_lib
 from actfocus_jax.run import directory as directories
-from actfocus_jax.run import interrupt, progress
+from actfocus_jax.run import interrupt, progress, settings
 
 # Boards of demonstrations: far from those of training (10000 and up by the
 # step) and of evaluation (123 and up).
@@ -146,9 +146,12 @@ def make(plan: WarmStart, mesh, directory: pathlib.Path):
   made = tokenizer(plan)
   chat = chat_lib.Chat(made)
   seeds = range(plan.first_seed, plan.first_seed + plan.episodes)
-  episodes = demonstrations.play(
-    chat, plan.env, plan.limits, plan.player, seeds
-  )
+  try:
+    episodes = demonstrations.play(
+      chat, plan.env, plan.limits, plan.player, seeds
+    )
+  except ValueError as error:  # Limits that no response of the player fits.
+    raise settings.Refused(str(error)) from error
   config = _model_config(plan, len(made))
   graphdef, params = transformer.create(
     config, mesh, jax.random.key(plan.seed), dtype=jnp.float32, remat=True

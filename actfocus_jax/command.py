@@ -17,7 +17,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from actfocus_jax.model import directory as model_directory
+from actfocus_jax.model import files
 from actfocus_jax.run import checks, interrupt, settings
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -25,6 +25,11 @@ CONFIG = config_flags.DEFINE_config_file(
   None,
   'configs/NAME.py[:key=value,...]; single fields by --config.section.field=x',
   lock_config=True,
+)
+MODEL_PATH = flags.DEFINE_string(
+  'model_path',
+  None,
+  'Where the model that the run of --workdir started from lies now.',
 )
 
 
@@ -61,13 +66,55 @@ def run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
   Args:
     workdir: Of the run.
 
+  Returns:
+    The config, with the place of the very model that the run started from.
+
   Raises:
-    Refused: When there is no run.
+    Refused: When there is no run, or its model is gone.
   """
   snapshot = workdir / 'config.json'
   if not snapshot.exists():
     raise settings.Refused(f'--workdir is {workdir}, which holds no run.')
-  return settings.from_json(read_json(snapshot))
+  try:
+    c = settings.from_json(read_json(snapshot))
+  except settings.Refused as error:
+    raise settings.Refused(
+      f'--workdir is {workdir}, which holds no run of this version: {error}'
+    ) from error
+  if MODEL_PATH.value:
+    with c.unlocked():
+      c.model.path, c.model.revision = MODEL_PATH.value, ''
+    return c
+  pin_model(c, workdir)
+  noted = _noted_model(workdir)
+  if noted and not c.model.path:
+    if not pathlib.Path(noted['path']).is_dir():
+      raise settings.Refused(
+        f'--workdir is {workdir}, whose run started from {noted["path"]}, '
+        'which is gone; name its new place by --model_path, or let the '
+        'training command of the run make it again.'
+      )
+    with c.unlocked():
+      c.model.path = noted['path']
+  return c
+
+
+def pin_model(c: ml_collections.ConfigDict, workdir: pathlib.Path):
+  """Stays with the commit of the hub that a run in `workdir` started from.
+
+  Args:
+    c: The config; its `model.revision` is set unless it names one itself.
+    workdir: Of a run, or new.
+  """
+  commit = _noted_model(workdir).get('commit')
+  if commit and files.is_hub_id(c.model.path) and not c.model.revision:
+    with c.unlocked():
+      c.model.revision = commit
+
+
+def _noted_model(workdir: pathlib.Path) -> dict[str, Any]:
+  file = workdir / 'model.json'
+  return read_json(file) if file.exists() else {}
 
 
 def check_model(c: ml_collections.ConfigDict):
@@ -86,19 +133,22 @@ def check_model(c: ml_collections.ConfigDict):
       check_writable('warm_start.cache', cache)
     return
   try:
-    directory = model_directory.locate(path, c.model.revision)
+    directory = files.locate(path, c.model.revision)
   except ValueError as error:
     raise settings.Refused(str(error)) from error
   try:
-    model_directory.check(directory)
+    files.check(directory)
   except ValueError as error:
-    raise settings.Refused(f'model.path is {path!r}: {error}') from error
+    hint = ''
+    if files.is_hub_id(path):
+      hint = f' {files.how_to_fetch(path, c.model.revision)}'
+    raise settings.Refused(f'model.path is {path!r}: {error}{hint}') from error
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
   """A JSON object from a file that a user named; refused when it is none."""
   try:
-    return model_directory.read_json(file)
+    return files.read_json(file)
   except ValueError as error:
     raise settings.Refused(str(error)) from error
 

@@ -25,6 +25,7 @@ _TEMPERATURE = flags.DEFINE_float(
   'temperature', None, 'Of sampling; default as trained.'
 )
 flags.declare_key_flag('config')
+flags.declare_key_flag('model_path')
 
 
 def main(argv: list[str]):

@@ -1,7 +1,7 @@
 """Writes a trained policy as a Hugging Face directory.
 
 python -m actfocus_jax.export --workdir=DIR --out=HF_DIR [--step=N] \
-  [--dtype=float32|bfloat16|float16]
+  [--dtype=float32|bfloat16|float16] [--model_path=HF_DIR]
 
 transformers, vLLM and `--config.model.path` load it like any other model. The
 weights are written in float32, as they were trained: at the learning rates of
@@ -24,10 +24,16 @@ _DTYPE = flags.DEFINE_enum(
   'dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'Of the weights.'
 )
 
+flags.declare_key_flag('model_path')
+
 
 def main(argv: list[str]):
   """Checks the input, then reads the checkpoint and writes the directory."""
   del argv
+  if command.CONFIG.value is not None:
+    raise settings.Refused(
+      '--config has no meaning here: --workdir names a run.'
+    )
   if not _WORKDIR.value:
     raise settings.Refused('--workdir is missing; e.g. --workdir=runs/base')
   if not _OUT.value:
@@ -42,6 +48,7 @@ def main(argv: list[str]):
   import jax
 
   from actfocus_jax import assemble
+  from actfocus_jax.agent import vocabulary
   from actfocus_jax.model import hf
   from actfocus_jax.model import mesh as mesh_lib
 
@@ -51,6 +58,11 @@ def main(argv: list[str]):
     step, params = assemble.checkpoint(model, workdir, _STEP.value)
     hf.save(out, model.config, params, source=model.path, dtype=_DTYPE.value)
   print(f'The policy after step {step} is in {out}, in {_DTYPE.value}.')
+  if not vocabulary.reads_alike(out):
+    print(
+      'Note: AutoTokenizer builds another tokenizer from these files than '
+      'tokenizer.json describes; load it with PreTrainedTokenizerFast.'
+    )
 
 
 if __name__ == '__main__':

@@ -60,8 +60,9 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     model, tx = parts.model, assemble.optimizer(c)
     train_step = assemble.train_step(c, model, tx)
     reference = model.weights(model.dtype)
-    run = stack.enter_context(directory.RunDirectory(workdir, c))
-    run.remember_model(model.path)
+    run = stack.enter_context(
+      directory.RunDirectory(workdir, c, model.described())
+    )
     state = run.restore(state_lib.abstract(model.abstract_weights(), tx))
     if state is None:
       state = state_lib.create(model.weights(), tx)

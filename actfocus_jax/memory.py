@@ -19,8 +19,11 @@ _FLOAT32 = 4
 # Arrays of [tokens, vocabulary] in float32 that live at the same time where
 # logits are reduced: themselves, their softmax, and their gradient.
 _LOGITS = 3
-# The unembedding in float32 beside the weights, and its gradient.
-_TABLES = 2
+# Arrays of the MLP's hidden size that live while a layer is computed again and
+# differentiated: gate, up, activation, product, and gradients of each.
+_MLP = 8
+# Arrays of attention scores likewise: themselves, the softmax, the gradient.
+_SCORES = 3
 
 
 def per_device(
@@ -52,10 +55,17 @@ def per_device(
 
   Returns:
     Part -> bytes. `total` is the larger of the two phases.
+
+  Raises:
+    ValueError: if the devices cannot share the micro-batch.
   """
   c, count = config, config.num_parameters
   split = fsdp * tensor
-  rows = max(1, microbatch // (data * fsdp))
+  if microbatch % (data * fsdp):
+    raise ValueError(
+      f'microbatch={microbatch} is no multiple of data * fsdp={data * fsdp}.'
+    )
+  rows = microbatch // (data * fsdp)
   models = 2 if algo == 'ppo' else 1
   keys = 2 * c.num_layers * c.num_key_value_heads * c.head_dim
   always = {
@@ -69,26 +79,35 @@ def per_device(
   }
   update = {
     'gradients': 2 * count * _FLOAT32 / split,
-    'activations': rows * _per_row(c, context, tensor, itemsize)
-    + _LOGITS * score_chunk * c.vocab_size * _FLOAT32
-    + _TABLES * c.vocab_size * c.hidden_size * _FLOAT32 / tensor,
+    'activations': _activations(
+      c, rows * context, context, score_chunk, tensor, itemsize
+    ),
   }
   phases = max(sum(rollout.values()), sum(update.values()))
   total = sum(always.values()) + phases
   return always | rollout | update | {'total': total}
 
 
-def _per_row(
-  c: architecture.Config, context: int, tensor: int, itemsize: int
+def _activations(
+  c: architecture.Config,
+  tokens: int,
+  context: int,
+  score_chunk: int,
+  tensor: int,
+  itemsize: int,
 ) -> float:
-  """Bytes of a trajectory whose layers are computed again going backward.
+  """Bytes of a micro-batch, at the later of two peaks of its backward pass.
 
-  The input of every layer is kept; of the one layer that is at work there are
-  queries, keys, values, the three arrays of the MLP, and gradients of each,
-  and the attention scores of one of 8 blocks of queries with their gradient.
+  The inputs of all layers are kept. First the logits of one piece exist, with
+  the unembedding in float32 and its gradient; then one layer is computed again
+  and differentiated, in which the blocks of attention overlap.
   """
-  kept = (c.num_layers + 4) * c.hidden_size
-  heads = (c.num_heads + 2 * c.num_key_value_heads) * c.head_dim
-  at_work = 2 * (heads + 3 * c.intermediate_size) / tensor
-  scores = 2 * c.num_heads * context / 8 * _FLOAT32 / tensor
-  return context * (itemsize * (kept + at_work) + scores)
+  table = c.vocab_size * c.hidden_size * _FLOAT32 / tensor
+  kept = tokens * c.num_layers * c.hidden_size * itemsize
+  logits = _LOGITS * min(score_chunk, tokens) * c.vocab_size * _FLOAT32
+  heads = 2 * (c.num_heads + 2 * c.num_key_value_heads) * c.head_dim
+  units = (heads + _MLP * c.intermediate_size) / tensor + 4 * c.hidden_size
+  # Causal: half of the pairs of positions.
+  scores = _SCORES * c.num_heads * context / 2 * _FLOAT32 / tensor
+  layer = tokens * (itemsize * units + scores)
+  return kept + max(2 * table + logits, table + layer)

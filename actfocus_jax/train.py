@@ -27,6 +27,7 @@ def main(argv: list[str]):
   c = command.config()
   workdir = pathlib.Path(_WORKDIR.value)
   command.check_workdir(workdir, c)
+  command.pin_model(c, workdir)
   command.check_model(c)
 
   # Imported late: it takes seconds, and the checks above should not.

@@ -29,7 +29,7 @@ WITHOUT_JAX = (
   'run.settings',
   'command',
   'model.architecture',
-  'model.directory',
+  'model.files',
 )
 LONGEST = 450
 

@@ -181,7 +181,7 @@ def test_unreadable_model_directory(broken, words, tmp_path):
     (
       'model.safetensors',
       'version https://git-lfs.github.com/spec/v1',
-      ['model.safetensors', 'no whole safetensors'],
+      ['model.safetensors', 'git lfs pull'],
     ),
     ('tokenizer.json', '{"version": "1.', ['tokenizer.json', 'cannot be read']),
     ('tokenizer.json', '{}', ['tokenizer.json', 'no model']),
@@ -221,6 +221,27 @@ def test_hub_id_without_a_network(tmp_path):
     '--config.model.path=models/Qwen2.5-1.5B-Instruct',
   )
   assert not workdir.exists()
+
+
+def test_a_cache_that_is_half_full(tmp_path):
+  """Config and tokenizer were fetched once; the weights never were."""
+  cached = tmp_path / 'home' / 'hub' / 'models--acme--part'
+  snapshot = cached / 'snapshots' / ('a' * 40)
+  snapshot.mkdir(parents=True)
+  (cached / 'refs').mkdir()
+  (cached / 'refs' / 'main').write_text('a' * 40)
+  (snapshot / 'config.json').write_text(CONFIG_JSON)
+  (snapshot / 'tokenizer.json').write_text('{"model": {}}')
+  result = command(
+    'train',
+    '--config=configs/quickstart.py',
+    f'--workdir={tmp_path / "run"}',
+    '--config.model.path=acme/part',
+    HF_HUB_OFFLINE='1',
+    HF_HOME=str(tmp_path / 'home'),
+  )
+  assert_refused(result, 'acme/part', 'model.safetensors', 'hf download')
+  assert not (tmp_path / 'run').exists()
 
 
 def test_typo_in_a_config_file(tmp_path):

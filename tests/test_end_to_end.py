@@ -9,6 +9,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from actfocus_jax import evaluation, loop
 from actfocus_jax.run import (
@@ -183,7 +184,7 @@ def test_evaluation_reads_a_checkpoint_and_disturbs_nothing(cache, whole):
 
 
 def test_one_process_at_a_time(cache, tmp_path):
-  run = directory.RunDirectory(tmp_path, config(cache))
+  run = directory.RunDirectory(tmp_path, config(cache), {'sha256': ''})
   with run, pytest.raises(settings.Refused, match='another process'):
     loop.train(config(cache), tmp_path)
 
@@ -194,9 +195,38 @@ def test_another_reference_is_refused(cache, whole, tmp_path):
   note = json.loads((workdir / 'model.json').read_text())
   note['sha256'] = '0' * 64
   (workdir / 'model.json').write_text(json.dumps(note))
+  before = {p.name: p.read_bytes() for p in workdir.iterdir() if p.is_file()}
   with pytest.raises(settings.Refused, match='frozen reference'):
     loop.train(config(cache, num_steps=5), workdir)
-  assert len(rows(workdir, 'metrics.jsonl')) == 4
+  # And nothing of the refused command stays in the run.
+  after = {p.name: p.read_bytes() for p in workdir.iterdir() if p.is_file()}
+  assert after == before
+
+
+def test_a_model_that_does_not_fit_is_refused(cache, whole, tmp_path):
+  base = pathlib.Path(json.loads((whole[0] / 'model.json').read_text())['path'])
+  model = tmp_path / 'model'
+  shutil.copytree(base, model)
+  c = config(cache, model__path=str(model))
+  raw = json.loads((model / 'config.json').read_text())
+  for changed, message in (
+    ({'vocab_size': 300}, 'vocab_size in config.json is 300'),
+    ({'max_position_embeddings': 100}, 'limits.context is 224; .* up to 100'),
+  ):
+    (model / 'config.json').write_text(json.dumps(raw | changed))
+    with pytest.raises(settings.Refused, match=message):
+      loop.train(c, tmp_path / 'run')
+  (model / 'config.json').write_text(json.dumps(raw))
+  (model / 'generation_config.json').write_text('{"eos_token_id": 99999}')
+  with pytest.raises(settings.Refused, match='up to id 99999'):
+    loop.train(c, tmp_path / 'run')
+  (model / 'generation_config.json').unlink()
+  tensors = safetensors.numpy.load_file(model / 'model.safetensors')
+  tensors['model.layers.1.mlp.up_proj.weight'][3, 4] = np.nan
+  safetensors.numpy.save_file(tensors, model / 'model.safetensors')
+  with pytest.raises(settings.Refused, match='layers.1.mlp.up_proj.* finite'):
+    loop.train(c, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
 
 
 def test_another_seed_is_another_run(cache, whole, tmp_path):

@@ -1,7 +1,9 @@
 """Export: what was trained comes out as a model directory like any other."""
 
 import json
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -13,8 +15,8 @@ import safetensors.numpy
 import transformers
 from flax import nnx
 
-from actfocus_jax import assemble, evaluation, loop
-from actfocus_jax.model import architecture, hf, transformer
+from actfocus_jax import assemble, command, evaluation, loop
+from actfocus_jax.model import architecture, files, hf, transformer
 from actfocus_jax.model import mesh as mesh_lib
 from actfocus_jax.run import checkpoint, presets, settings
 
@@ -45,10 +47,11 @@ def config(cache: pathlib.Path, **model):
   return c.lock()
 
 
-def export(*arguments: str) -> subprocess.CompletedProcess:
+def export(*arguments: str, **environment) -> subprocess.CompletedProcess:
   return subprocess.run(
     [sys.executable, '-m', 'actfocus_jax.export', *arguments],
     cwd=ROOT,
+    env={**os.environ, **environment},
     capture_output=True,
     text=True,
     timeout=300,
@@ -143,8 +146,14 @@ def test_it_is_a_model_like_any_other(run, exported):
 
 
 def test_other_types_on_disk(run, exported, tmp_path):
+  """Also where the accelerator that jax is told to use is not free."""
   out = tmp_path / 'half'
-  done = export(f'--workdir={run[0]}', f'--out={out}', '--dtype=bfloat16')
+  done = export(
+    f'--workdir={run[0]}',
+    f'--out={out}',
+    '--dtype=bfloat16',
+    JAX_PLATFORMS='cuda',
+  )
   assert done.returncode == 0, done.stderr
   whole = safetensors.numpy.load_file(exported / 'model.safetensors')
   half = safetensors.numpy.load_file(out / 'model.safetensors')
@@ -161,6 +170,9 @@ def test_what_cannot_be_exported(run, exported, tmp_path):
     ('--workdir is', 'holds no run'): [f'--workdir={tmp_path}', new],
     ('--out is', 'there already'): [f'--workdir={run[0]}', f'--out={exported}'],
     ('--step is 2', 'are: 3'): [f'--workdir={run[0]}', new, '--step=2'],
+    ('--config', 'no meaning'): [
+      *(f'--workdir={run[0]}', new, '--config=configs/quickstart.py'),
+    ],
     ('dtype', 'int8', 'bfloat16'): [f'--workdir={run[0]}', new, '--dtype=int8'],
   }
   for words, arguments in cases.items():
@@ -171,6 +183,57 @@ def test_what_cannot_be_exported(run, exported, tmp_path):
     for word in words:
       assert word in line
   assert not (tmp_path / 'new').exists()
+
+
+def test_a_model_that_has_moved(run, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(run[0], workdir)
+  noted = json.loads((workdir / 'model.json').read_text())
+  moved = tmp_path / 'moved'
+  shutil.copytree(noted['path'], moved)
+  noted['path'] = str(tmp_path / 'gone')
+  (workdir / 'model.json').write_text(json.dumps(noted))
+  out = f'--out={tmp_path / "out"}'
+  done = export(f'--workdir={workdir}', out)
+  assert done.returncode == 2
+  for word in ('--workdir is', str(tmp_path / 'gone'), '--model_path'):
+    assert word in done.stderr
+  done = export(f'--workdir={workdir}', out, f'--model_path={moved}')
+  assert done.returncode == 0, done.stderr
+  template = moved / 'chat_template.jinja'
+  template.write_text(template.read_text() + ' ')
+  done = export(f'--workdir={workdir}', f'{out}2', f'--model_path={moved}')
+  assert done.returncode == 2 and 'frozen reference' in done.stderr
+
+
+def test_a_run_stays_with_its_commit(run, tmp_path, monkeypatch):
+  """`main` of a hub id moves; the run does not."""
+  snapshot = tmp_path / 'snapshots' / ('c' * 40)
+  shutil.copytree(_base(run), snapshot)
+  asked = []
+
+  def download(name, *, revision, **_):
+    asked.append(revision)
+    return str(snapshot)
+
+  monkeypatch.setattr('huggingface_hub.snapshot_download', download)
+  files.locate.cache_clear()
+  c = config(run[1], path='some/model')
+  with c.unlocked():
+    c.num_steps = 1
+  workdir = tmp_path / 'run'
+  with jax.numpy_dtype_promotion('standard'):
+    loop.train(c, workdir)
+  assert asked == [None]
+  noted = json.loads((workdir / 'model.json').read_text())
+  assert noted['commit'] == 'c' * 40
+  again = config(run[1], path='some/model')
+  command.pin_model(again, workdir)
+  assert again.model.revision == 'c' * 40
+  own = config(run[1], path='some/model', revision='v2')
+  command.pin_model(own, workdir)
+  assert own.model.revision == 'v2'
+  files.locate.cache_clear()
 
 
 def test_another_family_goes_in_and_out(run, tmp_path):

@@ -20,10 +20,9 @@ import numpy as np
 
 from actfocus_jax.agent import template, vocabulary
 
-# Callers need one module for the bridge.
+# Part of the bridge, which callers know by this module's name.
 THINK = template.THINK
 load_tokenizer = vocabulary.load_tokenizer
-stop_ids_of = vocabulary.stop_ids_of
 token_bytes = vocabulary.token_bytes
 
 _ANSWER = re.compile(r'</think>\s*<answer>(.*?)</answer>', re.DOTALL)
@@ -222,6 +221,7 @@ class Chat:
       The ids, and how many of them the system message takes: 0 where they
       are not its alone.
     """
+    system, user = self._harmless(system), self._harmless(user)
     ids = self._ids(self._texts.opening(system, user))
     head = self._ids(self._texts.system_part(system))
     return ids, len(head) if ids[: len(head)] == head else 0
@@ -237,7 +237,7 @@ class Chat:
     Returns:
       Ids that end with the forced `<think>`.
     """
-    ids = self._ids(self._texts.between(user))
+    ids = self._ids(self._texts.between(self._harmless(user)))
     return ids[1:] if last_id == self._close_id else ids
 
   def read(self, ids: Sequence[int]) -> Response:
@@ -258,6 +258,17 @@ class Chat:
   def text(self, ids: Sequence[int]) -> str:
     """Ids as people read them, special tokens shown."""
     return self._vocabulary.text(ids)
+
+  def _harmless(self, text: str) -> str:
+    """A message in which the name of a special token is only text.
+
+    What a web page says must not end a turn: a space goes behind the first
+    character of the name, so `<|im_end|>` becomes `< |im_end|>`.
+    """
+    for name in self._vocabulary.special.values():
+      if len(name) > 1:
+        text = text.replace(name, f'{name[:1]} {name[1:]}')
+    return text
 
   def _ids(self, text: str) -> list[int]:
     # The template has written the bos token, where there is one.

@@ -42,7 +42,6 @@ class Increments:
     think: What opens every response: `<think>`, the end of the generation
       prompt that holds it, or '' where the template itself writes it before
       every response. Given to the model, never sampled.
-    is_plain: Whether the rendering is 'plain'.
   """
 
   def __init__(self, tokenizer, *, rendering: str = 'template'):
@@ -61,16 +60,16 @@ class Increments:
       )
     self._tokenizer = tokenizer
     self._template = _pinned(tokenizer.get_chat_template())
-    self.is_plain = rendering == 'plain'
+    self._is_plain = rendering == 'plain'
     self._takes_system = True
     problem = self._problem(_PLAIN)
     if problem is not None:
       self._takes_system = False
       self._refuse(self._problem(_PLAIN))
-      if not self.is_plain:
+      if not self._is_plain:
         self._refuse(f'has no place for a system message: it {problem}')
     self.think = self._thinking()
-    if not self.is_plain:
+    if not self._is_plain:
       self._refuse(self._problem([self.think + r for r in _RESPONSES]))
       self._refuse(self._prompt_problem())
 
@@ -92,7 +91,7 @@ class Increments:
     """All that comes between a response and the next one's own text."""
     text = self._between(user) + self.think
     # A sampled response is closed by a token, without a space before it.
-    return text.lstrip() if self.is_plain else text
+    return text.lstrip() if self._is_plain else text
 
   def _opening(self, system: str, user: str) -> str:
     messages = self._messages(system, user, _MARK, _USERS[1])
@@ -136,7 +135,7 @@ class Increments:
       return
     raise ValueError(
       f'This chat template {reason}, so a conversation cannot be rendered '
-      f'turn by turn{"" if self.is_plain else WAY_OUT}.'
+      f'turn by turn{"" if self._is_plain else WAY_OUT}.'
     )
 
   def _problem(self, responses: Sequence[str]) -> str | None:

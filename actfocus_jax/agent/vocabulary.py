@@ -110,33 +110,16 @@ def load_tokenizer(directory: str | pathlib.Path):
   return tokenizer
 
 
-def stop_ids_of(directory: str | pathlib.Path) -> tuple[int, ...]:
-  """The ids that a model's generation_config.json ends a response with.
+def reads_alike(directory: str | pathlib.Path) -> bool:
+  """Whether AutoTokenizer gives the ids that `load_tokenizer` gives."""
+  import transformers
 
-  Args:
-    directory: Of the model.
-
-  Returns:
-    One id, several, or none where the file or its entry is absent.
-
-  Raises:
-    ValueError: When the file is torn or names something else than ids.
-  """
-  file = pathlib.Path(directory) / 'generation_config.json'
-  if not file.exists():
-    return ()
-  try:
-    named = json.loads(file.read_text(encoding='utf-8')).get('eos_token_id')
-  except (ValueError, AttributeError) as error:
-    raise ValueError(f'{file} cannot be read: {error}.') from error
-  if named is None:
-    return ()
-  ids = tuple(named) if isinstance(named, list) else (named,)
-  if not all(type(index) is int and index >= 0 for index in ids):
-    raise ValueError(
-      f'eos_token_id in {file} is {named!r}; it must be an id or a list of ids.'
-    )
-  return ids
+  text = 'Up || Left</answer>\n[INST] 3 x 12,5 \u00e9t\u00e9  <s>a'
+  ours = load_tokenizer(directory)
+  theirs = transformers.AutoTokenizer.from_pretrained(
+    str(directory), local_files_only=True
+  )
+  return ours.encode(text) == theirs.encode(text)
 
 
 # --- Bytes of ids ------------------------------------------------------------

@@ -7,8 +7,6 @@ that a model that cannot run is refused at once.
 """
 
 import dataclasses
-import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,9 +64,12 @@ _REQUIRED = {
   'hidden_act': 'silu',
   'use_sliding_window': False,
   'attention_dropout': 0.0,
+  'is_causal': True,
   'partial_rotary_factor': 1.0,
   'quantization_config': None,
 }
+# Those of them that transformers writes for every family.
+_WRITTEN = ('hidden_act', 'use_sliding_window', 'attention_dropout')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Config:
       raise ValueError(f'head_dim={self.head_dim} must be even: rotary halves.')
     if self.num_heads % self.num_key_value_heads:
       raise ValueError(
-        f'num_heads={self.num_heads} must be a multiple of'
+        f'num_attention_heads={self.num_heads} must be a multiple of'
         f' num_key_value_heads={self.num_key_value_heads}.'
       )
 
@@ -141,32 +142,24 @@ class Config:
       fields[ours] = raw.get(theirs, default)
       _check_value(f'config.json has {theirs}', kinds[ours], fields[ours])
     heads, width = fields['num_heads'], fields['hidden_size']
+    if 'num_key_value_heads' not in raw:
+      raise ValueError(
+        'config.json lacks num_key_value_heads; allowed: a positive whole '
+        'number, or null for as many as num_attention_heads.'
+      )
     return cls(
       model_type=raw['model_type'],
-      num_key_value_heads=raw.get('num_key_value_heads') or heads,
+      num_key_value_heads=raw['num_key_value_heads'] or heads,
       head_dim=raw.get('head_dim') or family.head_dim or width // heads,
       rope_theta=_rope_theta(raw),
       **fields,
     )
 
-  @classmethod
-  def read(cls, directory: str | pathlib.Path) -> 'Config':
-    """Reads the config.json of a model directory.
-
-    Raises:
-      ValueError: if there is none, or as `from_hf` does.
-    """
-    file = pathlib.Path(directory) / 'config.json'
-    if not file.exists():
-      raise ValueError(f'{directory} lacks config.json.')
-    return cls.from_hf(json.loads(file.read_text()))
-
   def to_hf(self) -> dict[str, Any]:
     """Returns the config.json dict that transformers and vLLM read."""
     named = {k: getattr(self, ours) for ours, (k, _) in _FIELDS.items()}
-    required = _REQUIRED | dict(self.family.required)
-    # Only what transformers knows of every family.
-    del required['quantization_config'], required['partial_rotary_factor']
+    required = {name: _REQUIRED[name] for name in _WRITTEN}
+    required |= dict(self.family.required)
     # The base stands twice: transformers 5 reads the second place, everything
     # older the first.
     rope = {'rope_type': 'default', 'rope_theta': self.rope_theta}
@@ -228,7 +221,7 @@ def _rope_theta(raw: Mapping[str, Any]) -> float:
   Raises:
     ValueError: if positions are scaled, or differ between layers.
   """
-  theta = raw.get('rope_theta', 10000.0)
+  named = {raw['rope_theta']} if 'rope_theta' in raw else set()
   for field in ('rope_scaling', 'rope_parameters'):
     rope = raw.get(field) or {}
     if not isinstance(rope, Mapping):
@@ -243,6 +236,12 @@ def _rope_theta(raw: Mapping[str, Any]) -> float:
         f"config.json has {field}={dict(rope)!r}; only rope_type 'default' with"
         ' a rope_theta, the same for all layers, is supported.'
       )
-    theta = rope.get('rope_theta', theta)
+    named |= {rope['rope_theta']} if 'rope_theta' in rope else set()
+  if len(named) > 1:
+    raise ValueError(
+      f'config.json has several rope_theta: {", ".join(map(str, named))};'
+      ' they must be the same.'
+    )
+  (theta,) = named or {10000.0}
   _check_value('config.json has rope_theta', float, theta)
   return float(theta)

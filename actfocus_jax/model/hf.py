@@ -6,16 +6,17 @@ device gets the slices it holds and nothing else. The books are kept twice:
 each tensor of the model must be in the files once, and each tensor of the files
 must be in the model, else the directory is refused.
 
-A file is open only while a slice of it is copied, and one parameter is under
-way at a time, so the host never holds the model beside the devices.
+A file is open only while a slice of it is copied, and one parameter (all its
+layers) is under way at a time; writing, one tensor and the shard it belongs to.
+So the host never holds the model beside the devices.
 """
 
 import contextlib
 import itertools
 import json
 import pathlib
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -25,11 +26,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
-from actfocus_jax.model import architecture, transformer
-from actfocus_jax.model import directory as directories
+from actfocus_jax.model import architecture, files, transformer
 from actfocus_jax.model import mesh as meshes
 
 # Parameter path -> (name in the files, transposed there).
@@ -109,7 +108,7 @@ def _shapes(books: dict[str, tuple[Entry, Any]]) -> dict[str, tuple[int, ...]]:
 
 def _check_books(
   books: dict[str, tuple[Entry, Any]],
-  tensors: dict[str, directories.Tensor],
+  tensors: dict[str, files.Tensor],
   config: architecture.Config,
 ) -> None:
   """Raises ValueError unless model and files hold the same tensors."""
@@ -120,20 +119,18 @@ def _check_books(
     found = tensors[name]
     if found.shape != shape:
       raise ValueError(f'tensor {name} has shape {found.shape}, not {shape}.')
+  for name, found in tensors.items():
     if found.dtype not in _DTYPES:
       raise ValueError(
         f'tensor {name} is {found.dtype}; allowed are {", ".join(_DTYPES)}.'
       )
-  for name in tensors:
     if name == _HEAD and config.tie_word_embeddings:
       _check_tied(tensors)
     elif name not in expected:
       raise ValueError(f'tensor {name} is unexpected: the model has none such.')
 
 
-def _check_tied(
-  tensors: dict[str, directories.Tensor], *, rows: int = 8192
-) -> None:
+def _check_tied(tensors: dict[str, files.Tensor], *, rows: int = 8192) -> None:
   """Raises ValueError unless a tied head is the embedding, block by block."""
   embedding, head = tensors[_TOP['embedding'][0]], tensors[_HEAD]
   same = embedding.shape == head.shape
@@ -175,16 +172,16 @@ def load(
   Raises:
     ValueError: if the config is not supported, or a tensor is missing,
       unexpected, twice there, of another shape or a type that is no float, or
-      if tied weights differ. One sentence, naming the tensor.
+      not finite, or if tied weights differ. One sentence, naming the tensor.
   """
   directory = pathlib.Path(directory)
-  config = architecture.Config.read(directory)
+  config = files.config(directory)
   graphdef, shapes = transformer.abstract(
     config, dtype, param_dtype=param_dtype, remat=remat
   )
   where = meshes.param_shardings(mesh, transformer.PARTITION_RULES, shapes)
   books = _books(shapes, config)
-  tensors = directories.tensors(directory)
+  tensors = files.tensors(directory)
   _check_books(books, tensors, config)
   leaves = [
     _read(entry, leaf, sharding, tensors)
@@ -192,12 +189,31 @@ def load(
       books.values(), jax.tree.leaves(where), strict=True
     )
   ]
+  _check_finite(books, leaves)
   params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
   return config, graphdef, params
 
 
+def _check_finite(
+  books: dict[str, tuple[Entry, Any]], leaves: list[jax.Array]
+) -> None:
+  """Raises ValueError naming the first tensor with a NaN or an infinity."""
+  sums = [
+    jnp.sum(leaf, axis=range(entry.stacked, leaf.ndim), dtype=jnp.float32)
+    for (entry, _), leaf in zip(books.values(), leaves, strict=True)
+  ]
+  for (entry, _), total in zip(
+    books.values(), jax.device_get(sums), strict=True
+  ):
+    for name, is_finite in zip(
+      entry.names, np.atleast_1d(np.isfinite(total)), strict=True
+    ):
+      if not is_finite:
+        raise ValueError(f'tensor {name} holds numbers that are not finite.')
+
+
 def _slice(
-  tensors: dict[str, directories.Tensor], name: str, index: tuple[slice, ...]
+  tensors: dict[str, files.Tensor], name: str, index: tuple[slice, ...]
 ) -> np.ndarray:
   """Returns a copy of part of a tensor; its file is open only meanwhile.
 
@@ -212,7 +228,7 @@ def _read(
   entry: Entry,
   leaf: Any,
   sharding: NamedSharding,
-  tensors: dict[str, directories.Tensor],
+  tensors: dict[str, files.Tensor],
 ) -> jax.Array:
   """Returns one parameter; each device reads its own slices, copies once."""
   seen = {}
@@ -253,11 +269,10 @@ def save(
   dtype: Any = None,
   max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-  """Writes a directory that transformers and vLLM load.
+  """Writes a directory that transformers and vLLM load. For one process.
 
   Everything is written into a sibling and renamed at the end, so a directory
-  of this name is always whole. With several processes all must call this, and
-  the first one writes.
+  of this name is always whole.
 
   Args:
     directory: must not exist, or be empty.
@@ -272,33 +287,48 @@ def save(
       size (a single tensor above it has its own file), with an index.
 
   Raises:
-    ValueError: if the directory exists and is not empty, or if `source` is of
-      another architecture.
+    ValueError: if the directory exists and is not empty, if `source` is of
+      another architecture, if a number is too large for `dtype`, or if there
+      are several processes.
   """
-  directory = pathlib.Path(directory)
+  directory = pathlib.Path(directory).resolve()
+  if jax.process_count() > 1:
+    raise ValueError('A model directory is written by one process alone.')
   if directory.exists() and any(directory.iterdir()):
     raise ValueError(f'{directory} exists and is not empty; name a new one.')
-  if source is not None and architecture.Config.read(source) != config:
+  if source is not None and files.config(pathlib.Path(source)) != config:
     raise ValueError(f'{source} is of another architecture than the model.')
   dtype = np.dtype(dtype or jax.tree.leaves(params)[0].dtype)
-  books = _books(params, config)
+  with _appearing(directory) as partial:
+    _write_companions(partial, config, dtype, tokenizer, source)
+    _write_weights(partial, _books(params, config), dtype, max_shard_bytes)
+
+
+def _write_weights(
+  partial: pathlib.Path,
+  books: dict[str, tuple[Entry, Any]],
+  dtype: np.dtype,
+  limit: int,
+) -> None:
+  """Writes one shard after the other, and the index of several."""
   sizes = {
     name: int(np.prod(shape)) * dtype.itemsize
     for name, shape in _shapes(books).items()
   }
-  shards = _shards(sizes, max_shard_bytes)
+  shards = _shards(sizes, limit)
   stream = _tensors(books, dtype)
-  with _appearing(directory) as partial:
-    for file, names in shards.items():
-      tensors = dict(itertools.islice(stream, len(names)))
-      if partial is not None:
-        # transformers asks for the format entry.
-        safetensors.numpy.save_file(tensors, partial / file, {'format': 'pt'})
-        (partial / file).chmod(0o644)  # It is made for its owner only.
-    if partial is not None:
-      _write_index(partial, shards, sizes)
-      _write_companions(partial, config, dtype, tokenizer, source)
-  multihost_utils.sync_global_devices('hf.save')
+  for file, names in shards.items():
+    tensors = dict(itertools.islice(stream, len(names)))
+    # transformers asks for the format entry.
+    safetensors.numpy.save_file(tensors, partial / file, {'format': 'pt'})
+    del tensors  # Else two shards are in memory while the next one is made.
+    # It comes out for its owner only.
+    shutil.copymode(partial / 'config.json', partial / file)
+  if len(shards) > 1:
+    listed = {name: file for file, names in shards.items() for name in names}
+    total = {'total_size': sum(sizes.values())}
+    content = {'metadata': total, 'weight_map': listed}
+    _write_json(partial / files.INDEX, content)
 
 
 def _shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
@@ -311,8 +341,8 @@ def _shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
     shards[-1].append(name)
     room -= size
   if len(shards) == 1:
-    return {directories.WEIGHTS: shards[0]}
-  stem, suffix = directories.WEIGHTS.split('.')
+    return {files.WEIGHTS: shards[0]}
+  stem, suffix = files.WEIGHTS.split('.')
   count = len(shards)
   return {
     f'{stem}-{i:05d}-of-{count:05d}.{suffix}': names
@@ -325,56 +355,40 @@ def _tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yields the parameters under the names and in the layout of the files."""
   for entry, leaf in books.values():
-    whole = _host(leaf)
-    parts = whole if entry.stacked else [whole]
-    for name, part in zip(entry.names, parts, strict=True):
+    for i, name in enumerate(entry.names):
+      # A layer is a new array, so the copy that jax keeps beside every array
+      # that was read goes with it.
+      part = np.asarray(leaf[i] if entry.stacked else leaf[...])
       part = part.T if entry.transposed else part
       # safetensors writes the buffer as it lies: a transposed view would be
       # written untransposed.
-      yield name, np.ascontiguousarray(part.astype(dtype, copy=False))
+      yield name, np.ascontiguousarray(_cast(name, part, dtype))
 
 
-def _host(x: jax.Array) -> np.ndarray:
-  """Returns a whole parameter on this host; every process must call it."""
-  if x.is_fully_addressable:
-    return np.asarray(x)
-  return multihost_utils.process_allgather(x, tiled=True)
+def _cast(name: str, part: np.ndarray, dtype: np.dtype) -> np.ndarray:
+  """Casts a tensor; ValueError if a finite number becomes infinite."""
+  with np.errstate(over='ignore'):
+    cast = part.astype(dtype, copy=False)
+  if cast is not part and not np.isfinite(cast[np.isfinite(part)]).all():
+    raise ValueError(
+      f'tensor {name} has numbers too large for {dtype}; bfloat16 and float32'
+      ' hold them.'
+    )
+  return cast
 
 
 @contextlib.contextmanager
-def _appearing(directory: pathlib.Path) -> Iterator[pathlib.Path | None]:
-  """Yields a sibling that takes the directory's name if all goes well.
-
-  In processes other than the first it yields None.
-  """
-  if jax.process_index():
-    yield None
-    return
-  directory.parent.mkdir(parents=True, exist_ok=True)
-  partial = pathlib.Path(
-    tempfile.mkdtemp(prefix=f'.{directory.name}.', dir=directory.parent)
-  )
+def _appearing(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a sibling that takes the directory's name if all goes well."""
+  name = f'.{directory.name}.{secrets.token_hex(4)}'
+  partial = directory.with_name(name)
+  partial.mkdir(parents=True)
   try:
-    partial.chmod(0o755)  # mkdtemp keeps others out.
     yield partial
     partial.rename(directory)
   except BaseException:
     shutil.rmtree(partial, ignore_errors=True)
     raise
-
-
-def _write_index(
-  partial: pathlib.Path, shards: dict[str, list[str]], sizes: dict[str, int]
-) -> None:
-  """Writes which file holds which tensor, where there are several."""
-  if len(shards) == 1:
-    return
-  listed = {name: file for file, names in shards.items() for name in names}
-  content = {
-    'metadata': {'total_size': sum(sizes.values())},
-    'weight_map': listed,
-  }
-  _write_json(partial / directories.INDEX, content)
 
 
 def _write_companions(
@@ -387,8 +401,8 @@ def _write_companions(
   """Writes config.json, tokenizer and generation config."""
   raw = config.to_hf()
   if source is not None:
-    raw = directories.read_json(pathlib.Path(source) / 'config.json')
-    for pattern in directories.COMPANIONS:
+    raw = files.read_json(pathlib.Path(source) / 'config.json')
+    for pattern in files.COMPANIONS:
       for file in pathlib.Path(source).glob(pattern):
         if file.is_file():
           shutil.copyfile(file, partial / file.name)

@@ -75,7 +75,7 @@ def score_tokens(
   Differentiable in the parameters.
 
   Args:
-    graphdef: of a Qwen2.
+    graphdef: of a Transformer.
     params: its parameters.
     tokens_BT: int32 ids, rows padded on the right.
     valid_BT: bool, False at padding.

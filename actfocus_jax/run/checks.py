@@ -38,7 +38,7 @@ _RULES = [
   *_one_of(settings.ALGOS, 'algo'),
   *_one_of(settings.SIGNALS, 'weights.signal'),
   *_one_of(('auto', 'float32', 'bfloat16'), 'model.dtype'),
-  *_one_of(('template', 'plain'), 'model.rendering'),
+  *_one_of(settings.RENDERINGS, 'model.rendering'),
   *_one_of(('sampler', 'rescore'), 'learner.old_logprob'),
   *_within(0, 1, 'weights.alpha'),
   *_at_least(0, 'weights.beta'),

@@ -8,7 +8,6 @@ everything else is written beside its place and renamed.
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import pathlib
@@ -30,19 +29,34 @@ class RunDirectory:
     evaluations: Rows of eval.jsonl.
   """
 
-  def __init__(self, path: pathlib.Path, c: ml_collections.ConfigDict):
-    """Makes the directory, locks it and writes the config.
+  def __init__(
+    self,
+    path: pathlib.Path,
+    c: ml_collections.ConfigDict,
+    model: dict[str, str],
+  ):
+    """Makes the directory, locks it, writes the config and what it starts from.
 
     Args:
       path: Checked before by `command.check_workdir`.
       c: The config.
+      model: What the run starts from: its `path` and `commit`, for people, and
+        its `sha256`.
 
     Raises:
-      Refused: When another process is training there.
+      Refused: When another process is training there, or the run there started
+        from another model; nothing has been written then.
     """
     path.mkdir(parents=True, exist_ok=True)
     self._path = path
     self._lock = lock(path / '.lock', wait=False)
+    if (path / 'model.json').exists():
+      try:
+        check_model(path, model)
+      except settings.Refused:
+        self._lock.close()
+        raise
+    self.write('model.json', model)
     self.write('config.json', settings.to_json(c))
     self.metrics = metrics.MetricsFile(path / 'metrics.jsonl')
     self.evaluations = metrics.MetricsFile(path / 'eval.jsonl')
@@ -61,21 +75,6 @@ class RunDirectory:
     self.metrics.close()
     self.evaluations.close()
     self._lock.close()
-
-  def remember_model(self, model: pathlib.Path):
-    """Notes which model the run starts from, or checks that it is the same.
-
-    Args:
-      model: A Hugging Face directory.
-
-    Raises:
-      Refused: When the run started from other files.
-    """
-    if (self._path / 'model.json').exists():
-      check_model(self._path, model)
-    else:
-      content = {'path': str(model), 'sha256': fingerprint(model)}
-      self.write('model.json', content)
 
   def restore(self, wanted):
     """Reads the newest checkpoint.
@@ -140,33 +139,25 @@ def lock(path: pathlib.Path, *, wait: bool) -> IO[str]:
   return file
 
 
-def check_model(path: pathlib.Path, model: pathlib.Path):
+def check_model(path: pathlib.Path, model: dict[str, str]):
   """Refuses a model that is not the one a run started from.
 
   Args:
     path: The run directory.
-    model: A Hugging Face directory.
+    model: As of `RunDirectory`.
 
   Raises:
     Refused: One sentence.
   """
   noted = json.loads((path / 'model.json').read_text())
-  if fingerprint(model) != noted['sha256']:
+  if model['sha256'] != noted['sha256']:
+    commit = noted.get('commit')
+    where = f' (--config.model.revision={commit})' if commit else ''
     raise settings.Refused(
-      f'The files in {model} are not those that the run in {path} started '
-      'from, and are its frozen reference; put them back, or use a new '
-      'workdir.'
+      f'The files in {model["path"]} are not those that the run in {path} '
+      f'started from, and are its frozen reference; put them back{where}, or '
+      'use a new workdir.'
     )
-
-
-def fingerprint(model: pathlib.Path) -> str:
-  """A SHA-256 over the tokenizer and the weights of a model directory."""
-  digest = hashlib.sha256()
-  files = [model / 'tokenizer.json', *sorted(model.glob('*.safetensors'))]
-  for file in files:
-    with file.open('rb') as stream:
-      digest.update(hashlib.file_digest(stream, 'sha256').digest())
-  return digest.hexdigest()
 
 
 def restore_part(path: pathlib.Path, part, step: int | None):

@@ -11,8 +11,8 @@ MODELS = {
   '3b': 'Qwen/Qwen2.5-3B-Instruct',
   '7b': 'Qwen/Qwen2.5-7B-Instruct',
 }
-# Rows of 3600 tokens in one backward pass.
-MICROBATCH = {'0.5b': 8, '1.5b': 4, '3b': 2, '7b': 1}
+# Rows of 3600 tokens in one backward pass, over all devices: one for each of 4.
+MICROBATCH = 4
 
 
 def arguments(arg: str | None) -> dict[str, str]:
@@ -50,7 +50,7 @@ def apply(c: ml_collections.ConfigDict, choice: dict[str, str]):
   else:
     c.model.path = MODELS[choice['size']]
     c.model.remat = True
-    c.learner.microbatch = MICROBATCH[choice['size']]
+    c.learner.microbatch = MICROBATCH
     c.rollout.lengths = (1024, 2048, 3072, 3600)
 
 

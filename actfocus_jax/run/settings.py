@@ -31,6 +31,7 @@ PLAYER_OPTIONS = {
   'sokoban': dict(skill=float, length=int),
 }
 ALGOS = ('grpo',)
+RENDERINGS = ('template', 'plain')  # agent.chat.Chat
 SIGNALS = ('energy', 'entropy', 'nll', 'logprob_shift', 'random')
 
 # Boards of training have seeds from here on, those of evaluation below.
@@ -265,9 +266,8 @@ def from_json(flat: dict[str, Any]) -> ml_collections.ConfigDict:
   return c.lock()
 
 
-# What may change when a run is continued in its workdir.
-# Where the model
-# lies may change too: the run knows its fingerprint.
+# What may change when a run is continued in its workdir. Where the model lies
+# may change too: the run knows its fingerprint.
 _CONTINUABLE = (
   'num_steps',
   'eval.every',

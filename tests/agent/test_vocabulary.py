@@ -1,7 +1,6 @@
 """Exact bytes of ids, against what the tokenizers library decodes itself."""
 
 import copy
-import json
 
 import numpy as np
 import pytest
@@ -308,29 +307,11 @@ def test_a_directory_that_cannot_be_read(torn, tokenizer_dir):
   assert says_why == (torn is None)
 
 
-@pytest.mark.parametrize(
-  ('content', 'ids'),
-  [
-    (None, ()),
-    ({}, ()),
-    ({'eos_token_id': None}, ()),
-    ({'eos_token_id': []}, ()),
-    ({'eos_token_id': 0}, (0,)),
-    ({'eos_token_id': [7, 2]}, (7, 2)),
-  ],
-)
-def test_stop_ids_of_a_generation_config(content, ids, tmp_path):
-  if content is not None:
-    file = tmp_path / 'generation_config.json'
-    file.write_text(json.dumps(content))
-  assert chat_lib.stop_ids_of(tmp_path) == ids
-  assert chat_lib.stop_ids_of(str(tmp_path)) == ids
-
-
-@pytest.mark.parametrize(
-  'text', ['{', '[]', '{"eos_token_id": "</s>"}', '{"eos_token_id": [true]}']
-)
-def test_a_bad_generation_config_is_refused(text, tmp_path):
-  (tmp_path / 'generation_config.json').write_text(text)
-  with pytest.raises(ValueError, match='generation_config.json'):
-    chat_lib.stop_ids_of(tmp_path)
+def test_auto_tokenizer_may_read_other_ids(tokenizer_dir):
+  """For a Qwen directory it builds Qwen's tokenizer, whatever is described."""
+  same = tokenizer_dir('qwen3')
+  (same / 'config.json').write_text('{"model_type": "qwen3"}')
+  assert vocabulary.reads_alike(same)
+  other = tokenizer_dir('legacy')
+  (other / 'config.json').write_text('{"model_type": "qwen2"}')
+  assert not vocabulary.reads_alike(other)

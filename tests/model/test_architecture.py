@@ -42,11 +42,23 @@ def test_transformers_means_the_same_by_a_config(kind):
   assert architecture.Config.from_hf(found.to_dict()) == (
     architecture.Config.from_hf(raw)
   )
-  for name in ('rms_norm_eps', 'tie_word_embeddings', 'initializer_range'):
+  for name in (
+    *('rms_norm_eps', 'tie_word_embeddings', 'initializer_range'),
+    *('max_position_embeddings', 'rope_theta', 'rope_parameters'),
+  ):
     del raw[name]
   assert architecture.Config.from_hf(raw) == architecture.Config.from_hf(
     transformers.AutoConfig.for_model(**raw).to_dict()
   )
+
+
+def test_key_heads_left_out():
+  """null means as many as query heads; absent means 32 in transformers."""
+  raw = _hf(num_key_value_heads=None)
+  assert architecture.Config.from_hf(raw).num_key_value_heads == 4
+  del raw['num_key_value_heads']
+  with pytest.raises(ValueError, match='lacks num_key_value_heads; allowed'):
+    architecture.Config.from_hf(raw)
 
 
 def test_head_size_left_out():
@@ -77,7 +89,10 @@ def test_rope_theta_is_read_from_either_place():
     ({'rope_scaling': {'rope_type': 'dynamic'}}, 'rope_scaling=.*dynamic'),
     ({'rope_parameters': {'full_attention': {}}}, 'rope_parameters=.*only'),
     ({'vocab_size': None}, 'vocab_size=None; it must be a positive whole'),
-    ({'num_key_value_heads': 3}, 'num_heads=4 must be a multiple'),
+    ({'num_key_value_heads': 3}, 'num_attention_heads=4 must be a multiple'),
+    ({'is_causal': False}, 'is_causal=False; only True'),
+    ({'attention_dropout': 0.1}, 'attention_dropout=0.1; only 0.0'),
+    ({'rope_theta': 7.0}, 'several rope_theta: .*must be the same'),
     ({'head_dim': 7}, 'head_dim=7 must be even'),
     ({'hidden_size': '32'}, "hidden_size='32'; it must be a positive whole"),
     ({'tie_word_embeddings': 1}, 'tie_word_embeddings=1; it must be true or'),

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import pathlib
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from actfocus_jax.model import directory, hf
+from actfocus_jax.model import architecture, files, hf, transformer
 from actfocus_jax.model import mesh as meshes
 
 FILE = 'model.safetensors'
@@ -180,7 +182,7 @@ def test_tied_weights_are_compared_in_every_block(tmp_path):
 
   def check(other):
     _write(tmp_path, {embedding: table, head: other})
-    hf._check_tied(directory.tensors(tmp_path), rows=2)
+    hf._check_tied(files.tensors(tmp_path), rows=2)
 
   check(table.copy())
   for row in range(5):
@@ -193,7 +195,7 @@ def test_tied_weights_are_compared_in_every_block(tmp_path):
 
 
 def test_an_empty_directory_is_refused(mesh, tmp_path):
-  with pytest.raises(ValueError, match='lacks config.json'):
+  with pytest.raises(ValueError, match='config.json cannot be read'):
     hf.load(tmp_path, mesh, dtype=jnp.float32)
 
 
@@ -313,6 +315,64 @@ def test_a_trained_copy_keeps_what_belongs_to_its_source(
   with pytest.raises(ValueError, match='another architecture'):
     hf.save(tmp_path / 'other', other, params, source=saved)
   assert not (tmp_path / 'other').exists()
+
+
+def test_numbers_that_do_not_fit_are_not_written(untied, tmp_path):
+  config, _, params = untied
+  large = jax.tree.map(lambda x: x.at[..., -1].set(1e5), params)
+  with pytest.raises(ValueError, match='tensor .* too large for float16'):
+    hf.save(tmp_path / 'model', config, large, dtype='float16')
+  assert list(tmp_path.iterdir()) == []
+  hf.save(tmp_path / 'model', config, large, dtype='bfloat16')
+
+
+@pytest.mark.parametrize('bad', [np.nan, -np.inf])
+def test_numbers_that_are_none_are_refused(saved, mesh, bad):
+  tensors = _read(saved)
+  name = 'model.layers.1.self_attn.k_proj.bias'
+  tensors[name][3] = bad
+  _write(saved, tensors)
+  with pytest.raises(ValueError, match=f'{name} holds numbers that are not fi'):
+    hf.load(saved, mesh, dtype=jnp.float32)
+
+
+def test_a_link_to_an_empty_directory_is_filled(untied, tmp_path):
+  config, _, params = untied
+  (tmp_path / 'real').mkdir()
+  (tmp_path / 'link').symlink_to(tmp_path / 'real')
+  hf.save(tmp_path / 'link', config, params)
+  assert (tmp_path / 'real' / FILE).exists()
+  assert (tmp_path / 'link').is_symlink()
+
+
+def test_modes_follow_the_umask(untied, tmp_path):
+  config, _, params = untied
+  for mask in (0o077, 0o022):
+    target = tmp_path / str(mask)
+    before = os.umask(mask)
+    try:
+      hf.save(target, config, params)
+    finally:
+      os.umask(before)
+    assert target.stat().st_mode & 0o777 == 0o777 & ~mask
+    for file in target.iterdir():
+      assert file.stat().st_mode & 0o777 == 0o666 & ~mask, file
+
+
+def test_one_shard_is_in_memory_at_a_time(tmp_path):
+  config = architecture.Config(512, 64, 512, 8, 4, 2, 16)
+  mesh = meshes.make_mesh(devices=jax.devices()[:1])
+  _, params = transformer.create(
+    config, mesh, jax.random.key(0), dtype=jnp.float32
+  )
+  size = sum(x.nbytes for x in jax.tree.leaves(params))
+  hf.save(tmp_path / 'first', config, params)  # what jax compiles on the way
+  tracemalloc.start()
+  hf.save(tmp_path / 'model', config, params, max_shard_bytes=size // 6)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert len(list((tmp_path / 'model').glob('*.safetensors'))) >= 6
+  assert peak < 1.6 * size / 6
 
 
 def test_each_device_reads_its_own_slices(saved, monkeypatch):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from actfocus_jax.model import architecture, directory
+from actfocus_jax.model import architecture, files
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NAME, COMMIT = 'someone/tiny-model', 'c' * 40
@@ -30,7 +30,7 @@ def model(tmp_path):
   (path / 'config.json').write_text(json.dumps(RAW))
   (path / 'tokenizer.json').write_text('{"model": {}}')
   tensors = {'a': np.ones((2, 3), np.float32), 'b': np.ones(4, np.float16)}
-  safetensors.numpy.save_file(tensors, path / directory.WEIGHTS)
+  safetensors.numpy.save_file(tensors, path / files.WEIGHTS)
   return path
 
 
@@ -38,11 +38,11 @@ def model(tmp_path):
 
 
 def test_a_whole_directory(model):
-  assert directory.check(model) == architecture.Config.from_hf(RAW)
-  file = model / directory.WEIGHTS
-  assert directory.tensors(model) == {
-    'a': directory.Tensor(file, 'F32', (2, 3)),
-    'b': directory.Tensor(file, 'F16', (4,)),
+  assert files.check(model) == architecture.Config.from_hf(RAW)
+  file = model / files.WEIGHTS
+  assert files.tensors(model) == {
+    'a': files.Tensor(file, 'F32', (2, 3)),
+    'b': files.Tensor(file, 'F16', (4,)),
   }
 
 
@@ -57,7 +57,8 @@ def test_a_whole_directory(model):
     ('tokenizer.json', '{}', 'describes no model'),
     ('model.safetensors', None, 'lacks model.safetensors .or shards'),
     ('model.safetensors', '', 'no whole safetensors file, with 0 bytes'),
-    ('model.safetensors', 'version https://git-lfs', 'was the download cut'),
+    ('model.safetensors', 'version https://git-lfs', 'git lfs pull'),
+    ('model.safetensors', 'Not Found', 'was the download cut'),
     ('model.safetensors.index.json', '{}', 'holds both'),
   ],
 )
@@ -67,34 +68,119 @@ def test_what_is_not_whole_is_refused(model, name, content, message):
   else:
     (model / name).write_text(content)
   with pytest.raises(ValueError, match=message) as raised:
-    directory.check(model)
+    files.check(model)
   assert str(model) in str(raised.value)
   assert '\n' not in str(raised.value)
 
 
 def test_a_file_that_was_cut(model):
-  file = model / directory.WEIGHTS
+  file = model / files.WEIGHTS
   whole = file.read_bytes()
   for size in (len(whole) - 1, 20, 8, 7):
     file.write_bytes(whole[:size])
     with pytest.raises(ValueError, match=f'with {size} bytes'):
-      directory.check(model)
+      files.check(model)
   file.write_bytes(whole)
-  directory.check(model)
+  files.check(model)
 
 
 def test_an_index_that_promises_too_much(model):
-  (model / directory.WEIGHTS).rename(model / 'one.safetensors')
+  (model / files.WEIGHTS).rename(model / 'one.safetensors')
   index = {'weight_map': {'a': 'one.safetensors', 'b': 'one.safetensors'}}
-  (model / directory.INDEX).write_text(json.dumps(index))
-  assert directory.tensors(model).keys() == {'a', 'b'}
+  (model / files.INDEX).write_text(json.dumps(index))
+  assert files.tensors(model).keys() == {'a', 'b'}
   index['weight_map']['c'] = 'one.safetensors'
-  (model / directory.INDEX).write_text(json.dumps(index))
+  (model / files.INDEX).write_text(json.dumps(index))
   with pytest.raises(ValueError, match='tensor c is missing from'):
-    directory.tensors(model)
-  (model / directory.INDEX).write_text('{}')
+    files.tensors(model)
+  (model / files.INDEX).write_text('{}')
   with pytest.raises(ValueError, match='has no weight_map'):
-    directory.tensors(model)
+    files.tensors(model)
+
+
+@pytest.mark.parametrize(
+  ('content', 'ids'),
+  [
+    (None, ()),
+    ({}, ()),
+    ({'eos_token_id': None}, ()),
+    ({'eos_token_id': []}, ()),
+    ({'eos_token_id': 0}, (0,)),
+    ({'eos_token_id': [7, 2]}, (7, 2)),
+  ],
+)
+def test_stop_ids_of_a_generation_config(content, ids, tmp_path):
+  if content is not None:
+    file = tmp_path / 'generation_config.json'
+    file.write_text(json.dumps(content))
+  assert files.stop_ids(tmp_path) == ids
+
+
+@pytest.mark.parametrize(
+  'text', ['{', '[]', '{"eos_token_id": "</s>"}', '{"eos_token_id": [true]}']
+)
+def test_a_bad_generation_config_is_refused(text, tmp_path):
+  (tmp_path / 'generation_config.json').write_text(text)
+  with pytest.raises(ValueError, match='generation_config.json'):
+    files.stop_ids(tmp_path)
+
+
+def test_an_index_that_leads_elsewhere(model):
+  (model / files.WEIGHTS).rename(model / 'one.safetensors')
+  for file in ('../model/one.safetensors', '/etc/passwd', 7, ''):
+    (model / files.INDEX).write_text(json.dumps({'weight_map': {'a': file}}))
+    with pytest.raises(ValueError, match='weight_map from tensors to files'):
+      files.tensors(model)
+
+
+def test_what_is_no_file(model):
+  (model / files.WEIGHTS).unlink()
+  (model / files.WEIGHTS).symlink_to(model / 'gone')
+  with pytest.raises(ValueError, match='link to a file that is gone'):
+    files.check(model)
+  (model / files.WEIGHTS).unlink()
+  (model / files.WEIGHTS).mkdir()
+  with pytest.raises(ValueError, match='lacks model.safetensors'):
+    files.check(model)
+
+
+def test_a_header_without_offsets(model):
+  header = b'{"a": {"dtype": "F32", "shape": [], "data_offsets": []}}'
+  content = len(header).to_bytes(8, 'little') + header
+  (model / files.WEIGHTS).write_bytes(content)
+  with pytest.raises(ValueError, match='no whole safetensors file'):
+    files.check(model)
+
+
+def test_a_fingerprint_sees_all_that_decides(model, tmp_path):
+  for name in (
+    *('tokenizer_config.json', 'generation_config.json', 'merges.txt'),
+    'chat_template.jinja',
+  ):
+    (model / name).write_text('{}')
+  before = files.fingerprint(model)
+  moved = tmp_path / 'moved'
+  shutil.copytree(model, moved)
+  # None of these changes what the model says.
+  for name in ('README.md', 'optimizer.pt', 'LICENSE', 'other.safetensors'):
+    (moved / name).write_text('new')
+  assert files.fingerprint(moved) == before
+  for file in model.iterdir():
+    copy = tmp_path / f'without-{file.name}'
+    shutil.copytree(model, copy)
+    whole = (copy / file.name).read_bytes()
+    # The last number of the last tensor, or a space.
+    changed = (
+      whole[:-1] + b'\x01' if file.suffix == '.safetensors' else (whole + b' ')
+    )
+    (copy / file.name).write_bytes(changed)
+    assert files.fingerprint(copy) != before, file.name
+
+
+def test_the_commit_of_a_snapshot(tmp_path):
+  snapshot = tmp_path / 'models--a--b' / 'snapshots' / COMMIT
+  assert files.commit(snapshot) == COMMIT
+  assert files.commit(tmp_path / 'models' / 'b') == ''
 
 
 # --- Finding it --------------------------------------------------------------
@@ -105,29 +191,51 @@ def offline(tmp_path, monkeypatch):
   """An empty cache and no network; returns the cache."""
   from huggingface_hub import constants
 
-  directory.locate.cache_clear()
+  files.locate.cache_clear()
   cache = tmp_path / 'hub'
   monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(cache))
   monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
   yield cache
-  directory.locate.cache_clear()
+  files.locate.cache_clear()
 
 
 def test_a_directory_is_taken_as_it_is(model, offline):
-  assert directory.locate(str(model)) == model
+  assert files.locate(str(model)) == model
   with pytest.raises(ValueError, match="revision is 'v1', but model.path is a"):
-    directory.locate(str(model), 'v1')
+    files.locate(str(model), 'v1')
 
 
 @pytest.mark.parametrize('path', ['no/such/dir', '/no/dir', './x/y', 'gpt2'])
 def test_neither_directory_nor_hub_id(path, offline):
   with pytest.raises(ValueError, match='no directory and no hub id; allowed'):
-    directory.locate(path)
+    files.locate(path)
+
+
+def test_a_home_directory_is_expanded(model, offline, monkeypatch):
+  monkeypatch.setenv('HOME', str(model.parent))
+  assert files.locate('~/model') == model
+
+
+def test_the_hub_is_asked_once(offline, monkeypatch):
+  import huggingface_hub
+
+  asked = []
+
+  def download(name, *, revision, allow_patterns):
+    asked.append((name, revision))
+    assert 'config.json' in allow_patterns
+    return '/cache/snapshots/abc'
+
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', download)
+  for _ in range(2):
+    assert str(files.locate('a/b')) == '/cache/snapshots/abc'
+  files.locate('a/b', 'v2')
+  assert asked == [('a/b', None), ('a/b', 'v2')]
 
 
 def test_offline_the_error_says_what_to_do(offline):
   with pytest.raises(ValueError) as raised:
-    directory.locate('Qwen/Qwen2.5-0.5B-Instruct', 'v2')
+    files.locate('Qwen/Qwen2.5-0.5B-Instruct', 'v2')
   message = str(raised.value)
   for words in (
     "model.path is 'Qwen/Qwen2.5-0.5B-Instruct'",
@@ -205,10 +313,10 @@ def locate_apart(name, endpoint, home):
   """`locate` in a process of its own: the hub's address is read at import."""
   code = (
     'import sys\n'
-    'from actfocus_jax.model import directory\n'
+    'from actfocus_jax.model import files\n'
     'try:\n'
-    '  found = directory.locate(sys.argv[1])\n'
-    '  directory.check(found)\n'
+    '  found = files.locate(sys.argv[1])\n'
+    '  files.check(found)\n'
     'except ValueError as error:\n'
     '  found = error\n'
     'print(found)\n'
@@ -226,14 +334,14 @@ def locate_apart(name, endpoint, home):
 
 
 def test_a_hub_id_is_downloaded_once_and_found_offline(model, tmp_path):
-  files = {file.name: file.read_bytes() for file in model.iterdir()}
-  files |= {'pytorch_model.bin': b'not this', 'merges.txt': b'a b'}
+  served = {file.name: file.read_bytes() for file in model.iterdir()}
+  served |= {'pytorch_model.bin': b'not this', 'merges.txt': b'a b'}
   shutil.rmtree(model)
   home = tmp_path / 'home'
-  with hub(files) as endpoint:
+  with hub(served) as endpoint:
     found = pathlib.Path(locate_apart(NAME, endpoint, home))
     assert home in found.parents and found.name == COMMIT
-    assert {p.name for p in found.iterdir()} == files.keys() - {
+    assert {p.name for p in found.iterdir()} == served.keys() - {
       'pytorch_model.bin'
     }
     assert (found / 'merges.txt').read_bytes() == b'a b'

@@ -7,6 +7,7 @@ or reads a weight, so that a directory that cannot work is refused at once.
 """
 
 import functools
+import hashlib
 import json
 import pathlib
 import re
@@ -68,13 +69,14 @@ def locate(path: str, revision: str = '') -> pathlib.Path:
       cannot be reached; the sentence says what to download and where to put
       it.
   """
-  if pathlib.Path(path).is_dir():
+  here = pathlib.Path(path).expanduser()
+  if here.is_dir():
     if revision:
       raise ValueError(
         f'model.revision is {revision!r}, but model.path is a directory,'
         f" {path!r}; allowed: '' unless model.path is a hub id."
       )
-    return pathlib.Path(path)
+    return here
   if not _HUB_ID.fullmatch(path):
     raise ValueError(
       f'model.path is {path!r}, which is no directory and no hub id; allowed: a'
@@ -94,16 +96,29 @@ def _download(name: str, revision: str) -> pathlib.Path:
       name, revision=revision or None, allow_patterns=list(_DOWNLOADED)
     )
   except Exception as error:  # Whatever a network can raise.
-    local = f'models/{name.partition("/")[2]}'
-    fetch = f'hf download {name} --local-dir {local}'
-    fetch += f' --revision {revision}' if revision else ''
     raise ValueError(
       f'model.path is {name!r}, which is no directory here, is not in the cache'
       f' {constants.HF_HUB_CACHE}, and cannot be downloaded'
-      f' ({_reason(error)}). Where there is a network, run `{fetch}`, put that'
-      f' directory here, and set --config.model.path={local}.'
+      f' ({_reason(error)}). {how_to_fetch(name, revision)}'
     ) from error
   return pathlib.Path(found)
+
+
+def how_to_fetch(name: str, revision: str = '') -> str:
+  """Returns the sentence about getting a model to a place without network."""
+  local = f'models/{name.partition("/")[2]}'
+  fetch = f'hf download {name} --local-dir {local}'
+  fetch += f' --revision {revision}' if revision else ''
+  return (
+    f'Where there is a network, run `{fetch}`, put that directory here, and set'
+    f' --config.model.path={local}.'
+  )
+
+
+def is_hub_id(path: str) -> bool:
+  """Whether a `model.path` is to be found on the hub."""
+  here = pathlib.Path(path).expanduser()
+  return not here.is_dir() and bool(_HUB_ID.fullmatch(path))
 
 
 def _reason(error: Exception) -> str:
@@ -133,17 +148,69 @@ def check(directory: pathlib.Path) -> architecture.Config:
         f'{directory} lacks {name}; allowed: a Hugging Face model directory'
         f' with {_NEEDED}.'
       )
-  raw = read_json(directory / 'config.json')
-  try:
-    config = architecture.Config.from_hf(raw)
-  except ValueError as error:
-    raise ValueError(f'{directory} cannot be trained: {error}') from error
+  found = config(directory)
   if 'model' not in read_json(directory / 'tokenizer.json'):
     raise ValueError(
       f'{directory / "tokenizer.json"} cannot be read: it describes no model.'
     )
   tensors(directory)
-  return config
+  return found
+
+
+def config(directory: pathlib.Path) -> architecture.Config:
+  """Returns the architecture that the config.json of a directory describes.
+
+  Raises:
+    ValueError: if there is none, or it is not supported.
+  """
+  raw = read_json(directory / 'config.json')
+  try:
+    return architecture.Config.from_hf(raw)
+  except ValueError as error:
+    raise ValueError(f'{directory} cannot be used: {error}') from error
+
+
+def stop_ids(directory: pathlib.Path) -> tuple[int, ...]:
+  """Returns the ids that generation_config.json ends a response with.
+
+  One, several, or none where the file or its entry is absent.
+
+  Raises:
+    ValueError: if the file is torn or names something else than ids.
+  """
+  file = directory / 'generation_config.json'
+  named = read_json(file).get('eos_token_id') if file.exists() else None
+  if named is None:
+    return ()
+  ids = tuple(named) if isinstance(named, list) else (named,)
+  if not all(type(index) is int and index >= 0 for index in ids):
+    raise ValueError(
+      f'eos_token_id in {file} is {named!r}; it must be an id or a list of ids.'
+    )
+  return ids
+
+
+def fingerprint(directory: pathlib.Path) -> str:
+  """Returns a SHA-256 over all that decides what a model says.
+
+  Weights, architecture, tokenizer, chat template and stop ids; not the names
+  of the directory or of the shards.
+  """
+  weights = {place.file for place in tensors(directory).values()}
+  patterns = ('config.json', *(p for p in COMPANIONS if p != 'LICENSE*'))
+  others = {file for p in patterns for file in directory.glob(p)}
+  digest = hashlib.sha256()
+  for file in (*sorted(others), *sorted(weights)):
+    if file.is_file():
+      with file.open('rb') as stream:
+        digest.update(hashlib.file_digest(stream, 'sha256').digest())
+  return digest.hexdigest()
+
+
+def commit(directory: pathlib.Path) -> str:
+  """Returns the commit of a directory in the hub's cache, '' of any other."""
+  is_snapshot = directory.parent.name == 'snapshots'
+  return directory.name if is_snapshot else ''
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
@@ -174,7 +241,10 @@ def tensors(directory: pathlib.Path) -> dict[str, Tensor]:
       f'{directory} holds both {WEIGHTS} and {INDEX}; remove the one that is'
       ' not its model.'
     )
-  if single.exists():
+  for file in (single, index):
+    if file.is_symlink() and not file.exists():
+      raise ValueError(f'{file} is a link to a file that is gone.')
+  if single.is_file():
     return _header(single)
   if not index.exists():
     raise ValueError(
@@ -182,12 +252,15 @@ def tensors(directory: pathlib.Path) -> dict[str, Tensor]:
       ' weights are not read.'
     )
   listed = read_json(index).get('weight_map')
-  if not isinstance(listed, dict):
-    raise ValueError(f'{index} cannot be read: it has no weight_map.')
+  if not isinstance(listed, dict) or not all(map(_is_name, listed.values())):
+    raise ValueError(
+      f'{index} cannot be read: it has no weight_map from tensors to files'
+      ' beside it.'
+    )
   found = {}
   for name in sorted(set(listed.values())):
     file = directory / name
-    if not file.exists():
+    if not file.is_file():
       raise ValueError(f'{directory} lacks {name}, which its index names.')
     for tensor, place in _header(file).items():
       # The index names one file per tensor, so this sees duplicates too.
@@ -205,6 +278,10 @@ def tensors(directory: pathlib.Path) -> dict[str, Tensor]:
   return found
 
 
+def _is_name(file: Any) -> bool:
+  return isinstance(file, str) and pathlib.Path(file).name == file != ''
+
+
 def _header(file: pathlib.Path) -> dict[str, Tensor]:
   """Returns the tensors of one file, if the file is whole.
 
@@ -216,6 +293,11 @@ def _header(file: pathlib.Path) -> dict[str, Tensor]:
   with file.open('rb') as stream:
     length = int.from_bytes(stream.read(8), 'little')
     header = stream.read(length) if length < size else b''
+  if length == int.from_bytes(b'version ', 'little'):
+    raise ValueError(
+      f'{file} cannot be read: it is a pointer of git-lfs; `git lfs pull`'
+      ' fetches the weights it stands for.'
+    )
   try:
     entries = json.loads(header)
     entries.pop('__metadata__', None)
@@ -224,7 +306,7 @@ def _header(file: pathlib.Path) -> dict[str, Tensor]:
       name: Tensor(file, entry['dtype'], tuple(entry['shape']))
       for name, entry in entries.items()
     }
-  except (ValueError, AttributeError, KeyError, TypeError):
+  except (ValueError, AttributeError, LookupError, TypeError):
     ends, found = [-1], {}
   if 8 + length + max(ends, default=0) != size:
     raise ValueError(
