@@ -206,6 +206,18 @@ def test_a_model_that_has_moved(run, tmp_path):
   assert done.returncode == 2 and 'frozen reference' in done.stderr
 
 
+def test_nothing_is_made_again_for_an_export(run, tmp_path):
+  """From another folder the cache of warm starts would be another one."""
+  workdir, elsewhere = tmp_path / 'run', tmp_path / 'elsewhere'
+  shutil.copytree(run[0], workdir)
+  snapshot = json.loads((workdir / 'config.json').read_text())
+  snapshot['warm_start.cache'] = str(elsewhere)
+  (workdir / 'config.json').write_text(json.dumps(snapshot))
+  done = export(f'--workdir={workdir}', f'--out={tmp_path / "out"}')
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / 'out').exists() and not elsewhere.exists()
+
+
 def test_a_run_stays_with_its_commit(run, tmp_path, monkeypatch):
   """`main` of a hub id moves; the run does not."""
   snapshot = tmp_path / 'snapshots' / ('c' * 40)
