@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from actfocus_jax.model import architecture, hf, scoring, transformer
+from actfocus_jax.model import architecture, files, hf, scoring, transformer
 from actfocus_jax.model import mesh as meshes
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -261,7 +261,7 @@ def test_the_golden_models_are_what_their_names_say():
     'qwen3_untied_float16': other | {'F16', 'single', 'untied'},
     'qwen3_untied_sharded': other | {'F32', 'sharded', 'untied'},
   }
-  configs = [architecture.Config.read(GOLDEN / name) for name in NAMES]
+  configs = [files.config(GOLDEN / name) for name in NAMES]
   assert {c.num_heads // c.num_key_value_heads for c in configs} == {2, 4, 6}
   assert {c.num_key_value_heads for c in configs} == {1, 2, 3}
   assert {c.rope_theta for c in configs} == {50.0, 500.0, 1e4, 1e6}
