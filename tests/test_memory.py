@@ -145,7 +145,8 @@ def test_the_compiler_agrees(length, rows, peak):
   weights = parts['master weights'] + parts['optimizer']
   assert plan.argument_size_in_bytes == pytest.approx(weights, rel=0.05)
   expected = parts['gradients'] + parts['activations']
-  assert plan.temp_size_in_bytes == pytest.approx(expected, rel=0.2)
+  # jax 0.10 plans 0.96 to 1.05 of it, 0.12 0.78 to 0.99: it overlaps less.
+  assert 0.7 < plan.temp_size_in_bytes / expected < 1.2
 
 
 def test_devices_that_cannot_share_a_micro_batch():
