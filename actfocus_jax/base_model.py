@@ -157,7 +157,7 @@ def make(plan: WarmStart, mesh, directory: pathlib.Path):
     config, mesh, jax.random.key(plan.seed), dtype=jnp.float32, remat=True
   )
   tx = _optimizer(plan)
-  state = state_lib.create(params, tx)
+  state = state_lib.trained(params, tx)
   solved = np.mean([one.success for one in episodes])
   with (
     progress.Progress('warm start', plan.steps, interval=5) as display,

@@ -19,7 +19,6 @@ import numpy as np
 from actfocus_jax import assemble, evaluation
 from actfocus_jax.agent import episode, records, rollout
 from actfocus_jax.envs import players
-from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import step as step_lib
 from actfocus_jax.model import mesh as mesh_lib
 from actfocus_jax.report import summary
@@ -34,6 +33,10 @@ from actfocus_jax.run import (
 _RANDOM_PLAYS = 16  # on each held-out board, for the chance level
 
 Row = dict[str, float]
+
+
+class Stalled(RuntimeError):
+  """Training goes nowhere; says why, and what to change."""
 
 
 def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
@@ -51,32 +54,36 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
       workdir is untouched then.
     Stopped: When a signal came during the warm start.
     FloatingPointError: When a metric of a step is not finite.
+    Stalled: When `selection.patience` steps in a row had nothing to learn from.
   """
   compilations.start()
   with contextlib.ExitStack() as stack:
     parts = stack.enter_context(assemble.parts(c))
     stop = stack.enter_context(interrupt.Interrupt())
     # --- The learner, and what an earlier run left behind --------------------
-    model, tx = parts.model, assemble.optimizer(c)
-    train_step = assemble.train_step(c, model, tx)
-    reference = model.weights(model.dtype)
+    model = parts.model
+    learners = assemble.learners(c, model)
+    train_step = assemble.train_step(c, learners)
+    reference = None
+    if assemble.has_reference(c):
+      reference = model.weights(model.dtype)
     run = stack.enter_context(
       directory.RunDirectory(workdir, c, model.described())
     )
-    state = run.restore(state_lib.abstract(model.abstract_weights(), tx))
+    state = run.restore(learners.abstract())
     if state is None:
-      state = state_lib.create(model.weights(), tx)
+      state = learners.create()
     run.write('baselines.json', chance(c, parts.env))
     key = jax.random.key(c.seed)
 
     def evaluate(step: int) -> float:
       row = evaluate_and_keep(
         step,
-        state.params,
+        state.actor.params,
         c,
         parts,
         run,
-        lambda batch: train_step.explain(state.params, reference, batch, key),
+        lambda batch: train_step.explain(state, reference, batch, key),
       )
       display.note(evaluation.line(step, row))
       return row['success']
@@ -89,7 +96,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
         # --- One iteration ---------------------------------------------------
         begin = time.perf_counter()
         played = parts.collector.collect(
-          assemble.policy(model, state.params),
+          assemble.policy(model, state.actor.params),
           training_seeds(done, c.rollout.prompts),
           named_key(key, assemble.ROLLOUT, done),
           members=c.rollout.members,
@@ -118,12 +125,16 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
         display.update(done, **_shown(row))
 
         # --- Evaluation and checkpoint ---------------------------------------
+        stalled = row['selection/skipped_in_a_row'] >= c.selection.patience
         is_last = done == c.num_steps
         success = None
         if is_last or (c.eval.every and done % c.eval.every == 0):
           success = evaluate(done)
         if is_last or done % c.checkpoint.every == 0:
           run.save(done, state, success)
+        if stalled:
+          run.save(done, state, None)
+          raise Stalled(_why_stalled(c, row))
       if stop.requested and done:
         run.save(done, state, None)  # A step that is saved stays as it is.
 
@@ -235,7 +246,7 @@ def run_step(
     row = jax.device_get(row)
     return state, row | {'time/update': time.perf_counter() - begin}
   weigh_key, order_key = jax.random.split(key)
-  ready, row = train_step.prepare(state.params, reference, batch, weigh_key)
+  ready, row = train_step.prepare(state, reference, batch, weigh_key)
   jax.block_until_ready(ready)
   scored = time.perf_counter()
   state, row = train_step.finish(state, ready, row, order_key)
@@ -267,6 +278,19 @@ def check_finite(row: Row):
         'saved; the last checkpoint is sound. The usual remedy is a lower '
         'optimizer.learning_rate, in a new workdir.'
       )
+
+
+def _why_stalled(c: ml_collections.ConfigDict, row: Row) -> str:
+  return (
+    f'Stopped after step {row["step"]}, saved: in the last '
+    f'{c.selection.patience} steps (selection.patience) the '
+    f'{c.rollout.members} members of every group had the same return, so '
+    'there was nothing to compare. Latest success '
+    f'{row["train/success"]:.0%}, valid turns {row["train/valid_turns"]:.0%}: '
+    'where both are 0 the model does not hit the format or the task is too '
+    'hard for it, where success is 100 % it is learned. Remedies: an easier '
+    'task, more members, a longer limits.response_tokens.'
+  )
 
 
 def _shown(row: Row) -> Row:

@@ -6,6 +6,7 @@ recorded when the id is written.
 """
 
 import dataclasses
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,6 +44,7 @@ class Opening:
   state: object
   ids: tuple[int, ...]
   system_count: int
+  anchor: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Turn:
   prompt: int
   start: int
   stop: int
+  anchor: int
   response: chat_lib.Response
   result: base.TurnResult
 
@@ -82,7 +85,12 @@ def open_episode(chat, env, limits: Limits, seed: int) -> Opening:
     response_tokens=limits.response_tokens,
   )
   ids, system_count = chat.opening(system, user)
-  return Opening(state, tuple(ids), system_count)
+  return Opening(state, tuple(ids), system_count, anchor_of(text))
+
+
+def anchor_of(text: str) -> int:
+  """What a state of the environment is told by, an int32: a CRC of its text."""
+  return zlib.crc32(text.encode()) - 2**31
 
 
 class Episode:
@@ -102,6 +110,7 @@ class Episode:
     self._system_count = opening.system_count
     self._logprobs: list[float] = []
     self._prompt = 0
+    self._anchor = opening.anchor
     self.state = opening.state
     self.ids = list(opening.ids)
     self.turns: list[Turn] = []
@@ -139,8 +148,10 @@ class Episode:
       format_penalty=self._limits.format_penalty,
     )
     stop = len(self.ids)
-    self.turns.append(Turn(self._prompt, start, stop, response, result))
-    self._prompt = stop
+    self.turns.append(
+      Turn(self._prompt, start, stop, self._anchor, response, result)
+    )
+    self._prompt, self._anchor = stop, anchor_of(result.text)
     return self._next_prompt(result)
 
   def _next_prompt(self, result: base.TurnResult) -> list[int] | None:
@@ -198,6 +209,7 @@ class Episode:
       batch.sampled[row, span] = True
       batch.action[row, span] = turn.response.action
       batch.turn[row, turn.prompt : turn.stop] = index
+      batch.anchor[row, turn.prompt : turn.stop] = turn.anchor
       batch.turn_end[row, turn.stop - 1] = True
       batch.logprob[row, span] = self.logprobs(turn)
       result = turn.result
@@ -205,6 +217,7 @@ class Episode:
     # A prompt that nobody has answered yet opens a turn too.
     batch.turn[row, self._prompt : length] = len(self.turns)
     batch.turn[row, : self._system_count] = -1
+    batch.anchor[row, : self._system_count] = 0
     batch.success[row] = self.success
 
 
@@ -230,6 +243,7 @@ def to_trajectory(
     action=np.zeros(shape, bool),
     turn=np.full(shape, -1, np.int32),
     turn_end=np.zeros(shape, bool),
+    anchor=np.zeros(shape, np.int32),
     logprob=np.zeros(shape, np.float32),
     reward=np.zeros(shape, np.float32),
     group=np.asarray(groups, np.int32),

@@ -1,9 +1,10 @@
 """From rewards to how much better than expected each sampled token was.
 
-Two estimators. PPO: generalised advantage estimation over sampled tokens, then
-whitening over the batch. GRPO: the return relative to the group, the same on
-every sampled token of a row. Both are constants for differentiation and are 0
-on tokens that nobody sampled. Token weights do not touch them.
+PPO: generalised advantage estimation over sampled tokens, then whitening over
+the batch. GRPO: the return relative to the group, the same on every sampled
+token of a row. The estimators of other papers, which work turn by turn, are in
+`turn_advantages`. All are constants for differentiation and are 0 on tokens
+that nobody sampled. Token weights do not touch them.
 """
 
 import chex

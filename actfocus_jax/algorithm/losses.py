@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from actfocus_jax.algorithm import trajectory
 
 ESTIMATORS = ('k1', 'k2', 'k3')
+REDUCTIONS = ('weighted_token_mean', 'sequence_mean_token_mean')
 
 # exp(20) is 5e8: sums over a batch of it stay finite. Beyond the bound the
 # gradient is 0, so a token this far gone cannot wreck a step.
@@ -41,12 +42,17 @@ def policy_loss(
   clip_low: float,
   clip_high: float,
   dual_clip: float | None = None,
+  reduction: str = 'weighted_token_mean',
+  importance_BT: jax.Array | None = None,
   sampled_BT: jax.Array | None = None,
 ) -> tuple[Pair, dict[str, Any]]:
   """Weighted clipped surrogate.
 
       L = -sum_t w_t min(r_t A_t, clip(r_t, 1 - low, 1 + high) A_t) / sum_t w_t
 
+  over all tokens of the mini-batch, or over each row, and then the mean over
+  the rows (`sequence_mean_token_mean`, in which a token of a short row counts
+  for more),
   with `r_t = exp(logprob_t - old_logprob_t)`, the log-ratio bounded to +-20.
   Where A_t < 0, `dual_clip` = c bounds the surrogate below by c A_t. Sources:
   arXiv 2605.14558, the objective; PPO, arXiv 1707.06347, equation 7; two clip
@@ -61,17 +67,21 @@ def policy_loss(
     clip_low: the ratio is clipped below at 1 - clip_low.
     clip_high: the ratio is clipped above at 1 + clip_high.
     dual_clip: None for the equation above, or c > 1.
+    reduction: one of REDUCTIONS.
+    importance_BT: factor of each token's loss that is in no denominator, or
+      None for 1; see `importance_weights`.
     sampled_BT: bool, the tokens that metrics count. Without it those of weight
       above 0, which leaves out the thoughts when alpha is 0.
 
   Returns:
-    ((sum, count), metrics): sum of weighted losses and sum of weights; metrics
+    ((sum, count), metrics): the pair whose quotient is L, the count being
+    `denominator`; metrics
     over sampled tokens, each a (sum, count): `clip_fraction`, the clip lowers
     the surrogate; `dual_clip_fraction`, the dual clip raises it; `approx_kl`,
     k3 of old against new; and `ratio_max`, a plain maximum (0 of no tokens).
 
   Raises:
-    ValueError: `dual_clip` is not above 1.
+    ValueError: `dual_clip` is not above 1, or the reduction is unknown.
     AssertionError: the shapes differ.
   """
   if dual_clip is not None and dual_clip <= 1:
@@ -102,7 +112,83 @@ def policy_loss(
     'ratio_max': jnp.max(jnp.where(mask_BT, ratio_BT, 0.0), initial=0.0),
   }
   loss_BT = -weight_BT * jnp.maximum(surrogate_BT, floor_BT)
-  return (jnp.sum(loss_BT), jnp.sum(weight_BT)), metrics
+  if importance_BT is not None:
+    loss_BT = loss_BT * jax.lax.stop_gradient(importance_BT)
+  count = denominator(weight_BT, reduction=reduction)
+  if reduction == 'weighted_token_mean':
+    return (jnp.sum(loss_BT), count), metrics
+  loss_B = trajectory.divide(
+    jnp.sum(loss_BT, axis=1), jnp.sum(weight_BT, axis=1)
+  )
+  return (jnp.sum(loss_B), count), metrics
+
+
+def denominator(weight_BT: jax.Array, *, reduction: str) -> jax.Array:
+  """What the sum of the policy loss is divided by; no gradient enters it.
+
+  Args:
+    weight_BT: token weights, 0 where not sampled.
+    reduction: one of REDUCTIONS.
+
+  Returns:
+    A float32 scalar: the sum of weights, or the number of rows that have some.
+
+  Raises:
+    ValueError: the reduction is unknown.
+  """
+  if reduction not in REDUCTIONS:
+    raise ValueError(f'reduction must be in {REDUCTIONS}, got {reduction!r}')
+  if reduction == 'weighted_token_mean':
+    return jnp.sum(weight_BT, dtype=jnp.float32)
+  return jnp.sum(jnp.any(weight_BT > 0, axis=1), dtype=jnp.float32)
+
+
+def importance_weights(
+  old_logprob_BT: jax.Array,
+  sampler_logprob_BT: jax.Array,
+  sampled_BT: jax.Array,
+  *,
+  cap: float,
+) -> jax.Array:
+  """Truncated importance weights between the learner's and the sampler's view.
+
+      min(exp(old_logprob - sampler_logprob), cap)
+
+  The two are the same policy; what differs is rounding, or a sampler that is
+  behind. Source: truncated importance sampling, Ionides (2008).
+
+  Args:
+    old_logprob_BT: of a fresh forward pass before the update.
+    sampler_logprob_BT: noted when the token was drawn.
+    sampled_BT: bool, written by the policy.
+    cap: largest weight, above 0.
+
+  Returns:
+    importance_BT, float32, a constant for differentiation; 1 off the mask.
+  """
+  log_ratio_BT = _log_ratio(old_logprob_BT, sampler_logprob_BT, sampled_BT)
+  return jax.lax.stop_gradient(jnp.minimum(jnp.exp(log_ratio_BT), cap))
+
+
+def effective_sample_size(
+  logprob_BT: jax.Array, other_BT: jax.Array, sampled_BT: jax.Array
+) -> jax.Array:
+  """Share of the tokens that a reweighted mean is worth: from 1 / n to 1.
+
+      (sum_t r_t)^2 / (n sum_t r_t^2),  r = exp(logprob - other)
+
+  Args:
+    logprob_BT: under the policy to be evaluated.
+    other_BT: under the one that sampled.
+    sampled_BT: bool, written by the policy.
+
+  Returns:
+    A float32 scalar; 0 without sampled tokens. Source: Kong (1992).
+  """
+  ratio_BT = jnp.exp(_log_ratio(logprob_BT, other_BT, sampled_BT))
+  total, count = trajectory.masked_sum_count(ratio_BT, sampled_BT)
+  squares, _ = trajectory.masked_sum_count(jnp.square(ratio_BT), sampled_BT)
+  return trajectory.divide(jnp.square(total), count * squares)
 
 
 def value_loss(

@@ -109,11 +109,15 @@ def random(
   return jax.vmap(jax.vmap(jax.random.normal))(key_BT)
 
 
-# Each takes, by keyword, ref_logsumexp_BT, ref_entropy_BT, ref_logprob_BT,
-# old_logprob_BT (aligned per token, nats) and key, uses what it needs, and
-# returns signal_BT.
+# Each takes, by keyword, ref_logsumexp_BT, ref_mean_logit_BT, ref_entropy_BT,
+# ref_logprob_BT, old_logprob_BT (aligned per token, nats) and key, uses what it
+# needs, and returns signal_BT.
 SIGNALS = {
   'energy': lambda *, ref_logsumexp_BT, **_: -ref_logsumexp_BT,
+  # logsumexp(f - c) = logsumexp(f) - c.
+  'centered_energy': lambda *, ref_logsumexp_BT, ref_mean_logit_BT, **_: (
+    ref_mean_logit_BT - ref_logsumexp_BT
+  ),
   'entropy': lambda *, ref_entropy_BT, **_: ref_entropy_BT,
   'nll': lambda *, old_logprob_BT, **_: nll(old_logprob_BT),
   'logprob_shift': lambda *, old_logprob_BT, ref_logprob_BT, **_: logprob_shift(
@@ -121,3 +125,5 @@ SIGNALS = {
   ),
   'random': random,
 }
+# Those that are made without a word from the reference.
+WITHOUT_REFERENCE = ('nll', 'random')

@@ -31,6 +31,7 @@ _DTYPES = {
   'action': np.bool_,
   'turn': np.int32,
   'turn_end': np.bool_,
+  'anchor': np.int32,
   'logprob': np.float32,
   'reward': np.float32,
   'group': np.int32,
@@ -60,6 +61,8 @@ class Trajectory:
     turn: [B, T] int32, index of the turn from 0; -1 on the system prompt and on
       padding.
     turn_end: [B, T] bool, the last sampled token of each turn.
+    anchor: [B, T] int32, what the environment's state at the beginning of the
+      turn is told by: equal states have equal ones; 0 outside of turns.
     logprob: [B, T] float32, nats, log-probability of the token under the
       policy that sampled it at the sampling temperature; 0 where not sampled.
     reward: [B, T] float32, reward of a turn, on its turn end; 0 elsewhere.
@@ -74,6 +77,7 @@ class Trajectory:
   action: jax.Array
   turn: jax.Array
   turn_end: jax.Array
+  anchor: jax.Array
   logprob: jax.Array
   reward: jax.Array
   group: jax.Array

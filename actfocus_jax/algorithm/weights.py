@@ -64,6 +64,57 @@ def token_weights(
   return jax.lax.stop_gradient(weight_BT)
 
 
+def top_entropy(
+  entropy_BT: jax.Array, sampled_BT: jax.Array, *, share: float = 0.2
+) -> jax.Array:
+  """Weight 1 on the most uncertain tokens, 0 on the others.
+
+      w_t = 1[H_t >= tau]
+
+  with tau the (1 - share) quantile of H over all sampled tokens of the batch.
+  Divided by the sum of weights this is the paper's objective up to the factor
+  `share`. Source: arXiv 2506.01939, section 5.
+
+  Args:
+    entropy_BT: entropy of the policy's prediction of token t, nats.
+    sampled_BT: bool, written by the policy.
+    share: of the sampled tokens that keep their gradient, in (0, 1].
+
+  Returns:
+    weight_BT, float32, a constant for differentiation.
+
+  Raises:
+    AssertionError: the shapes differ or the mask is not bool.
+  """
+  chex.assert_equal_shape([entropy_BT, sampled_BT])
+  chex.assert_type(sampled_BT, bool)
+  known_BT = jnp.where(sampled_BT, entropy_BT.astype(jnp.float32), jnp.nan)
+  threshold = jnp.nanquantile(known_BT, 1.0 - share)
+  weight_BT = sampled_BT & (known_BT >= threshold)
+  return jax.lax.stop_gradient(weight_BT.astype(jnp.float32))
+
+
+def schedule(
+  start: float, end: float | None, *, steps: int, step: jax.Array
+) -> jax.Array:
+  """A number that moves in a straight line from `start` to `end`, then stays.
+
+  Args:
+    start: at step 0.
+    end: at step `steps` and after; None for one that never moves.
+    steps: length of the way, in training steps; 0 is there at once.
+    step: finished training steps, int32.
+
+  Returns:
+    A float32 scalar.
+  """
+  if end is None:
+    return jnp.float32(start)
+  done = jnp.minimum(step.astype(jnp.float32) / max(steps, 1), 1.0)
+  done = jnp.where(steps > 0, done, 1.0)
+  return (1.0 - done) * start + done * end
+
+
 def action_mass(weight_BT: jax.Array, action_BT: jax.Array) -> jax.Array:
   """Share of the total weight that lies on action tokens, from 0 to 1.
 

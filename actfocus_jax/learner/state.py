@@ -10,20 +10,35 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 @flax.struct.dataclass
+class Trained:
+  """A model that is being trained.
+
+  Attributes:
+    params: Master weights, float32.
+    opt_state: Of its optimizer.
+  """
+
+  params: Any
+  opt_state: Any
+
+
+@flax.struct.dataclass
 class TrainState:
   """Everything that changes in training, and nothing else.
 
   Attributes:
     step: Finished iterations of the loop, int32.
     skipped: Iterations without an update, because no group had spread, int32.
-    params: Master weights of the policy, float32.
-    opt_state: Of the optimizer.
+    streak: How many of the latest iterations in a row were skipped, int32.
+    actor: The policy.
+    critic: Of PPO; None without one.
   """
 
   step: jax.Array
   skipped: jax.Array
-  params: Any
-  opt_state: Any
+  streak: jax.Array
+  actor: Trained
+  critic: Trained | None = None
 
 
 def optimizer(
@@ -61,8 +76,8 @@ def optimizer(
   )
 
 
-def create(params, tx: optax.GradientTransformation) -> TrainState:
-  """A fresh state around parameters that are already where they belong.
+def trained(params, tx: optax.GradientTransformation) -> Trained:
+  """Puts a fresh optimizer beside parameters that are where they belong.
 
   The optimizer's moments take the parameters' shardings, scalars are
   replicated.
@@ -72,35 +87,49 @@ def create(params, tx: optax.GradientTransformation) -> TrainState:
     tx: From `optimizer`.
 
   Returns:
-    The state at step 0. It shares the parameters' buffers.
+    The two. It shares the parameters' buffers.
   """
-  everywhere = _everywhere(params)
-  # Two buffers, not one named twice: the step donates its state.
-  step, skipped = (
-    jax.device_put(jnp.zeros((), jnp.int32), everywhere) for _ in range(2)
-  )
   init = jax.jit(tx.init, out_shardings=_opt_shardings(params, tx))
-  return TrainState(step, skipped, params, init(params))
+  return Trained(params, init(params))
 
 
-def abstract(params, tx: optax.GradientTransformation) -> TrainState:
-  """What `create` would make, as shapes, dtypes and shardings.
+def abstract_trained(params, tx: optax.GradientTransformation) -> Trained:
+  """What `trained` would make, as shapes, dtypes and shardings.
 
   Args:
     params: ShapeDtypeStructs with shardings.
     tx: From `optimizer`.
+  """
+  shapes, where = jax.eval_shape(tx.init, params), _opt_shardings(params, tx)
+  return Trained(params, jax.tree.map(_placed, shapes, where))
+
+
+def create(actor: Trained, critic: Trained | None = None) -> TrainState:
+  """A fresh state at step 0 around models from `trained`."""
+  everywhere = _everywhere(actor.params)
+  # Three buffers, not one named thrice: the step donates its state.
+  counts = (
+    jax.device_put(jnp.zeros((), jnp.int32), everywhere) for _ in range(3)
+  )
+  return TrainState(*counts, actor, critic)
+
+
+def abstract(actor: Trained, critic: Trained | None = None) -> TrainState:
+  """What `create` would make, to restore a checkpoint into.
+
+  Args:
+    actor: From `abstract_trained`.
+    critic: From `abstract_trained`, or None.
 
   Returns:
-    A state to restore a checkpoint into; nothing is allocated.
+    A state of ShapeDtypeStructs; nothing is allocated.
   """
+  count = _placed(jnp.zeros((), jnp.int32), _everywhere(actor.params))
+  return TrainState(count, count, count, actor, critic)
 
-  def place(x, sharding):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-  shapes, where = jax.eval_shape(tx.init, params), _opt_shardings(params, tx)
-  opt_state = jax.tree.map(place, shapes, where)
-  scalar = place(jnp.zeros((), jnp.int32), _everywhere(params))
-  return TrainState(scalar, scalar, params, opt_state)
+def _placed(x, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def _opt_shardings(params, tx: optax.GradientTransformation):

@@ -16,11 +16,11 @@ from actfocus_jax.model import scoring
 def step(
   graphdef,
   tx: optax.GradientTransformation,
-  state: state_lib.TrainState,
+  state: state_lib.Trained,
   tokens_BT: jax.Array,
   valid_BT: jax.Array,
   sampled_BT: jax.Array,
-) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
+) -> tuple[state_lib.Trained, dict[str, jax.Array]]:
   """One optimizer step on the mean negative log-prob of the response tokens.
 
   Args:
@@ -43,5 +43,4 @@ def step(
   loss, grads = jax.value_and_grad(loss_fn)(state.params)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
-  return state, {'loss': loss}
+  return state_lib.Trained(params, opt_state), {'loss': loss}

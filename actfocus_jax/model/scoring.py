@@ -1,7 +1,7 @@
 """From tokens to what a model says about each of them.
 
 The life of a batch: one forward pass gives hidden states; they are cut into
-pieces of a few positions; the logits of one piece exist, are reduced to three
+pieces of a few positions; the logits of one piece exist, are reduced to a few
 numbers per token, and are forgotten, in the backward pass again. [B, T, V]
 never exists. This is the one place where predictions are shifted by one.
 """
@@ -28,19 +28,21 @@ class Scores:
     raw_logprob_BT: the same at temperature 1; what signals are made of.
     logsumexp_BT: logsumexp of the raw logits; the energy is minus this
       (arXiv 2605.14558, section on token energy).
+    mean_logit_BT: mean of the raw logits over the vocabulary.
     entropy_BT: entropy of the raw distribution, in nats.
   """
 
   logprob_BT: jax.Array
   raw_logprob_BT: jax.Array
   logsumexp_BT: jax.Array
+  mean_logit_BT: jax.Array
   entropy_BT: jax.Array
 
 
 def reduce_logits(
   logits_BTV: jax.Array, target_BT: jax.Array, *, temperature: float
 ) -> Scores:
-  """Reduces logits to the three scores of the tokens they predict.
+  """Reduces logits to the scores of the tokens they predict.
 
   Args:
     logits_BTV: float32; [:, t] predicts target[:, t]: already shifted.
@@ -57,6 +59,7 @@ def reduce_logits(
     - jax.nn.logsumexp(logits_BTV / temperature, axis=-1),
     raw_logprob_BT=chosen_BT - logsumexp_BT,
     logsumexp_BT=logsumexp_BT,
+    mean_logit_BT=jnp.mean(logits_BTV, axis=-1),
     entropy_BT=-jnp.sum(jnp.exp(logprob_BTV) * logprob_BTV, axis=-1),
   )
 
@@ -106,6 +109,79 @@ def score_tokens(
   return jax.tree.map(lambda x_BT: _align(x_BT, valid_BT), scores)
 
 
+def score_some(
+  graphdef: nnx.GraphDef,
+  params: nnx.State,
+  tokens_BT: jax.Array,
+  valid_BT: jax.Array,
+  at_BT: jax.Array,
+  *,
+  temperature: float = 1.0,
+  chunk: int = 512,
+) -> Scores:
+  """Returns the scores of some tokens; 0 at all others. Not differentiable.
+
+  Every token goes through the layers, but only the marked ones through the
+  unembedding: its work grows with their number, which need not be known when
+  this is compiled.
+
+  Args:
+    graphdef: of a Transformer.
+    params: its parameters.
+    tokens_BT: int32 ids, rows padded on the right.
+    valid_BT: bool, False at padding.
+    at_BT: bool, the tokens to score.
+    temperature: as of `score_tokens`.
+    chunk: how many tokens have logits at one time in one block of rows.
+
+  Returns:
+    Scores, aligned with the tokens.
+
+  Raises:
+    ValueError: if temperature or chunk is not positive.
+  """
+  if not temperature > 0 or chunk < 1:
+    raise ValueError(
+      f'temperature={temperature} and chunk={chunk} must be positive.'
+    )
+  chex.assert_equal_shape((tokens_BT, valid_BT, at_BT))
+  model = nnx.merge(graphdef, params)
+  hidden_BTD = model.hidden(tokens_BT)[:, :-1]
+  score = functools.partial(_marked, temperature=temperature, chunk=chunk)
+  scores = _per_row_block(score)(
+    model.unembedding(),
+    hidden_BTD,
+    tokens_BT[:, 1:],
+    (at_BT & valid_BT)[:, 1:],
+  )
+  return jax.tree.map(lambda x_BT: _align(x_BT, valid_BT), scores)
+
+
+def value_tokens(
+  graphdef: nnx.GraphDef,
+  params: nnx.State,
+  tokens_BT: jax.Array,
+  valid_BT: jax.Array,
+) -> jax.Array:
+  """Returns value_BT, what a critic expects before it sees token t.
+
+  Differentiable in the parameters.
+
+  Args:
+    graphdef: of a Transformer with a value head.
+    params: its parameters.
+    tokens_BT: int32 ids, rows padded on the right.
+    valid_BT: bool, False at padding.
+
+  Returns:
+    value_BT, float32, from the tokens before t; 0 at t = 0 and at padding.
+  """
+  chex.assert_equal_shape((tokens_BT, valid_BT))
+  model = nnx.merge(graphdef, params)
+  # The same shift by one as above.
+  return _align(model.value(model.hidden(tokens_BT)[:, :-1]), valid_BT)
+
+
 def _align(x_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
   """Puts a 0 before what starts at token 1, and zeros at padding."""
   return jnp.where(valid_BT, jnp.pad(x_BT, ((0, 0), (1, 0))), 0.0)
@@ -119,19 +195,18 @@ def _per_row_block(score: Callable[..., Scores]) -> Callable[..., Scores]:
   """
   mesh, axes = jax.sharding.get_abstract_mesh(), ('data', 'fsdp')
 
-  def block(table_DV, hidden_BTD, target_BT):
+  def block(table_DV, *rows):
     # Copied before the pieces, so that its gradient is summed after them.
     table_DV = jax.lax.pcast(table_DV, axes, to='varying')
-    return score(table_DV, hidden_BTD, target_BT)
+    return score(table_DV, *rows)
 
-  def wrapped(table_DV, hidden_BTD, target_BT):
-    inputs = (table_DV, hidden_BTD, target_BT)
-    if mesh.empty or target_BT.shape[0] % meshes.row_shards(mesh):
-      return score(*inputs)
-    specs = (P(), meshes.ROWS, meshes.ROWS)
+  def wrapped(table_DV, *rows):
+    if mesh.empty or rows[0].shape[0] % meshes.row_shards(mesh):
+      return score(table_DV, *rows)
+    specs = (P(), *(meshes.ROWS for _ in rows))
     return jax.shard_map(
       block, in_specs=specs, out_specs=meshes.ROWS, axis_names=set(axes)
-    )(*inputs)
+    )(table_DV, *rows)
 
   return wrapped
 
@@ -165,4 +240,48 @@ def _in_pieces(
   scores = jax.lax.map(piece, (cut(hidden_BTD), cut(target_BT)))
   return jax.tree.map(
     lambda x: jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, :T], scores
+  )
+
+
+def _marked(
+  table_DV: jax.Array,
+  hidden_BTD: jax.Array,
+  target_BT: jax.Array,
+  at_BT: jax.Array,
+  *,
+  temperature: float,
+  chunk: int,
+) -> Scores:
+  """Scores the marked positions of a block, `chunk` of them at a time."""
+  size = at_BT.size
+  width = min(chunk, size)
+  hidden_ND = hidden_BTD.reshape(size, -1)
+  target_N, at_N = target_BT.reshape(-1), at_BT.reshape(-1)
+  # Marked ones first; what fills up the last piece is thrown away below.
+  order_N = jnp.argsort(~at_N, stable=True)
+  order_N = jnp.pad(order_N, (0, -size % width), constant_values=size)
+
+  def piece(i, scores):
+    index_C = jax.lax.dynamic_slice(order_N, (i * width,), (width,))
+    hidden_1CD = jnp.take(hidden_ND, index_C, axis=0, mode='clip')[None]
+    target_1C = jnp.take(target_N, index_C, mode='clip')[None]
+    with jax.named_scope('unembed'):
+      logits_1CV = hidden_1CD.astype(jnp.float32) @ table_DV
+    found = reduce_logits(logits_1CV, target_1C, temperature=temperature)
+    return jax.tree.map(
+      lambda x_N, new_1C: x_N.at[index_C].set(new_1C[0], mode='drop'),
+      scores,
+      found,
+    )
+
+  # Zeros made of the input, so that they vary over the devices as it does.
+  zero_N = jnp.zeros_like(hidden_ND, jnp.float32, shape=(size,))
+  zero_N = zero_N + 0.0 * hidden_ND[:, 0].astype(jnp.float32)
+  fields = Scores.__dataclass_fields__
+  count = jnp.sum(at_N, dtype=jnp.int32)
+  scores = jax.lax.fori_loop(
+    0, -(-count // width), piece, Scores(**dict.fromkeys(fields, zero_N))
+  )
+  return jax.tree.map(
+    lambda x_N: jnp.where(at_N, x_N, 0.0).reshape(at_BT.shape), scores
   )

@@ -18,7 +18,7 @@ import flax
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from actfocus_jax.model import architecture, attention
@@ -125,10 +125,13 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
   """The model, up to the last norm; `unembed` is called where logits matter.
 
+  With a value head it is a critic: one number per position and no unembedding.
+
   Attributes:
     config: the architecture.
     dtype: dtype of the computation; the parameters have their own.
     remat: recompute each layer in the backward pass instead of keeping it.
+    value_head: [D], what makes a value of a hidden state; None for a policy.
   """
 
   def __init__(
@@ -139,6 +142,7 @@ class Transformer(nnx.Module):
     param_dtype: Any = jnp.float32,
     dtype: Any = jnp.float32,
     remat: bool = False,
+    is_critic: bool = False,
   ):
     c = config
     self.config, self.dtype, self.remat = c, jnp.dtype(dtype), remat
@@ -153,7 +157,10 @@ class Transformer(nnx.Module):
 
     self.layers = stack(rngs)
     self.norm = Norm(c.hidden_size, eps=c.rms_norm_eps, param_dtype=param_dtype)
-    if not c.tie_word_embeddings:
+    # Zeros: a critic that knows nothing yet expects nothing anywhere.
+    zeros = jnp.zeros(c.hidden_size, param_dtype)
+    self.value_head = nnx.Param(zeros) if is_critic else None
+    if not (c.tie_word_embeddings or is_critic):
       self.head = nnx.Param(init(rngs.params(), shape[::-1], param_dtype))
 
   def _embed(self, tokens_BT: jax.Array) -> jax.Array:
@@ -269,6 +276,12 @@ class Transformer(nnx.Module):
     with jax.named_scope('unembed'):
       return hidden.astype(jnp.float32) @ self.unembedding()
 
+  def value(self, hidden: jax.Array) -> jax.Array:
+    """Returns float32 values [...] of hidden states [..., D]; critics only."""
+    with jax.named_scope('value'):
+      head = self.value_head[...].astype(jnp.float32)
+      return hidden.astype(jnp.float32) @ head
+
 
 # Where each parameter lives. The first axis under `layers` is the layer; heads
 # and hidden units go over `tensor`, so that a block needs one sum per half.
@@ -279,6 +292,7 @@ PARTITION_RULES = (
   (r'layers/(o|down)/kernel$', P(None, 'tensor', 'fsdp')),
   (r'norm/scale$', P()),
   (r'(^|/)head$', P('fsdp', 'tensor')),
+  (r'(^|/)value_head$', P()),
 )
 
 
@@ -288,9 +302,12 @@ def abstract(
   *,
   param_dtype: Any = jnp.float32,
   remat: bool = False,
+  is_critic: bool = False,
 ) -> tuple[nnx.GraphDef, nnx.State]:
   """Returns (graphdef, params of ShapeDtypeStructs); allocates nothing."""
-  kwargs = dict(param_dtype=param_dtype, dtype=dtype, remat=remat)
+  kwargs = dict(
+    param_dtype=param_dtype, dtype=dtype, remat=remat, is_critic=is_critic
+  )
   model = nnx.eval_shape(
     lambda: Transformer(config, rngs=nnx.Rngs(0), **kwargs)
   )
@@ -314,7 +331,7 @@ def create(
     mesh: where the parameters are created, by PARTITION_RULES.
     key: PRNG key; the parameters depend on it alone, not on the mesh.
     dtype: dtype of the computation.
-    **kwargs: param_dtype and remat, as of Transformer.
+    **kwargs: param_dtype, remat and is_critic, as of Transformer.
   """
   graphdef, shapes = abstract(config, dtype, **kwargs)
   where = meshes.param_shardings(mesh, PARTITION_RULES, shapes)
@@ -324,3 +341,26 @@ def create(
     return nnx.state(model, nnx.Param)
 
   return graphdef, jax.jit(init, out_shardings=where)(key)
+
+
+def critic_from(params: nnx.State, shapes: nnx.State) -> nnx.State:
+  """Returns a critic that starts from a policy's weights, its head at zero.
+
+  Args:
+    params: of the policy. They are copied: both are trained, and donated.
+    shapes: the critic's, from `abstract(..., is_critic=True)`.
+  """
+  ours = {
+    meshes.path_name(path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+  sharding = jax.tree.leaves(params)[0].sharding
+
+  def leaf(path, shape):
+    name = meshes.path_name(path)
+    if name in ours:
+      return jnp.copy(ours[name])
+    everywhere = NamedSharding(sharding.mesh, P())
+    return jax.device_put(jnp.zeros(shape.shape, shape.dtype), everywhere)
+
+  return jax.tree_util.tree_map_with_path(leaf, shapes)

@@ -28,6 +28,25 @@ def _within(low: float, high: float, *fields: str) -> list[_Rule]:
   return [_Rule(f, lambda x: low <= x <= high, text) for f in fields]
 
 
+def _unless_none(rules: list[_Rule]) -> list[_Rule]:
+  return [
+    _Rule(
+      rule.field,
+      lambda x, holds=rule.holds: x is None or holds(x),
+      f'None or {rule.allowed}',
+    )
+    for rule in rules
+  ]
+
+
+def _optimizer(section: str) -> list[_Rule]:
+  return [
+    *_above(0, f'{section}.learning_rate', f'{section}.clip_norm'),
+    *_at_least(0, f'{section}.warmup_steps', f'{section}.weight_decay'),
+    *_within(0, 0.999999, f'{section}.b1', f'{section}.b2'),
+  ]
+
+
 def _one_of(values: Sequence[str], *fields: str) -> list[_Rule]:
   text = f'one of {", ".join(values)}'
   return [_Rule(f, lambda x: x in values, text) for f in fields]
@@ -39,12 +58,32 @@ _RULES = [
   *_one_of(settings.SIGNALS, 'weights.signal'),
   *_one_of(('auto', 'float32', 'bfloat16'), 'model.dtype'),
   *_one_of(settings.RENDERINGS, 'model.rendering'),
+  *_one_of(('action', 'top_entropy'), 'weights.scheme'),
+  *_one_of(('auto', *settings.ESTIMATORS), 'advantage.estimator'),
+  *_one_of(('final', 'turn'), 'advantage.gae.reward_placement'),
+  *_one_of(('top_k', 'top_p'), 'selection.rule'),
+  *_one_of(
+    ('weighted_token_mean', 'sequence_mean_token_mean'), 'loss.reduction'
+  ),
+  *_one_of(('k1', 'k2', 'k3'), 'kl.estimator'),
+  *_one_of(('token', 'turn'), 'learner.ratio'),
   *_one_of(('sampler', 'rescore'), 'learner.old_logprob'),
   *_within(0, 1, 'weights.alpha'),
-  *_at_least(0, 'weights.beta'),
+  *_at_least(0, 'weights.beta', 'weights.schedule_steps'),
+  *_unless_none(_within(0, 1, 'weights.alpha_end')),
+  *_unless_none(_at_least(0, 'weights.beta_end')),
+  *_unless_none(_above(0, 'learner.importance_cap')),
+  _Rule('weights.share', lambda x: 0 < x <= 1, 'above 0, at most 1'),
+  *_within(0, 1, 'advantage.gae.discount', 'advantage.gae.lam'),
+  *_within(0, 1, 'advantage.turn_gae.discount', 'advantage.turn_gae.lam'),
+  *_within(0, 1, 'advantage.gigpo.discount'),
+  *_at_least(0, 'advantage.gigpo.step_weight', 'advantage.empg.scale'),
+  *_at_least(0, 'advantage.empg.clarity_scale', 'advantage.empg.clarity_bonus'),
+  *_at_least(0, 'kl.coefficient', 'critic.warmup'),
+  *_at_least(1, 'selection.patience'),
+  *_above(0, 'critic.clip'),
   *_at_least(0, 'seed', 'num_steps', 'rollout.slots', 'learner.microbatch'),
   *_at_least(0, 'entropy_coefficient', 'eval.every', 'eval.save'),
-  *_at_least(0, 'optimizer.warmup_steps', 'optimizer.weight_decay'),
   *_at_least(0, 'eval.first_seed', 'warm_start.seed'),
   *_at_least(1, 'limits.turns', 'limits.max_actions', 'limits.action_budget'),
   *_at_least(1, 'limits.response_tokens', 'limits.context'),
@@ -52,12 +91,12 @@ _RULES = [
   *_at_least(1, 'rollout.prompts', 'rollout.members', 'rollout.decode_steps'),
   *_at_least(1, 'rollout.observation_block', 'rollout.cache_block'),
   *_above(0, 'rollout.temperature', 'eval.temperature'),
-  *_above(0, 'optimizer.learning_rate', 'optimizer.clip_norm'),
+  *_optimizer('optimizer'),
+  *_optimizer('critic.optimizer'),
   *_above(0, 'warm_start.learning_rate'),
   *_at_least(1, 'warm_start.hidden_size', 'warm_start.intermediate_size'),
   *_at_least(1, 'warm_start.num_layers', 'warm_start.num_heads'),
   *_at_least(1, 'warm_start.num_key_value_heads'),
-  *_within(0, 0.999999, 'optimizer.b1', 'optimizer.b2'),
   *_within(0, 1, 'loss.clip_low'),
   *_at_least(0, 'loss.clip_high'),
   _Rule('loss.dual_clip', lambda x: x is None or x > 1, 'None or above 1'),
@@ -91,6 +130,7 @@ def check(c: ml_collections.ConfigDict):
       raise settings.Refused(
         f'{rule.field} is {value!r}; allowed: {rule.allowed}.'
       )
+  _check_choices(c)
   if c.algo == 'grpo' and c.rollout.members < 2:
     raise settings.Refused(
       f'rollout.members is {c.rollout.members}, but GRPO compares the members '
@@ -116,6 +156,33 @@ def _check_fields(c: ml_collections.ConfigDict):
   known = settings.flatten(settings.defaults(name))
   for field in sorted(settings.flatten(c).keys() - known.keys()):
     raise settings.Refused(settings.unknown_field(field, known))
+
+
+def _check_choices(c: ml_collections.ConfigDict):
+  """Refuses what would silently do nothing."""
+  allowed = settings.ESTIMATORS_OF[c.algo]
+  chosen = c.advantage.estimator
+  if chosen != 'auto' and chosen not in allowed:
+    raise settings.Refused(
+      f'advantage.estimator is {chosen!r}; allowed with algo {c.algo}: auto, '
+      f'{", ".join(allowed)}.'
+    )
+  chosen = allowed[0] if chosen == 'auto' else chosen
+  default = settings.flatten(settings.defaults(c.env.name))
+  for field, value in settings.flatten(c).items():
+    section, _, rest = field.partition('.')
+    other = section == 'advantage' and '.' in rest
+    other = other and rest.split('.')[0] != chosen
+    if other and value != default[field]:
+      raise settings.Refused(
+        f'{field} is {value!r}, but the estimator is {chosen}; allowed: '
+        f'{default[field]!r}, its default, unless advantage.estimator names it.'
+      )
+    if c.algo != 'ppo' and section == 'critic' and value != default[field]:
+      raise settings.Refused(
+        f'{field} is {value!r}, but algo {c.algo} has no critic; allowed: '
+        f'{default[field]!r}, its default, unless algo is ppo.'
+      )
 
 
 def _check_heads(c: ml_collections.ConfigDict):
@@ -223,7 +290,13 @@ def check_mesh(c: ml_collections.ConfigDict, shards: int):
 
 
 def kept_rows(c: ml_collections.ConfigDict) -> int:
-  """Trajectories that group selection leaves for training."""
+  """Trajectories that group selection leaves for training.
+
+  `top_p` keeps a number that is not known beforehand; all rows go on, those of
+  the other groups without a token in the loss.
+  """
+  if c.selection.rule == 'top_p':
+    return c.rollout.prompts * c.rollout.members
   # The small amount forgives 0.1 * 30 being 3.0000000000000004.
   kept = math.ceil(c.selection.ratio * c.rollout.prompts - 1e-9)
   return kept * c.rollout.members

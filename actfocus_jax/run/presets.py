@@ -44,7 +44,7 @@ def apply(c: ml_collections.ConfigDict, choice: dict[str, str]):
     choice: From `arguments`.
   """
   c.algo = choice['algo']
-  c.weights = settings.WEIGHTS[choice['weights']]
+  c.weights.update(settings.WEIGHTS[choice['weights']])
   if choice['size'] == 'tiny':
     tiny(c)
   else:

@@ -30,22 +30,46 @@ PLAYER_OPTIONS = {
   'frozen_lake': dict(skill=float, habit=float, length=int),
   'sokoban': dict(skill=float, length=int),
 }
-ALGOS = ('grpo',)
+ALGOS = ('grpo', 'ppo')
 RENDERINGS = ('template', 'plain')  # agent.chat.Chat
-SIGNALS = ('energy', 'entropy', 'nll', 'logprob_shift', 'random')
+SIGNALS = (
+  'energy',
+  'entropy',
+  'nll',
+  'logprob_shift',
+  'random',
+  'centered_energy',
+)
+# The keyword arguments of each algorithm.estimators.ESTIMATORS[name], and with
+# which algorithm it goes; the first of each algorithm is what 'auto' means.
+ESTIMATORS = {
+  'group_relative': dict(normalize_std=True),
+  'gigpo': dict(normalize_std=True, step_weight=1.0, discount=0.95),
+  'empg': dict(
+    normalize_std=True, scale=1.0, clarity_scale=1.0, clarity_bonus=0.1
+  ),
+  'gae': dict(reward_placement='final', discount=1.0, lam=1.0),
+  'turn_gae': dict(discount=0.99, lam=0.9),
+}
+ESTIMATORS_OF = {
+  'grpo': ('group_relative', 'gigpo', 'empg'),
+  'ppo': ('gae', 'turn_gae'),
+}
 
 # Boards of training have seeds from here on, those of evaluation below.
 FIRST_TRAINING_SEED = 10_000
 
-# `weights=NAME` in a config argument: which signal, and its alpha and beta.
+# `weights=NAME` in a config argument: what the section `weights` changes to.
 WEIGHTS = {
   'uniform': dict(signal='energy', alpha=1.0, beta=0.0),
   'actfocus': dict(signal='energy', alpha=0.1, beta=0.5),
   'downweight': dict(signal='energy', alpha=0.1, beta=0.0),
-  'entropy': dict(signal='entropy', alpha=0.1, beta=0.5),
-  'nll': dict(signal='nll', alpha=0.1, beta=0.5),
-  'logprob_shift': dict(signal='logprob_shift', alpha=0.1, beta=0.5),
-  'random': dict(signal='random', alpha=0.1, beta=0.5),
+  **{
+    name: dict(signal=name, alpha=0.1, beta=0.5)
+    for name in SIGNALS
+    if name != 'energy'
+  },
+  'top_entropy': dict(scheme='top_entropy'),
 }
 
 
@@ -104,34 +128,63 @@ def defaults(env: str = 'frozen_lake') -> ml_collections.ConfigDict:
   )
 
   # learner.step.Recipe: one section per stage.
-  c.selection = dict(ratio=1.0)
-  c.weights = dict(WEIGHTS['actfocus'])
-  c.advantage = dict(normalize_std=True)
-  c.loss = dict(clip_low=0.2, clip_high=0.28, dual_clip=3.0)
+  # selection: algorithm.selection.keep_groups; after `patience` steps in a row
+  # without a group that has spread, training stops.
+  c.selection = dict(ratio=1.0, rule='top_k', patience=20)
+
+  # scheme: `action` weighs by alpha, beta and the signal, `top_entropy` keeps
+  # the `share` of tokens of the highest entropy. alpha and beta move in a
+  # straight line to alpha_end and beta_end within schedule_steps, if these are
+  # set.
+  c.weights = dict(
+    scheme='action',
+    **WEIGHTS['actfocus'],
+    alpha_end=config_dict.placeholder(float),
+    beta_end=config_dict.placeholder(float),
+    schedule_steps=0,
+    share=0.2,
+  )
+
+  # estimator: `auto` is group_relative for grpo and gae for ppo. Below it the
+  # numbers of each.
+  c.advantage = dict(
+    estimator='auto',
+    **{name: dict(numbers) for name, numbers in ESTIMATORS.items()},
+  )
+  c.loss = dict(
+    clip_low=0.2,
+    clip_high=0.28,
+    dual_clip=3.0,
+    reduction='weighted_token_mean',
+  )
   c.entropy_coefficient = 0.001
+  c.kl = dict(coefficient=0.0, estimator='k1')  # to the reference, as a loss
+
+  # Of PPO: the clip of losses.value_loss, the steps in which the critic learns
+  # alone, and its own learner.state.optimizer.
+  c.critic = dict(clip=0.5, warmup=0, optimizer=_optimizer(learning_rate=1e-5))
 
   # minibatch: trajectories an optimizer step; microbatch: trajectories a
   # forward and backward pass (0: the minibatch). old_logprob: the sampler's
-  # own log-probs, or those of a fresh forward pass. fused: one program for
-  # scoring and update, or two that time apart.
+  # own log-probs, or those of a fresh forward pass; with importance_cap the
+  # loss of a token is multiplied by their ratio, at most the cap. ratio: of a
+  # token, or of its whole turn (the mean of its log-ratios). fused: one program
+  # for scoring and update, or two that time apart. self_check: the first batch
+  # of a run must pass learner.self_check.
   c.learner = dict(
     minibatch=32,
     microbatch=0,
     epochs=1,
     old_logprob='rescore',
+    importance_cap=config_dict.placeholder(float),
+    ratio='token',
     fused=True,
+    self_check=True,
     score_chunk=512,
   )
 
   # learner.state.optimizer: AdamW with clipping by global norm.
-  c.optimizer = dict(
-    learning_rate=1e-6,
-    warmup_steps=0,
-    b1=0.9,
-    b2=0.999,
-    weight_decay=0.01,
-    clip_norm=1.0,
-  )
+  c.optimizer = _optimizer(learning_rate=1e-6)
 
   # Held-out boards: seeds first_seed, first_seed + 1, ...; every=0 evaluates
   # before and after training only. save: trajectories written for the viewer.
@@ -173,6 +226,17 @@ def defaults(env: str = 'frozen_lake') -> ml_collections.ConfigDict:
     seed=0,
   )
   return c
+
+
+def _optimizer(*, learning_rate: float) -> dict[str, Any]:
+  return dict(
+    learning_rate=learning_rate,
+    warmup_steps=0,
+    b1=0.9,
+    b2=0.999,
+    weight_decay=0.01,
+    clip_norm=1.0,
+  )
 
 
 def parse_argument(

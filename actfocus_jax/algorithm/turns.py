@@ -1,0 +1,89 @@
+"""Numbers per turn: from the tokens of a turn to one number, and back.
+
+K is a static number of turns, at least as many as any episode has. A turn that
+an episode does not have is 0 everywhere here.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from actfocus_jax.algorithm import trajectory
+
+
+def total(
+  x_BT: jax.Array, mask_BT: jax.Array, turn_BT: jax.Array, *, turns: int
+) -> tuple[jax.Array, jax.Array]:
+  """Sum over the masked tokens of each turn, and how many there are.
+
+  Args:
+    x_BT: any floating type; off the mask it may hold anything.
+    mask_BT: bool, which tokens count.
+    turn_BT: int32, index of each token's turn, -1 for none.
+    turns: K.
+
+  Returns:
+    (sum_BK, count_BK), float32.
+
+  Raises:
+    AssertionError: the shapes differ or the mask is not bool.
+  """
+  chex.assert_equal_shape([x_BT, mask_BT, turn_BT])
+  chex.assert_type(mask_BT, bool)
+  x_BT = jnp.where(mask_BT, x_BT.astype(jnp.float32), 0.0)
+  here_BTK = _here(mask_BT, turn_BT, turns)
+  # float32 on every platform: the factors are 0 and 1, the sum is exact.
+  sum_BK = jnp.sum(jnp.where(here_BTK, x_BT[:, :, None], 0.0), axis=1)
+  return sum_BK, jnp.sum(here_BTK, axis=1, dtype=jnp.float32)
+
+
+def mean(
+  x_BT: jax.Array, mask_BT: jax.Array, turn_BT: jax.Array, *, turns: int
+) -> jax.Array:
+  """Mean over the masked tokens of each turn: float32 [B, K], 0 of none."""
+  return trajectory.divide(*total(x_BT, mask_BT, turn_BT, turns=turns))
+
+
+def first(mask_BT: jax.Array, turn_BT: jax.Array) -> jax.Array:
+  """Marks the first masked token of each turn: bool [B, T]."""
+  # A masked token is the first one unless the last masked token before it is
+  # of the same turn.
+  latest_BT = jax.lax.cummax(jnp.where(mask_BT, turn_BT, -1), axis=1)
+  before_BT = jnp.pad(latest_BT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+  return mask_BT & (turn_BT > before_BT)
+
+
+def pick(
+  x_BT: jax.Array, first_BT: jax.Array, turn_BT: jax.Array, *, turns: int
+) -> jax.Array:
+  """The entry of the marked token of each turn, in its own type: [B, K].
+
+  Args:
+    x_BT: any type; at most one entry of each turn is marked.
+    first_BT: bool, the marks, such as those of `first`.
+    turn_BT: int32, index of each token's turn.
+    turns: K.
+  """
+  here_BTK = _here(first_BT, turn_BT, turns)
+  zero = jnp.zeros((), x_BT.dtype)
+  return jnp.sum(jnp.where(here_BTK, x_BT[:, :, None], zero), axis=1)
+
+
+def spread(
+  x_BK: jax.Array, mask_BT: jax.Array, turn_BT: jax.Array
+) -> jax.Array:
+  """Puts the number of a turn on its masked tokens: float32 [B, T].
+
+  Args:
+    x_BK: a number for each turn.
+    mask_BT: bool, which tokens take it; 0 elsewhere.
+    turn_BT: int32, index of each token's turn, below K where masked.
+  """
+  index_BT = jnp.clip(turn_BT, 0, x_BK.shape[1] - 1)
+  taken_BT = jnp.take_along_axis(x_BK.astype(jnp.float32), index_BT, axis=1)
+  return jnp.where(mask_BT, taken_BT, 0.0)
+
+
+def _here(mask_BT: jax.Array, turn_BT: jax.Array, turns: int) -> jax.Array:
+  index_11K = jnp.arange(turns)[None, None, :]
+  return mask_BT[:, :, None] & (turn_BT[:, :, None] == index_11K)
