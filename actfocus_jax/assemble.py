@@ -257,15 +257,6 @@ def train_step(c: ConfigDict, who: Learners) -> step_lib.TrainStep:
   return step_lib.TrainStep(who.actor, recipe(c), critic=who.critic)
 
 
-def has_reference(c: ConfigDict) -> bool:
-  """Whether anything asks the frozen reference: else it is not even read."""
-  if c.kl.coefficient:
-    return True
-  betas = (c.weights.beta, c.weights.beta_end or 0.0)
-  is_weighed = c.weights.scheme == 'action' and any(betas)
-  return is_weighed and c.weights.signal not in signals.WITHOUT_REFERENCE
-
-
 def recipe(c: ConfigDict) -> stages.Recipe:
   """The stages of the train step with their numbers."""
   ratios = {'token': None, 'turn': _turn_mean(c)}
@@ -275,7 +266,7 @@ def recipe(c: ConfigDict) -> stages.Recipe:
     ratio=c.selection.ratio,
     rule=c.selection.rule,
     needs_spread=c.algo == 'grpo' or c.selection.ratio < 1,
-    has_reference=has_reference(c),
+    has_reference=settings.has_reference(c),
     signal=signals.SIGNALS[c.weights.signal],
     token_weights=token_weights(c),
     advantage=estimator(c),

@@ -43,6 +43,9 @@ def run(main: Callable[[list[str]], None]):
   except interrupt.Stopped as stopped:
     print(stopped)
     sys.exit(130)
+  except settings.Halted as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(1)
 
 
 def config() -> ml_collections.ConfigDict:
@@ -117,11 +120,14 @@ def _noted_model(workdir: pathlib.Path) -> dict[str, Any]:
   return read_json(file) if file.exists() else {}
 
 
-def check_model(c: ml_collections.ConfigDict):
+def check_model(c: ml_collections.ConfigDict) -> pathlib.Path | None:
   """Refuses a model that cannot be trained; one on the hub is fetched first.
 
   Args:
     c: The config.
+
+  Returns:
+    The model's directory; None for the small model of `warm_start`.
 
   Raises:
     Refused: One sentence naming the path and what is missing.
@@ -131,7 +137,7 @@ def check_model(c: ml_collections.ConfigDict):
     cache = pathlib.Path(c.warm_start.cache)
     if not cache.is_dir():
       check_writable('warm_start.cache', cache)
-    return
+    return None
   try:
     directory = files.locate(path, c.model.revision)
   except ValueError as error:
@@ -143,6 +149,7 @@ def check_model(c: ml_collections.ConfigDict):
     if files.is_hub_id(path):
       hint = f' {files.how_to_fetch(path, c.model.revision)}'
     raise settings.Refused(f'model.path is {path!r}: {error}{hint}') from error
+  return directory
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:

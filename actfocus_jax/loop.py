@@ -19,6 +19,7 @@ import numpy as np
 from actfocus_jax import assemble, evaluation
 from actfocus_jax.agent import episode, records, rollout
 from actfocus_jax.envs import players
+from actfocus_jax.learner import self_check
 from actfocus_jax.learner import step as step_lib
 from actfocus_jax.model import mesh as mesh_lib
 from actfocus_jax.report import summary
@@ -33,10 +34,6 @@ from actfocus_jax.run import (
 _RANDOM_PLAYS = 16  # on each held-out board, for the chance level
 
 Row = dict[str, float]
-
-
-class Stalled(RuntimeError):
-  """Training goes nowhere; says why, and what to change."""
 
 
 def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
@@ -54,7 +51,8 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
       workdir is untouched then.
     Stopped: When a signal came during the warm start.
     FloatingPointError: When a metric of a step is not finite.
-    Stalled: When `selection.patience` steps in a row had nothing to learn from.
+    Halted: When the first batch fails the self-check, or `selection.patience`
+      steps in a row had nothing to learn from.
   """
   compilations.start()
   with contextlib.ExitStack() as stack:
@@ -65,7 +63,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     learners = assemble.learners(c, model)
     train_step = assemble.train_step(c, learners)
     reference = None
-    if assemble.has_reference(c):
+    if settings.has_reference(c):
       reference = model.weights(model.dtype)
     run = stack.enter_context(
       directory.RunDirectory(workdir, c, model.described())
@@ -104,6 +102,8 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
         )
         batch = to_batch(played, c, parts)
         rolled = time.perf_counter()
+        if done == 0 and c.learner.self_check:
+          check_first_batch(c, model, state, reference, batch)
         state, learned = run_step(
           train_step,
           state,
@@ -134,7 +134,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
           run.save(done, state, success)
         if stalled:
           run.save(done, state, None)
-          raise Stalled(_why_stalled(c, row))
+          raise settings.Halted(_why_stalled(c, row))
       if stop.requested and done:
         run.save(done, state, None)  # A step that is saved stays as it is.
 
@@ -256,6 +256,24 @@ def run_step(
     'time/update': time.perf_counter() - scored,
   }
   return state, row | times
+
+
+def check_first_batch(
+  c: ml_collections.ConfigDict, model, state, reference, batch
+):
+  """Raises Halted unless what should be equal is, before the first update."""
+  is_exact = model.dtype == 'float32'
+  try:
+    self_check.run(
+      model.graphdef,
+      state,
+      reference,
+      batch,
+      assemble.recipe(c),
+      limits=self_check.EXACT if is_exact else self_check.ROUNDED,
+    )
+  except self_check.Failed as error:
+    raise settings.Halted(str(error)) from error
 
 
 def to_row(step: int, played: rollout.Rollout, learned: Row) -> Row:

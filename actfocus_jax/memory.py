@@ -34,6 +34,7 @@ def per_device(
   context: int,
   microbatch: int,
   score_chunk: int,
+  has_reference: bool = True,
   data: int = 1,
   fsdp: int = 1,
   tensor: int = 1,
@@ -48,6 +49,7 @@ def per_device(
     context: most tokens of an episode.
     microbatch: trajectories in one backward pass.
     score_chunk: tokens that have logits at one time.
+    has_reference: whether there is a frozen reference.
     data: size of the mesh axis; this and the two below.
     fsdp: splits weights and rows.
     tensor: splits heads, hidden units and the vocabulary.
@@ -66,12 +68,14 @@ def per_device(
       f'microbatch={microbatch} is no multiple of data * fsdp={data * fsdp}.'
     )
   rows = microbatch // (data * fsdp)
-  models = 2 if algo == 'ppo' else 1
+  trained = {'actor': 1, 'critic': int(algo == 'ppo')}
   keys = 2 * c.num_layers * c.num_key_value_heads * c.head_dim
   always = {
-    'master weights': models * count * _FLOAT32 / split,
-    'optimizer': models * 2 * count * _FLOAT32 / split,
-    'reference': count * itemsize / split,
+    name: number * count * _FLOAT32 / split for name, number in trained.items()
+  }
+  always |= {
+    'optimizers': sum(trained.values()) * 2 * count * _FLOAT32 / split,
+    'reference': has_reference * count * itemsize / split,
   }
   rollout = {
     'decoding copy': count * itemsize / tensor,

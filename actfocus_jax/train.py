@@ -10,9 +10,12 @@ import pathlib
 
 from absl import flags
 
-from actfocus_jax import command
+from actfocus_jax import command, dry_run
 from actfocus_jax.run import settings
 
+_DRY_RUN = flags.DEFINE_bool(
+  'dry_run', False, 'Print config, work and memory of a step, and stop.'
+)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 flags.declare_key_flag('config')
 
@@ -20,6 +23,10 @@ flags.declare_key_flag('config')
 def main(argv: list[str]):
   """Checks the input, then trains."""
   del argv
+  if _DRY_RUN.value:
+    c = command.config()
+    print(dry_run.describe(c, command.check_model(c)))
+    return
   if not _WORKDIR.value:
     raise settings.Refused(
       '--workdir is missing; e.g. --workdir=runs/quickstart'

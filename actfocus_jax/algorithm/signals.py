@@ -125,5 +125,3 @@ SIGNALS = {
   ),
   'random': random,
 }
-# Those that are made without a word from the reference.
-WITHOUT_REFERENCE = ('nll', 'random')

@@ -40,6 +40,8 @@ SIGNALS = (
   'random',
   'centered_energy',
 )
+# Those that are made without a word from the reference.
+WITHOUT_REFERENCE = ('nll', 'random')
 # The keyword arguments of each algorithm.estimators.ESTIMATORS[name], and with
 # which algorithm it goes; the first of each algorithm is what 'auto' means.
 ESTIMATORS = {
@@ -75,6 +77,10 @@ WEIGHTS = {
 
 class Refused(ValueError):
   """Bad input: told in one sentence, with exit code 2, before any work."""
+
+
+class Halted(RuntimeError):
+  """A run that cannot go on: told in one sentence, with exit code 1."""
 
 
 def defaults(env: str = 'frozen_lake') -> ml_collections.ConfigDict:
@@ -237,6 +243,16 @@ def _optimizer(*, learning_rate: float) -> dict[str, Any]:
     weight_decay=0.01,
     clip_norm=1.0,
   )
+
+
+def has_reference(c: ml_collections.ConfigDict) -> bool:
+  """Whether anything asks the frozen reference: else it is not even read."""
+  if c.kl.coefficient:
+    return True
+  is_weighed = c.weights.scheme == 'action' and any(
+    (c.weights.beta, c.weights.beta_end or 0.0)
+  )
+  return is_weighed and c.weights.signal not in WITHOUT_REFERENCE
 
 
 def parse_argument(

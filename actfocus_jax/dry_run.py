@@ -1,0 +1,103 @@
+"""What a run would do and need, told without doing it.
+
+`--dry_run` of `actfocus_jax.train` prints this and stops; neither weights nor
+jax are read.
+"""
+
+import pathlib
+
+import ml_collections
+
+from actfocus_jax import memory
+from actfocus_jax.model import architecture
+from actfocus_jax.run import checks, settings
+
+_ITEMSIZE = {'float32': 4, 'bfloat16': 2, 'auto': 2}
+
+
+def describe(
+  c: ml_collections.ConfigDict, directory: pathlib.Path | None
+) -> str:
+  """The effective config, the work of one step, and the memory it takes.
+
+  Args:
+    c: A checked config.
+    directory: Of the model; None for the small model of `warm_start`.
+
+  Returns:
+    Several lines for people.
+  """
+  lines = ['Config:']
+  default = settings.flatten(settings.defaults(c.env.name))
+  for field, value in sorted(settings.flatten(c).items()):
+    mark = ' ' if value == default[field] else '*'
+    lines.append(f' {mark} {field} = {value!r}')
+  lines.append('(* differs from the default)')
+  lines.append('')
+  lines.append('One step:')
+  lines += [f'  {name}: {value}' for name, value in work(c).items()]
+  lines.append('')
+  lines.append('Memory of one device by formula, GB:')
+  config = (
+    small(c) if directory is None else architecture.Config.read(directory)
+  )
+  for part, size in needs(c, config).items():
+    lines.append(f'  {part:<14} {size / 1e9:8.2f}')
+  if c.mesh.data < 1:
+    lines.append('  (mesh.data=-1 counted as 1)')
+  return '\n'.join(lines)
+
+
+def work(c: ml_collections.ConfigDict) -> dict[str, str]:
+  """Episodes, tokens and optimizer updates of one step."""
+  episodes = c.rollout.prompts * c.rollout.members
+  kept = checks.kept_rows(c)
+  updates = kept // c.learner.minibatch * c.learner.epochs
+  sampled = c.limits.turns * c.limits.response_tokens
+  return {
+    'episodes': f'{episodes} ({c.rollout.prompts} groups of '
+    f'{c.rollout.members})',
+    'tokens sampled': f'at most {episodes * sampled:,}',
+    'tokens in context': f'at most {episodes * c.limits.context:,}',
+    'trajectories trained on': f'{kept}',
+    'optimizer updates': f'{updates} of {c.learner.minibatch} trajectories',
+    'frozen reference': 'read' if settings.has_reference(c) else 'not read',
+    'critic': 'trained' if c.algo == 'ppo' else 'none',
+  }
+
+
+def needs(
+  c: ml_collections.ConfigDict, config: architecture.Config
+) -> dict[str, float]:
+  """`memory.per_device` with the numbers of a config."""
+  data = max(c.mesh.data, 1)
+  episodes = max(
+    c.rollout.prompts * c.rollout.members, c.eval.prompts * c.eval.members
+  )
+  return memory.per_device(
+    config,
+    algo=c.algo,
+    slots=c.rollout.slots or episodes,
+    context=c.limits.context,
+    microbatch=c.learner.microbatch or c.learner.minibatch,
+    score_chunk=c.learner.score_chunk,
+    has_reference=settings.has_reference(c),
+    data=data,
+    fsdp=c.mesh.fsdp,
+    tensor=c.mesh.tensor,
+    itemsize=_ITEMSIZE[c.model.dtype],
+  )
+
+
+def small(c: ml_collections.ConfigDict) -> architecture.Config:
+  """About the small model of `warm_start`; set phrases add to its tokens."""
+  w = c.warm_start
+  return architecture.Config(
+    vocab_size=w.vocab_size,
+    hidden_size=w.hidden_size,
+    intermediate_size=w.intermediate_size,
+    num_layers=w.num_layers,
+    num_heads=w.num_heads,
+    num_key_value_heads=w.num_key_value_heads,
+    head_dim=w.hidden_size // w.num_heads,
+  )
