@@ -13,10 +13,13 @@ from actfocus_jax.run import presets, settings
 
 
 def get_config(arg=None):
-  """Arguments: size=tiny|0.5b|1.5b|3b|7b, algo=grpo, weights=actfocus|..."""
+  """Arguments: size=tiny|0.5b|1.5b|3b|7b, algo=ppo|grpo, weights=..."""
   c = settings.defaults('frozen_lake')
   c.env.options.success_probability = 0.8
   c.selection.ratio = 1.0
-  presets.apply(c, presets.arguments(arg))
+  choice = presets.arguments(arg)
+  if choice['algo'] == 'ppo':
+    c.selection.ratio = 0.25
+  presets.apply(c, choice)
   c.lock()
   return c

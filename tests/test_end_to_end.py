@@ -129,7 +129,9 @@ def test_metrics_show_the_method_at_work(whole):
 def test_parameters_change_with_training(whole):
   workdir, _ = whole
   before, after = arrays(workdir, 2), arrays(workdir, 4)
-  moved = [n for n in before if 'params' in n and (before[n] != after[n]).any()]
+  moved = [
+    n for n in before if 'actor.params' in n and (before[n] != after[n]).any()
+  ]
   assert moved
 
 

@@ -114,10 +114,12 @@ def test_the_weights_are_those_of_the_checkpoint(run, exported):
   manager.close()
   _, _, params = _load(exported)
   leaves = jax.tree_util.tree_leaves_with_path(params)
-  assert len(leaves) == sum(name.startswith('params.') for name in saved) > 10
+  assert (
+    len(leaves) == sum(name.startswith('actor.params.') for name in saved) > 10
+  )
   for path, leaf in leaves:
     name = jax.tree_util.keystr(path, simple=True, separator='.')
-    np.testing.assert_array_equal(leaf, saved[f'params.{name}'])
+    np.testing.assert_array_equal(leaf, saved[f'actor.params.{name}'])
   before = _load(_base(run))[2]['embedding'][...]
   assert (before != params['embedding'][...]).any()
 

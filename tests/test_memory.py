@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from actfocus_jax import assemble, memory
-from actfocus_jax.learner import state as state_lib
-from actfocus_jax.learner import step as step_lib
+from actfocus_jax.learner import stages
 from actfocus_jax.model import architecture, transformer
 from actfocus_jax.model import mesh as mesh_lib
 from actfocus_jax.run import presets, settings
@@ -54,11 +53,11 @@ def test_parts_are_those_that_are_allocated():
   c = settings.defaults()
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   model = _model(mesh)
-  state = state_lib.abstract(model.abstract_weights(), assemble.optimizer(c))
+  state = assemble.learners(c, model).abstract().actor
   parts = _estimate()
-  assert parts['master weights'] == _bytes(state.params)
+  assert parts['actor'] == _bytes(state.params) and parts['critic'] == 0
   scalars = 100  # Adam's count and the like
-  assert 0 <= _bytes(state.opt_state) - parts['optimizer'] < scalars
+  assert 0 <= _bytes(state.opt_state) - parts['optimizers'] < scalars
   cache = jax.eval_shape(
     lambda: transformer.init_cache(MODEL, 8, LENGTH, jnp.float32)
   )
@@ -69,26 +68,21 @@ def test_parts_are_those_that_are_allocated():
 
 def test_what_splits_and_what_does_not():
   whole, split = _estimate(), _estimate(fsdp=2, microbatch=2 * ROWS)
-  for part in (
-    'master weights',
-    'optimizer',
-    'reference',
-    'gradients',
-    'cache',
-  ):
+  for part in ('actor', 'optimizers', 'reference', 'gradients', 'cache'):
     assert split[part] == whole[part] / 2
   assert split['decoding copy'] == whole['decoding copy']
   assert split['activations'] == whole['activations']
   copies = _estimate(data=2, microbatch=2 * ROWS)
-  assert copies['optimizer'] == whole['optimizer']
+  assert copies['optimizers'] == whole['optimizers']
   assert copies['cache'] == whole['cache'] / 2
   assert _estimate(tensor=2)['decoding copy'] == whole['decoding copy'] / 2
 
 
 def test_ppo_trains_two_models_and_half_precision_halves_the_frozen_one():
   grpo, ppo, half = _estimate(), _estimate(algo='ppo'), _estimate(itemsize=2)
-  for part in ('master weights', 'optimizer'):
-    assert ppo[part] == 2 * grpo[part] == 2 * half[part]
+  assert ppo['critic'] == ppo['actor'] == grpo['actor'] == half['actor']
+  assert ppo['optimizers'] == 2 * grpo['optimizers'] == 2 * half['optimizers']
+  assert _estimate(has_reference=False)['reference'] == 0
   for part in ('reference', 'gradients', 'cache'):
     assert ppo[part] == grpo[part]
   assert half['reference'] == grpo['reference'] / 2
@@ -96,7 +90,7 @@ def test_ppo_trains_two_models_and_half_precision_halves_the_frozen_one():
 
 def test_total_is_the_larger_of_two_phases():
   parts = _estimate(slots=4096)
-  always = parts['master weights'] + parts['optimizer'] + parts['reference']
+  always = parts['actor'] + parts['optimizers'] + parts['reference']
   assert parts['total'] == always + parts['decoding copy'] + parts['cache']
   parts = _estimate(slots=1)
   assert parts['total'] == always + parts['gradients'] + parts['activations']
@@ -111,22 +105,24 @@ def _compiled(length, rows):
   ordinary = jax.numpy_dtype_promotion('standard')
   with ordinary, jax.set_mesh(mesh):
     model = _model(mesh, remat=True)
-    tx = assemble.optimizer(c)
-    state = state_lib.abstract(model.abstract_weights(), tx)
+    who = assemble.learners(c, model)
 
     def per_token(dtype):
       return jax.ShapeDtypeStruct(
         (2 * rows, length), dtype, sharding=mesh_lib.rows(mesh)
       )
 
-    names = step_lib.Ready.__dataclass_fields__
-    kinds = {'tokens_BT': jnp.int32, 'valid_BT': bool, 'sampled_BT': bool}
-    ready = {n: per_token(kinds.get(n, np.float32)) for n in names}
+    kinds = {
+      **{'tokens_BT': jnp.int32, 'valid_BT': bool, 'sampled_BT': bool},
+      **{'turn_BT': jnp.int32, 'old_logprob_BT': np.float32},
+      **{'advantage_BT': np.float32, 'weight_BT': np.float32},
+    }
+    ready = {name: per_token(kind) for name, kind in kinds.items()}
     metrics = {
       'selection/kept_with_spread': jax.ShapeDtypeStruct((), jnp.int32)
     }
-    lowered = assemble.train_step(c, model, tx).finish.lower(
-      state, step_lib.Ready(**ready), metrics, jax.random.key(0)
+    lowered = assemble.train_step(c, who).finish.lower(
+      who.abstract(), stages.Ready(**ready), metrics, jax.random.key(0)
     )
     return lowered.compile().memory_analysis()
 
@@ -142,7 +138,7 @@ def test_the_compiler_agrees(length, rows, peak):
   is_logits = fewer['activations'] < parts['activations']
   assert is_logits == (peak == 'logits')
   plan = _compiled(length, rows)
-  weights = parts['master weights'] + parts['optimizer']
+  weights = parts['actor'] + parts['optimizers']
   assert plan.argument_size_in_bytes == pytest.approx(weights, rel=0.05)
   expected = parts['gradients'] + parts['activations']
   # jax 0.10 plans 0.96 to 1.05 of it, 0.12 0.78 to 0.99: it overlaps less.

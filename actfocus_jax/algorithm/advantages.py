@@ -118,7 +118,7 @@ def gae(
 
   reward_BT = reward_BT.astype(jnp.float32)
   value_BT = jax.lax.stop_gradient(value_BT.astype(jnp.float32))
-  zero_B = jnp.zeros_like(value_BT, shape=value_BT.shape[:1])
+  zero_B = jnp.zeros(value_BT.shape[:1], jnp.float32)
   _, advantage_TB = jax.lax.scan(
     step,
     (zero_B, zero_B),

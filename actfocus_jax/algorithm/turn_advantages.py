@@ -93,7 +93,7 @@ def _discounted(reward_BK: jax.Array, discount: float) -> jax.Array:
     later_B = reward_B + discount * later_B
     return later_B, later_B
 
-  zero_B = jnp.zeros_like(reward_BK, shape=reward_BK.shape[:1])
+  zero_B = jnp.zeros(reward_BK.shape[:1], jnp.float32)
   _, later_KB = jax.lax.scan(step, zero_B, reward_BK.T, reverse=True)
   return later_KB.T
 

@@ -13,11 +13,14 @@ first batch of a run the answers are known:
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from actfocus_jax.learner import rows, stages
 from actfocus_jax.learner.stages import Recipe, Trajectory
@@ -151,14 +154,43 @@ def _measure(graphdef, params, reference, batch, recipe) -> dict[str, Any]:
 def _check_copies(state: TrainState):
   """Every device that holds the same part of an array must hold the same."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-    sums: dict[str, np.ndarray] = {}
-    for shard in leaf.addressable_shards:
-      # Reduced where it lies: the same program on equal numbers gives equal
-      # bits.
-      total = np.asarray(jnp.sum(shard.data))
-      first = sums.setdefault(str(shard.index), total)
-      if total.tobytes() != first.tobytes():
+    if not isinstance(leaf.sharding, NamedSharding):
+      continue
+    mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
+    used = {axis for part in spec for axis in _axes(part)}
+    sums = np.asarray(_local_sums(mesh, spec)(leaf))
+    for i, axis in enumerate(mesh.axis_names):
+      copies = np.moveaxis(sums, i, 0)
+      if axis not in used and (copies != copies[:1]).any():
         raise Failed(
-          'Self-check before the first update: devices hold different copies '
-          f'of {jax.tree_util.keystr(path)}; gradients were not shared.'
+          'Self-check before the first update: devices along the mesh axis '
+          f'{axis} hold different copies of {jax.tree_util.keystr(path)}; '
+          'gradients would not be shared.'
         )
+
+
+def _axes(part: Any) -> tuple[str, ...]:
+  if part is None:
+    return ()
+  return part if isinstance(part, tuple) else (part,)
+
+
+@functools.cache
+def _local_sums(mesh, spec):
+  """Every device's sum of what it holds, laid out like the mesh.
+
+  The same program on equal numbers gives equal bits.
+  """
+
+  def local(x):
+    return jnp.sum(x, dtype=jnp.float32).reshape((1,) * len(mesh.axis_names))
+
+  return jax.jit(
+    jax.shard_map(
+      local,
+      mesh=mesh,
+      in_specs=spec,
+      out_specs=P(*mesh.axis_names),
+      check_vma=False,
+    )
+  )

@@ -68,3 +68,5 @@ def tiny(c: ml_collections.ConfigDict):
   c.rollout.lengths = (384, 512)
   c.optimizer.learning_rate = 1.5e-4
   c.optimizer.warmup_steps = 5
+  if c.algo == 'ppo':
+    c.critic.optimizer.learning_rate = 1e-3

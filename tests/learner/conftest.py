@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from actfocus_jax.algorithm import (
-  advantages,
+  estimators,
   losses,
   signals,
   trajectory,
   weights,
 )
-from actfocus_jax.learner import step as step_lib
+from actfocus_jax.learner import stages
+from actfocus_jax.learner import update as update_lib
 from actfocus_jax.model import architecture, scoring, transformer
 from actfocus_jax.model import mesh as mesh_lib
 
@@ -127,6 +128,7 @@ def batch(model, score):
     action=kind_BT == 'A',
     turn=_turns(kind_BT),
     turn_end=kind_BT == 's',
+    anchor=np.where(_turns(kind_BT) < 0, 0, 7).astype(np.int32),
     logprob=np.where(sampled_BT, logprob_BT + drift_BT, 0).astype(np.float32),
     reward=reward_BT,
     group=group_B,
@@ -142,11 +144,17 @@ def recipe():
 
   Equal arguments give the same recipe, so that nothing is compiled twice.
   """
-  weigh_tokens = functools.cache(
-    lambda alpha, beta: functools.partial(
-      weights.token_weights, alpha=alpha, beta=beta
-    )
-  )
+
+  @functools.cache
+  def weigh_tokens(alpha, beta):
+    def by_action(signal_BT, entropy_BT, sampled_BT, action_BT, *, step):
+      del entropy_BT, step
+      return weights.token_weights(
+        signal_BT, sampled_BT, action_BT, alpha=alpha, beta=beta
+      )
+
+    return by_action
+
   policy_loss = functools.partial(
     losses.policy_loss, clip_low=0.2, clip_high=0.28
   )
@@ -158,7 +166,7 @@ def recipe():
       ratio=1.0,
       signal=signals.SIGNALS['energy'],
       token_weights=weigh_tokens(alpha, beta),
-      advantage=advantages.group_relative,
+      advantage=estimators.group_relative,
       policy_loss=policy_loss,
       entropy_coefficient=0.1,
       minibatch=GROUPS * MEMBERS,
@@ -166,7 +174,7 @@ def recipe():
       rescore=False,
       score_chunk=4096,
     )
-    return step_lib.Recipe(**fields | changes)
+    return stages.Recipe(**fields | changes)
 
   return make
 
@@ -175,14 +183,16 @@ def recipe():
 def weigh(model, reference, score):
   """Stages 2 and 3, on a batch as it is."""
 
-  def run(batch, recipe):
+  def run(batch, recipe, value_BT=None):
     graphdef, params = model
     old, ref = (
       score(graphdef, p, batch.tokens, batch.valid) for p in (params, reference)
     )
     return_PG = jnp.asarray(batch.reward).sum(axis=1).reshape(-1, MEMBERS)
     batch = jax.tree.map(jnp.asarray, batch)
-    return step_lib.weigh(batch, return_PG, old, ref, jax.random.key(0), recipe)
+    said = stages.Said(old, ref, value_BT)
+    step = jnp.zeros((), jnp.int32)
+    return stages.weigh(batch, return_PG, said, jax.random.key(0), step, recipe)
 
   return run
 
@@ -191,7 +201,7 @@ def weigh(model, reference, score):
 def gradient(model):
   """(grads, metrics) of one mini-batch; compiled once for each recipe."""
   compiled = jax.jit(
-    step_lib.minibatch_gradient, static_argnames=('graphdef', 'recipe')
+    update_lib.actor_gradient, static_argnames=('graphdef', 'recipe')
   )
 
   def run(ready, recipe, params=None):

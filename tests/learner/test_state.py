@@ -97,12 +97,13 @@ def test_the_rate_rises_and_the_first_step_moves():
 
 def test_a_fresh_state(model):
   _, params = model
-  state = state_lib.create(params, state_lib.optimizer(**PLAIN))
-  assert (int(state.step), int(state.skipped)) == (0, 0)
-  assert state.step.unsafe_buffer_pointer() != (
-    state.skipped.unsafe_buffer_pointer()
-  )
-  moments = optax.tree.get(state.opt_state, 'mu')
+  actor = state_lib.trained(params, state_lib.optimizer(**PLAIN))
+  state = state_lib.create(actor)
+  counts = state.step, state.skipped, state.streak
+  assert [int(x) for x in counts] == [0, 0, 0] and state.critic is None
+  # Donated, so none may be another's buffer.
+  assert len({x.unsafe_buffer_pointer() for x in counts}) == 3
+  moments = optax.tree.get(state.actor.opt_state, 'mu')
   assert jax.tree.structure(moments) == jax.tree.structure(params)
   assert not any(np.asarray(x).any() for x in jax.tree.leaves(moments))
 
@@ -111,9 +112,9 @@ def test_moments_live_where_the_parameters_do(model, batch, spread_out):
   mesh, place = spread_out
   params, _ = place(model[1], batch)
   with jax.set_mesh(mesh):
-    state = state_lib.create(params, state_lib.optimizer(**PLAIN))
+    actor = state_lib.trained(params, state_lib.optimizer(**PLAIN))
   for name in ('mu', 'nu'):
-    moments = optax.tree.get(state.opt_state, name)
+    moments = optax.tree.get(actor.opt_state, name)
     jax.tree.map(
       lambda p, m: (
         p.sharding.is_equivalent_to(m.sharding, p.ndim)

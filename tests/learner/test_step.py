@@ -10,8 +10,10 @@ import optax
 import pytest
 
 from actfocus_jax.algorithm import signals
+from actfocus_jax.learner import stages
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import step as step_lib
+from actfocus_jax.learner import update as update_lib
 from actfocus_jax.model import mesh as mesh_lib
 from actfocus_jax.run import compilations
 
@@ -67,12 +69,12 @@ def half(recipe):
 @pytest.fixture(scope='module')
 def train_step(model, half):
   graphdef, _ = model
-  return step_lib.TrainStep(graphdef, MOMENTUM, half)
+  return step_lib.TrainStep(step_lib.Learner(graphdef, MOMENTUM), half)
 
 
 @pytest.fixture
 def fresh(model):
-  return state_lib.create(copy(model[1]), MOMENTUM)
+  return state_lib.create(state_lib.trained(copy(model[1]), MOMENTUM))
 
 
 @pytest.fixture(scope='module')
@@ -80,7 +82,7 @@ def run(train_step, model, reference):
   """One step from the initial state."""
 
   def one(batch):
-    state = state_lib.create(copy(model[1]), MOMENTUM)
+    state = state_lib.create(state_lib.trained(copy(model[1]), MOMENTUM))
     return train_step.fused(state, reference, batch, key_of())
 
   return one
@@ -89,7 +91,7 @@ def run(train_step, model, reference):
 def assert_same_step(found, wanted):
   """Two (state, metrics), to float tolerance."""
   (found, found_metrics), (wanted, wanted_metrics) = found, wanted
-  assert largest_difference(found.params, wanted.params) < 2e-5
+  assert largest_difference(found.actor.params, wanted.actor.params) < 2e-5
   assert (int(found.step), int(found.skipped)) == (1, 0)
   assert found_metrics.keys() == wanted_metrics.keys()
   for name, value in wanted_metrics.items():
@@ -103,7 +105,7 @@ def shardings(state):
   device = jax.devices()[-1]
   return [
     x.sharding.devices_indices_map(x.shape)[device]
-    for x in jax.tree.leaves((state.params, state.opt_state))
+    for x in jax.tree.leaves((state.actor, state.critic))
   ]
 
 
@@ -113,7 +115,7 @@ def shardings(state):
 def test_select_keeps_the_groups_with_spread(batch):
   """Groups 0 and 3: group 1 has little spread, group 2 none."""
   rows = [*range(4), *range(12, 16)]
-  kept, return_PG = step_lib.select(
+  kept, return_PG = stages.select(
     jax.tree.map(jnp.asarray, batch), members=4, ratio=0.5
   )
   assert kept.group.tolist() == [0] * 4 + [3] * 4
@@ -134,10 +136,10 @@ def test_the_step_reads_only_the_kept_groups(run, batch):
     return dataclasses.replace(batch, tokens=tokens)
 
   same, same_metrics = run(with_other_tokens(dropped))
-  assert_equal(same.params, state.params)
+  assert_equal(same.actor.params, state.actor.params)
   assert_equal(same_metrics, metrics)
   other, _ = run(with_other_tokens(kept))
-  assert largest_difference(other.params, state.params) > 1e-3
+  assert largest_difference(other.actor.params, state.actor.params) > 1e-3
 
 
 # --- One iteration -----------------------------------------------------------
@@ -147,7 +149,7 @@ def test_a_step_moves_every_parameter_and_counts(run, model, batch):
   state, metrics = run(batch)
   assert (int(state.step), int(state.skipped)) == (1, 0)
   for before, after in zip(
-    jax.tree.leaves(model[1]), jax.tree.leaves(state.params), strict=True
+    jax.tree.leaves(model[1]), jax.tree.leaves(state.actor.params), strict=True
   ):
     assert np.abs(np.asarray(after - before)).max() > 1e-4
   assert all(np.isfinite(np.asarray(value)) for value in metrics.values())
@@ -169,7 +171,7 @@ def test_without_spread_the_state_stays_bit_for_bit(
   """Neither weight decay nor momentum moves it; only the counters count."""
   state, _ = run(batch)
   before = copy(state)
-  momentum = optax.tree.get(before.opt_state, 'trace')
+  momentum = optax.tree.get(before.actor.opt_state, 'trace')
   assert np.abs(np.asarray(momentum['head'][...])).max() > 0
   first_end_BT = batch.turn_end & (np.cumsum(batch.turn_end, axis=1) == 1)
   equal = dataclasses.replace(
@@ -177,8 +179,7 @@ def test_without_spread_the_state_stays_bit_for_bit(
   )
   assert (equal.reward.sum(axis=1) == np.float32(-0.1)).all()
   state, metrics = train_step.fused(state, reference, equal, key_of())
-  assert_equal(state.params, before.params)
-  assert_equal(state.opt_state, before.opt_state)
+  assert_equal(state.actor, before.actor)
   assert (int(state.step), int(state.skipped)) == (2, 1)
   assert int(metrics['selection/kept_with_spread']) == 0
   assert int(metrics['selection/skipped_steps']) == 1
@@ -190,7 +191,7 @@ def test_two_calls_equal_the_fused_one(
 ):
   fused, fused_metrics = run(batch)
   weigh_key, order_key = jax.random.split(key_of())
-  ready, metrics = train_step.prepare(fresh.params, reference, batch, weigh_key)
+  ready, metrics = train_step.prepare(fresh, reference, batch, weigh_key)
   state, metrics = train_step.finish(fresh, ready, metrics, order_key)
   assert_same_step((state, metrics), (fused, fused_metrics))
 
@@ -202,13 +203,13 @@ def test_eight_devices_make_the_same_step(
   graphdef, params = model
   mesh, place = spread_out
   whole = dataclasses.replace(half, microbatch=8)
-  train_step = step_lib.TrainStep(graphdef, MOMENTUM, whole)
+  train_step = step_lib.TrainStep(step_lib.Learner(graphdef, MOMENTUM), whole)
   placed, rows = place(copy(params), batch)
   frozen, _ = place(reference, batch)
   one = run(batch)
-  assert largest_difference(one[0].params, params) > 1e-2
+  assert largest_difference(one[0].actor.params, params) > 1e-2
   with jax.set_mesh(mesh):
-    state = state_lib.create(placed, MOMENTUM)
+    state = state_lib.create(state_lib.trained(placed, MOMENTUM))
     before = shardings(state)
     eight = train_step.fused(state, frozen, rows, key_of())
     assert_same_step(eight, one)
@@ -221,12 +222,12 @@ def test_eight_devices_make_the_same_step(
 
 
 def test_explain_gives_the_weights_of_training(
-  train_step, model, reference, batch
+  train_step, fresh, reference, batch
 ):
   """Of the kept rows, scored in one piece."""
   kept = jax.tree.map(lambda x: x[[*range(4), *range(12, 16)]], batch)
-  ready, metrics = train_step.prepare(model[1], reference, batch, key_of())
-  signal_BT, weight_BT = train_step.explain(model[1], reference, kept, key_of())
+  ready, metrics = train_step.prepare(fresh, reference, batch, key_of())
+  signal_BT, weight_BT = train_step.explain(fresh, reference, kept, key_of())
   assert np.std(np.asarray(weight_BT)[kept.action]) > 0.01
   np.testing.assert_allclose(weight_BT, ready.weight_BT, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(
@@ -284,14 +285,24 @@ def spied(model, batch, recipe, weigh):
   labels_B = jnp.arange(16, dtype=jnp.float32)
   labelled_BT = ready.old_logprob_BT.at[:, 0].set(labels_B)
   ready = dataclasses.replace(ready, old_logprob_BT=labelled_BT)
+  actor_step = functools.partial(
+    update_lib.step,
+    tx=MOMENTUM,
+    gradient=functools.partial(
+      update_lib.actor_gradient, graphdef, recipe=chosen
+    ),
+    name='actor',
+  )
   compiled = jax.jit(
-    functools.partial(step_lib.update, graphdef, MOMENTUM, recipe=chosen)
+    functools.partial(
+      update_lib.epochs, recipe=chosen, actor_step=actor_step, critic_step=None
+    )
   )
 
   def run(key):
     seen.clear()
-    state = state_lib.create(params, MOMENTUM)
-    after, metrics = compiled(state, ready, key)
+    actor = state_lib.trained(params, MOMENTUM)
+    after, _, metrics = compiled(actor, None, ready, key)
     jax.effects_barrier()
     return list(seen), ready, after, metrics
 
@@ -338,10 +349,13 @@ def test_no_temperature_enters_a_signal(name, model, reference, batch, recipe):
       signal=signals.SIGNALS[name],
       microbatch=batch.tokens.shape[0],
     )
-    old = step_lib.score(graphdef, params, batch, this)
-    frozen = step_lib.score(graphdef, reference, batch, this)
-    signal_BT, _ = step_lib.token_weights(
-      batch, old, frozen, jax.random.key(0), this
+    old, frozen = (
+      stages.score(graphdef, p, batch, jnp.asarray(batch.sampled), this)
+      for p in (params, reference)
+    )
+    said, step = stages.Said(old, frozen, None), jnp.zeros((), jnp.int32)
+    signal_BT, _ = stages.token_weights(
+      batch, said, jax.random.key(0), step, this
     )
     signals_at.append((np.asarray(old.logprob_BT), np.asarray(signal_BT)))
   (logprob, signal), (cold_logprob, cold_signal) = signals_at

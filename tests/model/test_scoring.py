@@ -1,5 +1,6 @@
 """Scores against a NumPy log-softmax, at any chunk, without [B, T, V]."""
 
+import dataclasses
 import re
 
 import jax
@@ -10,18 +11,49 @@ from flax import nnx
 
 from actfocus_jax.model import mesh as meshes
 from actfocus_jax.model import scoring, transformer
+from actfocus_jax.run import compilations
 
 TOKENS = np.random.default_rng(1).integers(0, 96, (4, 10), np.int32)
 VALID = np.arange(10)[None, :] < np.array([10, 7, 1, 4])[:, None]
 
+# 18 tokens have a score: 6 of them at a time are whole pieces, 7 are not.
+SCORED = VALID & (np.arange(10)[None, :] > 0)
+MARKS = {
+  'none': np.zeros_like(VALID),
+  'one': np.arange(40).reshape(4, 10) == 13,
+  # Padding and first tokens are marked too; they have no score.
+  'random': np.random.default_rng(2).random((4, 10)) < 0.5,
+  'all': np.ones_like(VALID),
+}
+# More rows, and a number of marks for each of them.
+ROWS = np.random.default_rng(3).integers(0, 96, (8, 10), np.int32)
+LONG = np.arange(10)[None, :] < np.array([10, 9, 10, 7, 1, 8, 10, 4])[:, None]
+UNEVEN = np.arange(10)[None, :] < np.array([0, 2, 10, 7, 1, 0, 6, 4])[:, None]
+
 score = jax.jit(scoring.score_tokens, static_argnames=('temperature', 'chunk'))
+some = jax.jit(scoring.score_some, static_argnames=('temperature', 'chunk'))
+
+
+def _fields(scores):
+  """Name and array of each field, as NumPy."""
+  fields = dataclasses.fields(scores)
+  return {f.name: np.asarray(getattr(scores, f.name)) for f in fields}
+
+
+def _assert_scores(found, expected, where=True):
+  """Equal where it is True, exactly 0 elsewhere."""
+  expected = _fields(expected)
+  for name, ours in _fields(found).items():
+    theirs = np.where(where, expected[name], 0.0)
+    np.testing.assert_allclose(ours, theirs, atol=2e-5, err_msg=name)
+    np.testing.assert_array_equal(ours[theirs == 0.0], 0.0, err_msg=name)
 
 
 def _oracle(graphdef, params, temperature):
-  """Three float64 arrays, a token at a time, zero where nothing is said."""
+  """Scores in float64, a token at a time, zero where nothing is said."""
   model = nnx.merge(graphdef, params)
   logits = np.asarray(model.unembed(model.hidden(TOKENS)), np.float64)
-  out = np.zeros((3, *TOKENS.shape))
+  out = np.zeros((5, *TOKENS.shape))
   for b, t in np.ndindex(*TOKENS.shape):
     if t == 0 or not VALID[b, t]:
       continue
@@ -29,9 +61,11 @@ def _oracle(graphdef, params, temperature):
     p = np.exp(f) / np.exp(f).sum()
     warm = np.exp(f / temperature)
     out[0, b, t] = np.log(warm[TOKENS[b, t]] / warm.sum())
-    out[1, b, t] = np.log(np.exp(f).sum())
-    out[2, b, t] = -np.sum(p * np.log(p))
-  return out
+    out[1, b, t] = np.log(p[TOKENS[b, t]])
+    out[2, b, t] = np.log(np.exp(f).sum())
+    out[3, b, t] = sum(f) / 96
+    out[4, b, t] = -np.sum(p * np.log(p))
+  return scoring.Scores(*out)
 
 
 @pytest.mark.parametrize('temperature', [1.0, 0.5])
@@ -42,12 +76,12 @@ def test_scores_equal_the_oracle(tied, chunk, temperature):
     graphdef, params, TOKENS, VALID, chunk=chunk, temperature=temperature
   )
   expected = _oracle(graphdef, params, temperature)
-  fields = (found.logprob_BT, found.logsumexp_BT, found.entropy_BT)
-  for ours, theirs in zip(fields, expected, strict=True):
-    assert np.std(theirs) > 0.1
-    np.testing.assert_allclose(ours, theirs, atol=2e-5)
-    np.testing.assert_array_equal(np.asarray(ours)[~VALID], 0.0)
-    np.testing.assert_array_equal(np.asarray(ours)[:, 0], 0.0)
+  for name, theirs in _fields(expected).items():
+    assert np.std(theirs[SCORED]) > 0.05, name
+    np.testing.assert_array_equal(theirs[~SCORED], 0.0)
+  _assert_scores(found, expected)
+  same = np.allclose(expected.logprob_BT, expected.raw_logprob_BT)
+  assert same == (temperature == 1.0)
 
 
 def test_golden_uniform_and_shifted_logits():
@@ -57,6 +91,21 @@ def test_golden_uniform_and_shifted_logits():
   np.testing.assert_allclose(scores.logprob_BT, -np.log(4), rtol=1e-6)
   np.testing.assert_allclose(scores.logsumexp_BT, 2 + np.log(4), rtol=1e-6)
   np.testing.assert_allclose(scores.entropy_BT, np.log(4), rtol=1e-6)
+  np.testing.assert_allclose(scores.mean_logit_BT, 2.0, rtol=1e-6)
+
+
+def test_golden_of_two_to_one():
+  """Logits log 2 and 0: 2/3 and 1/3; at temperature 1/2, 4/5 and 1/5."""
+  logits = jnp.array([[[np.log(2.0), 0.0]]], jnp.float32)
+  found = scoring.reduce_logits(logits, jnp.array([[1]]), temperature=0.5)
+  expected = scoring.Scores(
+    logprob_BT=np.log([[1 / 5]]),
+    raw_logprob_BT=np.log([[1 / 3]]),
+    logsumexp_BT=np.log([[3.0]]),
+    mean_logit_BT=np.log([[2.0]]) / 2,
+    entropy_BT=np.log([[3.0]]) - np.log([[2.0]]) * 2 / 3,
+  )
+  _assert_scores(found, expected)
 
 
 def test_gradients_do_not_depend_on_the_chunk(untied):
@@ -104,16 +153,20 @@ def _shapes(jaxpr):
         yield from _shapes(inner)
 
 
+def _logits_in(function, *args):
+  """Shape of the largest array of logits in a function."""
+  shapes = list(_shapes(jax.make_jaxpr(function)(*args).jaxpr))
+  return max((s for s in shapes if len(s) > 2 and s[-1] == 96), key=np.prod)
+
+
 def _largest(graphdef, params, chunk):
-  """Shape of the largest array of logits in a step, forward or backward."""
+  """The same of a step, forward or backward."""
 
   def loss(params):
     scores = scoring.score_tokens(graphdef, params, TOKENS, VALID, chunk=chunk)
     return jnp.sum(scores.logprob_BT) + jnp.sum(scores.entropy_BT)
 
-  shapes = list(_shapes(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
-  logits = [s for s in shapes if len(s) > 2 and s[-1] == 96]
-  return max(logits, key=np.prod)
+  return _logits_in(jax.grad(loss), params)
 
 
 def test_logits_of_all_positions_never_exist(tied):
@@ -124,22 +177,48 @@ def test_logits_of_all_positions_never_exist(tied):
   assert _largest(graphdef, params, 1) == (4, 1, 96)
 
 
+def _compiled_logits(step, *args, chunk):
+  """How many vectors of logits the largest array of a program holds."""
+  text = step.lower(*args, chunk=chunk).compile().as_text()
+  shapes = re.findall(r'\w+\[([\d,]+)\]', text)
+  shapes = {tuple(map(int, shape.split(','))) for shape in shapes}
+  # [32, 96] and [96, 32] are the unembedding.
+  return max(
+    np.prod(s) / 96 for s in shapes if 96 in s and sorted(s) != [32, 96]
+  )
+
+
+def test_logits_of_all_marked_positions_never_exist(tied):
+  _, graphdef, params = tied
+  args = (graphdef, params, TOKENS, VALID, MARKS['all'])
+
+  def shape(chunk):
+    call = lambda p: scoring.score_some(graphdef, p, *args[2:], chunk=chunk)  # noqa: E731
+    return _logits_in(call, params)
+
+  assert shape(512) == (1, 36, 96) and shape(8) == (1, 8, 96)
+  assert _compiled_logits(some, *args, chunk=512) == 36
+  assert _compiled_logits(some, *args, chunk=8) == 8
+  assert _compiled_logits(score, *args[:-1], chunk=512) == 36
+  assert _compiled_logits(score, *args[:-1], chunk=8) == 8
+
+
 def test_chunk_counts_tokens_of_one_row_block(tied):
   """Four rows over four row shards: one row each, so eight positions of it."""
   _, graphdef, params = tied
   mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
-  where = meshes.param_shardings(mesh, transformer.PARTITION_RULES, params)
-  spread = jax.device_put(params, where)
+  spread = _spread(mesh, params)
   with jax.set_mesh(mesh):
     assert _largest(graphdef, spread, 8) == (1, 8, 96)
     tokens, valid = meshes.put_rows(mesh, (TOKENS, VALID))
     eight = score(graphdef, spread, tokens, valid, chunk=8)
   one = score(graphdef, params, TOKENS, VALID, chunk=8)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, np.asarray(b), atol=2e-5),
-    one,
-    eight,
-  )
+  _assert_scores(eight, one)
+
+
+def _spread(mesh, params):
+  where = meshes.param_shardings(mesh, transformer.PARTITION_RULES, params)
+  return jax.device_put(params, where)
 
 
 def _gradient(graphdef, chunk):
@@ -154,10 +233,9 @@ def test_gradients_of_eight_devices_equal_one(untied):
   _, graphdef, params = untied
   one = _gradient(graphdef, 8)(params, TOKENS, VALID)
   mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
-  where = meshes.param_shardings(mesh, transformer.PARTITION_RULES, params)
   with jax.set_mesh(mesh):
     batch = meshes.put_rows(mesh, (TOKENS, VALID))
-    eight = _gradient(graphdef, 4)(jax.device_put(params, where), *batch)
+    eight = _gradient(graphdef, 4)(_spread(mesh, params), *batch)
   assert float(jnp.max(jnp.abs(one['head'][...]))) > 0.1
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(
@@ -172,16 +250,170 @@ def test_the_unembedding_crosses_devices_once_per_call(untied):
   """In no loop over pieces is it gathered, or its gradient summed."""
   _, graphdef, params = untied
   mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
-  where = meshes.param_shardings(mesh, transformer.PARTITION_RULES, params)
   with jax.set_mesh(mesh):
     batch = meshes.put_rows(mesh, (TOKENS, VALID))
-    step = _gradient(graphdef, 4).lower(jax.device_put(params, where), *batch)
+    step = _gradient(graphdef, 4).lower(_spread(mesh, params), *batch)
   inside = {True: 0, False: 0}
   for part in step.compile().as_text().split('\n\n'):
     # 48 columns of the vocabulary of 96: its half under tensor=2.
     moves = re.findall(r'f32\[32,48\].* all-(?:gather|reduce)\(', part)
     inside['ENTRY' not in part] += len(moves)
   assert inside[False] > 0 and inside[True] == 0
+
+
+@pytest.mark.parametrize(
+  ('kind', 'chunk', 'temperature'),
+  [
+    ('tied', 1, 1.0),
+    ('tied', 6, 0.5),
+    ('tied', 7, 1.0),
+    ('tied', 512, 0.5),
+    ('untied', 6, 0.5),
+    ('qwen3', 7, 0.5),
+  ],
+)
+def test_some_are_all_where_marked(request, kind, chunk, temperature):
+  _, graphdef, params = request.getfixturevalue(kind)
+  args = (graphdef, params, TOKENS, VALID)
+  every = score(*args, temperature=temperature)
+  counts = [int((at_BT & SCORED).sum()) for at_BT in MARKS.values()]
+  assert counts[:2] == [0, 1] and 1 < counts[2] < 18 and counts[3] == 18
+  assert (MARKS['random'] & ~VALID).any() and MARKS['random'][:, 0].any()
+  for at_BT in MARKS.values():
+    found = some(*args, at_BT, chunk=chunk, temperature=temperature)
+    _assert_scores(found, every, at_BT)
+
+
+def test_some_are_all_in_bfloat16(tied):
+  config, _, params = tied
+  graphdef, _ = transformer.abstract(config, jnp.bfloat16)
+  args = (graphdef, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
+  args = (*args, TOKENS, VALID)
+  every, found = score(*args), some(*args, MARKS['random'], chunk=7)
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(found))
+  exact = score(*tied[1:], TOKENS, VALID)
+  assert np.abs(every.logprob_BT - exact.logprob_BT).max() > 1e-3
+  _assert_scores(found, every, MARKS['random'])
+
+
+def test_other_marks_compile_nothing(tied):
+  _, graphdef, params = tied
+  args = (graphdef, params, TOKENS, VALID)
+  compilations.start()
+  before = compilations.count()
+  jax.block_until_ready(some(*args, MARKS['random'], chunk=5))
+  # What is counted is seen.
+  assert compilations.count() == before + 1
+  for at_BT in MARKS.values():
+    jax.block_until_ready(some(*args, at_BT, chunk=5))
+  assert compilations.count() == before + 1
+
+
+def _count_pieces(monkeypatch):
+  """A list that grows by one whenever the logits of a piece are computed."""
+  pieces, reduce = [], scoring.reduce_logits
+
+  def counted(logits_BTV, target_BT, *, temperature):
+    jax.debug.callback(lambda: pieces.append(1))
+    return reduce(logits_BTV, target_BT, temperature=temperature)
+
+  monkeypatch.setattr(scoring, 'reduce_logits', counted)
+  return pieces
+
+
+def test_work_grows_with_the_marks(tied, monkeypatch):
+  """Pieces of 6: none, one, and 3 of the 6 that all positions would need."""
+  _, graphdef, params = tied
+  pieces = _count_pieces(monkeypatch)
+  step = jax.jit(lambda at_BT: scoring.score_some(*args, at_BT, chunk=6))
+  args = (graphdef, params, TOKENS, VALID)
+  for name, count in (('none', 0), ('one', 1), ('all', 3)):
+    pieces.clear()
+    jax.block_until_ready(step(MARKS[name]))
+    jax.effects_barrier()
+    assert len(pieces) == count, name
+
+
+def test_each_device_works_for_its_own_marks(tied, monkeypatch):
+  """One row a device: pieces of 2 out of 0, 1, 8, 6, 0, 0, 5 and 3 tokens."""
+  _, graphdef, params = tied
+  pieces, mesh = _count_pieces(monkeypatch), meshes.make_mesh(data=8)
+  own = (UNEVEN & LONG)[:, 1:].sum(axis=1)
+  np.testing.assert_array_equal(own, [0, 1, 9, 6, 0, 0, 5, 3])
+  step = jax.jit(lambda *args: scoring.score_some(graphdef, *args, chunk=2))
+  with jax.set_mesh(mesh):
+    batch = meshes.put_rows(mesh, (ROWS, LONG, UNEVEN))
+    jax.block_until_ready(step(_spread(mesh, params), *batch))
+  jax.effects_barrier()
+  assert len(pieces) == 0 + 1 + 5 + 3 + 0 + 0 + 3 + 2
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'rows'),
+  [
+    ({'data': 2, 'fsdp': 2, 'tensor': 2}, 8),
+    ({'data': 8}, 8),
+    # Rows that do not divide are scored as one block.
+    ({'data': 2, 'fsdp': 2, 'tensor': 2}, 7),
+  ],
+)
+def test_some_on_eight_devices_equal_all_on_one(untied, sizes, rows):
+  _, graphdef, params = untied
+  mesh = meshes.make_mesh(**sizes)
+  batch = (ROWS[:rows], LONG[:rows], UNEVEN[:rows])
+  with jax.set_mesh(mesh):
+    if rows % meshes.row_shards(mesh) == 0:
+      batch = meshes.put_rows(mesh, batch)
+    found = some(graphdef, _spread(mesh, params), *batch, chunk=2)
+  assert len(found.logprob_BT.sharding.device_set) == 8
+  every = score(graphdef, params, ROWS, LONG)
+  every = jax.tree.map(lambda x_BT: x_BT[:rows], every)
+  _assert_scores(found, every, UNEVEN[:rows])
+
+
+def test_in_the_loop_only_devices_of_the_same_rows_meet(untied):
+  """Others leave it sooner; to wait for them would be to wait for ever."""
+  _, graphdef, params = untied
+  mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
+  with jax.set_mesh(mesh):
+    batch = meshes.put_rows(mesh, (ROWS, LONG, UNEVEN))
+    step = some.lower(graphdef, _spread(mesh, params), *batch, chunk=2)
+  lines = step.compile().as_text().splitlines()
+  moves = ' (?:all-|reduce-scatter|collective)[a-z-]*\\('
+  moves = [line for line in lines if re.search(moves, line)]
+  inside = [line for line in moves if 'shard_map/while/body' in line]
+  assert 0 < len(inside) < len(moves)
+  # Both are the pairs of neighbours, which share their rows under tensor=2.
+  pairs = ('groups=[4,2]<=[8],', 'groups={{0,1},{2,3},{4,5},{6,7}}')
+  for line in inside:
+    assert any(pair in line for pair in pairs), line
+
+
+def test_some_have_no_gradient(tied):
+  _, graphdef, params = tied
+
+  def total(params):
+    scores = some(graphdef, params, TOKENS, VALID, MARKS['all'])
+    return jnp.sum(scores.logprob_BT)
+
+  with pytest.raises(ValueError, match='Reverse-mode'):
+    jax.grad(total)(params)
+
+
+def test_padding_changes_no_score(tied):
+  _, graphdef, params = tied
+  junk = np.where(VALID, TOKENS, 95 - TOKENS)
+  assert (junk != TOKENS).sum() == (~VALID).sum()
+  wider = np.pad(junk, ((0, 0), (0, 3)), constant_values=5)
+  valid = np.pad(VALID, ((0, 0), (0, 3)))
+  plain = score(graphdef, params, TOKENS, VALID)
+  for found in (
+    score(graphdef, params, wider, valid, chunk=16),
+    some(graphdef, params, wider, valid, np.ones_like(valid), chunk=16),
+  ):
+    padding = jax.tree.map(lambda x_BT: x_BT[:, 10:], found)
+    _assert_scores(padding, jax.tree.map(jnp.zeros_like, padding))
+    _assert_scores(jax.tree.map(lambda x_BT: x_BT[:, :10], found), plain)
 
 
 def test_a_single_token_has_no_score(tied):
@@ -192,8 +424,22 @@ def test_a_single_token_has_no_score(tied):
   )
 
 
+@pytest.mark.xfail(
+  raises=ZeroDivisionError, strict=True, reason='no positions make no pieces'
+)
+def test_a_single_marked_token_has_no_score(tied):
+  _, graphdef, params = tied
+  one = VALID[:, :1]
+  scores = some(graphdef, params, TOKENS[:, :1], one, one)
+  jax.tree.map(
+    lambda x: np.testing.assert_array_equal(x, np.zeros((4, 1))), scores
+  )
+
+
 @pytest.mark.parametrize('bad', [{'temperature': 0.0}, {'chunk': 0}])
 def test_bad_arguments_are_refused(tied, bad):
   _, graphdef, params = tied
   with pytest.raises(ValueError, match='must be positive'):
     score(graphdef, params, TOKENS, VALID, **bad)
+  with pytest.raises(ValueError, match='must be positive'):
+    some(graphdef, params, TOKENS, VALID, MARKS['all'], **bad)

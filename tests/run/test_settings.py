@@ -22,11 +22,14 @@ def load(name: str, argument: str | None = None):
 @pytest.mark.parametrize('name', CONFIGS)
 @pytest.mark.parametrize('size', ['tiny', *presets.MODELS])
 @pytest.mark.parametrize('weights', settings.WEIGHTS)
-def test_every_config_passes_its_own_checks(name, size, weights):
-  c = load(name, f'size={size},weights={weights}')
+@pytest.mark.parametrize('algo', settings.ALGOS)
+def test_every_config_passes_its_own_checks(name, size, weights, algo):
+  c = load(name, f'size={size},weights={weights},algo={algo}')
   checks.check(c)
-  assert c.is_locked
-  assert c.weights.to_dict() == settings.WEIGHTS[weights]
+  assert c.is_locked and c.algo == algo
+  chosen = settings.WEIGHTS[weights]
+  default = settings.defaults().weights.to_dict()
+  assert c.weights.to_dict() == default | chosen
   assert bool(c.model.path) == (size != 'tiny')
 
 
@@ -36,10 +39,18 @@ def test_every_config_says_its_command(name):
   assert f'--config=configs/{name}.py' in text.partition('def ')[0]
 
 
-def test_paper_settings():
+@pytest.mark.parametrize('algo', settings.ALGOS)
+def test_paper_settings(algo):
   """Numbers of arXiv 2605.14558, method section 7."""
-  lake, sokoban = (load(n, 'size=0.5b') for n in ('frozen_lake', 'sokoban'))
+  lake, sokoban = (
+    load(n, f'size=0.5b,algo={algo}') for n in ('frozen_lake', 'sokoban')
+  )
   for c in (lake, sokoban):
+    assert (c.kl.coefficient, c.selection.rule) == (0.0, 'top_k')
+    assert (c.critic.clip, c.critic.optimizer.learning_rate) == (0.5, 1e-5)
+    gae = c.advantage.gae
+    assert (gae.discount, gae.lam, gae.reward_placement) == (1.0, 1.0, 'final')
+    assert c.loss.reduction == 'weighted_token_mean'
     assert (c.rollout.prompts, c.rollout.members) == (8, 16)
     limits = (c.limits.turns, c.limits.max_actions, c.limits.action_budget)
     assert limits == (5, 2, 10)
@@ -55,7 +66,8 @@ def test_paper_settings():
     assert (c.rollout.temperature, c.eval.temperature) == (1.0, 0.5)
     assert (c.eval.every, c.eval.prompts, c.eval.members) == (10, 32, 16)
     assert (c.num_steps, c.limits.format_penalty) == (200, -0.1)
-  assert (lake.selection.ratio, sokoban.selection.ratio) == (1.0, 0.25)
+  assert sokoban.selection.ratio == 0.25
+  assert lake.selection.ratio == {'ppo': 0.25, 'grpo': 1.0}[algo]
 
 
 def test_written_config_reads_back_the_same():
@@ -121,3 +133,49 @@ def test_unknown_argument_names_the_allowed_ones():
     presets.arguments('depth=3')
   with pytest.raises(ValueError, match='tiny, 0.5b'):
     presets.arguments('size=9b')
+
+
+def test_numbers_that_nobody_reads_are_refused():
+  c = load('quickstart')
+  c.advantage.gae.lam = 0.9
+  with pytest.raises(ValueError, match='advantage.gae.lam is 0.9, but the est'):
+    checks.check(c)
+  c = load('quickstart', 'algo=ppo')
+  c.advantage.gae.lam = 0.9
+  checks.check(c)
+  c.advantage.estimator = 'gigpo'
+  with pytest.raises(ValueError, match="is 'gigpo'; allowed with algo ppo: au"):
+    checks.check(c)
+  c = load('quickstart')
+  c.critic.optimizer.learning_rate = 1e-3
+  with pytest.raises(ValueError, match='critic.optimizer.learning_rate is 0.0'):
+    checks.check(c)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'reads'),
+  [
+    ({}, True),
+    ({'weights.beta': 0.0}, False),
+    ({'weights.beta': 0.0, 'weights.beta_end': 0.5}, True),
+    ({'weights.signal': 'nll'}, False),
+    ({'weights.signal': 'random'}, False),
+    ({'weights.signal': 'logprob_shift'}, True),
+    ({'weights.scheme': 'top_entropy'}, False),
+    ({'weights.scheme': 'top_entropy', 'kl.coefficient': 0.1}, True),
+  ],
+)
+def test_who_asks_the_reference(changes, reads):
+  c = load('quickstart')
+  for field, value in changes.items():
+    section, name = field.split('.')
+    c[section][name] = value
+  checks.check(c)
+  assert settings.has_reference(c) == reads
+
+
+def test_top_p_keeps_all_rows_for_the_mini_batches():
+  c = load('quickstart')
+  assert checks.kept_rows(c) == 64
+  c.selection.rule = 'top_p'
+  assert checks.kept_rows(c) == 128

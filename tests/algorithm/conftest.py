@@ -1,0 +1,93 @@
+"""Ragged episodes in turns, for the tests of what works turn by turn."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+
+@dataclasses.dataclass(frozen=True)
+class Episodes:
+  """The arrays of a batch, and where its turns are.
+
+  `spans_B[row][k]` lists the sampled positions of turn k: the loops of the
+  tests go by it and never by masks or turn indices.
+  """
+
+  arrays: dict
+  spans_B: list
+
+  def take(self, *names):
+    """The named arrays, without their shape letters, on the device."""
+    return [jnp.array(self.arrays[f'{name}_BT']) for name in names]
+
+
+def _write_row(rng, most_turns, states):
+  """One row as a list of (sampled, turn, anchor, reward), and its spans."""
+  row = [(False, -1, 0, 0.0)] * int(rng.integers(1, 4))
+  spans_K = []
+  for k in range(int(rng.integers(1, most_turns + 1))):
+    anchor = int(rng.integers(states)) - 1
+    row += [(False, k, anchor, 0.0)] * int(rng.integers(0, 3))
+    span_S = []
+    for s in range(int(rng.integers(1, 4))):
+      if s and rng.random() < 0.4:  # A token that the policy was forced to.
+        row.append((False, k, anchor, 0.0))
+      span_S.append(len(row))
+      row.append((True, k, anchor, 0.0))
+    reward = rng.normal() if rng.random() < 0.7 else 0.0
+    row[-1] = (True, k, anchor, reward)
+    spans_K.append(span_S)
+  return row, spans_K
+
+
+def _play(seed, *, rows=8, most_turns=4, states=3, padding=3):
+  rng = np.random.default_rng(seed)
+  drawn = [_write_row(rng, most_turns, states) for _ in range(rows)]
+  longest = max(len(row) for row, _ in drawn) + padding
+  pad = (False, -1, 0, 0.0)
+  table = [row + [pad] * (longest - len(row)) for row, _ in drawn]
+  sampled_BT, turn_BT, anchor_BT, reward_BT = np.moveaxis(
+    np.array(table, np.float64), -1, 0
+  )
+  arrays = {
+    'sampled_BT': sampled_BT > 0,
+    'turn_BT': turn_BT.astype(np.int32),
+    'anchor_BT': anchor_BT.astype(np.int32),
+    'reward_BT': reward_BT.astype(np.float32),
+    'value_BT': rng.normal(size=turn_BT.shape).astype(np.float32),
+    'entropy_BT': rng.exponential(size=turn_BT.shape).astype(np.float32),
+  }
+  return Episodes(arrays, [spans_K for _, spans_K in drawn])
+
+
+@pytest.fixture(name='play')
+def _play_fixture():
+  """(seed, rows, most_turns, states, padding) -> Episodes."""
+  return _play
+
+
+@pytest.fixture(name='lengthen')
+def _lengthen_fixture():
+  """(episodes, seed) -> the same with garbage wherever nobody may look.
+
+  Rows are longer, and off the sampled tokens stand large turn indices, NaN and
+  anchors that are equal to nothing in the batch.
+  """
+
+  def lengthen(episodes, seed=0):
+    rng = np.random.default_rng(seed)
+    arrays = {
+      name: np.pad(x_BT, ((0, 0), (0, 7)))
+      for name, x_BT in episodes.arrays.items()
+    }
+    off_BT = ~arrays['sampled_BT']
+    off_BT[:, -1] = True
+    for name in ('reward_BT', 'value_BT', 'entropy_BT'):
+      arrays[name][off_BT] = np.nan
+    for name in ('turn_BT', 'anchor_BT'):
+      arrays[name][off_BT] = rng.integers(-9, 99, off_BT.sum())
+    return Episodes(arrays, episodes.spans_B)
+
+  return lengthen

@@ -1,0 +1,259 @@
+"""The critic: what it expects before each token, and where it comes from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from actfocus_jax.model import mesh as meshes
+from actfocus_jax.model import scoring, transformer
+
+TOKENS = np.random.default_rng(4).integers(0, 96, (4, 10), np.int32)
+VALID = np.arange(10)[None, :] < np.array([10, 7, 1, 4])[:, None]
+SEEN = VALID & (np.arange(10)[None, :] > 0)
+
+value = jax.jit(scoring.value_tokens)
+
+
+def _named(params):
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  return {meshes.path_name(path): leaf for path, leaf in leaves}
+
+
+def _fresh(config, params):
+  graphdef, shapes = transformer.abstract(config, jnp.float32, is_critic=True)
+  return graphdef, transformer.critic_from(params, shapes)
+
+
+def _critic(config, params):
+  """A critic that expects something."""
+  graphdef, params = _fresh(config, params)
+  head = jax.random.normal(jax.random.key(5), params['value_head'].shape)
+  params['value_head'][...] = head
+  return graphdef, params
+
+
+@pytest.fixture(scope='module')
+def critic(tied):
+  config, _, params = tied
+  return _critic(config, params)
+
+
+@pytest.mark.parametrize('kind', ['tied', 'untied', 'qwen3'])
+def test_values_equal_the_oracle(kind, request):
+  """The policy's hidden states before each token, times the head."""
+  config, policy, params = request.getfixturevalue(kind)
+  graphdef, ours = _critic(config, params)
+  found = np.asarray(value(graphdef, ours, TOKENS, VALID))
+  hidden = np.asarray(nnx.merge(policy, params).hidden(TOKENS), np.float64)
+  head = np.asarray(ours['value_head'][...], np.float64)
+  expected = np.zeros(TOKENS.shape)
+  for b, t in zip(*np.nonzero(SEEN), strict=True):
+    expected[b, t] = sum(hidden[b, t - 1] * head)
+  assert found.dtype == np.float32 and np.std(expected[SEEN]) > 0.5
+  np.testing.assert_allclose(found, expected, atol=2e-5)
+  np.testing.assert_array_equal(found[~SEEN], 0.0)
+
+
+def test_golden_value(critic):
+  """Heads of ones sum what they are shown: 0 + 1 + ... + 31."""
+  graphdef, params = critic
+  ones = jax.tree.map(jnp.ones_like, params)
+  model = nnx.merge(graphdef, ones)
+  found = model.value(jnp.arange(32).astype(jnp.bfloat16)[None])
+  assert found.dtype == jnp.float32
+  np.testing.assert_array_equal(found, [496.0])
+
+
+def test_a_value_moves_with_the_tokens_before_it_alone(critic):
+  graphdef, params = critic
+  # One embedding row per position, so that gradients do not mix.
+  tokens = np.arange(10, dtype=np.int32)[None, :]
+
+  def values(table):
+    moved = jax.tree.map(lambda x: x, params)
+    moved['embedding'][...] = table
+    valid = np.ones_like(tokens, bool)
+    return scoring.value_tokens(graphdef, moved, tokens, valid)[0]
+
+  slopes = jax.jit(jax.jacrev(values))(params['embedding'][...])
+  size = np.abs(np.asarray(slopes)).max(axis=-1)  # [value at t, vocabulary]
+  np.testing.assert_array_equal(size[:, 10:], 0.0)
+  before = np.tri(10, k=-1, dtype=bool)
+  assert size[:, :10][before].min() > 1e-5
+  np.testing.assert_array_equal(size[:, :10][~before], 0.0)
+
+
+def test_other_tokens_from_some_time_on_change_only_later_values(critic):
+  graphdef, params = critic
+  valid = np.ones_like(VALID)
+  plain = np.asarray(value(graphdef, params, TOKENS, valid))
+  for t in range(10):
+    other = TOKENS.copy()
+    other[:, t:] = 95 - other[:, t:]
+    found = np.asarray(value(graphdef, params, other, valid))
+    np.testing.assert_allclose(found[:, : t + 1], plain[:, : t + 1], atol=2e-5)
+    assert np.all(np.abs(found - plain)[:, t + 1 :] > 1e-4)
+
+
+def test_padding_changes_no_value(critic):
+  graphdef, params = critic
+  junk = np.where(VALID, TOKENS, 95 - TOKENS)
+  assert (junk != TOKENS).sum() == (~VALID).sum()
+  junk = np.pad(junk, ((0, 0), (0, 3)), constant_values=5)
+  valid = np.pad(VALID, ((0, 0), (0, 3)))
+  found = np.asarray(value(graphdef, params, junk, valid))
+  plain = np.asarray(value(graphdef, params, TOKENS, VALID))
+  np.testing.assert_allclose(found[:, :10], plain, atol=2e-5)
+  np.testing.assert_array_equal(found[~valid], 0.0)
+
+
+def test_a_single_token_has_no_value(critic):
+  graphdef, params = critic
+  found = value(graphdef, params, TOKENS[:, :1], VALID[:, :1])
+  np.testing.assert_array_equal(found, np.zeros((4, 1)))
+
+
+def test_a_fresh_critic_expects_nothing(tied):
+  config, _, policy = tied
+  made = transformer.create(
+    config,
+    meshes.make_mesh(devices=jax.devices()[:1]),
+    jax.random.key(0),
+    dtype=jnp.float32,
+    is_critic=True,
+  )
+  for graphdef, params in (made, _fresh(config, policy)):
+    hidden = nnx.merge(graphdef, params).hidden(TOKENS)
+    assert np.abs(hidden).min(axis=(0, 1)).max() > 1e-3
+    found = value(graphdef, params, TOKENS, VALID)
+    np.testing.assert_array_equal(found, np.zeros(TOKENS.shape))
+
+
+def _gradient(graphdef, params):
+  """Of the squared distance of the values from 1."""
+
+  def loss(params):
+    value_BT = scoring.value_tokens(graphdef, params, TOKENS, VALID)
+    return jnp.sum(jnp.where(SEEN, jnp.square(value_BT - 1.0), 0.0))
+
+  found = _named(jax.jit(jax.grad(loss))(params))
+  return {name: np.abs(np.asarray(x)).max() for name, x in found.items()}
+
+
+@pytest.mark.parametrize('kind', ['untied', 'qwen3'])
+def test_the_gradient_reaches_the_trunk_through_a_head(kind, request):
+  config, _, policy = request.getfixturevalue(kind)
+  before = _gradient(*_fresh(config, policy))
+  assert before.pop('value_head') > 0.1
+  assert len(before) > 10 and set(before.values()) == {0.0}
+  after = _gradient(*_critic(config, policy))
+  assert min(after.values()) > 1e-3, after
+
+
+def test_a_slope_of_the_head_by_differences(critic):
+  graphdef, params = critic
+
+  def total(step):
+    moved = jax.tree.map(lambda x: x, params)
+    moved['embedding'][...] = (
+      moved['embedding'][...].at[TOKENS[0, 1], 3].add(step)
+    )
+    return jnp.sum(scoring.value_tokens(graphdef, moved, TOKENS, VALID))
+
+  total = jax.jit(total)
+  slope = (total(1e-2) - total(-1e-2)) / 2e-2
+  assert abs(slope) > 0.1
+  np.testing.assert_allclose(jax.grad(total)(0.0), slope, rtol=2e-2)
+
+
+@pytest.mark.parametrize('kind', ['tied', 'untied', 'qwen3'])
+def test_a_critic_is_the_policy_with_another_head(kind, request):
+  config, _, params = request.getfixturevalue(kind)
+  policy, (_, ours) = _named(params), _fresh(config, params)
+  _, shapes = transformer.abstract(config, jnp.float32, is_critic=True)
+  assert jax.tree.structure(ours) == jax.tree.structure(shapes)
+  critic = _named(ours)
+  assert ('head' in policy) == (kind != 'tied') and 'value_head' not in policy
+  assert set(critic) == set(policy) - {'head'} | {'value_head'}
+  for name in set(critic) - {'value_head'}:
+    np.testing.assert_array_equal(critic[name], policy[name], err_msg=name)
+    assert critic[name].sharding == policy[name].sharding
+
+
+@pytest.mark.parametrize('kind', ['tied', 'untied', 'qwen3'])
+def test_a_critic_has_a_vector_for_a_table(kind, request):
+  config, _, params = request.getfixturevalue(kind)
+  _, ours = _fresh(config, params)
+  policy, critic = (
+    sum(x.size for x in jax.tree.leaves(tree)) for tree in (params, ours)
+  )
+  table = 0 if config.tie_word_embeddings else 96 * 32
+  assert policy == config.num_parameters
+  assert critic == config.num_parameters - table + 32
+
+
+def test_a_critic_shares_no_buffer_with_the_policy(untied):
+  config, _, params = untied
+  donate = jax.jit(
+    lambda tree: jax.tree.map(lambda x: x + 1.0, tree), donate_argnums=0
+  )
+  for first in (True, False):
+    policy = jax.tree.map(jnp.copy, params)
+    _, ours = _fresh(config, policy)
+    pointers = [
+      {x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree)}
+      for tree in (policy, ours)
+    ]
+    assert all(pointers) and not pointers[0] & pointers[1]
+    given, kept = (policy, ours) if first else (ours, policy)
+    before = jax.tree.map(np.array, kept)
+    jax.block_until_ready(donate(given))
+    assert all(x.is_deleted() for x in jax.tree.leaves(given))
+    jax.tree.map(np.testing.assert_array_equal, kept, before)
+
+
+@pytest.mark.parametrize('sizes', [{'fsdp': 2, 'tensor': 2}, {'fsdp': 8}])
+def test_eight_devices_expect_what_one_does(untied, sizes):
+  config, _, params = untied
+  mesh, rules = meshes.make_mesh(**sizes), transformer.PARTITION_RULES
+  where = meshes.param_shardings(mesh, rules, params)
+  _, ours = _critic(config, jax.device_put(params, where))
+  graphdef, one = _critic(config, params)
+  tokens, valid = np.tile(TOKENS, (2, 1)), np.tile(VALID, (2, 1))
+  tokens[4:] = tokens[4:, ::-1]
+  with jax.set_mesh(mesh):
+    batch = meshes.put_rows(mesh, (tokens, valid))
+    eight = value(graphdef, ours, *batch)
+  assert len(eight.sharding.device_set) == 8
+  expected = value(graphdef, one, tokens, valid)
+  assert np.std(expected) > 0.5
+  np.testing.assert_allclose(np.asarray(eight), expected, atol=2e-5)
+
+
+def test_partition_rules_cover_a_critic(untied):
+  """Made anew or from a policy, it lies as the rules say, its head whole."""
+  config, _, _ = untied
+  mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
+  rules, kwargs = transformer.PARTITION_RULES, dict(dtype=jnp.float32)
+  _, shapes = transformer.abstract(config, jnp.float32, is_critic=True)
+  where = meshes.param_shardings(mesh, rules, shapes)
+  assert _named(where)['value_head'].spec == P()
+  _, policy = transformer.create(config, mesh, jax.random.key(0), **kwargs)
+  _, made = transformer.create(
+    config, mesh, jax.random.key(0), is_critic=True, **kwargs
+  )
+  for params in (made, transformer.critic_from(policy, shapes)):
+    jax.tree.map(
+      lambda x, named: np.testing.assert_(
+        x.sharding.is_equivalent_to(named, x.ndim)
+      ),
+      params,
+      where,
+    )
+    assert len(params['value_head'][...].sharding.device_set) == 8
+  fewer = [rule for rule in rules if 'value_head' not in rule[0]]
+  with pytest.raises(ValueError, match='value_head .* no rule'):
+    meshes.param_shardings(mesh, fewer, shapes)
