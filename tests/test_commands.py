@@ -343,3 +343,27 @@ def test_no_workdir_and_no_config():
 def test_help_says_how_to_call(module):
   result = command(module, '--help')
   assert f'python -m actfocus_jax.{module}' in result.stdout
+
+
+def test_a_dry_run_says_what_a_step_is_and_needs(tmp_path):
+  result = command(
+    'train',
+    '--config=configs/sokoban.py:algo=ppo,weights=uniform',
+    '--dry_run',
+    f'--workdir={tmp_path / "run"}',
+  )
+  assert result.returncode == 0, result.stderr
+  for words in (
+    "* algo = 'ppo'",
+    'episodes: 128 (8 groups of 16)',
+    'trajectories trained on: 32',
+    'optimizer updates: 1 of 32',
+    'frozen reference: not read',
+    'critic: trained',
+    'cache',
+    'total',
+  ):
+    assert words in result.stdout
+  assert not (tmp_path / 'run').exists()
+  bad = command('train', '--config=configs/sokoban.py:algo=dqn', '--dry_run')
+  assert_refused(bad, 'algo', 'dqn', 'grpo')

@@ -22,6 +22,22 @@ class Episodes:
     """The named arrays, without their shape letters, on the device."""
     return [jnp.array(self.arrays[f'{name}_BT']) for name in names]
 
+  def turn_rewards(self):
+    """Reward of each turn of each row, as ragged lists of Python floats."""
+    reward_BT = self.arrays['reward_BT'].astype(np.float64)
+    return [
+      [sum(reward_BT[row, t] for t in span_S) for span_S in spans_K]
+      for row, spans_K in enumerate(self.spans_B)
+    ]
+
+  def paint(self, numbers_BK):
+    """Each number on the sampled tokens of its turn, float64, 0 elsewhere."""
+    out_BT = np.zeros(self.arrays['sampled_BT'].shape)
+    for row, spans_K in enumerate(self.spans_B):
+      for span_S, number in zip(spans_K, numbers_BK[row], strict=True):
+        out_BT[row, span_S] = number
+    return out_BT
+
 
 def _write_row(rng, most_turns, states):
   """One row as a list of (sampled, turn, anchor, reward), and its spans."""
@@ -42,10 +58,11 @@ def _write_row(rng, most_turns, states):
   return row, spans_K
 
 
-def _play(seed, *, rows=8, most_turns=4, states=3, padding=3):
+def _play(seed, *, rows=8, most_turns=4, states=3):
   rng = np.random.default_rng(seed)
   drawn = [_write_row(rng, most_turns, states) for _ in range(rows)]
-  longest = max(len(row) for row, _ in drawn) + padding
+  # The longest that can be drawn, so that no seed is compiled anew.
+  longest = 4 + 7 * most_turns
   pad = (False, -1, 0, 0.0)
   table = [row + [pad] * (longest - len(row)) for row, _ in drawn]
   sampled_BT, turn_BT, anchor_BT, reward_BT = np.moveaxis(
@@ -64,7 +81,7 @@ def _play(seed, *, rows=8, most_turns=4, states=3, padding=3):
 
 @pytest.fixture(name='play')
 def _play_fixture():
-  """(seed, rows, most_turns, states, padding) -> Episodes."""
+  """(seed, rows, most_turns, states) -> Episodes."""
   return _play
 
 

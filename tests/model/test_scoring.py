@@ -1,6 +1,7 @@
 """Scores against a NumPy log-softmax, at any chunk, without [B, T, V]."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -193,8 +194,8 @@ def test_logits_of_all_marked_positions_never_exist(tied):
   args = (graphdef, params, TOKENS, VALID, MARKS['all'])
 
   def shape(chunk):
-    call = lambda p: scoring.score_some(graphdef, p, *args[2:], chunk=chunk)  # noqa: E731
-    return _logits_in(call, params)
+    step = functools.partial(scoring.score_some, graphdef, chunk=chunk)
+    return _logits_in(step, *args[1:])
 
   assert shape(512) == (1, 36, 96) and shape(8) == (1, 8, 96)
   assert _compiled_logits(some, *args, chunk=512) == 36
@@ -335,7 +336,7 @@ def test_work_grows_with_the_marks(tied, monkeypatch):
 
 
 def test_each_device_works_for_its_own_marks(tied, monkeypatch):
-  """One row a device: pieces of 2 out of 0, 1, 8, 6, 0, 0, 5 and 3 tokens."""
+  """One row a device: pieces of 2 out of 0, 1, 9, 6, 0, 0, 5 and 3 tokens."""
   _, graphdef, params = tied
   pieces, mesh = _count_pieces(monkeypatch), meshes.make_mesh(data=8)
   own = (UNEVEN & LONG)[:, 1:].sum(axis=1)
