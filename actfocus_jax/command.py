@@ -5,6 +5,7 @@ imported and before anything is written.
 """
 
 import contextlib
+import importlib.util
 import itertools
 import os
 import pathlib
@@ -59,6 +60,33 @@ def config() -> ml_collections.ConfigDict:
     raise settings.Refused(
       '--config is missing; e.g. --config=configs/quickstart.py'
     )
+  checks.check(c)
+  return c
+
+
+def config_with(arguments: str) -> ml_collections.ConfigDict:
+  """The config of the command line with other config arguments.
+
+  Args:
+    arguments: `key=value,...`, as behind the colon of `--config`; they come
+      after those that are there. Overridden fields stay overridden.
+
+  Raises:
+    Refused: One sentence.
+  """
+  if CONFIG.value is None:
+    config()  # Which says what is missing.
+  named = _config_values(sys.argv)[-1]
+  path, _, given = named.partition(':')
+  spec = importlib.util.spec_from_file_location('chosen_config', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  c = module.get_config(','.join(filter(None, (given, arguments))))
+  overrides = config_flags.get_override_values(flags.FLAGS['config'])
+  with c.unlocked():
+    for field, value in overrides.items():
+      section, _, name = field.rpartition('.')
+      (settings.get(c, section) if section else c)[name] = value
   checks.check(c)
   return c
 
@@ -245,7 +273,8 @@ def refusing() -> Iterator[None]:
 
 def _parse(argv: list[str]) -> list[str]:
   """Parses with absl; every way to fail becomes one sentence."""
-  for path in _config_files(argv):
+  for value in _config_values(argv):
+    path = value.partition(':')[0]
     if not pathlib.Path(path).is_file():
       raise settings.Refused(f'--config is {path!r}, which is no file.')
   try:
@@ -265,12 +294,11 @@ def _parse(argv: list[str]) -> list[str]:
   return rest
 
 
-def _config_files(argv: list[str]) -> list[str]:
+def _config_values(argv: list[str]) -> list[str]:
   """What follows `--config`, behind `=` or as the next argument."""
-  files = [b for a, b in itertools.pairwise(argv) if a == '--config']
+  values = [b for a, b in itertools.pairwise(argv) if a == '--config']
   begin = '--config='
-  files += [a.removeprefix(begin) for a in argv if a.startswith(begin)]
-  return [file.partition(':')[0] for file in files]
+  return values + [a.removeprefix(begin) for a in argv if a.startswith(begin)]
 
 
 def _sentence(error: Exception, argv: list[str]) -> str:

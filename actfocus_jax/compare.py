@@ -1,0 +1,98 @@
+"""Trains several arms on several seeds, and compares them.
+
+python -m actfocus_jax.compare --config=configs/quickstart.py \
+  --arms=grpo:uniform,grpo:actfocus,ppo:actfocus --seeds=3 --workdir=DIR
+
+An arm is [ALGO:]WEIGHTS, as in the config arguments `algo` and `weights`; ALGO
+is the config's own where it is left out. Every run is DIR/ARM/seedN, a run
+directory like any other. Seeds go around the arms, so that what is finished is
+balanced. Stop it and give the same command again: finished runs are kept,
+others go on. DIR/comparison.md is written after every run.
+"""
+
+import pathlib
+
+import ml_collections
+from absl import flags
+
+from actfocus_jax import command
+from actfocus_jax.run import checks, metrics, settings
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of all runs.')
+_ARMS = flags.DEFINE_list('arms', [], '[ALGO:]WEIGHTS,... to compare.')
+_SEEDS = flags.DEFINE_integer('seeds', 3, 'Runs of each arm.', lower_bound=1)
+flags.declare_key_flag('config')
+
+
+def main(argv: list[str]):
+  """Checks all arms, then trains what is missing, then compares."""
+  del argv
+  if not _WORKDIR.value:
+    raise settings.Refused('--workdir is missing; e.g. --workdir=runs/compare')
+  if len(_ARMS.value) < 2:
+    raise settings.Refused(
+      f'--arms is {",".join(_ARMS.value)!r}; allowed: two or more, e.g. '
+      '--arms=uniform,actfocus'
+    )
+  workdir = pathlib.Path(_WORKDIR.value)
+  plans = [
+    (arm, seed, _plan(arm, seed))
+    for seed in range(_SEEDS.value)
+    for arm in _ARMS.value
+  ]
+  for arm, seed, c in plans:
+    command.check_workdir(_run(workdir, arm, seed), c)
+  command.check_model(plans[0][2])
+
+  # Imported late: it takes seconds, and the checks above should not.
+  from actfocus_jax import loop
+
+  for arm, seed, c in plans:
+    run = _run(workdir, arm, seed)
+    if _successes(run, c.num_steps) is None:
+      print(f'{arm}, seed {seed}: {run}')
+      loop.train(c, run)
+      if _successes(run, c.num_steps) is None:
+        break  # It was asked to stop, and has said so.
+    _write(workdir, plans)
+  print((workdir / 'comparison.md').read_text())
+
+
+def _plan(arm: str, seed: int) -> ml_collections.ConfigDict:
+  """The config of one run: that of the command line, but for arm and seed."""
+  algo, _, weights = arm.rpartition(':')
+  arguments = f'weights={weights}' + (f',algo={algo}' if algo else '')
+  c = command.config_with(arguments)
+  with c.unlocked():
+    c.seed = seed
+  checks.check(c)
+  return c
+
+
+def _run(workdir: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
+  return workdir / arm.replace(':', '-') / f'seed{seed}'
+
+
+def _successes(run: pathlib.Path, steps: int) -> list[float] | None:
+  """Held-out success at every evaluation of a finished run, else None."""
+  file = run / 'eval.jsonl'
+  rows = metrics.read(file) if file.exists() else []
+  is_done = bool(rows) and rows[-1]['step'] == steps
+  return [row['success'] for row in rows] if is_done else None
+
+
+def _write(workdir: pathlib.Path, plans):
+  """Writes the table of what is finished."""
+  from actfocus_jax.report import comparison
+
+  results = {arm: {} for arm, _, _ in plans}
+  for arm, seed, c in plans:
+    successes = _successes(_run(workdir, arm, seed), c.num_steps)
+    if successes is not None:
+      results[arm][seed] = successes
+  text = comparison.table(results)
+  (workdir / 'comparison.md').write_text(f'{text}\n')
+
+
+if __name__ == '__main__':
+  command.run(main)

@@ -1,0 +1,115 @@
+"""Several arms, several seeds: one table, honest about its spread.
+
+The unit is a run: its last held-out success. Episodes within a run say how well
+that policy does; only runs say how well the method does. Intervals are those of
+Student's t over seeds, and differences are paired by seed, for arms share
+boards and warm start.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from actfocus_jax.report import summary
+
+# Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom.
+_T95 = (
+  *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+  *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+  *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+_Z95 = 1.960
+
+
+class Mean(NamedTuple):
+  """A mean over seeds with its 95 % interval; None where one seed is all."""
+
+  value: float
+  low: float | None
+  high: float | None
+
+
+def mean_interval(values: Sequence[float]) -> Mean:
+  """The mean of some runs, with Student's interval.
+
+      mean -+ t(0.975, n - 1) * s / sqrt(n)
+
+  Source: Student, "The probable error of a mean", Biometrika 6 (1908).
+
+  Args:
+    values: one for each seed, at least one.
+
+  Returns:
+    The mean and its interval.
+
+  Raises:
+    ValueError: there are no values.
+  """
+  if not values:
+    raise ValueError('no values to take the mean of')
+  value, count = statistics.fmean(values), len(values)
+  if count == 1:
+    return Mean(value, None, None)
+  quantile = _T95[count - 2] if count - 2 < len(_T95) else _Z95
+  half = quantile * statistics.stdev(values) / math.sqrt(count)
+  return Mean(value, value - half, value + half)
+
+
+def table(results: Mapping[str, Mapping[int, Sequence[float]]]) -> str:
+  """The comparison as a Markdown table, the best arm first.
+
+  Args:
+    results: arm -> seed -> held-out success at every evaluation, from the one
+      before training on. The first arm is what others are compared with. Seeds
+      that an arm has not finished are left out.
+
+  Returns:
+    Lines of Markdown.
+
+  Raises:
+    ValueError: no arm has a finished run.
+  """
+  done = {arm: runs for arm, runs in results.items() if runs}
+  if not done:
+    raise ValueError('no arm has a finished run yet')
+  base = next(iter(results))
+  rows = [
+    (
+      *('arm', 'runs', 'success, by seed', 'mean', '95 % interval'),
+      *(f'difference to {base}, paired', 'peak minus final'),
+    )
+  ]
+  ranked = sorted(done, key=lambda arm: -mean_interval(_last(done[arm])).value)
+  for arm in ranked:
+    runs = done[arm]
+    mean = mean_interval(_last(runs))
+    shared = sorted(runs.keys() & done.get(base, {}).keys())
+    difference = '-'
+    if arm != base and shared:
+      paired = [runs[s][-1] - done[base][s][-1] for s in shared]
+      difference = _points(mean_interval(paired))
+    drop = statistics.fmean(max(run) - run[-1] for run in runs.values())
+    rows.append(
+      (
+        arm,
+        str(len(runs)),
+        ', '.join(f'{runs[s][-1]:.1%}' for s in sorted(runs)),
+        f'{mean.value:.1%}',
+        '-' if mean.low is None else f'{mean.low:.1%} to {mean.high:.1%}',
+        difference,
+        f'{100 * drop:.1f} points',
+      )
+    )
+  return summary.markdown(rows)
+
+
+def _last(runs: Mapping[int, Sequence[float]]) -> list[float]:
+  return [runs[seed][-1] for seed in sorted(runs)]
+
+
+def _points(mean: Mean) -> str:
+  text = f'{100 * mean.value:+.1f} points'
+  if mean.low is None:
+    return text
+  return f'{text} ({100 * mean.low:+.1f} to {100 * mean.high:+.1f})'

@@ -1,0 +1,58 @@
+"""The comparison of arms: its intervals by hand, and its ranking."""
+
+import math
+import statistics
+
+import pytest
+
+from actfocus_jax.report import comparison
+
+
+def test_mean_interval_by_hand():
+  """1, 2, 3: s = 1, so 2 -+ 4.303 / sqrt(3)."""
+  mean = comparison.mean_interval([1.0, 2.0, 3.0])
+  half = 4.303 / math.sqrt(3)
+  assert mean == pytest.approx((2.0, 2.0 - half, 2.0 + half))
+  assert comparison.mean_interval([0.5]) == (0.5, None, None)
+  with pytest.raises(ValueError, match='no values'):
+    comparison.mean_interval([])
+
+
+def test_quantiles_fall_towards_the_normal():
+  widths = [
+    comparison.mean_interval([0.0, 1.0] * n).high - 0.5 for n in range(1, 20)
+  ]
+  scaled = [
+    w * math.sqrt(2 * n) / statistics.stdev([0.0, 1.0] * n)
+    for n, w in enumerate(widths, 1)
+  ]
+  assert scaled == sorted(scaled, reverse=True)
+  assert (scaled[0], scaled[-1]) == pytest.approx((12.706, 1.96))
+
+
+RESULTS = {
+  'uniform': {0: [0.4, 0.5], 1: [0.4, 0.6], 2: [0.4, 0.7]},
+  'actfocus': {0: [0.4, 0.9, 0.8], 1: [0.4, 0.8, 0.8]},
+  'downweight': {},
+}
+
+
+def test_table_ranks_and_pairs():
+  lines = comparison.table(RESULTS).splitlines()
+  body = [line for line in lines if line.startswith('| ')][1:]
+  assert [line.split('|')[1].strip() for line in body] == [
+    'actfocus',
+    'uniform',
+  ]
+  first = [cell.strip() for cell in body[0].split('|')[1:-1]]
+  assert first[1:4] == ['2', '80.0%, 80.0%', '80.0%']
+  # Paired by seed: 0.3 and 0.2; s = 0.0707, half = 12.706 * s / sqrt(2).
+  assert first[5] == '+25.0 points (-38.5 to +88.5)'
+  assert first[6] == '5.0 points'
+  second = [cell.strip() for cell in body[1].split('|')[1:-1]]
+  assert second[4] == '35.2% to 84.8%' and second[5] == '-'
+
+
+def test_nothing_to_compare():
+  with pytest.raises(ValueError, match='no arm has a finished run'):
+    comparison.table({'uniform': {}})
