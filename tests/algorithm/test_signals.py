@@ -94,15 +94,19 @@ def test_the_train_step_forms_agree_with_the_definitions(logits_BTV):
   ref_BT = jnp.array([[-1.5, -1.0], [-3.0, -4.5]])
   scores = {
     'ref_logsumexp_BT': jax.nn.logsumexp(logits_BTV, axis=-1),
+    'ref_mean_logit_BT': jnp.mean(logits_BTV, axis=-1),
     'ref_entropy_BT': signals.entropy(logits_BTV),
     'ref_logprob_BT': ref_BT,
     'old_logprob_BT': old_BT,
     'key': jax.random.key(0),
   }
   got = {name: signal(**scores) for name, signal in signals.SIGNALS.items()}
-  assert set(got) == {'energy', 'entropy', 'nll', 'logprob_shift', 'random'}
+  controls = {'entropy', 'nll', 'logprob_shift', 'random', 'centered_energy'}
+  assert set(got) == {'energy', *controls}
   np.testing.assert_array_equal(got['energy'], signals.energy(logits_BTV))
   np.testing.assert_array_equal(got['entropy'], signals.entropy(logits_BTV))
+  _, centered_BT, _ = loop(logits_BTV)
+  np.testing.assert_allclose(got['centered_energy'], centered_BT, rtol=1e-5)
   np.testing.assert_array_equal(got['nll'], [[1.0, 2.0], [3.0, 0.5]])
   np.testing.assert_array_equal(got['logprob_shift'], [[0.5, -1.0], [0.0, 4.0]])
   assert got['random'].shape == (2, 2)

@@ -19,20 +19,18 @@ def episodes():
   reward_BT[0, [6, 9]] = -0.1, 1.0
   reward_BT[1, [4, 6]] = 0.25, 0.5
   turn_end_BT = reward_BT != 0
+  turn_BT = np.full(kind_BT.shape, -1, np.int32)
+  turn_BT[0, 2:7], turn_BT[0, 7:10] = 0, 1
+  turn_BT[1, 2:5], turn_BT[1, 5:7] = 0, 1
   sampled_BT = np.isin(kind_BT, ['S', 'A', 's'])
   return trajectory.Trajectory(
     tokens=np.arange(22, dtype=np.int32).reshape(2, 11),
     valid=kind_BT != '.',
     sampled=sampled_BT,
     action=kind_BT == 'A',
-    turn=np.array(
-      [
-        [-1, -1, 0, 0, 0, 0, 0, 1, 1, 1, -1],
-        [-1, -1, 0, 0, 0, 1, 1, -1, -1, -1, -1],
-      ],
-      np.int32,
-    ),
+    turn=turn_BT,
     turn_end=turn_end_BT,
+    anchor=np.where(turn_BT >= 0, 7 + turn_BT, 0).astype(np.int32),
     logprob=np.where(sampled_BT, -0.5, 0.0).astype(np.float32),
     reward=reward_BT,
     group=np.array([0, 0], np.int32),
@@ -164,6 +162,8 @@ def test_check_names_the_broken_promise(field, row, token, value, words):
     ('reward', np.zeros((2, 11), np.int32), 'reward is int32, not float32'),
     ('sampled', np.zeros((2, 11), np.int32), 'sampled is int32, not bool'),
     ('turn', np.zeros((2, 10), np.int32), 'turn has shape'),
+    ('anchor', np.zeros(2, np.int32), 'anchor has shape'),
+    ('anchor', np.zeros((2, 11), np.int64), 'anchor is int64, not int32'),
     ('success', np.zeros((2, 11), bool), 'success has shape'),
     ('tokens', np.zeros((2,), np.int32), r'not \[B, T\]'),
   ],

@@ -1,4 +1,4 @@
-"""Token weights: golden, loop, reductions, and what must not change them."""
+"""Token weights and schedules: goldens, loops, what must not change them."""
 
 import jax
 import jax.numpy as jnp
@@ -149,3 +149,116 @@ def test_sharded_over_eight_devices_equals_one():
     compute(*batch, alpha=0.1, beta=0.5),
     rtol=1e-6,
   )
+
+
+top_entropy = jax.jit(weights.top_entropy, static_argnames='share')
+
+
+def entropies(seed, count):
+  """`count` sampled tokens of unlike entropy among unsampled NaN."""
+  rng = np.random.default_rng(seed)
+  sampled_BT = (rng.permutation(4 * 40) < count).reshape(4, 40)
+  entropy_BT = rng.permutation(4 * 40).reshape(4, 40) / 64
+  entropy_BT = np.where(sampled_BT, entropy_BT, np.nan).astype(np.float32)
+  return jnp.array(entropy_BT), jnp.array(sampled_BT)
+
+
+def test_top_entropy_by_hand():
+  # Of 0, 1, 2, 3, 4, 5 the 0.8 quantile is 4; the 9 was not sampled.
+  entropy_BT = jnp.array([[3.0, 9.0, 5.0, 0.0], [4.0, 1.0, 2.0, 9.0]])
+  sampled_BT = entropy_BT < 9
+  np.testing.assert_array_equal(
+    top_entropy(entropy_BT, sampled_BT), [[0, 0, 1, 0], [1, 0, 0, 0]]
+  )
+  np.testing.assert_array_equal(
+    top_entropy(entropy_BT, sampled_BT, share=0.5), [[1, 0, 1, 0], [1, 0, 0, 0]]
+  )
+
+
+@pytest.mark.parametrize('count', [1, 2, 5, 20, 33, 59, 118])
+@pytest.mark.parametrize('share', [0.2, 0.5])
+def test_top_entropy_keeps_the_share_of_the_most_uncertain(count, share):
+  entropy_BT, sampled_BT = entropies(count, count)
+  weight_BT = np.asarray(top_entropy(entropy_BT, sampled_BT, share=share))
+  assert weight_BT.dtype == np.float32
+  assert set(np.unique(weight_BT)) <= {0.0, 1.0}
+  # Those at or above a place among `count - 1` gaps.
+  kept = count - int(np.ceil(round((1 - share) * (count - 1), 6)))
+  assert abs(kept - share * count) <= 1
+  assert kept == weight_BT.sum()
+  ranked = np.sort(np.asarray(entropy_BT)[np.asarray(sampled_BT)])
+  chosen = np.sort(np.asarray(entropy_BT)[weight_BT > 0])
+  np.testing.assert_array_equal(chosen, ranked[count - kept :])
+
+
+def test_top_entropy_of_share_one_is_uniform():
+  entropy_BT, sampled_BT = entropies(0, 77)
+  np.testing.assert_array_equal(
+    top_entropy(entropy_BT, sampled_BT, share=1.0), sampled_BT
+  )
+
+
+def test_top_entropy_keeps_all_of_a_tie():
+  # The eight highest of ten are alike; 0.2 of them cannot be told apart.
+  entropy_BT = jnp.array([[0.1, 0.7, 0.7, 0.7, 0.7], [0.7, 0.7, 0.7, 0.7, 0.2]])
+  sampled_BT = jnp.ones((2, 5), bool)
+  np.testing.assert_array_equal(
+    top_entropy(entropy_BT, sampled_BT), entropy_BT > 0.5
+  )
+
+
+def test_top_entropy_of_nothing_is_zero():
+  entropy_BT, sampled_BT = entropies(0, 0)
+  weight_BT = top_entropy(entropy_BT, sampled_BT)
+  np.testing.assert_array_equal(weight_BT, np.zeros((4, 40)))
+
+
+def test_top_entropy_is_a_constant_and_does_not_mind_padding():
+  entropy_BT, sampled_BT = entropies(1, 50)
+  padded = [jnp.pad(x, ((0, 1), (0, 9))) for x in (entropy_BT, sampled_BT)]
+  np.testing.assert_array_equal(
+    top_entropy(*padded),
+    np.pad(top_entropy(entropy_BT, sampled_BT), ((0, 1), (0, 9))),
+  )
+  gradient_BT = jax.grad(lambda x: jnp.sum(x * top_entropy(x, sampled_BT)))(
+    jnp.where(sampled_BT, entropy_BT, 0.0)
+  )
+  np.testing.assert_array_equal(
+    gradient_BT, top_entropy(entropy_BT, sampled_BT)
+  )
+
+
+def at_step(step, start=1.0, end=0.1, steps=4):
+  return weights.schedule(start, end, steps=steps, step=jnp.int32(step))
+
+
+@pytest.mark.parametrize(
+  ('step', 'want'), [(0, 1.0), (1, 0.775), (2, 0.55), (4, 0.1), (900, 0.1)]
+)
+def test_schedule_by_hand(step, want):
+  got = at_step(step)
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  assert got.dtype == jnp.float32
+  assert got.shape == ()
+
+
+def test_schedule_without_end_or_without_way():
+  for step in (0, 3, 900):
+    assert at_step(step, 0.3, None) == np.float32(0.3)
+    assert at_step(step, 0.3, None, 0) == np.float32(0.3)
+    assert at_step(step, 0.3, 0.7, 0) == np.float32(0.7)
+  assert at_step(0, 0.3, 0.7, 1) == np.float32(0.3)
+  assert at_step(1, 0.3, 0.7, 1) == np.float32(0.7)
+
+
+def test_schedule_is_compiled_once_for_all_steps():
+  traces = []
+
+  @jax.jit
+  def compute(step):
+    traces.append(step)
+    return weights.schedule(0.0, 8.0, steps=8, step=step)
+
+  for step in range(12):
+    assert compute(jnp.int32(step)) == min(step, 8)
+  assert len(traces) == 1
