@@ -52,8 +52,8 @@ def policy_loss(
 
   over all tokens of the mini-batch, or over each row, and then the mean over
   the rows (`sequence_mean_token_mean`, in which a token of a short row counts
-  for more),
-  with `r_t = exp(logprob_t - old_logprob_t)`, the log-ratio bounded to +-20.
+  for more), with `r_t = exp(logprob_t - old_logprob_t)`, the log-ratio bounded
+  to +-20.
   Where A_t < 0, `dual_clip` = c bounds the surrogate below by c A_t. Sources:
   arXiv 2605.14558, the objective; PPO, arXiv 1707.06347, equation 7; two clip
   bounds, arXiv 2503.14476; dual clip, arXiv 1912.09729.
@@ -167,7 +167,8 @@ def importance_weights(
     importance_BT, float32, a constant for differentiation; 1 off the mask.
   """
   log_ratio_BT = _log_ratio(old_logprob_BT, sampler_logprob_BT, sampled_BT)
-  return jax.lax.stop_gradient(jnp.minimum(jnp.exp(log_ratio_BT), cap))
+  capped_BT = jnp.minimum(jnp.exp(log_ratio_BT), cap)
+  return jax.lax.stop_gradient(jnp.where(sampled_BT, capped_BT, 1.0))
 
 
 def effective_sample_size(
@@ -185,7 +186,10 @@ def effective_sample_size(
   Returns:
     A float32 scalar; 0 without sampled tokens. Source: Kong (1992).
   """
-  ratio_BT = jnp.exp(_log_ratio(logprob_BT, other_BT, sampled_BT))
+  log_ratio_BT = _log_ratio(logprob_BT, other_BT, sampled_BT)
+  # The scale of the ratios says nothing; the largest one becomes 1.
+  largest = jnp.max(jnp.where(sampled_BT, log_ratio_BT, -jnp.inf))
+  ratio_BT = jnp.exp(jnp.where(sampled_BT, log_ratio_BT - largest, 0.0))
   total, count = trajectory.masked_sum_count(ratio_BT, sampled_BT)
   squares, _ = trajectory.masked_sum_count(jnp.square(ratio_BT), sampled_BT)
   return trajectory.divide(jnp.square(total), count * squares)

@@ -18,6 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 from actfocus_jax.model import mesh as meshes
 
+_PIECE_ROWS = 8
+
 
 @flax.struct.dataclass
 class Scores:
@@ -254,8 +256,10 @@ def _marked(
 ) -> Scores:
   """Scores the marked positions of a block, `chunk` of them at a time."""
   size = at_BT.size
-  width = min(chunk, size)
-  hidden_ND = hidden_BTD.reshape(size, -1)
+  # Pieces have several rows: on CPU one row of many tokens takes twice as long.
+  rows = min(_PIECE_ROWS, chunk, max(size, 1))
+  width = rows * max(1, min(chunk, size) // rows)
+  hidden_ND = hidden_BTD.reshape(size, hidden_BTD.shape[-1])
   target_N, at_N = target_BT.reshape(-1), at_BT.reshape(-1)
   # Marked ones first; what fills up the last piece is thrown away below.
   order_N = jnp.argsort(~at_N, stable=True)
@@ -263,13 +267,14 @@ def _marked(
 
   def piece(i, scores):
     index_C = jax.lax.dynamic_slice(order_N, (i * width,), (width,))
-    hidden_1CD = jnp.take(hidden_ND, index_C, axis=0, mode='clip')[None]
-    target_1C = jnp.take(target_N, index_C, mode='clip')[None]
+    index_RC = index_C.reshape(rows, -1)
+    hidden_RCD = jnp.take(hidden_ND, index_RC, axis=0, mode='clip')
+    target_RC = jnp.take(target_N, index_RC, mode='clip')
     with jax.named_scope('unembed'):
-      logits_1CV = hidden_1CD.astype(jnp.float32) @ table_DV
-    found = reduce_logits(logits_1CV, target_1C, temperature=temperature)
+      logits_RCV = hidden_RCD.astype(jnp.float32) @ table_DV
+    found = reduce_logits(logits_RCV, target_RC, temperature=temperature)
     return jax.tree.map(
-      lambda x_N, new_1C: x_N.at[index_C].set(new_1C[0], mode='drop'),
+      lambda x_N, new_RC: x_N.at[index_RC].set(new_RC, mode='drop'),
       scores,
       found,
     )
@@ -278,6 +283,8 @@ def _marked(
   zero_N = jnp.zeros_like(hidden_ND, jnp.float32, shape=(size,))
   zero_N = zero_N + 0.0 * hidden_ND[:, 0].astype(jnp.float32)
   fields = Scores.__dataclass_fields__
+  if not size:
+    return Scores(**dict.fromkeys(fields, zero_N.reshape(at_BT.shape)))
   count = jnp.sum(at_N, dtype=jnp.int32)
   scores = jax.lax.fori_loop(
     0, -(-count // width), piece, Scores(**dict.fromkeys(fields, zero_N))
