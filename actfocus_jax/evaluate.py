@@ -1,6 +1,6 @@
 """Held-out success of a run's checkpoint, or of a model directory.
 
-python -m actfocus_jax.evaluate --workdir=DIR [--step=N]
+python -m actfocus_jax.evaluate --workdir=DIR [--step=N] [--model_path=HF_DIR]
 python -m actfocus_jax.evaluate --config=configs/NAME.py \
   --config.model.path=HF_DIR
 

@@ -1,6 +1,7 @@
 """Trains a policy, or goes on where the last run in the workdir stopped.
 
 python -m actfocus_jax.train --config=configs/quickstart.py --workdir=DIR
+python -m actfocus_jax.train --config=configs/quickstart.py --dry_run
 
 Bad input is refused here, before the slow imports; the algorithm is in
 `loop.train`.

@@ -97,10 +97,7 @@ def score_tokens(
   Raises:
     ValueError: if temperature or chunk is not positive.
   """
-  if not temperature > 0 or chunk < 1:
-    raise ValueError(
-      f'temperature={temperature} and chunk={chunk} must be positive.'
-    )
+  _check_numbers(temperature, chunk)
   chex.assert_equal_shape((tokens_BT, valid_BT))
   model = nnx.merge(graphdef, params)
   # The shift by one: the hidden state at t - 1 predicts token t.
@@ -142,10 +139,7 @@ def score_some(
   Raises:
     ValueError: if temperature or chunk is not positive.
   """
-  if not temperature > 0 or chunk < 1:
-    raise ValueError(
-      f'temperature={temperature} and chunk={chunk} must be positive.'
-    )
+  _check_numbers(temperature, chunk)
   chex.assert_equal_shape((tokens_BT, valid_BT, at_BT))
   model = nnx.merge(graphdef, params)
   hidden_BTD = model.hidden(tokens_BT)[:, :-1]
@@ -182,6 +176,13 @@ def value_tokens(
   model = nnx.merge(graphdef, params)
   # The same shift by one as above.
   return _align(model.value(model.hidden(tokens_BT)[:, :-1]), valid_BT)
+
+
+def _check_numbers(temperature: float, chunk: int) -> None:
+  if not temperature > 0 or chunk < 1:
+    raise ValueError(
+      f'temperature={temperature} and chunk={chunk} must be positive.'
+    )
 
 
 def _align(x_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:

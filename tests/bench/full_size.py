@@ -138,21 +138,21 @@ def iterate(args):
   import jax
 
   from actfocus_jax import assemble, loop
-  from actfocus_jax.learner import state as state_lib
 
   c, memory = config_of(args), Memory()
   with assemble.parts(c) as parts:
-    model, tx = parts.model, assemble.optimizer(c)
-    step = assemble.train_step(c, model, tx)
+    model = parts.model
+    learners = assemble.learners(c, model)
+    step = assemble.train_step(c, learners)
     with memory.phase('load policy, reference, optimizer'):
       reference = model.weights(model.dtype)
-      state = state_lib.create(model.weights(), tx)
+      state = learners.create()
       jax.block_until_ready(state)
     key, row = jax.random.key(0), {}
     for i in range(args.iterations):
       with memory.phase(f'{i} rollout'):
         played = parts.collector.collect(
-          assemble.policy(model, state.params),
+          assemble.policy(model, state.actor.params),
           loop.training_seeds(i, c.rollout.prompts),
           loop.named_key(key, assemble.ROLLOUT, i),
           members=c.rollout.members,
@@ -161,7 +161,7 @@ def iterate(args):
       batch = with_rewards(loop.to_batch(played, c, parts), i)
       weigh_key, order_key = jax.random.split(key)
       with memory.phase(f'{i} score'):
-        ready, row = step.prepare(state.params, reference, batch, weigh_key)
+        ready, row = step.prepare(state, reference, batch, weigh_key)
         jax.block_until_ready(ready)
       with memory.phase(f'{i} update'):
         state, row = step.finish(state, ready, row, order_key)
