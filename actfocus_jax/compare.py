@@ -3,11 +3,12 @@
 python -m actfocus_jax.compare --config=configs/quickstart.py \
   --arms=grpo:uniform,grpo:actfocus,ppo:actfocus --seeds=3 --workdir=DIR
 
-An arm is [ALGO:]WEIGHTS, as in the config arguments `algo` and `weights`; ALGO
-is the config's own where it is left out. Every run is DIR/ARM/seedN, a run
-directory like any other. Seeds go around the arms, so that what is finished is
-balanced. Stop it and give the same command again: finished runs are kept,
-others go on. DIR/comparison.md is written after every run.
+An arm is [ALGO:]WEIGHTS[:ESTIMATOR], as in the config arguments `algo`,
+`weights` and `estimator`; what is left out is the config's own. Every run is
+DIR/ARM/seedN, a run directory like any other. Seeds go around the arms, so that
+what is finished is balanced. Stop it and give the same command again: finished
+runs are kept, others go on. DIR/comparison.md and DIR/comparison.png are
+written after every run.
 """
 
 import pathlib
@@ -19,7 +20,9 @@ from actfocus_jax import command
 from actfocus_jax.run import checks, metrics, settings
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of all runs.')
-_ARMS = flags.DEFINE_list('arms', [], '[ALGO:]WEIGHTS,... to compare.')
+_ARMS = flags.DEFINE_list(
+  'arms', [], '[ALGO:]WEIGHTS[:ESTIMATOR],... to compare.'
+)
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'Runs of each arm.', lower_bound=1)
 flags.declare_key_flag('config')
 
@@ -49,10 +52,10 @@ def main(argv: list[str]):
 
   for arm, seed, c in plans:
     run = _run(workdir, arm, seed)
-    if _successes(run, c.num_steps) is None:
+    if _evaluations(run, c.num_steps) is None:
       print(f'{arm}, seed {seed}: {run}')
       loop.train(c, run)
-      if _successes(run, c.num_steps) is None:
+      if _evaluations(run, c.num_steps) is None:
         break  # It was asked to stop, and has said so.
     _write(workdir, plans)
   print((workdir / 'comparison.md').read_text())
@@ -60,38 +63,48 @@ def main(argv: list[str]):
 
 def _plan(arm: str, seed: int) -> ml_collections.ConfigDict:
   """The config of one run: that of the command line, but for arm and seed."""
-  algo, _, weights = arm.rpartition(':')
-  arguments = f'weights={weights}' + (f',algo={algo}' if algo else '')
-  c = command.config_with(arguments)
+  c = command.config_with(_arguments(arm))
   with c.unlocked():
     c.seed = seed
   checks.check(c)
   return c
 
 
+def _arguments(arm: str) -> str:
+  """The config arguments that an arm stands for."""
+  names = arm.split(':')
+  if len(names) > 3:
+    raise settings.Refused(
+      f'--arms has {arm!r}; allowed: [ALGO:]WEIGHTS[:ESTIMATOR].'
+    )
+  keys = ['algo', 'weights', 'estimator']
+  if len(names) == 1 or names[0] in settings.WEIGHTS:
+    keys = keys[1:]
+  return ','.join(f'{k}={v}' for k, v in zip(keys, names, strict=False))
+
+
 def _run(workdir: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
   return workdir / arm.replace(':', '-') / f'seed{seed}'
 
 
-def _successes(run: pathlib.Path, steps: int) -> list[float] | None:
-  """Held-out success at every evaluation of a finished run, else None."""
+def _evaluations(run: pathlib.Path, steps: int) -> list[dict] | None:
+  """The rows of eval.jsonl of a finished run, else None."""
   file = run / 'eval.jsonl'
   rows = metrics.read(file) if file.exists() else []
-  is_done = bool(rows) and rows[-1]['step'] == steps
-  return [row['success'] for row in rows] if is_done else None
+  return rows if rows and rows[-1]['step'] == steps else None
 
 
 def _write(workdir: pathlib.Path, plans):
-  """Writes the table of what is finished."""
+  """Writes table and picture of what is finished."""
   from actfocus_jax.report import comparison
 
   results = {arm: {} for arm, _, _ in plans}
   for arm, seed, c in plans:
-    successes = _successes(_run(workdir, arm, seed), c.num_steps)
-    if successes is not None:
-      results[arm][seed] = successes
-  text = comparison.table(results)
-  (workdir / 'comparison.md').write_text(f'{text}\n')
+    rows = _evaluations(_run(workdir, arm, seed), c.num_steps)
+    if rows is not None:
+      results[arm][seed] = rows
+  (workdir / 'comparison.md').write_text(f'{comparison.table(results)}\n')
+  comparison.picture(results, path=workdir / 'comparison.png')
 
 
 if __name__ == '__main__':

@@ -41,6 +41,8 @@ SMALL = (
     (['--arms=uniform', *SMALL], ['--arms', 'uniform', 'two or more']),
     (['--arms=uniform,best', *SMALL], ['weights', 'best', 'actfocus']),
     (['--arms=dqn:uniform,uniform', *SMALL], ['algo', 'dqn', 'grpo, ppo']),
+    (['--arms=uniform:gae,uniform', *SMALL], ['estimator', 'gae', 'gigpo']),
+    (['--arms=ppo:uniform:a:b,uniform', *SMALL], ['--arms', 'ppo:uniform:a:b']),
     (['--arms=a,b', '--seeds=0', *SMALL[:1]], ['seeds']),
   ],
 )
@@ -59,7 +61,7 @@ def test_it_trains_what_is_missing_and_compares(tmp_path):
   workdir = tmp_path / 'all'
   arguments = (
     *SMALL,
-    '--arms=uniform,ppo:actfocus',
+    '--arms=uniform:gigpo,ppo:actfocus',
     f'--workdir={workdir}',
     f'--config.warm_start.cache={tmp_path / "cache"}',
   )
@@ -67,14 +69,20 @@ def test_it_trains_what_is_missing_and_compares(tmp_path):
   assert done.returncode == 0, done.stderr
   table = (workdir / 'comparison.md').read_text()
   assert table.strip() in done.stdout
-  for arm, algo in (('uniform', 'grpo'), ('ppo-actfocus', 'ppo')):
+  arms = (
+    *(('uniform-gigpo', 'grpo', 0.0, 'gigpo'),),
+    *(('ppo-actfocus', 'ppo', 0.5, 'auto'),),
+  )
+  for arm, algo, beta, estimator in arms:
     run = workdir / arm / 'seed0'
     snapshot = json.loads((run / 'config.json').read_text())
     assert (snapshot['algo'], snapshot['num_steps']) == (algo, 1)
-    assert snapshot['weights.beta'] == (0.0 if arm == 'uniform' else 0.5)
+    assert snapshot['weights.beta'] == beta
+    assert snapshot['advantage.estimator'] == estimator
     rows = (run / 'eval.jsonl').read_text().splitlines()
     assert [json.loads(row)['step'] for row in rows] == [0, 1]
-  assert '| uniform |' in table and '| ppo:actfocus |' in table
+  assert (workdir / 'comparison.png').exists()
+  assert '| uniform:gigpo |' in table and '| ppo:actfocus |' in table
   # Again: nothing is trained, nothing changes.
   before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*.jsonl')}
   again = compare(*arguments)

@@ -7,11 +7,15 @@ boards and warm start.
 """
 
 import math
+import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from actfocus_jax.report import summary
+from actfocus_jax.report import plots, summary
+
+# arm -> seed -> rows of eval.jsonl, the first from before training.
+Results = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]
 
 # Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom.
 _T95 = (
@@ -56,13 +60,15 @@ def mean_interval(values: Sequence[float]) -> Mean:
   return Mean(value, value - half, value + half)
 
 
-def table(results: Mapping[str, Mapping[int, Sequence[float]]]) -> str:
+def table(results: Results) -> str:
   """The comparison as a Markdown table, the best arm first.
 
+  The ranking is by the last evaluation. `over training` is the mean of all
+  evaluations after the first, `peak minus final` what an arm lost again.
+
   Args:
-    results: arm -> seed -> held-out success at every evaluation, from the one
-      before training on. The first arm is what others are compared with. Seeds
-      that an arm has not finished are left out.
+    results: the first arm is what others are compared with. Seeds that an arm
+      has not finished are left out.
 
   Returns:
     Lines of Markdown.
@@ -70,14 +76,18 @@ def table(results: Mapping[str, Mapping[int, Sequence[float]]]) -> str:
   Raises:
     ValueError: no arm has a finished run.
   """
-  done = {arm: runs for arm, runs in results.items() if runs}
+  done = {
+    arm: {seed: [row['success'] for row in rows] for seed, rows in runs.items()}
+    for arm, runs in results.items()
+    if runs
+  }
   if not done:
     raise ValueError('no arm has a finished run yet')
   base = next(iter(results))
   rows = [
     (
       *('arm', 'runs', 'success, by seed', 'mean', '95 % interval'),
-      *(f'difference to {base}, paired', 'peak minus final'),
+      *(f'difference to {base}, paired', 'over training', 'peak minus final'),
     )
   ]
   ranked = sorted(done, key=lambda arm: -mean_interval(_last(done[arm])).value)
@@ -90,6 +100,7 @@ def table(results: Mapping[str, Mapping[int, Sequence[float]]]) -> str:
       paired = [runs[s][-1] - done[base][s][-1] for s in shared]
       difference = _points(mean_interval(paired))
     drop = statistics.fmean(max(run) - run[-1] for run in runs.values())
+    along = mean_interval([_over_training(run) for run in runs.values()])
     rows.append(
       (
         arm,
@@ -98,14 +109,54 @@ def table(results: Mapping[str, Mapping[int, Sequence[float]]]) -> str:
         f'{mean.value:.1%}',
         '-' if mean.low is None else f'{mean.low:.1%} to {mean.high:.1%}',
         difference,
+        f'{along.value:.1%}',
         f'{100 * drop:.1f} points',
       )
     )
   return summary.markdown(rows)
 
 
+def picture(results: Results, *, path: str | pathlib.Path):
+  """Draws a curve per arm: the mean over its seeds, and their range.
+
+  Args:
+    results: as for `table`; an arm without a finished run is left out.
+    path: the PNG to write.
+  """
+  curves = [(arm, _curve(runs)) for arm, runs in results.items() if runs]
+  plots.overlay(
+    curves,
+    random_success=None,
+    title='Held-out success; mean of the seeds, least to greatest',
+    path=path,
+  )
+
+
+def _curve(runs: Mapping[int, Sequence[Mapping[str, Any]]]) -> plots.Rows:
+  """Mean, least and greatest success at the steps that all seeds have."""
+  by_step = [{row['step']: row['success'] for row in r} for r in runs.values()]
+  shared = set.intersection(*(set(steps) for steps in by_step))
+  rows = []
+  for step in sorted(shared):
+    values = [steps[step] for steps in by_step]
+    rows.append(
+      {
+        'step': step,
+        'success': statistics.fmean(values),
+        'success_low': min(values),
+        'success_high': max(values),
+      }
+    )
+  return rows
+
+
 def _last(runs: Mapping[int, Sequence[float]]) -> list[float]:
   return [runs[seed][-1] for seed in sorted(runs)]
+
+
+def _over_training(run: Sequence[float]) -> float:
+  """The mean of the evaluations after the first: who learned sooner."""
+  return statistics.fmean(run[1:] or run)
 
 
 def _points(mean: Mean) -> str:

@@ -23,6 +23,7 @@ _RUN_COLORS = (_BLUE, _ORANGE, _GREEN, _PURPLE, _YELLOW, _SKY)
 _INK, _FAINT = '#333333', '#8A8A8A'
 _DPI = 200
 _WIDTH = 9.0
+_TITLE = 'Success; held out with 95 % interval'
 
 
 def learning_curve(
@@ -68,6 +69,7 @@ def overlay(
   runs: Sequence[tuple[str, Rows]],
   *,
   random_success: float | None,
+  title: str = _TITLE,
   path: str | pathlib.Path,
 ) -> None:
   """Draws the held-out success of several runs into one picture.
@@ -75,6 +77,7 @@ def overlay(
   Args:
     runs: (label, rows of eval.jsonl) per run; colours repeat after six.
     random_success: success of random play in [0, 1], or None.
+    title: what line and band are.
     path: the PNG to write.
   """
   picture = figure.Figure(figsize=(_WIDTH, 4.6), layout='constrained')
@@ -83,7 +86,7 @@ def overlay(
     _held_out(axes, rows, label, _RUN_COLORS[i % len(_RUN_COLORS)])
     for i, (label, rows) in enumerate(runs)
   ]
-  _finish(axes, ends, random_success, None)
+  _finish(axes, ends, random_success, None, title)
   _write(picture, path)
 
 
@@ -118,7 +121,9 @@ def _training(axes: Axes, rows: Rows):
   return mean[-1], f'training {mean[-1]:.0%}', _ORANGE
 
 
-def _finish(axes: Axes, ends, random_success, warm_start_success) -> None:
+def _finish(
+  axes: Axes, ends, random_success, warm_start_success, title=_TITLE
+) -> None:
   """Adds the levels to compare with, the labels and the scales."""
   ends = [end for end in ends if end is not None]
   levels = [
@@ -129,9 +134,7 @@ def _finish(axes: Axes, ends, random_success, warm_start_success) -> None:
     if level is not None:
       axes.axhline(level, color=_FAINT, lw=1.2, ls=dashes, zorder=2)
       ends.append((level, f'{name} {level:.0%}', _FAINT))
-  axes.set_title(
-    'Success; held out with 95 % interval', loc='left', color=_INK, fontsize=13
-  )
+  axes.set_title(title, loc='left', color=_INK, fontsize=13)
   top = max([axes.dataLim.y1, *(end[0] for end in ends), 0.1])
   axes.set_ylim(0, min(1.02, 1.08 * top))
   axes.yaxis.set_major_formatter(ticker.PercentFormatter(xmax=1, decimals=0))

@@ -22,7 +22,8 @@ def arguments(arg: str | None) -> dict[str, str]:
     arg: What stands after the colon of `--config=FILE:...`.
 
   Returns:
-    A value for each of the three; the defaults are tiny, grpo, actfocus.
+    A value for each of size, algo, weights and estimator (the field
+    `advantage.estimator`); the defaults are tiny, grpo, actfocus, auto.
 
   Raises:
     Refused: For an unknown key or value.
@@ -33,6 +34,7 @@ def arguments(arg: str | None) -> dict[str, str]:
     size=('tiny', *MODELS),
     algo=settings.ALGOS,
     weights=('actfocus', *others),
+    estimator=('auto', *settings.ESTIMATORS),
   )
 
 
@@ -45,6 +47,7 @@ def apply(c: ml_collections.ConfigDict, choice: dict[str, str]):
   """
   c.algo = choice['algo']
   c.weights.update(settings.WEIGHTS[choice['weights']])
+  c.advantage.estimator = choice['estimator']
   if choice['size'] == 'tiny':
     tiny(c)
   else:

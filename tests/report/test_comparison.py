@@ -30,9 +30,13 @@ def test_quantiles_fall_towards_the_normal():
   assert (scaled[0], scaled[-1]) == pytest.approx((12.706, 1.96))
 
 
+def rows(*successes):
+  return [{'step': 10 * i, 'success': x} for i, x in enumerate(successes)]
+
+
 RESULTS = {
-  'uniform': {0: [0.4, 0.5], 1: [0.4, 0.6], 2: [0.4, 0.7]},
-  'actfocus': {0: [0.4, 0.9, 0.8], 1: [0.4, 0.8, 0.8]},
+  'uniform': {0: rows(0.4, 0.5), 1: rows(0.4, 0.6), 2: rows(0.4, 0.7)},
+  'actfocus': {0: rows(0.4, 0.9, 0.8), 1: rows(0.4, 0.8, 0.8)},
   'downweight': {},
 }
 
@@ -48,7 +52,7 @@ def test_table_ranks_and_pairs():
   assert first[1:4] == ['2', '80.0%, 80.0%', '80.0%']
   # Paired by seed: 0.3 and 0.2; s = 0.0707, half = 12.706 * s / sqrt(2).
   assert first[5] == '+25.0 points (-38.5 to +88.5)'
-  assert first[6] == '5.0 points'
+  assert first[6:] == ['82.5%', '5.0 points']
   second = [cell.strip() for cell in body[1].split('|')[1:-1]]
   assert second[4] == '35.2% to 84.8%' and second[5] == '-'
 
@@ -56,3 +60,25 @@ def test_table_ranks_and_pairs():
 def test_nothing_to_compare():
   with pytest.raises(ValueError, match='no arm has a finished run'):
     comparison.table({'uniform': {}})
+
+
+def test_picture_has_the_mean_and_the_range_at_shared_steps(
+  monkeypatch, tmp_path
+):
+  drawn = {}
+  monkeypatch.setattr(
+    comparison.plots, 'overlay', lambda curves, **kwargs: drawn.update(curves)
+  )
+  late = {0: rows(0.4, 0.6, 0.8), 1: rows(0.2, 0.8)}
+  comparison.picture({'a': late, 'b': {}}, path=tmp_path / 'x.png')
+  (start, end) = drawn.pop('a')
+  assert not drawn
+  assert start['success'] == pytest.approx(0.3)
+  assert end == pytest.approx(
+    {'step': 10, 'success': 0.7, 'success_low': 0.6, 'success_high': 0.8}
+  )
+
+
+def test_picture_is_written(tmp_path):
+  comparison.picture(RESULTS, path=tmp_path / 'x.png')
+  assert (tmp_path / 'x.png').read_bytes().startswith(b'\x89PNG')
