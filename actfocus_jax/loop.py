@@ -16,7 +16,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from actfocus_jax import assemble, evaluation
+from actfocus_jax import assemble, evaluation, recipe
 from actfocus_jax.agent import episode, records, rollout
 from actfocus_jax.envs import players
 from actfocus_jax.learner import self_check
@@ -60,8 +60,8 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     stop = stack.enter_context(interrupt.Interrupt())
     # --- The learner, and what an earlier run left behind --------------------
     model = parts.model
-    learners = assemble.learners(c, model)
-    train_step = assemble.train_step(c, learners)
+    learners = recipe.learners(c, model)
+    train_step = recipe.train_step(c, learners)
     reference = None
     if settings.has_reference(c):
       reference = model.weights(model.dtype)
@@ -269,7 +269,7 @@ def check_first_batch(
       state,
       reference,
       batch,
-      assemble.recipe(c),
+      recipe.stages_of(c),
       limits=self_check.EXACT if is_exact else self_check.ROUNDED,
     )
   except self_check.Failed as error:

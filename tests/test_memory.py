@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from actfocus_jax import assemble, memory
+from actfocus_jax import assemble, memory, recipe
 from actfocus_jax.learner import stages
 from actfocus_jax.model import architecture, transformer
 from actfocus_jax.model import mesh as mesh_lib
@@ -53,7 +53,7 @@ def test_parts_are_those_that_are_allocated():
   c = settings.defaults()
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   model = _model(mesh)
-  state = assemble.learners(c, model).abstract().actor
+  state = recipe.learners(c, model).abstract().actor
   parts = _estimate()
   assert parts['actor'] == _bytes(state.params) and parts['critic'] == 0
   scalars = 100  # Adam's count and the like
@@ -105,7 +105,7 @@ def _compiled(length, rows):
   ordinary = jax.numpy_dtype_promotion('standard')
   with ordinary, jax.set_mesh(mesh):
     model = _model(mesh, remat=True)
-    who = assemble.learners(c, model)
+    who = recipe.learners(c, model)
 
     def per_token(dtype):
       return jax.ShapeDtypeStruct(
@@ -121,7 +121,7 @@ def _compiled(length, rows):
     metrics = {
       'selection/kept_with_spread': jax.ShapeDtypeStruct((), jnp.int32)
     }
-    lowered = assemble.train_step(c, who).finish.lower(
+    lowered = recipe.train_step(c, who).finish.lower(
       who.abstract(), stages.Ready(**ready), metrics, jax.random.key(0)
     )
     return lowered.compile().memory_analysis()

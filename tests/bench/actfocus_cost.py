@@ -40,14 +40,14 @@ def config_of(weights, coefficient):
   return c
 
 
-def arms(assemble, model):
+def arms(recipe, model):
   """(weights, KL) -> (compiled train step, its state)."""
   made = {}
   for kl, coefficient in _KL.items():
     for weights in _WEIGHTS:
       c = config_of(weights, coefficient)
-      who = assemble.learners(c, model)
-      made[weights, kl] = [assemble.train_step(c, who), who.create()]
+      who = recipe.learners(c, model)
+      made[weights, kl] = [recipe.train_step(c, who), who.create()]
   return made
 
 
@@ -55,13 +55,13 @@ def main(argv):
   del argv
   import jax
 
-  from actfocus_jax import assemble, loop
+  from actfocus_jax import assemble, loop, recipe
 
   c = config_of('uniform', 0.0)
   rng, key = np.random.default_rng(0), jax.random.key(0)
   rollouts, updates = [], []
   with assemble.parts(c) as parts:
-    cases = arms(assemble, parts.model)
+    cases = arms(recipe, parts.model)
     reference = parts.model.weights(parts.model.dtype)
     policy = assemble.policy(
       parts.model, cases['uniform', 'off'][1].actor.params

@@ -137,13 +137,13 @@ def iterate(args):
   """Seconds and peak memory of the phases of an iteration."""
   import jax
 
-  from actfocus_jax import assemble, loop
+  from actfocus_jax import assemble, loop, recipe
 
   c, memory = config_of(args), Memory()
   with assemble.parts(c) as parts:
     model = parts.model
-    learners = assemble.learners(c, model)
-    step = assemble.train_step(c, learners)
+    learners = recipe.learners(c, model)
+    step = recipe.train_step(c, learners)
     with memory.phase('load policy, reference, optimizer'):
       reference = model.weights(model.dtype)
       state = learners.create()
