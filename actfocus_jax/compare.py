@@ -7,8 +7,8 @@ An arm is [ALGO:]WEIGHTS[:ESTIMATOR], as in the config arguments `algo`,
 `weights` and `estimator`; what is left out is the config's own. Every run is
 DIR/ARM/seedN, a run directory like any other. Seeds go around the arms, so that
 what is finished is balanced. Stop it and give the same command again: finished
-runs are kept, others go on. DIR/comparison.md and DIR/comparison.png are
-written after every run.
+runs are kept, others go on; with a larger `--config.num_steps` all do.
+DIR/comparison.md and DIR/comparison.png are written after every run.
 """
 
 import pathlib
@@ -88,9 +88,10 @@ def _run(workdir: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
 
 
 def _evaluations(run: pathlib.Path, steps: int) -> list[dict] | None:
-  """The rows of eval.jsonl of a finished run, else None."""
+  """The rows of eval.jsonl up to `steps`; None of a run not that far yet."""
   file = run / 'eval.jsonl'
   rows = metrics.read(file) if file.exists() else []
+  rows = [row for row in rows if row['step'] <= steps]
   return rows if rows and rows[-1]['step'] == steps else None
 
 
