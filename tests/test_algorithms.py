@@ -13,7 +13,8 @@ from actfocus_jax.run import checkpoint, checks, metrics, presets, settings
 def config(cache: pathlib.Path, algo='grpo', weights='actfocus', **changes):
   """8 x 2 episodes of two turns; fields by dotted name, `__` for a dot."""
   c = settings.defaults()
-  presets.apply(c, {'algo': algo, 'weights': weights, 'size': 'tiny'})
+  choice = f'algo={algo},weights={weights}'
+  presets.apply(c, presets.arguments(choice))
   c.env.options.success_probability = 1.0
   c.num_steps = 2
   c.limits.update(turns=2, context=224, response_tokens=24)
