@@ -107,7 +107,7 @@ def table(results: Results) -> str:
         str(len(runs)),
         ', '.join(f'{runs[s][-1]:.1%}' for s in sorted(runs)),
         f'{mean.value:.1%}',
-        '-' if mean.low is None else f'{mean.low:.1%} to {mean.high:.1%}',
+        _bounds(mean),
         difference,
         f'{along.value:.1%}',
         f'{100 * drop:.1f} points',
@@ -157,6 +157,13 @@ def _last(runs: Mapping[int, Sequence[float]]) -> list[float]:
 def _over_training(run: Sequence[float]) -> float:
   """The mean of the evaluations after the first: who learned sooner."""
   return statistics.fmean(run[1:] or run)
+
+
+def _bounds(mean: Mean) -> str:
+  """The interval of a rate; what Student puts beyond 0 and 1 is cut off."""
+  if mean.low is None:
+    return '-'
+  return f'{max(mean.low, 0.0):.1%} to {min(mean.high, 1.0):.1%}'
 
 
 def _points(mean: Mean) -> str:

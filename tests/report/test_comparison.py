@@ -57,6 +57,14 @@ def test_table_ranks_and_pairs():
   assert second[4] == '35.2% to 84.8%' and second[5] == '-'
 
 
+def test_intervals_end_at_0_and_1():
+  two = {'a': {0: rows(0.9), 1: rows(1.0)}, 'b': {0: rows(0.0), 1: rows(0.1)}}
+  cells = [
+    line.split('|')[5].strip() for line in comparison.table(two).splitlines()
+  ]
+  assert cells[2:] == ['31.5% to 100.0%', '0.0% to 68.5%']
+
+
 def test_nothing_to_compare():
   with pytest.raises(ValueError, match='no arm has a finished run'):
     comparison.table({'uniform': {}})
