@@ -6,6 +6,7 @@ by the step's number, so a resumed run needs no stored generator.
 """
 
 import contextlib
+import functools
 import math
 import pathlib
 import time
@@ -73,7 +74,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     state = run.restore(learners.abstract())
     if state is None:
       state = learners.create()
-    run.write('baselines.json', chance(c, parts.games))
+    run.write('baselines.json', chance(c, parts.collector))
     key = jax.random.key(c.seed)
 
     def evaluate(step: int) -> float:
@@ -216,28 +217,34 @@ def training_seeds(step: int, prompts: int) -> range:
   return range(first, first + prompts)
 
 
-def chance(c: ml_collections.ConfigDict, games) -> Row:
+def chance(c: ml_collections.ConfigDict, collector) -> Row:
   """How often uniformly random play solves the held-out boards.
 
   Args:
     c: The config.
-    games: What the run plays.
+    collector: Of the run.
 
   Returns:
     The row of baselines.json; `random_success` is None where a game has no
-    table of actions and no player that plays at random.
+    table of actions and no player that plays at random, or fails.
   """
   seeds = range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts)
-  rates = [_chance(game, seeds) for game in games]
-  known = all(rate is not None for rate in rates)
+  calls = [
+    functools.partial(_chance, game, seed)
+    for game in collector.games
+    for seed in seeds
+  ]
+  rates = collector.host.run(calls)
+  known = all(isinstance(rate, float) for rate in rates)
   return {
     'random_success': float(np.mean(rates)) if known else None,
-    'random_episodes': _RANDOM_PLAYS * len(seeds) * len(games),
+    'random_episodes': _RANDOM_PLAYS * len(rates),
   }
 
 
-def _chance(game, seeds) -> float | None:
-  limits = game.limits
+def _chance(game, seed: int) -> float | None:
+  """On one board."""
+  limits, seeds = game.limits, [seed]
   if game.env.actions:
     return players.random_play_success(
       game.env, seeds, actions=limits.action_budget, plays=_RANDOM_PLAYS

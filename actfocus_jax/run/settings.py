@@ -261,12 +261,16 @@ def schema_of(c: ConfigDict) -> ConfigDict:
 
 
 def parse_argument(
-  text: str | None, **allowed: Sequence[str]
+  text: str | None,
+  *,
+  free: Mapping[str, str] | None = None,
+  **allowed: Sequence[str],
 ) -> dict[str, str]:
   """Reads the part of `--config=FILE:key=value,...` after the colon.
 
   Args:
     text: That part, or None.
+    free: The default of each key that takes any value.
     **allowed: The values of each key; the first is the default.
 
   Returns:
@@ -275,14 +279,16 @@ def parse_argument(
   Raises:
     Refused: For an unknown key or value.
   """
-  chosen = {key: values[0] for key, values in allowed.items()}
+  chosen = {key: values[0] for key, values in allowed.items()} | dict(
+    free or {}
+  )
   for piece in filter(None, (text or '').split(',')):
     key, _, value = piece.partition('=')
-    if key not in allowed:
+    if key not in chosen:
       raise Refused(
-        f'Config argument {key!r} is unknown; allowed: {", ".join(allowed)}.'
+        f'Config argument {key!r} is unknown; allowed: {", ".join(chosen)}.'
       )
-    if value not in allowed[key]:
+    if key in allowed and value not in allowed[key]:
       raise Refused(
         f'Config argument {key} is {value!r}; allowed: '
         f'{", ".join(allowed[key])}.'
