@@ -52,7 +52,10 @@ def whole(cache, tmp_path_factory):
 
 def rows(workdir: pathlib.Path, name: str) -> list[dict]:
   """The rows without what a clock or the process decides."""
-  timed = ('time/', 'compiles', 'rollout/tokens_per_second', 'seconds')
+  timed = (
+    *('time/', 'compiles', 'seconds'),
+    *('rollout/tokens_per_second', 'rollout/environment_share'),
+  )
   return [
     {k: v for k, v in row.items() if not k.startswith(timed)}
     for row in metrics.read(workdir / name)

@@ -30,7 +30,11 @@ class Failed:
 
 
 class Host:
-  """Runs batches of calls, in this thread or in threads of its own."""
+  """Runs batches of calls, in this thread or in threads of its own.
+
+  Attributes:
+    seconds: How long all batches took so far.
+  """
 
   def __init__(self, threads: int = 0, time_limit: float | None = None):
     """Starts nothing before the first batch.
@@ -51,6 +55,7 @@ class Host:
       )
     if time_limit is not None and not threads:
       raise ValueError(f'time_limit is {time_limit} without threads')
+    self.seconds = 0.0
     self._threads, self._time_limit = threads, time_limit
     self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
     self._workers: list[threading.Thread] = []
@@ -65,8 +70,15 @@ class Host:
     Returns:
       What each returned, in their order, or `Failed`.
     """
-    if not self._threads:
-      return [_attempt(call) for call in calls]
+    begin = time.perf_counter()
+    if self._threads:
+      outcomes = self._run_in_threads(calls)
+    else:
+      outcomes = [_attempt(call) for call in calls]
+    self.seconds += time.perf_counter() - begin
+    return outcomes
+
+  def _run_in_threads(self, calls):
     while len(self._workers) < min(self._threads, len(calls)):
       self._hire()
     jobs = [_Job(call) for call in calls]

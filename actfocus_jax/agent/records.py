@@ -70,11 +70,12 @@ def by_game(rollout: Rollout) -> dict[str, Rollout]:
 
 
 def speed(rollout: Rollout) -> dict[str, float]:
-  """Sampled tokens a second, and the device's work per useful token."""
+  """Sampled tokens a second, what they cost, and who else took time."""
   tokens = sum(episode.sampled_count for episode in rollout.episodes)
   return {
     'tokens_per_second': tokens / rollout.seconds,
     'row_steps_per_token': rollout.row_steps / max(tokens, 1),
+    'environment_share': rollout.env_seconds / rollout.seconds,
   }
 
 

@@ -60,12 +60,14 @@ class Rollout:
     groups: The group of each.
     row_steps: Device work, in decode steps times slots.
     seconds: Wall time.
+    env_seconds: Of it, in environments.
   """
 
   episodes: list[Episode]
   groups: list[int]
   row_steps: int
   seconds: float
+  env_seconds: float = 0.0
 
 
 def joined(parts: Sequence[Rollout]) -> Rollout:
@@ -80,6 +82,7 @@ def joined(parts: Sequence[Rollout]) -> Rollout:
     groups,
     sum(part.row_steps for part in parts),
     sum(part.seconds for part in parts),
+    sum(part.env_seconds for part in parts),
   )
 
 
@@ -154,14 +157,15 @@ class Collector:
     Raises:
       ValueError: When the first prompt leaves no room in the context.
     """
-    begin = time.perf_counter()
+    begin, env_begin = time.perf_counter(), self.host.seconds
     openings = self.open(seeds, game)
     groups = [p for p in range(len(seeds)) for _ in range(members)]
     episodes = [Episode(self.chat, openings[p]) for p in groups]
     run = _Run(self, policy, key, temperature, openings, episodes, groups)
     run.play()
     seconds = time.perf_counter() - begin
-    return Rollout(episodes, groups, run.row_steps, seconds)
+    env_seconds = self.host.seconds - env_begin
+    return Rollout(episodes, groups, run.row_steps, seconds, env_seconds)
 
   def open(
     self, seeds: Sequence[int], game: games_lib.Game | None = None
@@ -285,9 +289,10 @@ class _Run:
       episode.listen(lane.ids, lane.logprobs)
       for episode, lane in zip(episodes, lanes, strict=True)
     ]
+    outcomes = self.c.host.run(calls)
     observations = {}
     for slot, lane, episode, outcome in zip(
-      ended, lanes, episodes, self.c.host.run(calls), strict=True
+      ended, lanes, episodes, outcomes, strict=True
     ):
       ids = episode.conclude(outcome)
       if ids is None:

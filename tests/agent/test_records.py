@@ -35,7 +35,9 @@ def finished(chat):
     play(chat, ['Left', 'Up'], None),
     play(chat, None, None),
   ]
-  return rollout.Rollout(episodes, [0, 0, 1, 1], row_steps=500, seconds=2.0)
+  return rollout.Rollout(
+    episodes, [0, 0, 1, 1], row_steps=500, seconds=2.0, env_seconds=0.5
+  )
 
 
 def test_statistics_by_hand(finished):
@@ -61,7 +63,11 @@ def test_statistics_by_hand(finished):
 def test_speed_by_hand(finished):
   tokens = sum(episode.sampled_count for episode in finished.episodes)
   assert records.speed(finished) == pytest.approx(
-    {'tokens_per_second': tokens / 2.0, 'row_steps_per_token': 500 / tokens}
+    {
+      'tokens_per_second': tokens / 2.0,
+      'row_steps_per_token': 500 / tokens,
+      'environment_share': 0.25,
+    }
   )
 
 
