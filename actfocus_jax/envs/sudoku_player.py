@@ -17,7 +17,8 @@ class SudokuCareless:
   """Fills the cells with the fewest valid numbers.
 
   Attributes:
-    skill: probability, per action, of the number that solves the board.
+    skill: probability, per action, of the number that solves the board;
+      where mistakes leave no such number, of one that fits.
     length: most actions in one turn.
     habit: probability, per action, of the number 1, whatever the board; what
       remains of 1 is a uniformly random number.
@@ -76,6 +77,7 @@ class SudokuCareless:
 
 
 def _best_number(state: sudoku.State, index: int) -> int:
-  """The number of a completion, else the stored one, which may not fit."""
-  completion = sudoku_board.solve(state.cells) or state.puzzle.solution
-  return completion[index]
+  """The stored number, or where that does not fit the first that does."""
+  stored = state.puzzle.solution[index]
+  valid = sudoku_board.valid_numbers(state.cells, index)
+  return stored if stored in valid or not valid else valid[0]
