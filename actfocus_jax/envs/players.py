@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from actfocus_jax.envs import base, frozen_lake, grid, sokoban
+from actfocus_jax.envs import base, frozen_lake, grid, sokoban, sudoku_player
 
 
 class Player(Protocol):
@@ -137,6 +137,10 @@ PLAYERS = {
   'sokoban': {
     'careless': SokobanCareless(),
     'random': SokobanCareless(skill=0.0),
+  },
+  'sudoku': {
+    'careless': sudoku_player.SudokuCareless(),
+    'random': sudoku_player.SudokuCareless(skill=0.0),
   },
 }
 

@@ -82,6 +82,7 @@ class Sudoku:
   """The environment; see the module's docstring for its dynamics."""
 
   actions = ()
+  boards_are_lines = True  # in a file of many; see boards.py
 
   def __init__(
     self,
@@ -135,12 +136,13 @@ class Sudoku:
     )
     return self._start(puzzle)
 
-  def load(self, board: str) -> tuple[State, str]:
+  def load(self, board: str, *, seed: int = 0) -> tuple[State, str]:
     """Reads a board of this environment's size, with any number of blanks.
 
     Args:
       board: digits row by row, 0 or . for an empty cell, white space anywhere;
         optionally `/` and the solution.
+      seed: of nothing; a board has no luck.
 
     Returns:
       The state and its text.
@@ -149,6 +151,7 @@ class Sudoku:
       ValueError: no such board, one that cannot be solved, or a solution that
         is not one of it.
     """
+    del seed
     return self._start(sudoku_board.parse(board, self.size))
 
   def step(self, state: State, action: str) -> tuple[State, base.Step]:

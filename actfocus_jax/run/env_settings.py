@@ -22,15 +22,23 @@ OPTIONS = {
   'sokoban': dict(
     rows=6, cols=6, boxes=1, search_depth=300, walk_steps=20, instructions=''
   ),
+  'sudoku': dict(
+    size=4,
+    blanks=6,
+    max_steps=16,
+    allow_refill_reward=False,
+    instructions='',
+  ),
 }
 # Types of the fields of the scripted players; unset ones are the player's own.
 PLAYERS = {
   'frozen_lake': dict(skill=float, habit=float, length=int),
   'sokoban': dict(skill=float, length=int),
+  'sudoku': dict(skill=float, length=int, habit=float),
 }
 # What bounds an episode of each, as in the paper; of all others these.
 _COMMON_LIMITS = dict(turns=5, max_actions=2, action_budget=10)
-LIMITS = {}
+LIMITS = {'sudoku': dict(turns=8, max_actions=2, action_budget=16)}
 MIXTURE = 'mixture'  # the env.name of a run on several environments
 
 
