@@ -7,7 +7,7 @@ here, in literal dicts, and nobody further down knows their names.
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,17 +17,19 @@ import safetensors
 
 from actfocus_jax import base_model, envs
 from actfocus_jax.agent import chat as chat_lib
-from actfocus_jax.agent import episode, rollout
-from actfocus_jax.envs import players
+from actfocus_jax.agent import episode, host, rollout
+from actfocus_jax.agent import games as games_lib
+from actfocus_jax.envs import boards, players
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.model import architecture, files, hf, transformer
 from actfocus_jax.model import mesh as mesh_lib
-from actfocus_jax.run import checks, directory, settings
+from actfocus_jax.run import checks, directory, env_settings, settings
 
 ConfigDict = ml_collections.ConfigDict
 
 # Names of the random streams below the run's root key.
 ROLLOUT, UPDATE, EVALUATION = range(3)
+_FIRST_PROMPTS = 32  # of each game, looked at before a model is made
 
 
 def mesh(c: ConfigDict) -> jax.sharding.Mesh:
@@ -37,34 +39,63 @@ def mesh(c: ConfigDict) -> jax.sharding.Mesh:
   return made
 
 
-def environment(c: ConfigDict):
-  """The environment; a bad option raises ValueError naming it."""
-  try:
-    options = dict(c.env.options)
+def games(c: ConfigDict) -> tuple[games_lib.Game, ...]:
+  """What a run plays; a bad option raises ValueError naming it."""
+  return tuple(
+    games_lib.Game(
+      section.label,
+      environment(c, section),
+      limits(c, section),
+      section.share,
+    )
+    for section in env_settings.sections(c)
+  )
+
+
+def environment(c: ConfigDict, section: env_settings.Section):
+  """The environment of one section, on its own boards if it names any."""
+  make = envs.ENVS.get(section.name)
+  if make is None:
+    make = env_settings.load_class(f'{section.field}.name', section.name)
+  options = dict(section.options)
+  if section.name in envs.ENVS:
     options['instructions'] = options['instructions'] or None
-    return envs.ENVS[c.env.name](**options)
+  try:
+    env = make(**options)
   except TypeError as error:
-    raise ValueError(f'env.options of {c.env.name}: {error}.') from error
+    raise ValueError(f'{section.field}.options: {error}.') from error
+  if not section.boards:
+    return env
+  return boards.OnBoards.read(
+    env,
+    pathlib.Path(section.boards),
+    field=f'{section.field}.boards',
+    held_out=range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts),
+  )
 
 
-def player(c: ConfigDict):
+def player(section: env_settings.Section):
   """The scripted player whose demonstrations warm-start the small model."""
-  choices = players.PLAYERS[c.env.name]
-  if c.player.name not in choices:
+  name, field = section.player.name, f'{section.player_field}.name'
+  if ':' in name:
+    return env_settings.load_class(field, name)()
+  choices = players.PLAYERS.get(section.name, players.FOR_ALL)
+  if name not in choices:
     raise ValueError(
-      f'player.name is {c.player.name!r}; allowed for '
-      f'{c.env.name}: {", ".join(choices)}.'
+      f'{field} is {name!r}; allowed for {section.name}: {", ".join(choices)}, '
+      'or package.module:Class for one of your own.'
     )
   try:
-    given = {k: v for k, v in c.player.options.items() if v is not None}
-    return dataclasses.replace(choices[c.player.name], **given)
+    given = {k: v for k, v in section.player.options.items() if v is not None}
+    return dataclasses.replace(choices[name], **given)
   except TypeError as error:
-    raise ValueError(f'player.options: {error}.') from error
+    raise ValueError(f'{section.player_field}.options: {error}.') from error
 
 
-def limits(c: ConfigDict) -> episode.Limits:
+def limits(c: ConfigDict, section: env_settings.Section) -> games_lib.Limits:
   """What bounds an episode."""
-  return episode.Limits(**c.limits)
+  own = {name: getattr(section, name) for name in env_settings.limits('')}
+  return games_lib.Limits(**{**c.limits, **own})
 
 
 def chat(c: ConfigDict, path: pathlib.Path) -> chat_lib.Chat:
@@ -78,13 +109,13 @@ def chat(c: ConfigDict, path: pathlib.Path) -> chat_lib.Chat:
     raise ValueError(f'The tokenizer in {path}: {error}') from error
 
 
-def collector(c: ConfigDict, chat, env, mesh) -> rollout.Collector:
+def collector(c: ConfigDict, chat, games, mesh) -> rollout.Collector:
   """Rollouts in the shapes of the config."""
   return rollout.Collector(
     chat,
-    env,
-    limits(c),
+    games,
     mesh,
+    host.Host(c.env.threads, c.env.time_limit),
     slots=c.rollout.slots,
     decode_steps=c.rollout.decode_steps,
     observation_block=c.rollout.observation_block,
@@ -197,7 +228,7 @@ class Parts:
   """What training and evaluation have in common."""
 
   mesh: jax.sharding.Mesh
-  env: Any
+  games: tuple[games_lib.Game, ...]
   chat: chat_lib.Chat
   model: Model
   collector: rollout.Collector
@@ -221,14 +252,15 @@ def parts(c: ConfigDict) -> Iterator[Parts]:
   """
   with refusing_misfits():
     made = mesh(c)
-    env = environment(c)
-    check_first_prompts(c, env)
+    played = games(c)
+    check_first_prompts(c, played)
   with jax.set_mesh(made):
     path = model_path(c, made)
     with refusing_misfits():
       bridge, wanted = chat(c, path), model(c, path, made)
       check_fit(c, bridge, wanted.config)
-      whole = Parts(made, env, bridge, wanted, collector(c, bridge, env, made))
+      collects = collector(c, bridge, played, made)
+      whole = Parts(made, played, bridge, wanted, collects)
     yield whole
 
 
@@ -266,34 +298,40 @@ def model_path(c: ConfigDict, mesh) -> pathlib.Path:
 
 def warm_start(c: ConfigDict) -> base_model.WarmStart:
   """The plan of the small default model."""
-  sections = {'env': c.env, 'limits': c.limits, 'player': c.player}
-  described = {k: settings.to_json(v) for k, v in sections.items()}
+  sections = env_settings.sections(c)
+  described = {key: settings.to_json(c[key]) for key in ('limits', 'player')}
+  described['env'] = {
+    key: value
+    for key, value in settings.to_json(c.env).items()
+    if key not in ('threads', 'time_limit')
+  }
+  described['mixture'] = settings.to_json(c.mixture)
   del described['limits']['format_penalty']  # No demonstration shows it.
   return base_model.WarmStart(
-    name=c.env.name,
+    name='-'.join(section.label for section in sections),
     described=described,
-    env=environment(c),
-    limits=limits(c),
-    player=player(c),
+    cast=tuple(
+      zip(games(c), [player(section) for section in sections], strict=True)
+    ),
     **c.warm_start,
   )
 
 
-def check_first_prompts(c: ConfigDict, env):
+def check_first_prompts(c: ConfigDict, played: Sequence[games_lib.Game]):
   """Refuses a context that a first prompt fills, before a model is made.
 
   Args:
     c: The config.
-    env: The environment.
+    played: The games.
 
   Raises:
     ValueError: One sentence.
   """
   bridge = _early_chat(c)
-  bounds = limits(c)
-  for seed in range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts):
-    opening = episode.open_episode(bridge, env, bounds, seed)
-    rollout.check_opening(opening, bounds)
+  seeds = range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts)
+  for game in played:
+    for seed in seeds[:_FIRST_PROMPTS]:
+      rollout.check_opening(episode.open_episode(bridge, game, seed))
 
 
 def _early_chat(c: ConfigDict) -> chat_lib.Chat:

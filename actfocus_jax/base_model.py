@@ -49,11 +49,10 @@ class WarmStart:
   """What the small model is made from.
 
   Attributes:
-    name: Of the environment; begins the directory's name.
-    described: env, limits and player as JSON values, for the directory's name.
-    env: The environment.
-    limits: Of every episode.
-    player: Plays the demonstrations.
+    name: Of the environments; begins the directory's name.
+    described: env, limits, player and mixture as JSON values, for the
+      directory's name.
+    cast: The games and who plays the demonstrations of each.
     cache: The folder of all warm starts.
     episodes: Demonstrations.
     steps: Optimizer steps.
@@ -70,9 +69,7 @@ class WarmStart:
 
   name: str
   described: dict[str, Any]
-  env: Any
-  limits: episode.Limits
-  player: Any
+  cast: demonstrations.Cast
   cache: str
   episodes: int
   steps: int
@@ -89,10 +86,9 @@ class WarmStart:
   @property
   def directory(self) -> pathlib.Path:
     """Where it is kept; whatever changes the model changes the name."""
-    own = dataclasses.asdict(
-      dataclasses.replace(self, env=None, limits=None, player=None, cache='')
-    )
-    own |= {'version': _VERSION, 'instructions': self.env.instructions}
+    own = dataclasses.asdict(dataclasses.replace(self, cast=(), cache=''))
+    own['version'] = _VERSION
+    own['instructions'] = [game.env.instructions for game, _ in self.cast]
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
     return pathlib.Path(self.cache) / f'{self.name}-{digest.hexdigest()[:12]}'
 
@@ -124,9 +120,7 @@ def tokenizer(plan: WarmStart):
   """The tokenizer, trained on demonstrations of its own."""
   first = plan.first_seed + _SEEDS // 2
   return demonstrations.train_tokenizer(
-    plan.env,
-    plan.limits,
-    plan.player,
+    plan.cast,
     range(first, first + _TOKENIZER_EPISODES),
     plan.vocab_size,
   )
@@ -147,9 +141,7 @@ def make(plan: WarmStart, mesh, directory: pathlib.Path):
   chat = chat_lib.Chat(made)
   seeds = range(plan.first_seed, plan.first_seed + plan.episodes)
   try:
-    episodes = demonstrations.play(
-      chat, plan.env, plan.limits, plan.player, seeds
-    )
+    episodes = demonstrations.play(chat, plan.cast, seeds)
   except ValueError as error:  # Limits that no response of the player fits.
     raise settings.Refused(str(error)) from error
   config = _model_config(plan, len(made))

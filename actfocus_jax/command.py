@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from actfocus_jax.model import files
-from actfocus_jax.run import checks, interrupt, settings
+from actfocus_jax.run import checks, env_settings, interrupt, settings
 
 CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -306,7 +306,7 @@ def _sentence(error: Exception, argv: list[str]) -> str:
   text = ' '.join(str(error).split())
   if isinstance(error, (AttributeError, KeyError, flags.UnrecognizedFlagError)):
     schemas = [
-      settings.flatten(settings.defaults(env)) for env in settings.ENV_OPTIONS
+      settings.flatten(settings.defaults(env)) for env in env_settings.OPTIONS
     ]
     common = set(schemas[0]).intersection(*schemas[1:])
     named = (_field(a) for a in argv if a.startswith('--config.'))

@@ -10,7 +10,7 @@ import ml_collections
 
 from actfocus_jax import memory
 from actfocus_jax.model import architecture
-from actfocus_jax.run import checks, settings
+from actfocus_jax.run import checks, env_settings, settings
 
 _ITEMSIZE = {'float32': 4, 'bfloat16': 2, 'auto': 2}
 
@@ -28,7 +28,7 @@ def describe(
     Several lines for people.
   """
   lines = ['Config:']
-  default = settings.flatten(settings.defaults(c.env.name))
+  default = settings.flatten(settings.schema_of(c))
   for field, value in sorted(settings.flatten(c).items()):
     mark = ' ' if value == default[field] else '*'
     lines.append(f' {mark} {field} = {value!r}')
@@ -53,7 +53,7 @@ def work(c: ml_collections.ConfigDict) -> dict[str, str]:
   episodes = c.rollout.prompts * c.rollout.members
   kept = checks.kept_rows(c)
   updates = kept // c.learner.minibatch * c.learner.epochs
-  sampled = c.limits.turns * c.limits.response_tokens
+  sampled = env_settings.most_turns(c) * c.limits.response_tokens
   return {
     'episodes': f'{episodes} ({c.rollout.prompts} groups of '
     f'{c.rollout.members})',

@@ -22,14 +22,14 @@ def evaluate(
   temperature: float,
   first_seed: int,
 ) -> tuple[dict[str, float], rollout.Rollout]:
-  """Plays the held-out boards.
+  """Plays the held-out boards of every game.
 
   Args:
     collector: Of the environment.
     policy: Who plays.
     key: The same at every evaluation of a run, so that two policies differ by
       what they learned and not by their dice.
-    prompts: Boards, with the seeds first_seed, first_seed + 1, ...
+    prompts: Boards of each game, with the seeds first_seed, first_seed + 1...
     members: Episodes on each board.
     temperature: Of sampling.
     first_seed: Of the boards.
@@ -37,12 +37,26 @@ def evaluate(
   Returns:
     A row of eval.jsonl without its step, and the episodes. `success_low` and
     `success_high` bound the 95 % Wilson interval; episodes on one board are
-    counted as independent.
+    counted as independent. Of several games it is about all their episodes,
+    and has the numbers of each as `NAME/success` and so on.
   """
   seeds = range(first_seed, first_seed + prompts)
-  played = collector.collect(
-    policy, seeds, key, members=members, temperature=temperature
-  )
+  parts = [
+    collector.collect(
+      policy, seeds, key, members=members, temperature=temperature, game=game
+    )
+    for game in collector.games
+  ]
+  played = rollout.joined(parts)
+  row = _row(played)
+  if len(parts) > 1:
+    for game, part in zip(collector.games, parts, strict=True):
+      row |= {f'{game.name}/{k}': v for k, v in _row(part).items()}
+  return row, played
+
+
+def _row(played: rollout.Rollout) -> dict[str, float]:
+  """The numbers of some episodes."""
   solved = np.array([one.success for one in played.episodes])
   low, high = intervals.wilson(int(solved.sum()), solved.size)
   row = records.statistics(played)
@@ -54,7 +68,7 @@ def evaluate(
     'episodes': int(solved.size),
     'seconds': played.seconds,
   }
-  return head | row, played
+  return head | row
 
 
 def evaluate_checkpoint(

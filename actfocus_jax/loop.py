@@ -6,6 +6,7 @@ by the step's number, so a resumed run needs no stored generator.
 """
 
 import contextlib
+import functools
 import math
 import pathlib
 import time
@@ -32,6 +33,8 @@ from actfocus_jax.run import (
 )
 
 _RANDOM_PLAYS = 16  # on each held-out board, for the chance level
+
+_PER_GAME = ('success', 'return', 'pass_at_g', 'tokens', 'turns', 'failed')
 
 Row = dict[str, float]
 
@@ -71,7 +74,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     state = run.restore(learners.abstract())
     if state is None:
       state = learners.create()
-    run.write('baselines.json', chance(c, parts.env))
+    run.write('baselines.json', chance(c, parts.collector))
     key = jax.random.key(c.seed)
 
     def evaluate(step: int) -> float:
@@ -100,6 +103,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
           members=c.rollout.members,
           temperature=c.rollout.temperature,
         )
+        report_failures(played, done, display)
         batch = to_batch(played, c, parts)
         rolled = time.perf_counter()
         if done == 0 and c.learner.self_check:
@@ -188,6 +192,20 @@ def evaluate_and_keep(
   return row
 
 
+def report_failures(played: rollout.Rollout, done: int, display):
+  """Tells of environments that failed; raises Halted when all of them did."""
+  failures = [one.failure for one in played.episodes if one.failure]
+  if not failures:
+    return
+  text = (
+    f'step {done + 1}: the environment failed in {len(failures)} of '
+    f'{len(played.episodes)} episodes, first: {failures[0].reason}'
+  )
+  if len(failures) == len(played.episodes):
+    raise settings.Halted(f'{text}\n{failures[0].details}'.strip())
+  display.note(text)
+
+
 def named_key(root: jax.Array, stream: int, step: int) -> jax.Array:
   """The key of one stream at one step."""
   return jax.random.fold_in(jax.random.fold_in(root, stream), step)
@@ -199,16 +217,50 @@ def training_seeds(step: int, prompts: int) -> range:
   return range(first, first + prompts)
 
 
-def chance(c: ml_collections.ConfigDict, env) -> Row:
-  """How often uniformly random actions solve the held-out boards."""
+def chance(c: ml_collections.ConfigDict, collector) -> Row:
+  """How often uniformly random play solves the held-out boards.
+
+  Args:
+    c: The config.
+    collector: Of the run.
+
+  Returns:
+    The row of baselines.json; `random_success` is None where a game has no
+    table of actions and no player that plays at random, or fails.
+  """
   seeds = range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts)
-  success = players.random_play_success(
-    env, seeds, actions=c.limits.action_budget, plays=_RANDOM_PLAYS
-  )
+  calls = [
+    functools.partial(_chance, game, seed)
+    for game in collector.games
+    for seed in seeds
+  ]
+  rates = collector.host.run(calls)
+  known = all(isinstance(rate, float) for rate in rates)
   return {
-    'random_success': success,
-    'random_episodes': _RANDOM_PLAYS * c.eval.prompts,
+    'random_success': float(np.mean(rates)) if known else None,
+    'random_episodes': _RANDOM_PLAYS * len(rates),
   }
+
+
+def _chance(game, seed: int) -> float | None:
+  """On one board."""
+  limits, seeds = game.limits, [seed]
+  if game.env.actions:
+    return players.random_play_success(
+      game.env, seeds, actions=limits.action_budget, plays=_RANDOM_PLAYS
+    )
+  player = players.PLAYERS.get(game.name, {}).get('random')
+  if player is None:
+    return None
+  return players.success_rate(
+    game.env,
+    player,
+    seeds,
+    plays=_RANDOM_PLAYS,
+    turns=limits.turns,
+    max_actions=limits.max_actions,
+    budget=limits.action_budget,
+  )
 
 
 def to_batch(
@@ -279,6 +331,11 @@ def check_first_batch(
 def to_row(step: int, played: rollout.Rollout, learned: Row) -> Row:
   """The metrics of one iteration under the names of metrics.jsonl."""
   seen, speed = records.statistics(played), records.speed(played)
+  parts = records.by_game(played)
+  if len(parts) > 1:
+    for game, part in parts.items():
+      of_game = records.statistics(part)
+      seen |= {f'{game}/{name}': of_game[name] for name in _PER_GAME}
   return {
     'step': step,
     **{f'train/{name}': value for name, value in seen.items()},

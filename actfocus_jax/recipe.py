@@ -22,7 +22,7 @@ from actfocus_jax.learner import stages
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import step as step_lib
 from actfocus_jax.model import transformer
-from actfocus_jax.run import settings
+from actfocus_jax.run import env_settings, settings
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -117,7 +117,7 @@ def estimator(c: ConfigDict):
   name = c.advantage.estimator
   if name == 'auto':
     name = settings.ESTIMATORS_OF[c.algo][0]
-  numbers = dict(c.advantage[name], num_turns=c.limits.turns)
+  numbers = dict(c.advantage[name], num_turns=env_settings.most_turns(c))
   return functools.partial(estimators.ESTIMATORS[name], **numbers)
 
 
@@ -143,8 +143,10 @@ def token_weights(c: ConfigDict):
 
 
 def _turn_mean(c: ConfigDict):
+  most = env_settings.most_turns(c)
+
   def mean(logprob_BT, sampled_BT, turn_BT):
-    mean_BK = turns.mean(logprob_BT, sampled_BT, turn_BT, turns=c.limits.turns)
+    mean_BK = turns.mean(logprob_BT, sampled_BT, turn_BT, turns=most)
     return turns.spread(mean_BK, sampled_BT, turn_BT)
 
   return mean

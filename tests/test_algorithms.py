@@ -1,42 +1,12 @@
 """Every algorithm, estimator and control through the whole loop, briefly."""
 
-import pathlib
-
 import jax
 import numpy as np
 import pytest
+from small_run import config
 
 from actfocus_jax import loop
-from actfocus_jax.run import checkpoint, checks, metrics, presets, settings
-
-
-def config(cache: pathlib.Path, algo='grpo', weights='actfocus', **changes):
-  """8 x 2 episodes of two turns; fields by dotted name, `__` for a dot."""
-  c = settings.defaults()
-  choice = f'algo={algo},weights={weights}'
-  presets.apply(c, presets.arguments(choice))
-  c.env.options.success_probability = 1.0
-  c.num_steps = 2
-  c.limits.update(turns=2, context=224, response_tokens=24)
-  c.rollout.update(prompts=8, members=2, lengths=(), cache_block=224)
-  c.learner.update(minibatch=16, microbatch=8)
-  c.eval.update(every=0, prompts=8, members=2, save=2)
-  c.warm_start.update(
-    cache=str(cache),
-    episodes=128,
-    steps=120,
-    batch=16,
-    hidden_size=64,
-    intermediate_size=128,
-  )
-  for field, value in changes.items():
-    *sections, name = field.split('__')
-    parent = c
-    for section in sections:
-      parent = parent[section]
-    parent[name] = value
-  checks.check(c)
-  return c.lock()
+from actfocus_jax.run import checkpoint, metrics, settings
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -14,7 +14,7 @@ from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.agent import demonstrations
 from actfocus_jax.envs import players
 from actfocus_jax.model import hf
-from actfocus_jax.run import presets, settings
+from actfocus_jax.run import env_settings, presets, settings
 
 
 def config(cache, **warm_start):
@@ -31,6 +31,10 @@ def config(cache, **warm_start):
     **warm_start,
   )
   return c
+
+
+def section(c):
+  return env_settings.sections(c)[0]
 
 
 @pytest.fixture(scope='module')
@@ -57,9 +61,7 @@ def test_its_tokenizer_reads_demonstrations_as_they_were_written(made):
   plan = assemble.warm_start(c)
   written = chat_lib.Chat(base_model.tokenizer(plan))
   loaded = assemble.chat(c, path)
-  episodes = demonstrations.play(
-    written, plan.env, plan.limits, plan.player, range(5)
-  )
+  episodes = demonstrations.play(written, plan.cast, range(5))
   for episode in episodes:
     text = written.text(episode.ids)
     again = transformers.AutoTokenizer.from_pretrained(path).encode(text)
@@ -97,33 +99,33 @@ def test_unknown_player_and_options_are_refused(tmp_path):
   c = config(tmp_path)
   c.player.name = 'grandmaster'
   with pytest.raises(ValueError, match='player.name.*grandmaster.*careless'):
-    assemble.player(c)
+    assemble.player(section(c))
   c = config(tmp_path)
   c.player.options.charm = 1.0
   with pytest.raises(ValueError, match='player.options.*charm'):
-    assemble.player(c)
+    assemble.player(section(c))
   c = config(tmp_path)
   c.env.options.holes = 3
   with pytest.raises(ValueError, match='env.options.*holes'):
-    assemble.environment(c)
+    assemble.environment(c, section(c))
 
 
-@pytest.mark.parametrize('name', settings.ENV_OPTIONS)
+@pytest.mark.parametrize('name', env_settings.OPTIONS)
 def test_options_in_the_config_are_those_of_the_environment(name):
   constructor = inspect.signature(envs.ENVS[name]).parameters
-  assert settings.ENV_OPTIONS[name] == {
+  assert env_settings.OPTIONS[name] == {
     option: parameter.default or '' for option, parameter in constructor.items()
   }
   for player in players.PLAYERS[name].values():
     fields = {field.name for field in dataclasses.fields(player)}
-    assert fields == set(settings.PLAYER_OPTIONS[name])
+    assert fields == set(env_settings.PLAYERS[name])
 
 
 def test_instructions_of_the_users_own(tmp_path):
   c = config(tmp_path)
   own = assemble.warm_start(c).directory
   c.env.options.instructions = 'Reach G.'
-  assert assemble.environment(c).instructions == 'Reach G.'
+  assert assemble.environment(c, section(c)).instructions == 'Reach G.'
   assert assemble.warm_start(c).directory != own
 
 

@@ -10,42 +10,24 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import small_run
 
 from actfocus_jax import evaluation, loop
 from actfocus_jax.run import (
   checkpoint,
   directory,
   metrics,
-  presets,
   progress,
   settings,
 )
 
 
-def config(cache: pathlib.Path, **overrides):
-  """A config whose run takes seconds: 8 x 2 episodes of two turns."""
-  c = settings.defaults()
-  presets.tiny(c)
-  c.env.options.success_probability = 1.0
-  c.num_steps = 4
-  c.limits.update(turns=2, context=224, response_tokens=24)
-  c.rollout.update(prompts=8, members=2, lengths=(), cache_block=224)
-  c.selection.ratio = 1.0
-  c.learner.update(minibatch=16, microbatch=8)
-  c.eval.update(every=2, prompts=8, members=2, save=2)
-  c.checkpoint.update(every=2, keep=4)
-  c.warm_start.update(
-    cache=str(cache),
-    episodes=128,
-    steps=120,
-    batch=16,
-    hidden_size=64,
-    intermediate_size=128,
+def config(cache: pathlib.Path, **changes):
+  """Four steps with an evaluation and a checkpoint at every other one."""
+  every = dict(
+    eval__every=2, checkpoint__every=2, checkpoint__keep=4, num_steps=4
   )
-  for field, value in overrides.items():
-    section, _, name = field.rpartition('__')
-    (c[section] if section else c)[name] = value
-  return c.lock()
+  return small_run.config(cache, **every | changes)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -70,7 +52,10 @@ def whole(cache, tmp_path_factory):
 
 def rows(workdir: pathlib.Path, name: str) -> list[dict]:
   """The rows without what a clock or the process decides."""
-  timed = ('time/', 'compiles', 'rollout/tokens_per_second', 'seconds')
+  timed = (
+    *('time/', 'compiles', 'seconds'),
+    *('rollout/tokens_per_second', 'rollout/environment_share'),
+  )
   return [
     {k: v for k, v in row.items() if not k.startswith(timed)}
     for row in metrics.read(workdir / name)

@@ -12,39 +12,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import small_run
 import transformers
 from flax import nnx
 
 from actfocus_jax import assemble, command, evaluation, loop
 from actfocus_jax.model import architecture, files, hf, transformer
 from actfocus_jax.model import mesh as mesh_lib
-from actfocus_jax.run import checkpoint, presets, settings
+from actfocus_jax.run import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOKENS = 64
 
 
 def config(cache: pathlib.Path, **model):
-  """Three steps of 8 x 2 episodes, at a rate that moves what is generated."""
-  c = settings.defaults()
-  presets.tiny(c)
-  c.env.options.success_probability = 1.0
-  c.num_steps = 3
-  c.limits.update(turns=2, context=224, response_tokens=24)
-  c.rollout.update(prompts=8, members=2, lengths=(), cache_block=224)
-  c.learner.update(minibatch=16, microbatch=8)
-  c.optimizer.learning_rate = 3e-3
-  c.eval.update(every=0, prompts=8, members=2, save=0)
-  c.warm_start.update(
-    cache=str(cache),
-    episodes=32,
-    steps=30,
-    batch=16,
-    hidden_size=32,
-    intermediate_size=64,
+  """Three steps at a rate that moves what is generated."""
+  smaller = dict(episodes=32, steps=30, hidden_size=32, intermediate_size=64)
+  return small_run.config(
+    cache,
+    num_steps=3,
+    optimizer__learning_rate=3e-3,
+    eval__save=0,
+    **{f'warm_start__{name}': value for name, value in smaller.items()},
+    **{f'model__{name}': value for name, value in model.items()},
   )
-  c.model.update(model)
-  return c.lock()
 
 
 def export(*arguments: str, **environment) -> subprocess.CompletedProcess:

@@ -6,45 +6,37 @@ recorded when the id is written.
 """
 
 import dataclasses
+import functools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from actfocus_jax.agent import chat as chat_lib
+from actfocus_jax.agent import games, host
 from actfocus_jax.algorithm import trajectory
 from actfocus_jax.envs import base
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
-  """What bounds an episode.
+class Opening:
+  """The start of an episode, shared by all members of its group.
 
   Attributes:
-    turns: Most turns.
-    max_actions: Most actions run in one turn.
-    action_budget: Most actions in the episode.
-    response_tokens: Most sampled ids in one turn.
-    context: Most ids in the episode, prompts included.
-    format_penalty: Added to the return of a turn that breaks the format.
+    game: What is played.
+    state: Of the environment.
+    text: Of the state.
+    ids: Of the first prompt.
+    system_count: How many of them are the system message.
+    failure: Why there is no state, or None.
   """
 
-  turns: int = 5
-  max_actions: int = 2
-  action_budget: int = 10
-  response_tokens: int = 400
-  context: int = 3600
-  format_penalty: float = -0.1
-
-
-@dataclasses.dataclass(frozen=True)
-class Opening:
-  """The start of an episode, shared by all members of its group."""
-
+  game: games.Game
   state: object
+  text: str
   ids: tuple[int, ...]
   system_count: int
-  anchor: int = 0
+  failure: host.Failed | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,21 +51,36 @@ class Turn:
   result: base.TurnResult
 
 
-def open_episode(chat, env, limits: Limits, seed: int) -> Opening:
+def open_episode(chat, game: games.Game, seed: int) -> Opening:
   """Resets an environment and renders its first prompt.
 
   Args:
     chat: The tokenizer bridge.
-    env: The environment.
-    limits: Of the episode.
+    game: What is played.
     seed: Of the environment.
 
   Returns:
     The opening.
   """
-  state, text = env.reset(seed)
+  return opening(chat, game, game.env.reset(seed))
+
+
+def opening(chat, game: games.Game, reset) -> Opening:
+  """Renders the first prompt.
+
+  Args:
+    chat: The tokenizer bridge.
+    game: What is played.
+    reset: What `game.env.reset` returned, or why it did not.
+
+  Returns:
+    The opening; without a state it has a prompt that nobody will answer.
+  """
+  failure = reset if isinstance(reset, host.Failed) else None
+  state, text = (None, '') if failure else reset
+  limits = game.limits
   system = chat_lib.system_message(
-    env.instructions,
+    game.env.instructions,
     budget=limits.action_budget,
     max_actions=limits.max_actions,
   )
@@ -85,7 +92,7 @@ def open_episode(chat, env, limits: Limits, seed: int) -> Opening:
     response_tokens=limits.response_tokens,
   )
   ids, system_count = chat.opening(system, user)
-  return Opening(state, tuple(ids), system_count, anchor_of(text))
+  return Opening(game, state, text, tuple(ids), system_count, failure)
 
 
 def anchor_of(text: str) -> int:
@@ -101,21 +108,27 @@ class Episode:
     turns: The finished turns.
     truncated: Whether the context ended the episode.
     over: Whether nothing more will be sampled.
+    failure: Why the environment ended it by failing, or None.
+    game: What is played.
     state: The environment's state.
+    text: Of the state.
   """
 
-  def __init__(self, chat, env, limits: Limits, opening: Opening):
+  def __init__(self, chat, opening: Opening):
     """Starts with the opening; the first response is the next thing."""
-    self._chat, self._env, self._limits = chat, env, limits
+    self._chat = chat
+    self._limits = opening.game.limits
     self._system_count = opening.system_count
     self._logprobs: list[float] = []
     self._prompt = 0
-    self._anchor = opening.anchor
-    self.state = opening.state
+    self._response: chat_lib.Response | None = None
+    self.game = opening.game
+    self.state, self.text = opening.state, opening.text
     self.ids = list(opening.ids)
     self.turns: list[Turn] = []
     self.truncated = False
-    self.over = False
+    self.failure = opening.failure
+    self.over = self.failure is not None
 
   @property
   def token_budget(self) -> int:
@@ -135,23 +148,57 @@ class Episode:
     Returns:
       The ids of the next prompt increment, or None when the episode is over.
     """
-    start = len(self.ids)
+    return self.conclude(self.listen(sampled, logprobs)())
+
+  def listen(
+    self, sampled: Sequence[int], logprobs: Sequence[float]
+  ) -> Callable[[], tuple[base.State, base.TurnResult]]:
+    """Takes a whole response; `respond` is this, the call, and `conclude`.
+
+    Args:
+      sampled: Ids as sampled, stop id included when there is one.
+      logprobs: Behaviour log-prob of each.
+
+    Returns:
+      The environment's part: a call that changes nothing here, so that
+      another thread can make it.
+    """
     self.ids.extend(sampled)
     self._logprobs.extend(logprobs)
-    response = self._chat.read(sampled)
-    self.state, result = base.play_turn(
-      self._env,
+    self._response = self._chat.read(sampled)
+    return functools.partial(
+      base.play_turn,
+      self.game.env,
       self.state,
-      response.answer,
+      self.text,
+      self._response.answer,
       budget=self.actions_left,
       max_actions=self._limits.max_actions,
       format_penalty=self._limits.format_penalty,
     )
+
+  def conclude(
+    self, outcome: tuple[base.State, base.TurnResult] | host.Failed
+  ) -> list[int] | None:
+    """Takes what became of the turn, renders what comes next.
+
+    Args:
+      outcome: Of the call that `listen` returned.
+
+    Returns:
+      The ids of the next prompt increment, or None when the episode is over.
+    """
+    if isinstance(outcome, host.Failed):
+      self.failure, self.over = outcome, True
+      return None
+    self.state, result = outcome
     stop = len(self.ids)
+    start = stop - len(self._response.action)
+    anchor = anchor_of(self.text)
     self.turns.append(
-      Turn(self._prompt, start, stop, self._anchor, response, result)
+      Turn(self._prompt, start, stop, anchor, self._response, result)
     )
-    self._prompt, self._anchor = stop, anchor_of(result.text)
+    self._prompt, self.text = stop, result.text
     return self._next_prompt(result)
 
   def _next_prompt(self, result: base.TurnResult) -> list[int] | None:
@@ -204,6 +251,8 @@ class Episode:
     length = len(self.ids)
     batch.tokens[row, :length] = self.ids
     batch.valid[row, :length] = True
+    if self.failure:  # Nobody knows what its tokens were worth.
+      return
     for index, turn in enumerate(self.turns):
       span = slice(turn.start, turn.stop)
       batch.sampled[row, span] = True
@@ -225,6 +274,9 @@ def to_trajectory(
   episodes: Sequence[Episode], groups: Sequence[int], *, length: int, pad: int
 ) -> trajectory.Trajectory:
   """Lays finished episodes side by side, right-padded.
+
+  One whose environment failed has no sampled token, so nothing is learned from
+  it, and the mean return of the others of its group, so it moves no baseline.
 
   Args:
     episodes: B of them.
@@ -251,4 +303,11 @@ def to_trajectory(
   )
   for row, episode in enumerate(episodes):
     episode.write_row(batch, row)
+    if episode.failure:
+      others = [
+        other.episode_return
+        for other, group in zip(episodes, groups, strict=True)
+        if group == groups[row] and not other.failure
+      ]
+      batch.reward[row, len(episode.ids) - 1] = np.mean(others or 0.0)
   return batch

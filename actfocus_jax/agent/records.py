@@ -1,5 +1,6 @@
 """What finished episodes say: numbers for the metrics, text for the viewer."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ def statistics(rollout: Rollout) -> dict[str, float]:
     `success`, `return`, `pass_at_g` (any member of the group succeeded),
     `turns`, `actions` and `tokens` per episode, `valid_turns` (share of turns
     with a valid action), `effective_actions` (share of actions that changed
-    something), `truncated` (share of episodes that the context ended).
+    something), `truncated` (share of episodes that the context ended),
+    `failed` (share that the environment ended by failing), and `info/NAME`,
+    the last of each number that an environment gave in `Step.info`, as a mean
+    over all episodes, 0 where it gave none.
   """
   episodes = rollout.episodes
   turns = [turn.result for episode in episodes for turn in episode.turns]
@@ -38,15 +42,40 @@ def statistics(rollout: Rollout) -> dict[str, float]:
       sum(result.effective for result in turns) / max(actions, 1)
     ),
     'truncated': _mean([episode.truncated for episode in episodes]),
+    'failed': _mean([episode.failure is not None for episode in episodes]),
+    **{f'info/{name}': value for name, value in _info(episodes).items()},
+  }
+
+
+def _info(episodes) -> dict[str, float]:
+  last = [
+    {k: v for turn in episode.turns for k, v in turn.result.info.items()}
+    for episode in episodes
+  ]
+  names = sorted(set().union(*last))
+  return {name: _mean([x.get(name, 0.0) for x in last]) for name in names}
+
+
+def by_game(rollout: Rollout) -> dict[str, Rollout]:
+  """The episodes of each game; work and time are those of all."""
+  parts: dict[str, tuple[list, list]] = {}
+  for episode, group in zip(rollout.episodes, rollout.groups, strict=True):
+    episodes, groups = parts.setdefault(episode.game.name, ([], []))
+    episodes.append(episode)
+    groups.append(group)
+  return {
+    name: dataclasses.replace(rollout, episodes=episodes, groups=groups)
+    for name, (episodes, groups) in parts.items()
   }
 
 
 def speed(rollout: Rollout) -> dict[str, float]:
-  """Sampled tokens a second, and the device's work per useful token."""
+  """Sampled tokens a second, what they cost, and who else took time."""
   tokens = sum(episode.sampled_count for episode in rollout.episodes)
   return {
     'tokens_per_second': tokens / rollout.seconds,
     'row_steps_per_token': rollout.row_steps / max(tokens, 1),
+    'environment_share': rollout.env_seconds / rollout.seconds,
   }
 
 
@@ -100,13 +129,15 @@ def to_json(
   ]
   return {
     'step': step,
+    'game': episode.game.name,
     'group': group,
     'member': member,
     'success': episode.success,
     'return': episode.episode_return,
+    'failure': episode.failure.reason if episode.failure else None,
     'turns': turns,
   }
 
 
 def _mean(values) -> float:
-  return float(np.mean(np.asarray(values, np.float64)))
+  return float(np.mean(np.asarray(values, np.float64))) if values else 0.0

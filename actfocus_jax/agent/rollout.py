@@ -19,6 +19,7 @@ quarter of them, observations and cache views of 1, 2, 4, ... blocks.
 
 import collections
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -28,8 +29,9 @@ import numpy as np
 
 from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.agent import episode as episode_lib
+from actfocus_jax.agent import games as games_lib
+from actfocus_jax.agent import host as host_lib
 from actfocus_jax.agent import sampling
-from actfocus_jax.envs import base
 from actfocus_jax.model import architecture
 from actfocus_jax.model import mesh as mesh_lib
 
@@ -58,12 +60,30 @@ class Rollout:
     groups: The group of each.
     row_steps: Device work, in decode steps times slots.
     seconds: Wall time.
+    env_seconds: Of it, in environments.
   """
 
   episodes: list[Episode]
   groups: list[int]
   row_steps: int
   seconds: float
+  env_seconds: float = 0.0
+
+
+def joined(parts: Sequence[Rollout]) -> Rollout:
+  """Several rollouts as one; groups are numbered on."""
+  episodes, groups = [], []
+  for part in parts:
+    first = groups[-1] + 1 if groups else 0
+    episodes += part.episodes
+    groups += [first + group for group in part.groups]
+  return Rollout(
+    episodes,
+    groups,
+    sum(part.row_steps for part in parts),
+    sum(part.seconds for part in parts),
+    sum(part.env_seconds for part in parts),
+  )
 
 
 @dataclasses.dataclass
@@ -78,13 +98,13 @@ class _Lane:
 
 @dataclasses.dataclass(frozen=True)
 class Collector:
-  """Collects rollouts of one environment with one set of shapes.
+  """Collects rollouts of some games with one set of shapes.
 
   Attributes:
     chat: The tokenizer bridge.
-    env: The environment.
-    limits: Of every episode.
+    games: What is played: at least one.
     mesh: Slots are sharded over its data and fsdp axes.
+    host: Where environments run.
     slots: Most episodes at a time; 0 means all.
     decode_steps: Ids sampled between two looks of the host.
     observation_block: Prompts are padded to 1, 2, 4, ... times this.
@@ -92,13 +112,18 @@ class Collector:
   """
 
   chat: chat_lib.Chat
-  env: base.Environment
-  limits: episode_lib.Limits
+  games: tuple[games_lib.Game, ...]
   mesh: jax.sharding.Mesh
+  host: host_lib.Host = dataclasses.field(default_factory=host_lib.Host)
   slots: int = 0
   decode_steps: int = 8
   observation_block: int = 32
   cache_block: int = 128
+
+  @property
+  def context(self) -> int:
+    """Most ids of any episode."""
+    return max(game.limits.context for game in self.games)
 
   @property
   def shards(self) -> int:
@@ -113,16 +138,18 @@ class Collector:
     *,
     members: int,
     temperature: float,
+    game: games_lib.Game | None = None,
   ) -> Rollout:
     """Plays `members` episodes from each seed.
 
     Args:
       policy: Who samples.
-      seeds: One a group.
+      seeds: One a group; they say which of the games it plays.
       key: PRNG key; an id's random number follows from it, the episode's row
         and the id's position.
       members: G.
       temperature: Of sampling.
+      game: The one that all play, or None.
 
     Returns:
       The finished episodes.
@@ -130,26 +157,39 @@ class Collector:
     Raises:
       ValueError: When the first prompt leaves no room in the context.
     """
-    begin = time.perf_counter()
-    openings = [self.open(seed) for seed in seeds]
+    begin, env_begin = time.perf_counter(), self.host.seconds
+    openings = self.open(seeds, game)
     groups = [p for p in range(len(seeds)) for _ in range(members)]
-    episodes = [
-      Episode(self.chat, self.env, self.limits, openings[p]) for p in groups
-    ]
+    episodes = [Episode(self.chat, openings[p]) for p in groups]
     run = _Run(self, policy, key, temperature, openings, episodes, groups)
     run.play()
     seconds = time.perf_counter() - begin
-    return Rollout(episodes, groups, run.row_steps, seconds)
+    env_seconds = self.host.seconds - env_begin
+    return Rollout(episodes, groups, run.row_steps, seconds, env_seconds)
 
-  def open(self, seed: int) -> episode_lib.Opening:
-    """Resets the environment; refuses a prompt that fills the context."""
-    opening = episode_lib.open_episode(self.chat, self.env, self.limits, seed)
-    check_opening(opening, self.limits)
-    return opening
+  def open(
+    self, seeds: Sequence[int], game: games_lib.Game | None = None
+  ) -> list[episode_lib.Opening]:
+    """Resets the environments; refuses a prompt that fills the context."""
+    played = [game or games_lib.pick(self.games, seed) for seed in seeds]
+    resets = self.host.run(
+      [
+        functools.partial(one.env.reset, seed)
+        for one, seed in zip(played, seeds, strict=True)
+      ]
+    )
+    openings = [
+      episode_lib.opening(self.chat, one, reset)
+      for one, reset in zip(played, resets, strict=True)
+    ]
+    for opening in openings:
+      check_opening(opening)
+    return openings
 
 
-def check_opening(opening: episode_lib.Opening, limits: episode_lib.Limits):
+def check_opening(opening: episode_lib.Opening):
   """Raises ValueError when the first prompt leaves no room to answer."""
+  limits = opening.game.limits
   if len(opening.ids) >= limits.context:
     raise ValueError(
       f'limits.context is {limits.context}, but the first prompt alone has '
@@ -170,13 +210,15 @@ class _Run:
     self.temperature = np.float32(temperature)
     self.episodes = episodes
     self.groups = groups
-    self.waiting = collections.deque(range(len(episodes)))
+    self.waiting = collections.deque(
+      row for row, episode in enumerate(episodes) if not episode.over
+    )
     self.row_steps = 0
     batch = min(shape.slots or len(episodes), len(episodes))
     batch = _round_up(batch, shape.shards)
     self.lanes: list[_Lane | None] = [None] * batch
     self.prompts = self._prefill_prompts(openings)
-    cache_length = _round_up(shape.limits.context, shape.cache_block)
+    cache_length = _round_up(shape.context, shape.cache_block)
     self.slots = self._place(
       sampling.empty(policy.config, batch, cache_length, policy.dtype)
     )
@@ -241,11 +283,18 @@ class _Run:
 
   def _finish_turns(self, ended: list[int]) -> dict[int, list[int]]:
     """Plays the ended turns; returns the observation ids by slot."""
+    lanes = [self.lanes[slot] for slot in ended]
+    episodes = [self.episodes[lane.row] for lane in lanes]
+    calls = [
+      episode.listen(lane.ids, lane.logprobs)
+      for episode, lane in zip(episodes, lanes, strict=True)
+    ]
+    outcomes = self.c.host.run(calls)
     observations = {}
-    for slot in ended:
-      lane = self.lanes[slot]
-      episode = self.episodes[lane.row]
-      ids = episode.respond(lane.ids, lane.logprobs)
+    for slot, lane, episode, outcome in zip(
+      ended, lanes, episodes, outcomes, strict=True
+    ):
+      ids = episode.conclude(outcome)
       if ids is None:
         self.lanes[slot] = None
       else:
@@ -317,7 +366,7 @@ class _Run:
     return min(batch, _round_up(max(batch // 4, 1), self.c.shards))
 
   def _view(self, lengths) -> int:
-    longest = min(max(lengths), self.c.limits.context)
+    longest = min(max(lengths), self.c.context)
     view = _double_up(longest, self.c.cache_block)
     return min(view, self.slots.cache.k_LBSJC.shape[2])
 

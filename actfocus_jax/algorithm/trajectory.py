@@ -65,7 +65,9 @@ class Trajectory:
       turn is told by: equal states have equal ones; 0 outside of turns.
     logprob: [B, T] float32, nats, log-probability of the token under the
       policy that sampled it at the sampling temperature; 0 where not sampled.
-    reward: [B, T] float32, reward of a turn, on its turn end; 0 elsewhere.
+    reward: [B, T] float32, reward of a turn, on its turn end; 0 elsewhere. A
+      row without a sampled token is of an episode that was lost: it has the
+      mean return of the others of its group, on any valid token.
     group: [B] int32, which prompt the row answers. Rows are group-major: row
       p * G + g is member g of group p.
     success: [B] bool, the episode reached its goal.
@@ -166,6 +168,8 @@ def check(batch: Trajectory) -> None:
   first_BT = np.zeros_like(x.valid)
   first_BT[:, :1] = True
   so_far_valid_BT = np.logical_and.accumulate(x.valid, axis=1)
+  is_lost_B1 = ~x.sampled.any(axis=1, keepdims=True)
+  off_end_BT = np.where(is_lost_B1, ~x.valid, ~x.turn_end)
   earlier_turn_BT = np.maximum.accumulate(x.turn, axis=1)
   for broken_BT, sentence in (
     (x.valid & ~so_far_valid_BT, 'valid is not a prefix of the row'),
@@ -180,7 +184,7 @@ def check(batch: Trajectory) -> None:
       x.turn_end != _last_of_turn(x.sampled, x.turn),
       'turn_end is not exactly the last sampled token of each turn',
     ),
-    (~x.turn_end & (x.reward != 0), 'a reward stands off the turn ends'),
+    (off_end_BT & (x.reward != 0), 'a reward stands off the turn ends'),
     (~np.isfinite(x.reward), 'a reward is not finite'),
     (~np.isfinite(x.logprob), 'a logprob is not finite'),
     (~x.sampled & (x.logprob != 0), 'a token not sampled has a logprob'),

@@ -2,5 +2,6 @@
 
 from actfocus_jax.envs.frozen_lake import FrozenLake
 from actfocus_jax.envs.sokoban import Sokoban
+from actfocus_jax.envs.sudoku import Sudoku
 
-ENVS = {'frozen_lake': FrozenLake, 'sokoban': Sokoban}
+ENVS = {'frozen_lake': FrozenLake, 'sokoban': Sokoban, 'sudoku': Sudoku}

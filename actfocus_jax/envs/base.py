@@ -28,22 +28,27 @@ class Step:
     reward: reward of this action.
     done: the environment has ended.
     success: the environment declares itself solved.
-    info: at least `effective`, whether the action changed anything.
+    info: numbers by name, which become metrics of the episode; `effective`,
+      whether the action changed anything, is True where it is left out.
   """
 
   text: str
   reward: float
   done: bool
-  success: bool
-  info: Mapping[str, Any]
+  success: bool = False
+  info: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Environment(Protocol):
   """An environment: constants in the object, all that moves in the state.
 
-  All methods are pure: equal arguments give equal results, and no state is ever
-  changed in place. So the members of a group share a state, and a state can be
-  kept, compared and hashed.
+  Both methods are pure: equal arguments give equal results, and no state is
+  ever changed in place. So the members of a group share a state, and a state
+  can be kept, compared and hashed.
+
+  What is not needed to train: `load(board) -> (state, text)` reads a board that
+  is given as text, raises ValueError if it is none, and lets boards come from
+  files; `render(state) -> text`.
 
   Attributes:
     instructions: what the game is, the symbols and the action names.
@@ -58,16 +63,8 @@ class Environment(Protocol):
     """Returns the state and its text that belong to a seed (>= 0)."""
     ...
 
-  def load(self, board: str) -> tuple[State, str]:
-    """Returns the state given as text; raises ValueError if it is no board."""
-    ...
-
   def step(self, state: State, action: str) -> tuple[State, Step]:
-    """Runs one action; raises ValueError if its name is unknown."""
-    ...
-
-  def render(self, state: State) -> str:
-    """Returns the text of a state."""
+    """Runs one action; one of `actions`, unless these are empty."""
     ...
 
 
@@ -84,6 +81,8 @@ class TurnResult:
     actions_used: actions run, each of which costs one of the episode's budget.
     valid: at least one action was run.
     effective: how many of the actions run changed something.
+    info: the other numbers of `Step.info`; of a name that several actions
+      gave, the last.
   """
 
   text: str
@@ -94,6 +93,7 @@ class TurnResult:
   actions_used: int
   valid: bool
   effective: int
+  info: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def find_action(actions: Sequence[str], name: str) -> str | None:
@@ -113,6 +113,7 @@ def require_action(actions: Sequence[str], name: str) -> str:
 def play_turn(
   env: Environment,
   state: State,
+  text: str,
   answer: Sequence[str] | None,
   *,
   budget: int,
@@ -124,6 +125,7 @@ def play_turn(
   Args:
     env: the environment.
     state: state before the turn, not done.
+    text: its text, which stays where no action is run.
     answer: action strings, split and trimmed; None for an unreadable response.
     budget: actions left in the episode, at least 1.
     max_actions: actions allowed in one turn, at least 1.
@@ -145,14 +147,20 @@ def play_turn(
   is_bad_format = not known or len(known) < len(asked)
   state, steps = _run(env, state, known)
   return state, TurnResult(
-    text=steps[-1].text if steps else env.render(state),
+    text=steps[-1].text if steps else text,
     reward=sum((step.reward for step in steps), 0.0),
     penalty=format_penalty if is_bad_format else 0.0,
     done=bool(steps) and steps[-1].done,
     success=bool(steps) and steps[-1].success,
     actions_used=len(steps),
     valid=bool(steps),
-    effective=sum(bool(step.info['effective']) for step in steps),
+    effective=sum(bool(step.info.get('effective', True)) for step in steps),
+    info={
+      name: float(value)
+      for step in steps
+      for name, value in step.info.items()
+      if name != 'effective'
+    },
   )
 
 

@@ -7,12 +7,13 @@ probability `skill`, which leaves something to be learned by reinforcement.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
 
-from actfocus_jax.envs import base, frozen_lake, grid, sokoban
+from actfocus_jax.envs import base, frozen_lake, grid, sokoban, sudoku_player
 
 
 class Player(Protocol):
@@ -108,6 +109,25 @@ class SokobanCareless:
     return _sokoban_thought(state), actions
 
 
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+  """Takes any action of the table; of an environment that nobody knows."""
+
+  def respond(
+    self, env: base.Environment, state: base.State, rng: np.random.Generator
+  ) -> tuple[str, list[str]]:
+    """Returns e.g. `I try Left.` and the action."""
+    del state
+    if not env.actions:
+      raise ValueError(
+        'The player random needs an environment with a table of actions; name '
+        "one of your own, player.name='package.module:Class'."
+      )
+    action = _draw(rng, env.actions)
+    return f'I try {action}.', [action]
+
+
+FOR_ALL = {'random': Uniform()}
 PLAYERS = {
   'frozen_lake': {
     'careless': FrozenLakeCareless(),
@@ -117,6 +137,10 @@ PLAYERS = {
   'sokoban': {
     'careless': SokobanCareless(),
     'random': SokobanCareless(skill=0.0),
+  },
+  'sudoku': {
+    'careless': sudoku_player.SudokuCareless(),
+    'random': sudoku_player.SudokuCareless(skill=0.0),
   },
 }
 
@@ -158,6 +182,7 @@ def success_rate(
   turns: int = 5,
   max_actions: int = 2,
   budget: int = 10,
+  plays: int = 1,
 ) -> float:
   """Returns how often a player succeeds, under the rules of a turn.
 
@@ -168,21 +193,22 @@ def success_rate(
     turns: most turns of an episode.
     max_actions: most actions of a turn.
     budget: most actions of an episode.
+    plays: episodes on each board, with different choices of the player.
 
   Returns:
     Share of the episodes that succeeded.
   """
   results = []
-  for seed in seeds:
-    rng = _generator(seed)
-    state, _ = env.reset(seed)
+  for seed, play in itertools.product(seeds, range(plays)):
+    rng = _generator(seed, play)
+    state, text = env.reset(seed)
     left, played = budget, None
     for _ in range(turns):
       _, answer = player.respond(env, state, rng)
       state, played = base.play_turn(
-        env, state, answer, budget=left, max_actions=max_actions
+        env, state, text, answer, budget=left, max_actions=max_actions
       )
-      left -= played.actions_used
+      left, text = left - played.actions_used, played.text
       if played.done or left == 0:
         break
     results.append(played.success)

@@ -116,12 +116,16 @@ class Sokoban:
     state = State(room, level.player, frozenset(level.boxes))
     return state, self.render(state)
 
-  def load(self, board: str) -> tuple[State, str]:
+  def load(self, board: str, *, seed: int = 0) -> tuple[State, str]:
     """Reads a room of any size; boxes may stand on targets.
 
     Args:
       board: rows of # (wall), _ (floor), O (target), X (box), √ (box on
-        target), P (player) and S (player on target).
+        target), P (player) and S (player on target), or in the symbols of
+        public level files: blank or - (floor), `.` (target), $ (box), * (box
+        on target), @ (player), + (player on target), where blanks outside of
+        the walls are walls and rows may be of several lengths.
+      seed: of nothing; a room has no luck.
 
     Returns:
       The state and its text.
@@ -130,6 +134,9 @@ class Sokoban:
       ValueError: not a rectangle of these symbols with one player, at least one
         box, and a target for every box.
     """
+    del seed
+    if _PUBLIC & set(board):
+      board = _from_public(board)
     cells = grid.parse(board, '#_O√XPS')
     players = grid.cells_of(cells, 'PS')
     boxes = frozenset(grid.cells_of(cells, 'X√'))
@@ -197,6 +204,22 @@ def push(state: State, action: str) -> State:
 def boxes_on_targets(state: State) -> int:
   """Returns how many boxes stand on targets."""
   return len(state.boxes & state.room.targets)
+
+
+_PUBLIC = frozenset('-.$*@+')
+_TRANSLATION = str.maketrans(' -.$*@+', '__OX√PS')
+
+
+def _from_public(board: str) -> str:
+  """A room in the symbols of public level files, in ours."""
+  rows = [line.rstrip() for line in board.splitlines() if line.strip()]
+  width = max(len(row) for row in rows)
+  filled = []
+  for row in rows:
+    inner = row.lstrip()
+    blank = len(row) - len(inner)
+    filled.append(('#' * blank + inner).ljust(width, '#'))
+  return '\n'.join(row.translate(_TRANSLATION) for row in filled)
 
 
 def is_solved(state: State) -> bool:

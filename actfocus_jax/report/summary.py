@@ -117,7 +117,7 @@ def success_section(evals: Rows, baselines: dict[str, Any]) -> list[str]:
   if len(evals) > 1:
     table.append(_evaluation('**last**', last))
     table.append(_evaluation('best, picked afterwards', best))
-  if 'random_success' in baselines:
+  if baselines.get('random_success') is not None:
     table.append(_random(baselines))
   blocks = [title, markdown(table)]
   if len(evals) > 1:

@@ -44,7 +44,8 @@ def write_page(
 def read_episodes(rollouts: str | pathlib.Path) -> list[Episode]:
   """Reads every episode of a run, by step, then group, then member.
 
-  An episode is {step, group, member, success, return, turns}; a turn is
+  An episode is {step, game, group, member, success, return, failure, turns},
+  without game and failure in runs made before these were written; a turn is
   {prompt, response, reward, penalty, answer}, its prompt the text that the
   model saw new in this turn; a response is a list of tokens {text, logprob,
   action, weight, signal}, of which weight and signal may be absent.
@@ -276,7 +277,9 @@ function drawEpisode() {
   const head = make('p', main);
   make('b', head, episode.success ? 'solved' : 'failed',
     episode.success ? 'solved' : 'failed');
-  make('span', head, ` · group ${episode.group}, member ${episode.member}` +
+  make('span', head, (episode.game ? ` · ${episode.game}` : '') +
+    (episode.failure ? ` · the environment failed: ${episode.failure}` : '') +
+    ` · group ${episode.group}, member ${episode.member}` +
     ` · return ${show(episode.return)} · ${episode.turns.length} turns` +
     ` · ${tokensOf(episode).length} sampled tokens`);
   episode.turns.forEach((turn, k) => drawTurn(turn, k, main, field, scale));

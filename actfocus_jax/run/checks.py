@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from actfocus_jax.run import settings
+from actfocus_jax.run import env_settings, settings
 
 
 class _Rule(NamedTuple):
@@ -53,7 +53,6 @@ def _one_of(values: Sequence[str], *fields: str) -> list[_Rule]:
 
 
 _RULES = [
-  *_one_of(tuple(settings.ENV_OPTIONS), 'env.name'),
   *_one_of(settings.ALGOS, 'algo'),
   *_one_of(settings.SIGNALS, 'weights.signal'),
   *_one_of(('auto', 'float32', 'bfloat16'), 'model.dtype'),
@@ -84,8 +83,7 @@ _RULES = [
   *_above(0, 'critic.clip'),
   *_at_least(0, 'seed', 'num_steps', 'rollout.slots', 'learner.microbatch'),
   *_at_least(0, 'entropy_coefficient', 'eval.every', 'eval.save'),
-  *_at_least(0, 'eval.first_seed', 'warm_start.seed'),
-  *_at_least(1, 'limits.turns', 'limits.max_actions', 'limits.action_budget'),
+  *_at_least(0, 'eval.first_seed', 'warm_start.seed', 'env.threads'),
   *_at_least(1, 'limits.response_tokens', 'limits.context'),
   *_within(-100, 0, 'limits.format_penalty'),
   *_at_least(1, 'rollout.prompts', 'rollout.members', 'rollout.decode_steps'),
@@ -144,7 +142,7 @@ def check(c: ml_collections.ConfigDict):
   _check_batches(c)
   _check_lengths(c)
   _check_heads(c)
-  _check_options(c)
+  _check_environments(c)
   _check_seeds(c)
   if c.mesh.data > 0:  # Else it follows from the machine; see check_mesh.
     check_mesh(c, c.mesh.data * c.mesh.fsdp)
@@ -152,8 +150,7 @@ def check(c: ml_collections.ConfigDict):
 
 def _check_fields(c: ml_collections.ConfigDict):
   """Refuses fields that no code reads: a typo in a config file."""
-  name = c.env.name if c.env.name in settings.ENV_OPTIONS else 'frozen_lake'
-  known = settings.flatten(settings.defaults(name))
+  known = settings.flatten(settings.schema_of(c))
   for field in sorted(settings.flatten(c).keys() - known.keys()):
     raise settings.Refused(settings.unknown_field(field, known))
 
@@ -168,7 +165,7 @@ def _check_choices(c: ml_collections.ConfigDict):
       f'{", ".join(allowed)}.'
     )
   chosen = allowed[0] if chosen == 'auto' else chosen
-  default = settings.flatten(settings.defaults(c.env.name))
+  default = settings.flatten(settings.schema_of(c))
   for field, value in settings.flatten(c).items():
     section, _, rest = field.partition('.')
     other = section == 'advantage' and '.' in rest
@@ -177,6 +174,13 @@ def _check_choices(c: ml_collections.ConfigDict):
       raise settings.Refused(
         f'{field} is {value!r}, but the estimator is {chosen}; allowed: '
         f'{default[field]!r}, its default, unless advantage.estimator names it.'
+      )
+    is_own = field in ('limits.turns', 'limits.max_actions')
+    is_own = is_own or field == 'limits.action_budget'
+    if c.mixture and is_own and value != default[field]:
+      raise settings.Refused(
+        f'{field} is {value!r}, but each environment of a mixture has its own; '
+        f'allowed: {default[field]!r}, its default, unless there is no mixture.'
       )
     if c.algo != 'ppo' and section == 'critic' and value != default[field]:
       raise settings.Refused(
@@ -200,29 +204,55 @@ def _check_heads(c: ml_collections.ConfigDict):
     )
 
 
-# Both ends are allowed.
+# Of our own environments; both ends are allowed.
 _OPTION_BOUNDS = {
-  'env.options.size': (2, 16),
-  'env.options.frozen_probability': (0.1, 1),
-  'env.options.success_probability': (0, 1),
-  'env.options.rows': (3, 32),
-  'env.options.cols': (3, 32),
-  'env.options.boxes': (1, 5),
-  'env.options.search_depth': (1, 10_000),
-  'env.options.walk_steps': (1, 10_000),
-  'player.options.skill': (0, 1),
-  'player.options.habit': (0, 1),
-  'player.options.length': (1, 100),
+  'size': (2, 16),
+  'frozen_probability': (0.1, 1),
+  'success_probability': (0, 1),
+  'rows': (3, 32),
+  'cols': (3, 32),
+  'boxes': (1, 5),
+  'search_depth': (1, 10_000),
+  'walk_steps': (1, 10_000),
+  'skill': (0, 1),
+  'habit': (0, 1),
+  'length': (1, 100),
 }
 
 
-def _check_options(c: ml_collections.ConfigDict):
-  flat = settings.flatten(c)
-  for field, (low, high) in _OPTION_BOUNDS.items():
-    value = flat.get(field)
+def _check_environments(c: ml_collections.ConfigDict):
+  for section in env_settings.sections(c):
+    if section.name in env_settings.OPTIONS:
+      _check_options(f'{section.field}.options', section.options)
+      _check_options(f'{section.player_field}.options', section.player.options)
+    if section.share <= 0:
+      raise settings.Refused(
+        f'{section.field}.share is {section.share}; allowed: above 0.'
+      )
+    _check_bounds(section)
+  host = c.env
+  if host.time_limit is not None and not (host.threads and host.time_limit > 0):
+    raise settings.Refused(
+      f'env.time_limit is {host.time_limit} with env.threads {host.threads}; '
+      'allowed: None, or seconds above 0 with env.threads 1 or more.'
+    )
+
+
+def _check_options(section: str, options):
+  for name, (low, high) in _OPTION_BOUNDS.items():
+    value = options.get(name)
     if isinstance(value, (int, float)) and not low <= value <= high:
       raise settings.Refused(
-        f'{field} is {value}; allowed: {low:g} to {high:g}.'
+        f'{section}.{name} is {value}; allowed: {low:g} to {high:g}.'
+      )
+
+
+def _check_bounds(section: env_settings.Section):
+  for name in ('turns', 'max_actions', 'action_budget'):
+    if getattr(section, name) < 1:
+      raise settings.Refused(
+        f'{section.limits_field}.{name} is {getattr(section, name)}; allowed: '
+        '1 or more.'
       )
 
 

@@ -15,15 +15,17 @@ MODELS = {
 MICROBATCH = 4
 
 
-def arguments(arg: str | None) -> dict[str, str]:
+def arguments(arg: str | None, **free: str) -> dict[str, str]:
   """Reads `size=...,algo=...,weights=...` of a config argument.
 
   Args:
     arg: What stands after the colon of `--config=FILE:...`.
+    **free: Other keys, with their defaults, that take any value.
 
   Returns:
     A value for each of size, algo, weights and estimator (the field
-    `advantage.estimator`); the defaults are tiny, grpo, actfocus, auto.
+    `advantage.estimator`); the defaults are tiny, grpo, actfocus, auto. And
+    one for each free key.
 
   Raises:
     Refused: For an unknown key or value.
@@ -35,6 +37,7 @@ def arguments(arg: str | None) -> dict[str, str]:
     algo=settings.ALGOS,
     weights=('actfocus', *others),
     estimator=('auto', *settings.ESTIMATORS),
+    free=free,
   )
 
 

@@ -7,29 +7,17 @@ imports jax, so that a mistake is told at once.
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
-# The keyword arguments of each envs.ENVS[name]; instructions='' are its own.
-ENV_OPTIONS = {
-  'frozen_lake': dict(
-    size=4,
-    frozen_probability=0.9,
-    success_probability=0.8,
-    instructions='',
-  ),
-  'sokoban': dict(
-    rows=6, cols=6, boxes=1, search_depth=300, walk_steps=20, instructions=''
-  ),
-}
-# Types of the fields of the scripted players; unset ones are the player's own.
-PLAYER_OPTIONS = {
-  'frozen_lake': dict(skill=float, habit=float, length=int),
-  'sokoban': dict(skill=float, length=int),
-}
+from actfocus_jax.run import env_settings, refusals
+
+ConfigDict = ml_collections.ConfigDict
+# Raised all over the project; declared where nothing else is.
+Refused, Halted = refusals.Refused, refusals.Halted
 ALGOS = ('grpo', 'ppo')
 RENDERINGS = ('template', 'plain')  # agent.chat.Chat
 SIGNALS = (
@@ -75,30 +63,45 @@ WEIGHTS = {
 }
 
 
-class Refused(ValueError):
-  """Bad input: told in one sentence, with exit code 2, before any work."""
-
-
-class Halted(RuntimeError):
-  """A run that cannot go on: told in one sentence, with exit code 1."""
-
-
-def defaults(env: str = 'frozen_lake') -> ml_collections.ConfigDict:
+def defaults(env: str | Mapping[str, float] = 'frozen_lake') -> ConfigDict:
   """The schema, with the paper's values (method of arXiv 2605.14558).
 
   Args:
-    env: The environment, a key of ENV_OPTIONS; it decides which options exist.
+    env: The environment, which decides what options there are: a key of
+      env_settings.OPTIONS, or 'package.module:Class', whose options are the
+      keyword arguments of the class. Several of them with their shares of
+      the groups are a mixture: {'frozen_lake': 1.0, 'sokoban': 3.0}.
 
   Returns:
     A ConfigDict whose fields are all there are. Config files change values
     and lock it; a field that is not here cannot be set.
+
+  Raises:
+    Refused: When there is no such environment.
   """
-  c = ml_collections.ConfigDict()
+  is_mixture = not isinstance(env, str)
+  c = ConfigDict()
   c.seed = 0  # names every random number of the run
   c.num_steps = 200
   c.algo = 'grpo'
 
-  c.env = dict(name=env, options=dict(ENV_OPTIONS[env]))
+  # options: of the environment. boards: a file that boards are taken from
+  # instead of the environment's own generator. threads: environments that run
+  # at a time, 0 for one after the other; time_limit: seconds that a reset or a
+  # turn may take, in threads only.
+  c.env = dict(
+    name=env_settings.MIXTURE if is_mixture else env,
+    options={} if is_mixture else env_settings.options(env),
+    boards='',
+    threads=0,
+    time_limit=config_dict.placeholder(float),
+  )
+  # Of a mixture: a section for each environment, with its share of the groups
+  # and what else stands in env, limits and player.
+  c.mixture = {
+    name.rpartition(':')[2].lower(): env_settings.part(name, share)
+    for name, share in (env.items() if is_mixture else ())
+  }
 
   # path: a Hugging Face directory or hub id, or '' to make the small model of
   # `warm_start`. revision: of a hub id, '' for its main branch. rendering: by
@@ -109,11 +112,10 @@ def defaults(env: str = 'frozen_lake') -> ml_collections.ConfigDict:
     path='', revision='', rendering='template', dtype='auto', remat=False
   )
 
-  # The keyword arguments of agent.episode.Limits.
+  # The keyword arguments of agent.games.Limits; a mixture has turns,
+  # max_actions and action_budget in its own sections.
   c.limits = dict(
-    turns=5,
-    max_actions=2,
-    action_budget=10,
+    **env_settings.limits('' if is_mixture else env),
     response_tokens=400,
     context=3600,
     format_penalty=-0.1,
@@ -207,12 +209,8 @@ def defaults(env: str = 'frozen_lake') -> ml_collections.ConfigDict:
   c.mesh = dict(data=-1, fsdp=1, tensor=1)  # model.mesh.make_mesh
 
   # The scripted player of the demonstrations: envs.players.PLAYERS[env][name],
-  # its fields replaced by player.options.
-  unset = {
-    name: config_dict.placeholder(kind)
-    for name, kind in PLAYER_OPTIONS[env].items()
-  }
-  c.player = dict(name='careless', options=unset)
+  # its fields replaced by player.options, or 'package.module:Class'.
+  c.player = env_settings.player('' if is_mixture else env)
 
   # The keyword arguments of base_model.WarmStart: the small default model,
   # made once for each content of env, limits, player and this section, and
@@ -245,7 +243,7 @@ def _optimizer(*, learning_rate: float) -> dict[str, Any]:
   )
 
 
-def has_reference(c: ml_collections.ConfigDict) -> bool:
+def has_reference(c: ConfigDict) -> bool:
   """Whether anything asks the frozen reference: else it is not even read."""
   if c.kl.coefficient:
     return True
@@ -255,13 +253,24 @@ def has_reference(c: ml_collections.ConfigDict) -> bool:
   return is_weighed and c.weights.signal not in WITHOUT_REFERENCE
 
 
+def schema_of(c: ConfigDict) -> ConfigDict:
+  """The defaults of the environments of a config."""
+  if c.env.name == env_settings.MIXTURE:
+    return defaults({part.name: part.share for part in c.mixture.values()})
+  return defaults(c.env.name)
+
+
 def parse_argument(
-  text: str | None, **allowed: Sequence[str]
+  text: str | None,
+  *,
+  free: Mapping[str, str] | None = None,
+  **allowed: Sequence[str],
 ) -> dict[str, str]:
   """Reads the part of `--config=FILE:key=value,...` after the colon.
 
   Args:
     text: That part, or None.
+    free: The default of each key that takes any value.
     **allowed: The values of each key; the first is the default.
 
   Returns:
@@ -270,14 +279,16 @@ def parse_argument(
   Raises:
     Refused: For an unknown key or value.
   """
-  chosen = {key: values[0] for key, values in allowed.items()}
+  chosen = {key: values[0] for key, values in allowed.items()} | dict(
+    free or {}
+  )
   for piece in filter(None, (text or '').split(',')):
     key, _, value = piece.partition('=')
-    if key not in allowed:
+    if key not in chosen:
       raise Refused(
-        f'Config argument {key!r} is unknown; allowed: {", ".join(allowed)}.'
+        f'Config argument {key!r} is unknown; allowed: {", ".join(chosen)}.'
       )
-    if value not in allowed[key]:
+    if key in allowed and value not in allowed[key]:
       raise Refused(
         f'Config argument {key} is {value!r}; allowed: '
         f'{", ".join(allowed[key])}.'
@@ -294,14 +305,14 @@ def flatten(c, prefix: str = '') -> dict[str, Any]:
   flat = {}
   for key in c:
     value = c[key]
-    if isinstance(value, (ml_collections.ConfigDict, dict)):
+    if isinstance(value, (ConfigDict, dict)):
       flat.update(flatten(value, f'{prefix}{key}.'))
     else:
       flat[f'{prefix}{key}'] = value
   return flat
 
 
-def get(c: ml_collections.ConfigDict, field: str):
+def get(c: ConfigDict, field: str):
   """The value of a dotted name."""
   for name in field.split('.'):
     c = c[name]
@@ -315,7 +326,7 @@ def unknown_field(field: str, known: Iterable[str]) -> str:
   return f'{field} is no field of the config{hint}'
 
 
-def to_json(c: ml_collections.ConfigDict) -> dict[str, Any]:
+def to_json(c: ConfigDict) -> dict[str, Any]:
   """The config as plain, sorted JSON values."""
   return {
     key: list(value) if isinstance(value, tuple) else value
@@ -323,7 +334,7 @@ def to_json(c: ml_collections.ConfigDict) -> dict[str, Any]:
   }
 
 
-def from_json(flat: dict[str, Any]) -> ml_collections.ConfigDict:
+def from_json(flat: dict[str, Any]) -> ConfigDict:
   """The config that `to_json` wrote down.
 
   Args:
@@ -335,7 +346,12 @@ def from_json(flat: dict[str, Any]) -> ml_collections.ConfigDict:
   Raises:
     Refused: For a field that this version does not have.
   """
-  c = defaults(flat.get('env.name', 'frozen_lake'))
+  env = flat.get('env.name', 'frozen_lake')
+  if env == env_settings.MIXTURE:
+    parts = [f.removesuffix('.share') for f in flat if f.endswith('.share')]
+    parts = [part for part in parts if part.startswith('mixture.')]
+    env = {flat[f'{part}.name']: flat[f'{part}.share'] for part in parts}
+  c = defaults(env)
   known = flatten(c)
   for field, value in flat.items():
     section, _, name = field.rpartition('.')
@@ -359,7 +375,7 @@ _CONTINUABLE = (
 )
 
 
-def difference(old: dict[str, Any], c: ml_collections.ConfigDict) -> str | None:
+def difference(old: dict[str, Any], c: ConfigDict) -> str | None:
   """The first field that makes `c` another experiment than `old`.
 
   Args:

@@ -24,7 +24,7 @@ from tokenizers import (
 )
 
 from actfocus_jax.agent import chat as chat_lib
-from actfocus_jax.agent import demonstrations, episode, rollout
+from actfocus_jax.agent import demonstrations, episode, games, rollout
 from actfocus_jax.envs import frozen_lake, players
 from actfocus_jax.model import architecture, transformer
 from actfocus_jax.model import mesh as mesh_lib
@@ -32,7 +32,7 @@ from actfocus_jax.model import mesh as mesh_lib
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 QWEN = ROOT.parent / 'shared' / 'data' / 'qwen2.5-tokenizer'
 
-LIMITS = episode.Limits(
+LIMITS = games.Limits(
   turns=3, max_actions=2, action_budget=5, response_tokens=11, context=236
 )
 LENGTH = 240
@@ -76,7 +76,9 @@ def lake():
 @pytest.fixture(scope='package')
 def tokenizer(lake):
   return demonstrations.train_tokenizer(
-    lake, LIMITS, players.FrozenLakeCareless(), range(80), vocab_size=560
+    [(games.Game('lake', lake, LIMITS), players.FrozenLakeCareless())],
+    range(80),
+    vocab_size=560,
   )
 
 
@@ -150,6 +152,7 @@ def collect(chat, lake, policy):
     temperature=1.0,
     devices=1,
     limits=LIMITS,
+    played=None,
     **shapes,
   ):
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
@@ -159,7 +162,8 @@ def collect(chat, lake, policy):
     placed = dataclasses.replace(
       policy, params=jax.device_put(policy.params, where)
     )
-    collector = rollout.Collector(chat, lake, limits, mesh, **shapes)
+    played = played or (games.Game('lake', lake, limits),)
+    collector = rollout.Collector(chat, played, mesh, **shapes)
     with jax.set_mesh(mesh):
       return collector.collect(
         placed,

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from actfocus_jax.agent import episode as episode_lib
+from actfocus_jax.agent import games, host
 from actfocus_jax.algorithm import trajectory
 from actfocus_jax.envs import frozen_lake
 
-LIMITS = episode_lib.Limits(
+LIMITS = games.Limits(
   turns=3, max_actions=2, action_budget=5, response_tokens=40, context=500
 )
 LAKE = frozen_lake.FrozenLake(success_probability=1.0, instructions='Walk.')
@@ -20,8 +21,9 @@ def start(chat, **limits):
   limits = dataclasses.replace(LIMITS, **limits)
   state, text = LAKE.load(BOARD)
   ids, system_count = chat.opening('Walk.', text)
-  opening = episode_lib.Opening(state, tuple(ids), system_count)
-  return episode_lib.Episode(chat, LAKE, limits, opening)
+  game = games.Game('lake', LAKE, limits)
+  opening = episode_lib.Opening(game, state, text, tuple(ids), system_count)
+  return episode_lib.Episode(chat, opening)
 
 
 def say(episode, chat, *actions):
@@ -215,3 +217,40 @@ def test_a_cut_response_is_closed_by_a_token_nobody_sampled(chat):
   # The closing token opens the next turn's prompt, answered or not.
   trajectory.check(batch)
   assert batch.turn[0, turn.stop - 1 : turn.stop + 1].tolist() == [0, 1]
+
+
+# --- Environments that fail --------------------------------------------------
+
+
+def test_a_failed_turn_ends_the_episode_and_teaches_nothing(chat):
+  whole, lost = start(chat), start(chat)
+  say(whole, chat, 'Right', 'Right')
+  say(whole, chat, 'Right', 'Left')
+  say(lost, chat, 'Right')
+  ids = chat.respond('so', ['Right'])
+  failure = host.Failed('boom')
+  lost.listen(ids, [0.0] * len(ids))
+  assert lost.conclude(failure) is None
+  assert lost.over and lost.failure is failure and not lost.success
+  assert lost.ids[-len(ids) :] == ids and len(lost.turns) == 1
+  length = max(len(one.ids) for one in (whole, lost))
+  batch = episode_lib.to_trajectory(
+    [whole, lost, whole], [0, 0, 1], length=length, pad=chat.pad_id
+  )
+  trajectory.check(batch)
+  assert not batch.sampled[1].any() and not batch.turn_end[1].any()
+  # The mean of the others of its own group: it moves no baseline.
+  assert batch.reward.sum(axis=1).tolist() == [1.0, 1.0, 1.0]
+  assert batch.valid[1].sum() == len(lost.ids)
+
+
+def test_a_failed_reset_is_an_episode_that_is_over(chat):
+  game = games.Game('lake', LAKE, LIMITS)
+  opening = episode_lib.opening(chat, game, host.Failed('boom'))
+  episode = episode_lib.Episode(chat, opening)
+  assert episode.over and episode.failure.reason == 'boom' and episode.ids
+  batch = episode_lib.to_trajectory(
+    [episode], [0], length=len(episode.ids), pad=chat.pad_id
+  )
+  trajectory.check(batch)
+  assert not batch.reward.any() and not batch.sampled.any()

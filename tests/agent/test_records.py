@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 
 from actfocus_jax.agent import episode as episode_lib
-from actfocus_jax.agent import records, rollout
+from actfocus_jax.agent import games, records, rollout
 from actfocus_jax.envs import frozen_lake
 
 LAKE = frozen_lake.FrozenLake(success_probability=1.0, instructions='Walk.')
-LIMITS = episode_lib.Limits(turns=2, action_budget=4)
+LIMITS = games.Limits(turns=2, action_budget=4)
 
 
 def play(chat, *answers):
   """One episode on a corridor to the goal; None is an unreadable answer."""
   state, text = LAKE.load('SFG')
   ids, system_count = chat.opening('Walk.', text)
-  opening = episode_lib.Opening(state, tuple(ids), system_count)
-  one = episode_lib.Episode(chat, LAKE, LIMITS, opening)
+  game = games.Game('lake', LAKE, LIMITS)
+  opening = episode_lib.Opening(game, state, text, tuple(ids), system_count)
+  one = episode_lib.Episode(chat, opening)
   for answer in answers:
     sampled = chat.respond('so', answer) if answer else [5, 6]
     one.respond(sampled, [-0.5] * len(sampled))
@@ -34,7 +35,9 @@ def finished(chat):
     play(chat, ['Left', 'Up'], None),
     play(chat, None, None),
   ]
-  return rollout.Rollout(episodes, [0, 0, 1, 1], row_steps=500, seconds=2.0)
+  return rollout.Rollout(
+    episodes, [0, 0, 1, 1], row_steps=500, seconds=2.0, env_seconds=0.5
+  )
 
 
 def test_statistics_by_hand(finished):
@@ -52,6 +55,7 @@ def test_statistics_by_hand(finished):
       'valid_turns': 3 / 7,
       'effective_actions': 3 / 6,  # Left and Up run into the border.
       'truncated': 0.0,
+      'failed': 0.0,
     }
   )
 
@@ -59,7 +63,11 @@ def test_statistics_by_hand(finished):
 def test_speed_by_hand(finished):
   tokens = sum(episode.sampled_count for episode in finished.episodes)
   assert records.speed(finished) == pytest.approx(
-    {'tokens_per_second': tokens / 2.0, 'row_steps_per_token': 500 / tokens}
+    {
+      'tokens_per_second': tokens / 2.0,
+      'row_steps_per_token': 500 / tokens,
+      'environment_share': 0.25,
+    }
   )
 
 
@@ -85,10 +93,12 @@ def test_json_of_an_episode(finished, chat):
   first, second = record.pop('turns')
   assert record == {
     'step': 7,
+    'game': 'lake',
     'group': 0,
     'member': 1,
     'success': False,
     'return': pytest.approx(-0.1),
+    'failure': None,
   }
   assert first['answer'] is None and second['answer'] == ['Left', 'Right']
   assert (first['reward'], first['penalty']) == (0.0, -0.1)

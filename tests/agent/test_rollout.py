@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from actfocus_jax.agent import chat as chat_lib
+from actfocus_jax.agent import games as games_lib
+from actfocus_jax.agent import host, records
 from actfocus_jax.algorithm import trajectory
 from actfocus_jax.model import scoring
 from actfocus_jax.run import compilations
@@ -282,3 +284,67 @@ def test_a_second_collect_compiles_nothing(collect, played):
   for _ in range(2):
     collect(key=0)
   assert compilations.count() == before
+
+
+# --- Several games, and environments that fail -------------------------------
+
+
+class Brittle:
+  """A lake that cannot be reset on one seed and breaks on `Up`."""
+
+  def __init__(self, lake):
+    self.lake = lake
+    self.instructions, self.actions = lake.instructions, lake.actions
+
+  def reset(self, seed):
+    if seed == 4:
+      raise RuntimeError('no lake today')
+    return self.lake.reset(seed)
+
+  def step(self, state, action):
+    if action == 'Up':
+      raise ZeroDivisionError('the ice is too thin')
+    return self.lake.step(state, action)
+
+
+@pytest.mark.parametrize('threads', [0, 2])
+def test_a_failing_environment_costs_its_own_episodes(
+  collect, played, pad, lake, limits, threads
+):
+  games = (games_lib.Game('brittle', Brittle(lake), limits),)
+  found = collect(played=games, host=host.Host(threads))
+  lost = [one.failure is not None for one in found.episodes]
+  assert any(lost) and not all(lost)
+  # A lake is drawn by seeds 3, 4 and 5; the second is the one without.
+  for one, whole, group in zip(
+    found.episodes, played.episodes, found.groups, strict=True
+  ):
+    names = [turn.response.answer or [] for turn in whole.turns]
+    meets_up = any('Up' in name for name in names)
+    if group == 1:
+      assert one.failure.reason == 'RuntimeError: no lake today'
+    elif one.failure:
+      assert one.failure.reason == 'ZeroDivisionError: the ice is too thin'
+      assert meets_up
+    else:
+      assert one.ids == whole.ids
+  trajectory.check(pad(found))
+
+
+def test_a_mixture_plays_every_game_within_its_own_limits(
+  collect, lake, limits
+):
+  short = dataclasses.replace(limits, turns=1)
+  games = (
+    games_lib.Game('long', lake, limits),
+    games_lib.Game('short', lake, short),
+  )
+  seeds = range(3, 9)
+  found = collect(played=games, seeds=seeds, members=2)
+  for one, group in zip(found.episodes, found.groups, strict=True):
+    assert one.game is games_lib.pick(games, seeds[group])
+    assert len(one.turns) <= one.game.limits.turns
+  parts = records.by_game(found)
+  assert set(parts) == {'long', 'short'}
+  assert sum(len(part.episodes) for part in parts.values()) == 12
+  assert max(len(one.turns) for one in parts['long'].episodes) > 1

@@ -9,6 +9,7 @@ import pytest
 
 from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.agent import episode as episode_lib
+from actfocus_jax.agent import games
 from actfocus_jax.envs import frozen_lake
 
 TAGS = (b'<think>', b'</think>', b'<answer>', b'</answer>')
@@ -368,13 +369,14 @@ def test_ten_thousand_responses_through_episodes(qwen):
   """Spans as the rules say, byte by byte, and not one sampled id changed."""
   rng = np.random.default_rng(3)
   lake = frozen_lake.FrozenLake()
-  state, _ = lake.load('SFFFFFFFFFFFG\nFFFFFFFFFFFFF')
-  limits = episode_lib.Limits(turns=4, action_budget=99, context=10**6)
-  opening = episode_lib.Opening(state, tuple(qwen.opening('a', 'b')[0]), 0)
+  state, text = lake.load('SFFFFFFFFFFFG\nFFFFFFFFFFFFF')
+  limits = games.Limits(turns=4, action_budget=99, context=10**6)
+  game, ids = games.Game('lake', lake, limits), qwen.opening('a', 'b')[0]
+  opening = episode_lib.Opening(game, state, text, tuple(ids), 0)
   one_byte = id_of_byte(qwen)
   seen = collections.Counter()
   for _ in range(2500):
-    episode = episode_lib.Episode(qwen, lake, limits, opening)
+    episode = episode_lib.Episode(qwen, opening)
     expected = list(episode.ids)
     while not episode.over:
       ids, data = random_response(rng, qwen, one_byte)

@@ -5,13 +5,18 @@ import dataclasses
 import pytest
 
 from actfocus_jax.agent import chat as chat_lib
-from actfocus_jax.agent import demonstrations, episode
+from actfocus_jax.agent import demonstrations, episode, games
 from actfocus_jax.agent import tokenizer as tokenizer_lib
 from actfocus_jax.algorithm import trajectory
 from actfocus_jax.envs import players, sokoban
 
-LIMITS = episode.Limits(response_tokens=60, context=900)
+LIMITS = games.Limits(response_tokens=60, context=900)
 PLAYER = players.FrozenLakeCareless()
+
+
+def cast(env, player=None, limits=LIMITS):
+  """One game and who plays it."""
+  return [(games.Game('it', env, limits), player or PLAYER)]
 
 
 def pieces(tokenizer, text):
@@ -60,9 +65,9 @@ def test_any_text_survives(tokenizer):
 
 
 def test_vocabulary_has_its_limit(lake):
-  small = demonstrations.train_tokenizer(lake, LIMITS, PLAYER, range(9), 300)
+  small = demonstrations.train_tokenizer(cast(lake), range(9), 300)
   assert small.vocab_size == 300
-  large = demonstrations.train_tokenizer(lake, LIMITS, PLAYER, range(9), 9999)
+  large = demonstrations.train_tokenizer(cast(lake), range(9), 9999)
   assert 300 < large.vocab_size < 9999
 
 
@@ -80,7 +85,7 @@ def test_a_directory_without_template_is_refused(tokenizer, tmp_path):
 
 
 def test_demonstrations_are_rollouts_that_nobody_sampled(chat, lake):
-  played = demonstrations.play(chat, lake, LIMITS, PLAYER, range(6))
+  played = demonstrations.play(chat, cast(lake), range(6))
   batch = episode.to_trajectory(played, [0] * 6, length=900, pad=chat.pad_id)
   trajectory.check(batch)
   assert not batch.logprob.any() and batch.action.any()
@@ -89,34 +94,33 @@ def test_demonstrations_are_rollouts_that_nobody_sampled(chat, lake):
     for turn in one.turns:
       assert one.ids[turn.stop - 1] in chat.stop_ids
       assert 1 <= len(turn.response.answer) <= 2
-  again = demonstrations.play(chat, lake, LIMITS, PLAYER, range(6))
+  again = demonstrations.play(chat, cast(lake), range(6))
   assert [one.ids for one in again] == [one.ids for one in played]
   assert len({tuple(one.ids) for one in played}) == 6
 
 
 def test_demonstrations_of_sokoban():
-  env = sokoban.Sokoban()
-  player = players.SokobanCareless()
-  made = demonstrations.train_tokenizer(env, LIMITS, player, range(4), 500)
+  rooms = cast(sokoban.Sokoban(), players.SokobanCareless())
+  made = demonstrations.train_tokenizer(rooms, range(4), 500)
   assert pieces(made, '#_XO√PS') == list('#_XO√PS')
   chat = chat_lib.Chat(made)
-  (one,) = demonstrations.play(chat, env, LIMITS, player, [8])
+  (one,) = demonstrations.play(chat, rooms, [8])
   assert one.over and one.turns[0].response.answer
 
 
 def test_too_short_a_limit_is_refused(chat, lake):
   short = dataclasses.replace(LIMITS, response_tokens=4)
   with pytest.raises(ValueError, match='response_tokens is 4'):
-    demonstrations.play(chat, lake, short, PLAYER, [0])
+    demonstrations.play(chat, cast(lake, limits=short), [0])
 
 
 def test_the_context_ends_a_demonstration(chat, lake):
-  whole = demonstrations.play(chat, lake, LIMITS, PLAYER, range(8))
+  whole = demonstrations.play(chat, cast(lake), range(8))
   longest = max(whole, key=lambda one: len(one.turns))
   assert len(longest.turns) > 1
   # Room for the second prompt and for no more than a token of the answer.
   context = longest.turns[1].start + 1
   tight = dataclasses.replace(LIMITS, context=context)
   seed = whole.index(longest)
-  (one,) = demonstrations.play(chat, lake, tight, PLAYER, [seed])
+  (one,) = demonstrations.play(chat, cast(lake, limits=tight), [seed])
   assert len(one.turns) == 1 and len(one.ids) <= context

@@ -54,9 +54,9 @@ CASES = {
 def test_turn(name):
   (answer, budget, max_actions), expected = CASES[name]
   env = frozen_lake.FrozenLake(success_probability=1.0)
-  start, _ = env.load('SFFG')
+  start, text = env.load('SFFG')
   state, turn = base.play_turn(
-    env, start, answer, budget=budget, max_actions=max_actions
+    env, start, text, answer, budget=budget, max_actions=max_actions
   )
   assert (
     state.player[1],
@@ -74,9 +74,9 @@ def test_turn(name):
 
 def test_done_without_success():
   env = frozen_lake.FrozenLake(success_probability=1.0)
-  state, _ = env.load('SHG')
+  state, text = env.load('SHG')
   _, turn = base.play_turn(
-    env, state, ['Right', 'Right'], budget=10, max_actions=2
+    env, state, text, ['Right', 'Right'], budget=10, max_actions=2
   )
   assert (turn.done, turn.success, turn.actions_used) == (True, False, 1)
 
@@ -85,7 +85,7 @@ def test_reward_is_the_sum_of_the_actions_run():
   env = sokoban.Sokoban()
   state, _ = env.load('P_XO')
   _, turn = base.play_turn(
-    env, state, ['Right', 'Right', 'Right'], budget=10, max_actions=3
+    env, state, '', ['Right', 'Right', 'Right'], budget=10, max_actions=3
   )
   assert turn.reward == pytest.approx(-0.1 + 10.9)
   assert turn.actions_used == 2
@@ -95,7 +95,7 @@ def test_penalty_is_a_field():
   env = sokoban.Sokoban()
   state, _ = env.load('P_XO')
   _, turn = base.play_turn(
-    env, state, None, budget=1, max_actions=1, format_penalty=-0.5
+    env, state, '', None, budget=1, max_actions=1, format_penalty=-0.5
   )
   assert (turn.reward, turn.penalty) == (0.0, -0.5)
 
@@ -105,7 +105,9 @@ def test_limits_below_one_raise(limits):
   env = sokoban.Sokoban()
   state, _ = env.load('P_XO')
   with pytest.raises(ValueError, match='>= 1'):
-    base.play_turn(env, state, ['Up'], budget=limits[0], max_actions=limits[1])
+    base.play_turn(
+      env, state, '', ['Up'], budget=limits[0], max_actions=limits[1]
+    )
 
 
 class Judge:
@@ -115,20 +117,12 @@ class Judge:
   actions = ()
 
   def reset(self, seed):
-    return seed, self.render(seed)
-
-  def load(self, board):
-    return self.reset(int(board))
+    return seed, str(seed)
 
   def step(self, state, action):
     reward = 1.0 if action == 'Good' else -0.25
     info = {'effective': action == 'Good'}
-    return state + 1, base.Step(
-      self.render(state + 1), reward, False, False, info
-    )
-
-  def render(self, state):
-    return str(state)
+    return state + 1, base.Step(str(state + 1), reward, False, False, info)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +136,9 @@ class Judge:
   ],
 )
 def test_environment_that_judges_strings(answer, expected):
-  state, turn = base.play_turn(Judge(), 0, answer, budget=16, max_actions=2)
+  state, turn = base.play_turn(
+    Judge(), 0, '0', answer, budget=16, max_actions=2
+  )
   assert expected == (
     turn.reward,
     turn.penalty,

@@ -1,0 +1,339 @@
+"""Sudoku: fill the empty cells so that no row, column or box repeats a number.
+
+The life of one step:
+
+1. The action is searched for a placement: a row, a column and a number, in one
+   of seven forms. Any string may come; none raises an error.
+2. Invalid, reward -0.1: no placement found, a row, column or number out of
+   range, a given cell, the number that stands there already, or one that
+   another cell of the row, column or box has. The board stays as it is.
+3. Valid: the number is placed. In an empty cell it is worth 1 if the stored
+   solution has it there and 0.5 if not. In a cell that was filled before it is
+   worth nothing, or as much again with `allow_refill_reward`. A filled cell can
+   be changed but never emptied, so no cell is paid twice.
+4. A full board obeys the rules, for only valid numbers get onto it: it is
+   solved, stored solution or not, which gives 10 more.
+5. Done when solved, or after `max_steps` actions, valid or not.
+"""
+
+import dataclasses
+import re
+
+import numpy as np
+
+from actfocus_jax.envs import base, sudoku_board
+
+SOLUTION_REWARD = 1.0
+VALID_REWARD = 0.5
+INVALID_REWARD = -0.1
+SOLVED_REWARD = 10.0
+
+# Forms of a placement; the first that is found anywhere in an action counts.
+FORMS = (
+  'place V at row R col C',
+  'place V at (R,C)',
+  'place V at R,C',
+  'V at R,C',
+  'V at (R,C)',
+  '(R,C,V)',
+  'R,C,V',
+)
+# A number stands alone: no sign or digit before it, no part of a decimal. The
+# signs are plus, hyphen, minus and en dash.
+_BEFORE, _AFTER = r'(?<![\d.+\-\u2212\u2013])', r'(?!\.?\d)'
+# More digits than any row, column or number has; more are cut off, since
+# Python reads no number of thousands of digits.
+_DIGITS = 3
+# The valid numbers are listed when no more cells than this are empty.
+_LISTED = 10
+_RULE = '=' * 50
+
+_INSTRUCTIONS = """\
+You play {size}x{size} Sudoku. Fill every empty cell so that each row, each \
+column and each {box}x{box} box has all numbers from 1 to {size}.
+Symbols: [v] a given number, which stays; v a number of yours; . empty.
+Cells are (row,column), counted from 1 at the top left.
+A number that fits into an empty cell gives 1 if it is the one of the solution \
+and 0.5 if not; a full board gives 10. {refill}
+An action that is against the rules or cannot be read costs 0.1.
+An action is row,column,number: 2,3,1 places a 1 in row 2, column 3. So does \
+place 1 at row 2 col 3."""
+_REFILL = 'Another that fits into a cell that you filled gives {}.'
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+  """The board, how many actions were taken, and what came of the last one.
+
+  Attributes:
+    puzzle: what is given, and the stored solution.
+    cells: the numbers row by row, 0 for empty.
+    steps: actions taken, valid or not.
+    feedback: a sentence on the last action, empty before the first.
+  """
+
+  puzzle: sudoku_board.Puzzle
+  cells: sudoku_board.Cells
+  steps: int = 0
+  feedback: str = ''
+
+
+class Sudoku:
+  """The environment; see the module's docstring for its dynamics."""
+
+  actions = ()
+  boards_are_lines = True  # in a file of many; see boards.py
+
+  def __init__(
+    self,
+    *,
+    size: int = 4,
+    blanks: int = 6,
+    max_steps: int = 16,
+    allow_refill_reward: bool = False,
+    instructions: str | None = None,
+  ):
+    """Fixes the kind of board.
+
+    Args:
+      size: rows, columns and numbers, 4 or 9.
+      blanks: empty cells of a generated board, 1 to size * size. In 4x4 boards
+        6 are easy, 8 medium and 9 hard.
+      max_steps: actions in an episode, valid or not, at least 1. A board with
+        more empty cells cannot be solved.
+      allow_refill_reward: whether another valid number in a cell that was
+        filled before is paid again, which can be farmed.
+      instructions: text for the model; None for this module's own.
+
+    Raises:
+      ValueError: a value out of range.
+    """
+    if size not in sudoku_board.BOX_SIZES:
+      raise ValueError(f'size must be 4 or 9, got {size}')
+    if not 1 <= blanks <= size**2:
+      raise ValueError(f'blanks must be in [1, {size**2}], got {blanks}')
+    if max_steps < 1:
+      raise ValueError(f'max_steps must be >= 1, got {max_steps}')
+    self.size, self.blanks, self.max_steps = size, blanks, max_steps
+    self.allow_refill_reward = allow_refill_reward
+    box = sudoku_board.BOX_SIZES[size]
+    refill = _REFILL.format('the same' if allow_refill_reward else 'nothing')
+    default = _INSTRUCTIONS.format(size=size, box=box, refill=refill)
+    self.instructions = default if instructions is None else instructions
+
+  def reset(self, seed: int) -> tuple[State, str]:
+    """Draws a board that can be solved.
+
+    Args:
+      seed: fixes the board, at least 0.
+
+    Returns:
+      The state and its text.
+    """
+    sequence = np.random.SeedSequence(seed, spawn_key=(0,))
+    puzzle = sudoku_board.generate(
+      np.random.default_rng(sequence), size=self.size, blanks=self.blanks
+    )
+    return self._start(puzzle)
+
+  def load(self, board: str, *, seed: int = 0) -> tuple[State, str]:
+    """Reads a board of this environment's size, with any number of blanks.
+
+    Args:
+      board: digits row by row, 0 or . for an empty cell, white space anywhere;
+        optionally `/` and the solution.
+      seed: of nothing; a board has no luck.
+
+    Returns:
+      The state and its text.
+
+    Raises:
+      ValueError: no such board, one that cannot be solved, or a solution that
+        is not one of it.
+    """
+    del seed
+    return self._start(sudoku_board.parse(board, self.size))
+
+  def step(self, state: State, action: str) -> tuple[State, base.Step]:
+    """Runs one action. A state that is done stays as it is, with reward 0.
+
+    Args:
+      state: the state.
+      action: any string.
+
+    Returns:
+      The next state and what happened. Its info has `cells_placed`, the cells
+      filled by now that were not given, and `cells_correct`, those of them that
+      agree with the stored solution.
+    """
+    following, reward = state, 0.0
+    if not self._is_done(state):
+      following, reward = self._judge(state, action)
+    return following, base.Step(
+      text=self.render(following),
+      reward=reward,
+      done=self._is_done(following),
+      success=is_solved(following),
+      info={
+        'effective': following.cells != state.cells,
+        'cells_placed': len(own_cells(following)),
+        'cells_correct': len(own_cells(following) - wrong_cells(following)),
+      },
+    )
+
+  def render(self, state: State) -> str:
+    """Writes the board, what came of the last action, and what is left."""
+    total = self.size**2
+    empty = sudoku_board.empty_cells(state.cells)
+    placed = len(own_cells(state))
+    lines = [_RULE, f'Sudoku {self.size}x{self.size}', _RULE]
+    lines += _rows(state, self.size)
+    lines.append('Legend: [v] given, v placed, . empty')
+    if state.feedback:
+      lines.append(f'Last move: {state.feedback}')
+    if 0 < len(empty) <= _LISTED:
+      lines.append('Valid numbers of the empty cells:')
+      for index in empty:
+        valid = sudoku_board.valid_numbers(state.cells, index)
+        lines.append(f'  - {sudoku_board.place(index, self.size)}: {valid}')
+    lines += [
+      f'Progress: {total - len(empty)}/{total} cells filled '
+      f'({total - len(empty) - placed} initial, {placed} placed)',
+      f'Steps: {state.steps}/{self.max_steps}',
+    ]
+    return '\n'.join(lines)
+
+  def _start(self, puzzle: sudoku_board.Puzzle) -> tuple[State, str]:
+    state = State(puzzle, puzzle.given)
+    return state, self.render(state)
+
+  def _is_done(self, state: State) -> bool:
+    return is_solved(state) or state.steps >= self.max_steps
+
+  def _judge(self, state: State, action: str) -> tuple[State, float]:
+    """Returns the state after an action, and its reward."""
+    placement = read(action)
+    problem = self._problem(state, placement)
+    if problem:
+      return _after(state, state.cells, f'Invalid: {problem}'), INVALID_REWARD
+    row, col, value = placement
+    index = (row - 1) * self.size + col - 1
+    was_empty = not state.cells[index]
+    cells = (*state.cells[:index], value, *state.cells[index + 1 :])
+    following = _after(state, cells, f'{value} placed at ({row},{col}).')
+    reward = 0.0
+    if was_empty or self.allow_refill_reward:
+      is_stored = value == state.puzzle.solution[index]
+      reward = SOLUTION_REWARD if is_stored else VALID_REWARD
+    if is_solved(following):
+      reward += SOLVED_REWARD
+    return following, reward
+
+  def _problem(
+    self, state: State, placement: tuple[int, int, int] | None
+  ) -> str | None:
+    """Returns what is invalid about a placement, or None if it is valid.
+
+    The sentences say nothing but small numbers of what the model wrote: its
+    words must not come back to it as the words of the environment.
+    """
+    if placement is None:
+      return 'no placement found.'
+    row, col, value = placement
+    if not all(1 <= number <= self.size for number in placement):
+      return f'row, column and number go from 1 to {self.size}.'
+    index = (row - 1) * self.size + col - 1
+    if state.puzzle.given[index]:
+      return f'({row},{col}) is given.'
+    if state.cells[index] == value:
+      return f'({row},{col}) is {value} already.'
+    unit = sudoku_board.conflict(state.cells, index, value)
+    return f'the {unit} of ({row},{col}) has a {value}.' if unit else None
+
+
+def read(action: str) -> tuple[int, int, int] | None:
+  """Finds a placement in a string.
+
+  Args:
+    action: any string.
+
+  Returns:
+    Row, column and number as they stand there, in range or not; None if there
+    is no placement.
+  """
+  for pattern in _PATTERNS:
+    match = pattern.search(action)
+    if match:
+      row, col, value = (_number(match[name]) for name in 'RCV')
+      return row, col, value
+  return None
+
+
+def is_solved(state: State) -> bool:
+  """Whether no cell is empty; what stands on a board obeys the rules."""
+  return 0 not in state.cells
+
+
+def own_cells(state: State) -> set[int]:
+  """Returns the indices of the filled cells that were not given."""
+  pairs = zip(state.cells, state.puzzle.given, strict=True)
+  return {
+    index for index, (now, given) in enumerate(pairs) if now and not given
+  }
+
+
+def wrong_cells(state: State) -> set[int]:
+  """Returns the indices of the filled cells unlike the stored solution."""
+  pairs = zip(state.cells, state.puzzle.solution, strict=True)
+  return {
+    index for index, (now, best) in enumerate(pairs) if now not in (0, best)
+  }
+
+
+def _pattern(form: str) -> re.Pattern[str]:
+  """Returns what finds a form: white space may stand around its signs."""
+  parts = {
+    ' ': r'\s+',
+    '(': r'\(\s*',
+    ',': r'\s*,\s*',
+    ')': r'\s*\)',
+    **{name: f'{_BEFORE}(?P<{name}>[0-9]+){_AFTER}' for name in 'RCV'},
+  }
+  # An upper-case letter is a number, all others stand for themselves.
+  return re.compile(
+    ''.join(parts.get(symbol, symbol) for symbol in form), re.IGNORECASE
+  )
+
+
+_PATTERNS = tuple(_pattern(form) for form in FORMS)
+
+
+def _number(digits: str) -> int:
+  return int(digits.lstrip('0')[:_DIGITS] or '0')
+
+
+def _after(state: State, cells: sudoku_board.Cells, feedback: str) -> State:
+  return dataclasses.replace(
+    state, cells=cells, steps=state.steps + 1, feedback=feedback
+  )
+
+
+def _rows(state: State, size: int) -> list[str]:
+  """Returns the lines of the grid, with rules between the boxes."""
+  box = sudoku_board.BOX_SIZES[size]
+  lines = []
+  for row in range(size):
+    if row and row % box == 0:
+      lines.append('-' * (3 * size + 2 * (box - 1)))
+    line = ''
+    for col in range(size):
+      bar = '| ' if col and col % box == 0 else ''
+      line += bar + _symbol(state, row * size + col)
+    lines.append(line.rstrip())
+  return lines
+
+
+def _symbol(state: State, index: int) -> str:
+  if state.puzzle.given[index]:
+    return f'[{state.cells[index]}]'
+  return f' {state.cells[index] or "."} '

@@ -1,0 +1,27 @@
+"""An environment of your own, or a mixture of several.
+
+python -m actfocus_jax.train --config=configs/own.py:env=package.module:Class \
+  --workdir=runs/own
+python -m actfocus_jax.train --config=configs/own.py:env=frozen_lake+sokoban \
+  --config.mixture.sokoban.share=3 --workdir=runs/mixture
+
+The options of an environment are --config.env.options.NAME, in a mixture
+--config.mixture.LABEL.options.NAME, LABEL being the name of the environment or
+of the class in lower case.
+
+Hardware and time: with size=tiny two CPU cores, minutes; it depends on the
+environment. Expected: nothing has been measured.
+"""
+
+from actfocus_jax.run import presets, settings
+
+
+def get_config(arg=None):
+  """Arguments: env=NAME[+NAME...], size, algo and weights."""
+  choice = presets.arguments(arg, env='frozen_lake')
+  names = choice['env'].split('+')
+  shares = dict.fromkeys(names, 1.0)
+  c = settings.defaults(shares if len(names) > 1 else names[0])
+  presets.apply(c, choice)
+  c.lock()
+  return c

@@ -1,0 +1,64 @@
+"""Calls that raise or hang cost themselves; the others come back in order."""
+
+import threading
+import time
+
+import pytest
+
+from actfocus_jax.agent import host
+
+
+def boom():
+  raise KeyError('no such board')
+
+
+@pytest.mark.parametrize('threads', [0, 1, 4])
+def test_results_stand_in_the_order_of_the_calls(threads):
+  hosts = host.Host(threads)
+  calls = [lambda i=i: i * i for i in range(9)]
+  assert hosts.run(calls) == [i * i for i in range(9)]
+  assert hosts.run([]) == []
+  hosts.close()
+
+
+@pytest.mark.parametrize('threads', [0, 3])
+def test_a_call_that_raises_is_lost_alone(threads):
+  hosts = host.Host(threads)
+  first, second, third = hosts.run([lambda: 1, boom, lambda: 3])
+  assert (first, third) == (1, 3)
+  assert second.reason == "KeyError: 'no such board'"
+  assert 'def boom' not in second.details and 'in boom' in second.details
+  assert hosts.run([lambda: 4]) == [4]
+
+
+def test_threads_run_at_the_same_time():
+  meet = threading.Barrier(3)
+  hosts = host.Host(3)
+  assert len(hosts.run([lambda: meet.wait(5)] * 3)) == 3
+
+
+def test_a_call_that_hangs_is_left_behind():
+  never = threading.Event()
+  hosts = host.Host(2, time_limit=0.2)
+  begin = time.monotonic()
+  out = hosts.run([never.wait, lambda: 1, never.wait, lambda: 2, never.wait])
+  assert time.monotonic() - begin < 5
+  assert [x for x in out if not isinstance(x, host.Failed)] == [1, 2]
+  assert out[0] == out[2] == out[4] == host.Failed('took longer than 0.2 s')
+  # As many threads as before take what comes next.
+  meet = threading.Barrier(2)
+  assert len(hosts.run([lambda: meet.wait(5)] * 2)) == 2
+  never.set()
+  hosts.close()
+
+
+def test_waiting_for_a_thread_takes_no_time_of_a_call():
+  hosts = host.Host(1, time_limit=0.3)
+  out = hosts.run([lambda i=i: time.sleep(0.1) or i for i in range(6)])
+  assert out == list(range(6))
+
+
+@pytest.mark.parametrize('arguments', [(-1, None), (2, 0.0), (0, 1.0)])
+def test_bad_arguments_are_refused(arguments):
+  with pytest.raises(ValueError, match='time_limit'):
+    host.Host(*arguments)

@@ -1,0 +1,114 @@
+"""Boards from files: how they are cut, who gets which, what is refused."""
+
+import pytest
+
+from actfocus_jax.envs import boards, frozen_lake, sokoban
+
+# Two levels in the symbols of public level files; the first is ragged.
+LEVELS = """
+; 0
+  ####
+###  #
+#@$ .#
+######
+
+; 1 with a comment
+
+#######
+#+-$*-#
+#######
+"""
+OURS = """
+######
+###__#
+#PX_O#
+######
+"""
+
+
+def test_a_file_is_cut_at_blank_lines_and_comments():
+  first, second = boards.split(LEVELS)
+  assert first.splitlines()[0] == '  ####' and len(first.splitlines()) == 4
+  assert second.splitlines()[1] == '#+-$*-#'
+  assert boards.split('12\n\n34\n; no\n56', lines=True) == ['12', '34', '56']
+  assert boards.split('') == [] == boards.split('; nothing\n\n')
+
+
+def test_public_symbols_are_ours():
+  env = sokoban.Sokoban()
+  first, second = boards.split(LEVELS)
+  assert env.load(first)[0] == env.load(OURS)[0]
+  assert env.load(first)[1] == OURS.strip()
+  assert env.load(second)[1] == '#######\n#S_X√_#\n#######'
+
+
+@pytest.mark.parametrize('board', ['#@$#', '@@.$', '@.$?', '$.'])
+def test_a_public_level_must_be_whole(board):
+  with pytest.raises(ValueError, match=r'room has one player|symbol'):
+    sokoban.Sokoban().load(board)
+
+
+def lakes(count):
+  """Lakes of one row, told apart by their length."""
+  return '\n\n'.join('S' + 'F' * i + 'G' for i in range(count))
+
+
+def on_boards(tmp_path, text, env=None, held_out=range(5, 7)):
+  path = tmp_path / 'boards.txt'
+  path.write_text(text)
+  env = env or frozen_lake.FrozenLake(success_probability=1.0)
+  return boards.OnBoards.read(env, path, field='env.boards', held_out=held_out)
+
+
+def length(env, seed):
+  return env.reset(seed)[0].lake.cols - 2
+
+
+def test_every_fourth_board_is_held_out(tmp_path):
+  env = on_boards(tmp_path, lakes(8))
+  assert [length(env, seed) for seed in (5, 6)] == [3, 7]
+  trained = [length(env, seed) for seed in range(10_000, 10_006)]
+  assert sorted(trained) == [0, 1, 2, 4, 5, 6]  # each once
+  assert trained == [length(env, seed) for seed in range(10_006, 10_012)]
+
+
+def test_it_plays_like_its_environment(tmp_path):
+  lake = frozen_lake.FrozenLake(success_probability=0.5)
+  env = on_boards(tmp_path, lakes(8), lake)
+  state, text = env.reset(10_001)
+  assert (env.instructions, env.actions) == (lake.instructions, lake.actions)
+  assert env.step(state, 'Right') == lake.step(state, 'Right')
+  assert state.seed == 10_001 and text == lake.render(state)
+  assert env.reset(10_001) == (state, text)
+
+
+class Boardless:
+  actions = ()
+  instructions = ''
+
+
+@pytest.mark.parametrize(
+  ('text', 'env', 'words'),
+  [
+    (lakes(7), None, ['7 boards', 'eval.prompts', '8 boards or more']),
+    (lakes(8) + '\n\nSFX', None, ['board 9 is none']),
+    ('', None, ['0 boards']),
+    (lakes(8), Boardless(), ['no `load']),
+  ],
+)
+def test_bad_files_are_refused(tmp_path, text, env, words):
+  with pytest.raises(ValueError, match='env.boards') as error:
+    on_boards(tmp_path, text, env)
+  for word in words:
+    assert word in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+  with pytest.raises(ValueError, match=r'env.boards is .*none.txt'):
+    boards.OnBoards.read(
+      frozen_lake.FrozenLake(),
+      tmp_path / 'none.txt',
+      field='env.boards',
+      held_out=range(1),
+    )

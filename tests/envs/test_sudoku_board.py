@@ -1,0 +1,347 @@
+"""Sudoku boards, against every 4x4 grid there is, found by brute force."""
+
+import functools
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from actfocus_jax.envs import sudoku_board
+
+EASY = '1200 3410 2143 4321'
+# One of the few with 22 given numbers: none can be left out.
+MINIMAL = (
+  '800070000100000023000009000780000509000030800450200000'
+  '000080400000046007000903000'
+)
+MINIMAL_SOLUTION = (
+  '825371964149865723367429185782614539916537842453298671'
+  '531782496298146357674953218'
+)
+
+
+def cells_of(text):
+  return tuple(int(digit) for digit in text if digit != ' ')
+
+
+def obeys_the_rules(cells, size):
+  """Whether each row, column and box of a full board has all numbers."""
+  box = {4: 2, 9: 3}[size]
+  board = np.reshape(cells, (size, size))
+  starts = range(0, size, box)
+  parts = [*board, *board.T]
+  parts += [
+    board[r : r + box, c : c + box].ravel() for r in starts for c in starts
+  ]
+  return all(sorted(part) == list(range(1, size + 1)) for part in parts)
+
+
+@functools.cache
+def grids():
+  """All 4x4 grids, from all rows of all permutations."""
+  rows = list(itertools.permutations(range(1, 5)))
+  pairs = [
+    (a, b)
+    for a, b in itertools.product(rows, repeat=2)
+    if len({*a[:2], *b[:2]}) == len({*a[2:], *b[2:]}) == 4
+  ]
+  whole = (
+    sum((*top, *bottom), ())
+    for top, bottom in itertools.product(pairs, repeat=2)
+  )
+  return np.array([grid for grid in whole if obeys_the_rules(grid, 4)])
+
+
+def agreeing(cells):
+  """The grids that have the numbers of a board, by looking at them all."""
+  cells = np.array(cells)
+  return grids()[np.all((cells == 0) | (cells == grids()), axis=1)]
+
+
+def test_all_grids_are_found():
+  assert len(grids()) == 288
+  found = list(sudoku_board.completions((0,) * 16))
+  assert sorted(found) == sorted(map(tuple, grids().tolist()))
+
+
+def random_board(rng, filled):
+  """Numbers of a grid in some cells, one of them now and then changed."""
+  cells = np.where(rng.permutation(16) < filled, grids()[rng.integers(288)], 0)
+  if rng.random() < 0.5:
+    cells[rng.integers(16)] = rng.integers(0, 5)
+  return tuple(cells.tolist())
+
+
+def test_completions_match_brute_force():
+  rng = np.random.default_rng(0)
+  counts = []
+  for _ in range(400):
+    cells = random_board(rng, rng.integers(0, 15))
+    expected = sorted(map(tuple, agreeing(cells).tolist()))
+    assert sorted(sudoku_board.completions(cells)) == expected
+    shuffled = sudoku_board.completions(cells, np.random.default_rng(1))
+    assert sorted(shuffled) == expected
+    assert sudoku_board.count_solutions(cells) == min(len(expected), 2)
+    assert sudoku_board.count_solutions(cells, 5) == min(len(expected), 5)
+    solution = sudoku_board.solve(cells)
+    assert solution in expected if expected else solution is None
+    counts.append(len(expected))
+  assert counts.count(0) > 30 and counts.count(1) > 30 and max(counts) > 10
+
+
+def test_a_hard_board_has_one_solution():
+  cells = cells_of(MINIMAL)
+  assert list(sudoku_board.completions(cells)) == [cells_of(MINIMAL_SOLUTION)]
+  assert obeys_the_rules(cells_of(MINIMAL_SOLUTION), 9)
+  for index in np.flatnonzero(cells)[:5]:
+    fewer = (*cells[:index], 0, *cells[index + 1 :])
+    assert sudoku_board.count_solutions(fewer) == 2
+
+
+def test_a_search_has_an_end(monkeypatch):
+  monkeypatch.setattr(sudoku_board, '_MAX_SEARCH', 82)
+  assert sudoku_board.solve((0,) * 81)
+  monkeypatch.setattr(sudoku_board, '_MAX_SEARCH', 81)
+  with pytest.raises(sudoku_board.TooHard, match='81 steps'):
+    sudoku_board.solve((0,) * 81)
+  with pytest.raises(ValueError, match='too hard .* add / and the solution'):
+    sudoku_board.parse('0' * 81, 9)
+  assert sudoku_board.parse(f'{"0" * 81}/{MINIMAL_SOLUTION}', 9)
+
+
+def test_units_by_hand():
+  units = sudoku_board.units(4)
+  assert units[1] == (4, 5, 6, 7)
+  assert units[4:6] == ((0, 4, 8, 12), (1, 5, 9, 13))
+  assert units[8:] == (
+    (0, 1, 4, 5),
+    (2, 3, 6, 7),
+    (8, 9, 12, 13),
+    (10, 11, 14, 15),
+  )
+  assert sudoku_board.units(9)[18 + 5] == (33, 34, 35, 42, 43, 44, 51, 52, 53)
+  for size in (4, 9):
+    counts = np.bincount(np.ravel(sudoku_board.units(size)))
+    assert counts.tolist() == [3] * size**2
+
+
+def test_conflicts_and_valid_numbers_by_hand():
+  cells = cells_of('1200 0030 0000 0004')
+  at = functools.partial(sudoku_board.conflict, cells)
+  assert [at(2, 1), at(15, 3), at(4, 2)] == ['row', None, 'box']
+  assert [at(12, 1), at(3, 4), at(2, 4)] == ['column', 'column', None]
+  # The number itself is no conflict.
+  assert at(0, 1) is None
+  valid = [sudoku_board.valid_numbers(cells, index) for index in (0, 2, 4, 9)]
+  assert valid == [[1, 3, 4], [4], [4], [1, 3, 4]]
+  assert sudoku_board.empty_cells(cells)[:3] == [2, 3, 4]
+
+
+def test_valid_numbers_are_those_without_a_conflict():
+  rng = np.random.default_rng(0)
+  cells = cells_of(MINIMAL)
+  for index in rng.permutation(81)[:30].tolist():
+    free = [
+      value
+      for value in range(1, 10)
+      if sudoku_board.conflict(cells, index, value) is None
+    ]
+    assert sudoku_board.valid_numbers(cells, index) == free
+
+
+def test_places_are_counted_from_one():
+  assert sudoku_board.place(0, 4) == '(1,1)'
+  assert sudoku_board.place(6, 4) == '(2,3)'
+  assert sudoku_board.place(80, 9) == '(9,9)'
+
+
+# --- Generated boards --------------------------------------------------------
+
+
+def generate(seed, size=4, blanks=6):
+  rng = np.random.default_rng(seed)
+  return sudoku_board.generate(rng, size=size, blanks=blanks)
+
+
+@pytest.mark.parametrize(
+  'size, blanks', [(4, 1), (4, 6), (4, 9), (4, 16), (9, 1), (9, 30), (9, 81)]
+)
+def test_generated_boards(size, blanks):
+  puzzles = [generate(seed, size, blanks) for seed in range(20)]
+  assert len(set(puzzles)) > 15
+  for seed, puzzle in enumerate(puzzles):
+    assert obeys_the_rules(puzzle.solution, size)
+    assert puzzle.given.count(0) == blanks
+    pairs = zip(puzzle.given, puzzle.solution, strict=True)
+    assert all(given in (0, value) for given, value in pairs)
+    assert puzzle == generate(seed, size, blanks)
+    assert {type(value) for value in (*puzzle.given, *puzzle.solution)} == {int}
+
+
+@functools.cache
+def chances():
+  """Of each grid, when cells are filled row by row with what can still go on.
+
+  Backtracking ends up at each way that goes on with the same chance.
+  """
+  chances = np.ones(288)
+  for grid, numbers in enumerate(grids()):
+    alike = grids()
+    for index, value in enumerate(numbers):
+      chances[grid] /= len(set(alike[:, index].tolist()))
+      alike = alike[alike[:, index] == value]
+  return chances
+
+
+def test_grids_come_as_often_as_backtracking_finds_them():
+  assert chances().sum() == pytest.approx(1.0)
+  assert len(set(np.round(chances(), 6))) > 1
+  number = {tuple(grid): i for i, grid in enumerate(grids().tolist())}
+  drawn = [number[generate(seed).solution] for seed in range(6000)]
+  expected = 6000 * chances()
+  counts = np.bincount(drawn, minlength=288)
+  # Chi-square with 287 degrees of freedom: 365 is its 0.1 % point.
+  assert np.sum((counts - expected) ** 2 / expected) < 365
+
+
+def test_each_cell_is_blanked_as_often():
+  given = np.array([generate(seed).given for seed in range(3000)])
+  counts, expected = np.sum(given == 0, axis=0), 3000 * 6 / 16
+  # Drawn without replacement, the sum below has 15 degrees of freedom once it
+  # is divided by the 10/15 by which the variances are smaller; 37.7 is 0.1 %.
+  statistic = np.sum((counts - expected) ** 2 / expected) / (10 / 15)
+  assert statistic < 37.7
+
+
+@functools.cache
+def exact_unique_share(blanks):
+  """Share of all boards with one solution, each as likely as it is drawn."""
+  bits = 1 << np.arange(16)
+  blanked = np.array(
+    [sum(1 << i for i in c) for c in itertools.combinations(range(16), blanks)]
+  )
+  shares = []
+  # Other names of the numbers make the other grids of these twelve.
+  assert {tuple(grid[:4]) for grid in grids()[:12].tolist()} == {(1, 2, 3, 4)}
+  for grid in grids()[:12]:
+    unique = np.ones(len(blanked), bool)
+    for other in grids():
+      differ = np.sum(bits[grid != other])
+      if differ:
+        # A board has this other solution when all that differs is blanked.
+        unique &= (differ & ~blanked) != 0
+    shares.append(unique.mean())
+  return float(24 * np.sum(chances()[:12] * shares))
+
+
+@pytest.mark.parametrize('blanks', [6, 8, 9])
+def test_share_of_boards_with_one_solution(blanks):
+  exact = exact_unique_share(blanks)
+  if blanks == 6:  # the reference's share, told in whole per cent
+    assert round(exact, 2) == 0.96
+  counts = [
+    sudoku_board.count_solutions(generate(seed, 4, blanks).given)
+    for seed in range(2000)
+  ]
+  error = np.sqrt(exact * (1 - exact) / 2000)
+  assert abs(np.mean(np.equal(counts, 1)) - exact) < 3 * error
+
+
+def test_generation_is_quick():
+  generate(0, 9, 30)
+  times = []
+  for seed in range(30):
+    start = time.process_time()
+    generate(seed, 9, 30)
+    times.append(time.process_time() - start)
+  assert np.median(times) < 0.05
+
+
+# --- Boards as text ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '1200341021434321',
+    EASY,
+    '12..\n341.\n2143\n4321\n',
+    ' \t1 2 . 0\r\n3 4 1 .\n\n2143\n4321',
+    '1200341021434321/1234341221434321',
+    '12.. 341. 2143 4321 / 1234 3412 2143 4321',
+  ],
+)
+def test_boards_that_are_read(text):
+  puzzle = sudoku_board.parse(text, 4)
+  assert puzzle.given == cells_of(EASY)
+  assert puzzle.solution == cells_of('1234 3412 2143 4321')
+
+
+def test_a_large_board_is_read():
+  puzzle = sudoku_board.parse(MINIMAL.replace('0', '.'), 9)
+  assert puzzle.given == cells_of(MINIMAL)
+  assert puzzle.solution == cells_of(MINIMAL_SOLUTION)
+
+
+def test_the_solution_that_is_given_is_kept():
+  # Four solutions: the board alone does not say which.
+  board = '1234 3412 0000 0000'
+  solutions = [tuple(grid.tolist()) for grid in agreeing(cells_of(board))]
+  assert len(solutions) == 4
+  for solution in solutions:
+    text = f'{board}/{"".join(map(str, solution))}'
+    assert sudoku_board.parse(text, 4).solution == solution
+
+
+BAD_BOARDS = {
+  '': 'a 4x4 board has 16 cells, got 0',
+  '/': 'a 4x4 board has 16 cells, got 0',
+  '120034102143432': 'a 4x4 board has 16 cells, got 15',
+  f'{EASY} 0': 'a 4x4 board has 16 cells, got 17',
+  MINIMAL: 'unknown symbols',
+  EASY.replace('4', '5'): r"unknown symbols \['5'\]; .* has 0 to 4 and \.",
+  EASY.replace('0', '-'): 'unknown symbols',
+  EASY.replace('3', '٣'): 'unknown symbols',
+  EASY.replace('3', '³'): 'unknown symbols',
+  '1100 0000 0000 0000': r'board has 1 twice in the row of \(1,1\)',
+  '0200 0000 0200 0000': r'board has 2 twice in the column of \(1,2\)',
+  '0000 0000 0030 0003': r'board has 3 twice in the box of \(3,3\)',
+  '1203 0040 0000 0000': 'the board cannot be solved',
+  f'{EASY}/{EASY}': 'the solution of the board has empty cells',
+  f'{EASY}/': 'a 4x4 solution of the board has 16 cells, got 0',
+  f'{EASY}/1234': 'a 4x4 solution of the board has 16 cells, got 4',
+  f'{EASY}/1234 3412 2143 432x': 'solution of the board has 0 to 4 and',
+  f'{EASY}/1234 3412 2143 4322': 'solution of the board has 2 twice in the',
+  f'{EASY}/2134 3412 1243 4321': r'gives 1 in \(1,1\), its solution has 2',
+  f'{EASY}/1243 3421 2134 4312': r'gives 1 in \(2,3\), its solution has 2',
+  f'{EASY}/1234 3412 2143 4321/': 'a board has at most one /, got 2',
+}
+
+
+@pytest.mark.parametrize('text', BAD_BOARDS)
+def test_bad_boards_are_refused_in_one_sentence(text):
+  with pytest.raises(ValueError, match=BAD_BOARDS[text]) as caught:
+    sudoku_board.parse(text, 4)
+  assert len(str(caught.value)) < 120 and '\n' not in str(caught.value)
+
+
+def test_a_board_without_a_conflict_may_have_no_solution():
+  assert len(agreeing(cells_of('1203 0040 0000 0000'))) == 0
+
+
+def test_random_text_is_read_or_refused():
+  rng = np.random.default_rng(0)
+  read = 0
+  for _ in range(3000):
+    text = EASY + rng.choice(['', '/1234 3412 2143 4321'])
+    text = list(text)
+    for _ in range(rng.integers(0, 3)):
+      text[rng.integers(len(text))] = rng.choice(list('01234 ./5x'))
+    try:
+      puzzle = sudoku_board.parse(''.join(text), 4)
+    except ValueError:
+      continue
+    read += 1
+    assert tuple(puzzle.solution) in map(tuple, agreeing(puzzle.given).tolist())
+  assert 500 < read < 2500

@@ -1,0 +1,52 @@
+"""The config of a run that takes seconds, for the tests of whole runs."""
+
+import pathlib
+
+from actfocus_jax.run import checks, presets, settings
+
+
+def config(
+  cache: pathlib.Path,
+  env='frozen_lake',
+  algo='grpo',
+  weights='actfocus',
+  **changes,
+):
+  """Two steps of 8 x 2 episodes of two turns.
+
+  Args:
+    cache: Of warm starts.
+    env: As of settings.defaults.
+    algo: A config argument.
+    weights: A config argument.
+    **changes: Fields by their dotted names, with `__` for a dot.
+
+  Returns:
+    The config, checked and locked.
+  """
+  c = settings.defaults(env)
+  presets.apply(c, presets.arguments(f'algo={algo},weights={weights}'))
+  if env == 'frozen_lake':
+    c.env.options.success_probability = 1.0
+    c.limits.turns = 2
+  c.num_steps = 2
+  c.limits.update(context=224, response_tokens=24)
+  c.rollout.update(prompts=8, members=2, lengths=(), cache_block=224)
+  c.learner.update(minibatch=16, microbatch=8)
+  c.eval.update(every=0, prompts=8, members=2, save=2)
+  c.warm_start.update(
+    cache=str(cache),
+    episodes=128,
+    steps=120,
+    batch=16,
+    hidden_size=64,
+    intermediate_size=128,
+  )
+  for field, value in changes.items():
+    *sections, name = field.split('__')
+    parent = c
+    for section in sections:
+      parent = parent[section]
+    parent[name] = value
+  checks.check(c)
+  return c.lock()

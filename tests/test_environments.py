@@ -1,0 +1,213 @@
+"""Environments of the user's own, mixtures and failures, in whole runs."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import textwrap
+import types
+
+import jax
+import pytest
+from small_run import config
+
+from actfocus_jax import loop
+from actfocus_jax.agent import host
+from actfocus_jax.run import metrics, settings
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+BRITTLE = '''
+"""Environments that fail, or cannot be made."""
+
+import time
+
+from guessing import Guess
+
+
+class Brittle(Guess):
+  def step(self, state, action):
+    if action == '5':
+      raise RuntimeError('five is broken')
+    if action == '6':
+      time.sleep(60)
+    return super().step(state, action)
+
+
+class Strict(Guess):
+  def __init__(self, lowest):
+    pass
+'''
+
+
+@pytest.fixture(scope='module', autouse=True)
+def ordinary_promotion():
+  with jax.numpy_dtype_promotion('standard'):
+    yield
+
+
+@pytest.fixture(scope='module')
+def own(tmp_path_factory):
+  """A folder with the README's example and some that fail, importable."""
+  folder = tmp_path_factory.mktemp('own')
+  readme = (ROOT / 'README.md').read_text()
+  found = re.search(r'    """Guess a number.*?\n(?=\S)', readme, re.DOTALL)
+  code = textwrap.dedent(found[0])
+  assert 30 <= len(code.strip().splitlines()) <= 45
+  (folder / 'guessing.py').write_text(code)
+  (folder / 'brittle.py').write_text(BRITTLE)
+  sys.path.insert(0, str(folder))
+  yield folder
+  sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp('warm_starts')
+
+
+def command(module, *arguments, folder, **kwargs):
+  return subprocess.run(
+    [sys.executable, '-m', f'actfocus_jax.{module}', *arguments],
+    cwd=ROOT,
+    env={**os.environ, 'PYTHONPATH': str(folder)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+    **kwargs,
+  )
+
+
+def test_the_readmes_example_plays_as_it_says(own):
+  import guessing
+
+  game = guessing.Guess()
+  state, text = game.reset(3)
+  assert text == 'Nothing guessed yet.' and game.reset(3) == (state, text)
+  for number in range(1, 10):
+    after, step = game.step(state, str(number))
+    assert step.success == step.done == (number == state.secret)
+    assert step.reward == step.success
+    word = {-1: 'low', 0: 'right', 1: 'high'}
+    side = (number > state.secret) - (number < state.secret)
+    assert word[side] in step.text and after.secret == state.secret
+  assert state.text == 'Nothing guessed yet.'
+
+
+@pytest.mark.slow
+def test_a_mixture_with_a_failing_environment_of_ones_own(own, cache, tmp_path):
+  env = {'frozen_lake': 1.0, 'brittle:Brittle': 1.0}
+  changes = dict(
+    num_steps=1,
+    mixture__brittle__turns=2,
+    mixture__frozen_lake__turns=2,
+    env__threads=2,
+    env__time_limit=0.5,
+  )
+  c = config(cache, env, **changes)
+  # Its demonstrations have to be sound: the model is made from what works.
+  sound = config(cache, {'frozen_lake': 1.0, 'guessing:Guess': 1.0})
+  with pytest.MonkeyPatch.context() as patch:
+    brittle = sys.modules.get('brittle') or __import__('brittle')
+    patch.setattr(brittle.Brittle, 'step', brittle.Guess.step)
+    loop.train(
+      config(cache, env, **changes | {'num_steps': 0}), tmp_path / 'first'
+    )
+  assert c.warm_start == sound.warm_start
+  loop.train(c, tmp_path / 'run')
+  chance = json.loads((tmp_path / 'run' / 'baselines.json').read_text())
+  assert chance['random_success'] is None
+  (row,) = metrics.read(tmp_path / 'run' / 'metrics.jsonl')
+  assert 0 < row['train/failed'] < 1
+  assert row['train/brittle/failed'] == pytest.approx(2 * row['train/failed'])
+  assert row['train/frozen_lake/failed'] == 0
+  first, last = metrics.read(tmp_path / 'run' / 'eval.jsonl')
+  both = [last[f'{name}/success'] for name in ('brittle', 'frozen_lake')]
+  assert last['success'] == pytest.approx(sum(both) / 2)
+  assert last['episodes'] == 32 == 2 * last['brittle/episodes']
+  assert first['brittle/success_low'] <= first['brittle/success']
+  snapshot = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert settings.from_json(snapshot).to_dict() == c.to_dict()
+
+
+def test_a_step_in_which_all_fail_stops_the_run():
+  failure = host.Failed('RuntimeError: gone', 'Traceback: gone')
+  lost = types.SimpleNamespace(failure=failure)
+  sound = types.SimpleNamespace(failure=None)
+  told = []
+  display = types.SimpleNamespace(note=told.append)
+
+  def report(*episodes):
+    loop.report_failures(types.SimpleNamespace(episodes=episodes), 4, display)
+
+  report(sound, sound)
+  assert not told
+  report(sound, lost)
+  (line,) = told
+  assert line == (
+    'step 5: the environment failed in 1 of 2 episodes, first: '
+    'RuntimeError: gone'
+  )
+  with pytest.raises(settings.Halted, match='2 of 2(.*\n)+Traceback: gone'):
+    report(lost, lost)
+
+
+# --- Commands ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('env', 'words'),
+  [
+    ('nowhere:Guess', ['env.name', 'nowhere:Guess', 'package.module:Class']),
+    ('guessing:Gues', ['env.name', 'guessing:Gues', 'package.module:Class']),
+    ('brittle:Strict', ['lowest', 'no default']),
+    ('chess', ['env.name', 'chess', 'frozen_lake']),
+    ('frozen_lake+chess', ['env.name', 'chess', 'frozen_lake']),
+  ],
+)
+def test_bad_environments_are_refused(own, tmp_path, env, words):
+  done = command(
+    'train',
+    f'--config=configs/own.py:env={env}',
+    f'--workdir={tmp_path / "run"}',
+    folder=own,
+  )
+  assert done.returncode == 2, done.stderr
+  (line,) = done.stderr.strip().splitlines()
+  for word in words:
+    assert word in line
+  assert not (tmp_path / 'run').exists()
+
+
+def test_play_by_hand_shows_what_the_model_sees(own):
+  done = command(
+    'play', '--env=guessing:Guess', '--seed=3', folder=own, input='9\n1 || 2\n'
+  )
+  assert done.returncode == 0, done.stderr
+  assert '<|im_start|>system\nGuess a number from 1 to 9.' in done.stdout
+  assert 'Actions left: 10\n' in done.stdout
+  assert done.stdout.count('<|im_start|>assistant\n<think>') == 3
+  assert "read: ['1', '2'], 2 run, reward 0" in done.stdout
+  assert 'left after 2 turns' in done.stdout
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    ([], ['--env is missing', 'sokoban']),
+    (['--env=chess'], ['env.name', 'chess']),
+    (['--env=sokoban', '--step=3'], ['--step needs --workdir']),
+    (['--env=sokoban', '--seed=-1'], ['seed']),
+    (['--env=sokoban', '--workdir=x'], ['excludes']),
+    (['--workdir=nowhere'], ['nowhere', 'no run']),
+  ],
+)
+def test_play_refuses(own, arguments, words):
+  done = command('play', *arguments, folder=own)
+  assert done.returncode == 2, done.stderr
+  (line,) = done.stderr.strip().splitlines()
+  for word in words:
+    assert word in line
