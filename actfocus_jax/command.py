@@ -64,12 +64,18 @@ def config() -> ml_collections.ConfigDict:
   return c
 
 
+def overrides() -> dict[str, Any]:
+  """The fields that `--config.section.field=value` sets on this line."""
+  return config_flags.get_override_values(flags.FLAGS['config'])
+
+
 def config_with(arguments: str) -> ml_collections.ConfigDict:
   """The config of the command line with other config arguments.
 
   Args:
     arguments: `key=value,...`, as behind the colon of `--config`; they come
-      after those that are there. Overridden fields stay overridden.
+      after those that are there. Overridden fields stay overridden, but for
+      those that the algorithm and the estimator do not have.
 
   Raises:
     Refused: One sentence.
@@ -82,9 +88,10 @@ def config_with(arguments: str) -> ml_collections.ConfigDict:
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   c = module.get_config(','.join(filter(None, (given, arguments))))
-  overrides = config_flags.get_override_values(flags.FLAGS['config'])
   with c.unlocked():
-    for field, value in overrides.items():
+    for field, value in overrides().items():
+      if not settings.has_field(c, field):
+        continue
       section, _, name = field.rpartition('.')
       (settings.get(c, section) if section else c)[name] = value
   checks.check(c)

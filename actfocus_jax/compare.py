@@ -6,7 +6,8 @@ python -m actfocus_jax.compare --config=configs/quickstart.py \
 An arm is [ALGO:]WEIGHTS[:ESTIMATOR], as in the config arguments `algo`,
 `weights` and `estimator`; what is left out is the config's own. Every run is
 DIR/ARM/seedN, a run directory like any other. Seeds go around the arms, so that
-what is finished is balanced. Stop it and give the same command again: finished
+what is finished is balanced. A run that has nothing left to learn from counts
+as it stands, and is marked. Stop it and give the same command again: finished
 runs are kept, others go on; with a larger `--config.num_steps` all do.
 DIR/comparison.md and DIR/comparison.png are written after every run.
 """
@@ -17,7 +18,11 @@ import ml_collections
 from absl import flags
 
 from actfocus_jax import command
-from actfocus_jax.run import checks, metrics, settings
+from actfocus_jax.run import checks, interrupt, metrics, settings
+
+# What --arms and --seeds say; and what a run leaves that has stalled.
+_OF_ARMS = ('seed', 'algo', 'advantage.estimator')
+_STALLED = 'stalled.txt'
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of all runs.')
 _ARMS = flags.DEFINE_list(
@@ -37,28 +42,50 @@ def main(argv: list[str]):
       f'--arms is {",".join(_ARMS.value)!r}; allowed: two or more, e.g. '
       '--arms=uniform,actfocus'
     )
+  if len(set(_ARMS.value)) < len(_ARMS.value):
+    raise settings.Refused(
+      f'--arms is {",".join(_ARMS.value)!r}; allowed: each arm once.'
+    )
   workdir = pathlib.Path(_WORKDIR.value)
   plans = [
     (arm, seed, _plan(arm, seed))
     for seed in range(_SEEDS.value)
     for arm in _ARMS.value
   ]
+  _check_overrides([c for _, _, c in plans])
   for arm, seed, c in plans:
-    command.check_workdir(_run(workdir, arm, seed), c)
+    run = _run(workdir, arm, seed)
+    command.check_workdir(run, c)
+    command.pin_model(c, run)
   command.check_model(plans[0][2])
 
+  with interrupt.Interrupt() as stop:
+    for arm, seed, c in plans:
+      if not stop.requested:
+        _train(c, _run(workdir, arm, seed), f'{arm}, seed {seed}')
+        _write(workdir, plans)
+  table = workdir / 'comparison.md'
+  if table.exists():
+    print(table.read_text())
+  if stop.requested:
+    raise interrupt.Stopped(
+      f'Stopped by {stop.signal}. The same command goes on from there.'
+    )
+
+
+def _train(c: ml_collections.ConfigDict, run: pathlib.Path, title: str):
+  """Trains until the run is finished, stalled, or asked to stop."""
+  if _evaluations(run, c.num_steps) is not None:
+    return
   # Imported late: it takes seconds, and the checks above should not.
   from actfocus_jax import loop
 
-  for arm, seed, c in plans:
-    run = _run(workdir, arm, seed)
-    if _evaluations(run, c.num_steps) is None:
-      print(f'{arm}, seed {seed}: {run}')
-      loop.train(c, run)
-      if _evaluations(run, c.num_steps) is None:
-        break  # It was asked to stop, and has said so.
-    _write(workdir, plans)
-  print((workdir / 'comparison.md').read_text())
+  print(f'{title}: {run}')
+  try:
+    loop.train(c, run)
+  except settings.Stalled as error:
+    print(error)
+    (run / _STALLED).write_text(f'{error}\n')
 
 
 def _plan(arm: str, seed: int) -> ml_collections.ConfigDict:
@@ -68,6 +95,22 @@ def _plan(arm: str, seed: int) -> ml_collections.ConfigDict:
     c.seed = seed
   checks.check(c)
   return c
+
+
+def _check_overrides(plans: list[ml_collections.ConfigDict]):
+  """Refuses fields that say what an arm is, and those that no arm has."""
+  arms = ','.join(_ARMS.value)
+  for field in command.overrides():
+    section = field.partition('.')[0]
+    if field in _OF_ARMS or section == 'weights':
+      raise settings.Refused(
+        f'--config.{field} would make every arm of --arms={arms} the same in '
+        'it; allowed: what is said by --arms and --seeds is said there alone.'
+      )
+    if not any(settings.has_field(c, field) for c in plans):
+      raise settings.Refused(
+        f'--config.{field} is a field that no arm of --arms={arms} has.'
+      )
 
 
 def _arguments(arm: str) -> str:
@@ -88,11 +131,18 @@ def _run(workdir: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
 
 
 def _evaluations(run: pathlib.Path, steps: int) -> list[dict] | None:
-  """The rows of eval.jsonl up to `steps`; None of a run not that far yet."""
+  """The rows of eval.jsonl up to `steps`; None of a run not that far yet.
+
+  A run that has stalled is finished where it stands, and its last row says so.
+  """
   file = run / 'eval.jsonl'
   rows = metrics.read(file) if file.exists() else []
   rows = [row for row in rows if row['step'] <= steps]
-  return rows if rows and rows[-1]['step'] == steps else None
+  if rows and rows[-1]['step'] == steps:
+    return rows
+  if rows and (run / _STALLED).exists():
+    return [*rows[:-1], {**rows[-1], 'stalled': True}]
+  return None
 
 
 def _write(workdir: pathlib.Path, plans):
@@ -104,6 +154,8 @@ def _write(workdir: pathlib.Path, plans):
     rows = _evaluations(_run(workdir, arm, seed), c.num_steps)
     if rows is not None:
       results[arm][seed] = rows
+  if not any(results.values()):
+    return
   (workdir / 'comparison.md').write_text(f'{comparison.table(results)}\n')
   comparison.picture(results, path=workdir / 'comparison.png')
 

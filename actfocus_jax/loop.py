@@ -54,8 +54,9 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
       workdir is untouched then.
     Stopped: When a signal came during the warm start.
     FloatingPointError: When a metric of a step is not finite.
-    Halted: When the first batch fails the self-check, or `selection.patience`
-      steps in a row had nothing to learn from.
+    Halted: When the first batch fails the self-check, or every environment of
+      a step fails. Stalled, when `selection.patience` steps in a row had
+      nothing to learn from; the run is evaluated, saved and reported then.
   """
   compilations.start()
   with contextlib.ExitStack() as stack:
@@ -90,7 +91,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
       return row['success']
 
     with progress.Progress('train', c.num_steps) as display:
-      done = int(state.step)
+      done, stalled = int(state.step), False
       if done == 0:
         evaluate(0)
       while done < c.num_steps and not stop.requested:
@@ -130,18 +131,20 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
 
         # --- Evaluation and checkpoint ---------------------------------------
         stalled = row['selection/skipped_in_a_row'] >= c.selection.patience
-        is_last = done == c.num_steps
+        is_last = done == c.num_steps or stalled
         success = None
         if is_last or (c.eval.every and done % c.eval.every == 0):
           success = evaluate(done)
         if is_last or done % c.checkpoint.every == 0:
           run.save(done, state, success)
         if stalled:
-          run.save(done, state, None)
-          raise settings.Halted(_why_stalled(c, row))
+          break
       if stop.requested and done:
         run.save(done, state, None)  # A step that is saved stays as it is.
 
+  if stalled and done < c.num_steps:
+    summary.write_report(workdir)
+    raise settings.Stalled(_why_stalled(c, row))
   if done < c.num_steps:
     saved = ', saved' if done else ', before anything was learned'
     print(

@@ -89,8 +89,10 @@ def stages_of(c: ConfigDict) -> stages.Recipe:
     members=c.rollout.members,
     ratio=c.selection.ratio,
     rule=c.selection.rule,
-    needs_spread=c.algo == 'grpo' or c.selection.ratio < 1,
+    needs_spread=settings.skips_without_spread(c),
+    compares_turns=c.advantage.estimator == 'gigpo',
     has_reference=settings.has_reference(c),
+    has_signal=settings.has_signal(c),
     signal=signals.SIGNALS[c.weights.signal],
     token_weights=token_weights(c),
     advantage=estimator(c),
@@ -114,9 +116,7 @@ def stages_of(c: ConfigDict) -> stages.Recipe:
 
 def estimator(c: ConfigDict):
   """The advantage estimator with its numbers."""
-  name = c.advantage.estimator
-  if name == 'auto':
-    name = settings.ESTIMATORS_OF[c.algo][0]
+  name = settings.estimator(c)
   numbers = dict(c.advantage[name], num_turns=env_settings.most_turns(c))
   return functools.partial(estimators.ESTIMATORS[name], **numbers)
 

@@ -6,7 +6,8 @@ import pytest
 from small_run import config
 
 from actfocus_jax import loop
-from actfocus_jax.run import checkpoint, metrics, settings
+from actfocus_jax.algorithm import estimators, losses, signals
+from actfocus_jax.run import checkpoint, checks, metrics, settings
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -71,7 +72,7 @@ def test_it_runs_and_learns_something(arm, cache, tmp_path):
   if has_critic:
     assert rows[0]['critic/update_norm'] > 0
     assert (rows[0]['actor/update_norm'] == 0) == (c.critic.warmup > 0)
-  assert settings.has_reference(c) == ('signal/mean' in rows[0])
+  assert settings.has_signal(c) == ('signal/mean' in rows[0])
   assert bool(c.kl.coefficient) == ('actor/kl' in rows[0])
 
 
@@ -94,13 +95,17 @@ def test_a_run_that_goes_nowhere_stops_and_says_why(cache, tmp_path):
     cache,
     num_steps=9,
     selection__patience=2,
+    selection__rule='top_p',
     limits__turns=1,
     limits__action_budget=1,
     limits__max_actions=1,
     limits__format_penalty=0.0,
   )
-  with pytest.raises(settings.Halted, match='after step 2, saved.*Remedies'):
+  with pytest.raises(settings.Stalled, match='after step 2, saved.*Remedies'):
     loop.train(c, tmp_path)
+  assert (tmp_path / 'report' / 'summary.md').exists()
+  steps = [row['step'] for row in metrics.read(tmp_path / 'eval.jsonl')]
+  assert steps == [0, 2]
   rows = read(tmp_path)
   assert [row['selection/skipped_in_a_row'] for row in rows] == [1, 2]
   assert arrays(tmp_path, 2)['step'] == 2
@@ -116,3 +121,19 @@ def test_a_failed_self_check_stops_before_the_first_update(
   with pytest.raises(settings.Halted, match='Self-check .* ratios are not 1'):
     loop.train(config(cache), tmp_path)
   assert read(tmp_path) == []
+
+
+def test_settings_name_what_the_algorithm_has():
+  assert set(settings.SIGNALS) == set(signals.SIGNALS)
+  assert set(settings.ESTIMATORS) == set(estimators.ESTIMATORS)
+  assert set(settings.WITHOUT_REFERENCE) < set(settings.SIGNALS)
+  for names in settings.ESTIMATORS_OF.values():
+    assert set(names) <= set(settings.ESTIMATORS)
+  c = settings.defaults()
+  for reduction in losses.REDUCTIONS:
+    c.loss.reduction = reduction
+    checks.check(c)
+  c.kl.coefficient = 0.1
+  for estimator in losses.ESTIMATORS:
+    c.kl.estimator = estimator
+    checks.check(c)

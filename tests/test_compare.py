@@ -43,6 +43,19 @@ SMALL = (
     (['--arms=dqn:uniform,uniform', *SMALL], ['algo', 'dqn', 'grpo, ppo']),
     (['--arms=uniform:gae,uniform', *SMALL], ['estimator', 'gae', 'gigpo']),
     (['--arms=ppo:uniform:a:b,uniform', *SMALL], ['--arms', 'ppo:uniform:a:b']),
+    (['--arms=uniform,uniform', *SMALL], ['--arms', 'each arm once']),
+    (
+      ['--arms=uniform,actfocus', *SMALL, '--config.weights.beta=1.0'],
+      ['--config.weights.beta', 'every arm'],
+    ),
+    (
+      ['--arms=uniform,actfocus', *SMALL, '--config.seed=3'],
+      ['--config.seed', 'every arm', '--seeds'],
+    ),
+    (
+      ['--arms=uniform,actfocus', *SMALL, '--config.critic.warmup=3'],
+      ['--config.critic.warmup', 'no arm'],
+    ),
     (['--arms=a,b', '--seeds=0', *SMALL[:1]], ['seeds']),
   ],
 )

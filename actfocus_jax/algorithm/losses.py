@@ -286,7 +286,7 @@ def entropy_bonus(entropy_BT: jax.Array, sampled_BT: jax.Array) -> Pair:
   """Entropy of the policy's predictions, not weighted.
 
   Args:
-    entropy_BT: entropy of the distribution that token t was drawn from, nats.
+    entropy_BT: entropy of the prediction of token t, temperature 1, nats.
     sampled_BT: bool, written by the policy.
 
   Returns:

@@ -152,7 +152,7 @@ def entropy_modulated(
 
   Args:
     advantage_BT: of the outcome, the same on a whole row.
-    entropy_BT: of the policy that sampled, nats.
+    entropy_BT: of the policy that sampled, at temperature 1, nats.
     sampled_BT: bool, written by the policy.
     turn_BT: int32, index of each token's turn.
     num_turns: K, at least the turns of any episode.

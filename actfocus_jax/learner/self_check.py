@@ -119,7 +119,10 @@ def _check_rewards(batch: Trajectory):
 
 
 def _measure(graphdef, params, reference, batch, recipe) -> dict[str, Any]:
-  """Mean differences at sampled tokens."""
+  """Mean differences at the sampled tokens of the rows that are kept."""
+  batch, _ = stages.select(
+    batch, members=recipe.members, ratio=recipe.ratio, rule=recipe.rule
+  )
   sampled_BT = batch.sampled
   count = jnp.maximum(sampled_BT.sum(dtype=jnp.float32), 1.0)
 

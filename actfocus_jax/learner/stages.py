@@ -43,7 +43,10 @@ class Recipe:
     rule: Of selection.keep_groups.
     signal: (scores as keywords, key) -> signal_BT; one of signals.SIGNALS.
     has_reference: Whether anything asks the frozen reference.
+    has_signal: Whether the token weights read the signal.
     needs_spread: Whether a step is skipped when no kept group has spread.
+    compares_turns: Whether the advantages may tell turns apart where returns
+      are equal; such a step is not skipped.
     token_weights: (signal_BT, entropy_BT, sampled_BT, action_BT, step) ->
       weight_BT.
     advantage: (rewards, values, scores and masks as keywords) ->
@@ -78,7 +81,9 @@ class Recipe:
   microbatch: int
   rule: str = 'top_k'
   has_reference: bool = True
+  has_signal: bool = True
   needs_spread: bool = True
+  compares_turns: bool = False
   reduction: str = 'weighted_token_mean'
   ratio_of: Callable[..., jax.Array] | None = None
   kl_coefficient: float = 0.0
@@ -285,21 +290,19 @@ def weigh(
 
 def _method_metrics(batch, return_PG, signal_BT, weight_BT, recipe) -> Metrics:
   spread_P = selection.group_spread(return_PG)
-  kept_P = spread_P > 0
-  count = jnp.asarray(spread_P.size, jnp.int32)
+  kept_P = jnp.ones(spread_P.shape, bool)
   if recipe.rule == 'top_p':
     kept_P = jnp.any(batch.sampled.reshape(spread_P.size, -1), axis=1)
-    count = kept_P.sum(dtype=jnp.int32)
   metrics = {
     'weights/action_share': trajectory.masked_mean(batch.action, batch.sampled),
     'weights/action_mass': weights.action_mass(weight_BT, batch.action),
-    'selection/kept': count,
+    'selection/kept': kept_P.sum(dtype=jnp.int32),
     'selection/kept_with_spread': (kept_P & (spread_P > 0)).sum(
       dtype=jnp.int32
     ),
-    'selection/spread': spread_P.mean(),
+    'selection/spread': trajectory.masked_mean(spread_P, kept_P),
   }
-  if recipe.has_reference:
+  if recipe.has_signal:
     mean, std = weights.signal_stats(signal_BT, batch.action)
     metrics |= {'signal/mean': mean, 'signal/std': std}
   return metrics
@@ -309,9 +312,10 @@ def _sampler_metrics(batch: Trajectory, old: scoring.Scores) -> Metrics:
   """How far the sampler's log-probs are from a fresh forward pass."""
   gap_BT = jnp.abs(old.logprob_BT - batch.logprob)
   sampled_gap_BT = jnp.where(batch.sampled, gap_BT, jnp.nan)
+  p99 = jnp.nanquantile(sampled_gap_BT, 0.99)
   return {
     'rollout/sampler_gap_mean': trajectory.masked_mean(gap_BT, batch.sampled),
-    'rollout/sampler_gap_p99': jnp.nanquantile(sampled_gap_BT, 0.99),
+    'rollout/sampler_gap_p99': jnp.where(batch.sampled.any(), p99, 0.0),
     'rollout/sampler_gap_max': jnp.where(batch.sampled, gap_BT, 0.0).max(),
     'rollout/effective_sample_size': losses.effective_sample_size(
       old.logprob_BT, batch.logprob, batch.sampled
@@ -324,8 +328,10 @@ def _critic_metrics(value_BT: jax.Array, credit: estimators.Credit) -> Metrics:
   return_BT, critic_BT = credit.return_BT, credit.critic_BT
   _, variance = trajectory.masked_moments(return_BT, critic_BT)
   _, residual = trajectory.masked_moments(return_BT - value_BT, critic_BT)
+  explained = 1.0 - trajectory.divide(residual, variance)
   return {
     'critic/value_mean': trajectory.masked_mean(value_BT, critic_BT),
     'critic/return_mean': trajectory.masked_mean(return_BT, critic_BT),
-    'critic/explained_variance': 1.0 - trajectory.divide(residual, variance),
+    # Of returns that are all equal there is nothing to explain.
+    'critic/explained_variance': jnp.where(variance > 1e-8, explained, 0.0),
   }

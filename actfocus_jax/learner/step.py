@@ -86,9 +86,11 @@ class TrainStep:
     """The update; without a group that has spread the state stays as it is."""
     recipe = self._recipe
     is_update = metrics['selection/kept_with_spread'] > 0
+    if recipe.compares_turns:
+      is_update |= jnp.any(ready.advantage_BT != 0)
     if not recipe.needs_spread:
       is_update = jnp.ones_like(is_update)
-    is_warm = state.step >= recipe.critic_warmup
+    is_warm = state.step - state.skipped >= recipe.critic_warmup
 
     def step_of(learner, gradient, name, is_update):
       return functools.partial(

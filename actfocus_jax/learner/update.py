@@ -90,6 +90,9 @@ def step(
     After, and the metrics.
   """
   grads, metrics = gradient(trained.params, minibatch)
+  # `top_p` can leave a mini-batch without a token; momentum and decay would
+  # move the parameters all the same.
+  is_update &= minibatch.sampled_BT.any()
   updates, new_opt_state = tx.update(grads, trained.opt_state, trained.params)
   # Here and not around the loop: a choice between whole states after it would
   # keep the old one alive beside the new one.

@@ -2,8 +2,9 @@
 
 The unit is a run: its last held-out success. Episodes within a run say how well
 that policy does; only runs say how well the method does. Intervals are those of
-Student's t over seeds, and differences are paired by seed, for arms share
-boards and warm start.
+Student's t over seeds, those of differences Welch's: a seed moves what is
+sampled and nothing else, so runs of one seed have little in common. All runs
+share one warm start and one set of boards, whose luck no interval contains.
 """
 
 import math
@@ -23,7 +24,12 @@ _T95 = (
   *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
   *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
-_Z95 = 1.960
+
+
+_INTERVALS = (
+  "Intervals, 95 %: Student's t over runs, of differences Welch's. They hold "
+  'the luck of sampling; warm start and boards are the same in all runs.'
+)
 
 
 class Mean(NamedTuple):
@@ -55,9 +61,41 @@ def mean_interval(values: Sequence[float]) -> Mean:
   value, count = statistics.fmean(values), len(values)
   if count == 1:
     return Mean(value, None, None)
-  quantile = _T95[count - 2] if count - 2 < len(_T95) else _Z95
-  half = quantile * statistics.stdev(values) / math.sqrt(count)
+  half = _t95(count - 1) * statistics.stdev(values) / math.sqrt(count)
   return Mean(value, value - half, value + half)
+
+
+def difference_interval(ours: Sequence[float], base: Sequence[float]) -> Mean:
+  """The difference of two means of independent runs, with Welch's interval.
+
+      (a + b)^2 / (a^2 / (m - 1) + b^2 / (n - 1)) degrees of freedom,
+      with a = s_m^2 / m and b = s_n^2 / n
+
+  Source: Welch, "The generalization of Student's problem", Biometrika 34
+  (1947).
+
+  Args:
+    ours: one for each seed, at least one.
+    base: likewise.
+
+  Returns:
+    The difference; without an interval where either has a single run.
+  """
+  value = statistics.fmean(ours) - statistics.fmean(base)
+  if min(len(ours), len(base)) < 2:
+    return Mean(value, None, None)
+  parts = [(statistics.variance(x) / len(x), len(x) - 1) for x in (ours, base)]
+  total = sum(part for part, _ in parts)
+  if total == 0:
+    return Mean(value, value, value)
+  freedom = total**2 / sum(part**2 / free for part, free in parts)
+  half = _t95(freedom) * math.sqrt(total)
+  return Mean(value, value - half, value + half)
+
+
+def _t95(freedom: float) -> float:
+  """Of the next lower whole number of degrees of freedom, at most 30."""
+  return _T95[min(int(freedom + 1e-9), len(_T95)) - 1]
 
 
 def table(results: Results) -> str:
@@ -83,29 +121,34 @@ def table(results: Results) -> str:
   }
   if not done:
     raise ValueError('no arm has a finished run yet')
+  marks = {
+    arm: {
+      seed: f' at {rows[-1]["step"]}*' if 'stalled' in rows[-1] else ''
+      for seed, rows in runs.items()
+    }
+    for arm, runs in results.items()
+  }
   base = next(iter(results))
   rows = [
     (
       *('arm', 'runs', 'success, by seed', 'mean', '95 % interval'),
-      *(f'difference to {base}, paired', 'over training', 'peak minus final'),
+      *(f'difference to {base}', 'over training', 'peak minus final'),
     )
   ]
   ranked = sorted(done, key=lambda arm: -mean_interval(_last(done[arm])).value)
   for arm in ranked:
     runs = done[arm]
     mean = mean_interval(_last(runs))
-    shared = sorted(runs.keys() & done.get(base, {}).keys())
     difference = '-'
-    if arm != base and shared:
-      paired = [runs[s][-1] - done[base][s][-1] for s in shared]
-      difference = _points(mean_interval(paired))
+    if arm != base and base in done:
+      difference = _points(difference_interval(_last(runs), _last(done[base])))
     drop = statistics.fmean(max(run) - run[-1] for run in runs.values())
     along = mean_interval([_over_training(run) for run in runs.values()])
     rows.append(
       (
         arm,
         str(len(runs)),
-        ', '.join(f'{runs[s][-1]:.1%}' for s in sorted(runs)),
+        ', '.join(f'{runs[s][-1]:.1%}{marks[arm][s]}' for s in sorted(runs)),
         f'{mean.value:.1%}',
         _bounds(mean),
         difference,
@@ -113,7 +156,10 @@ def table(results: Results) -> str:
         f'{100 * drop:.1f} points',
       )
     )
-  return summary.markdown(rows)
+  text = summary.markdown(rows)
+  if any(any(of_arm.values()) for of_arm in marks.values()):
+    text += '\n\n* nothing left to learn from at that step'
+  return f'{text}\n\n{_INTERVALS}'
 
 
 def picture(results: Results, *, path: str | pathlib.Path):

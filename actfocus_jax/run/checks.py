@@ -129,6 +129,7 @@ def check(c: ml_collections.ConfigDict):
         f'{rule.field} is {value!r}; allowed: {rule.allowed}.'
       )
   _check_choices(c)
+  _check_unread(c)
   if c.algo == 'grpo' and c.rollout.members < 2:
     raise settings.Refused(
       f'rollout.members is {c.rollout.members}, but GRPO compares the members '
@@ -164,29 +165,90 @@ def _check_choices(c: ml_collections.ConfigDict):
       f'advantage.estimator is {chosen!r}; allowed with algo {c.algo}: auto, '
       f'{", ".join(allowed)}.'
     )
-  chosen = allowed[0] if chosen == 'auto' else chosen
   default = settings.flatten(settings.schema_of(c))
   for field, value in settings.flatten(c).items():
-    section, _, rest = field.partition('.')
-    other = section == 'advantage' and '.' in rest
-    other = other and rest.split('.')[0] != chosen
-    if other and value != default[field]:
+    if value == default[field]:
+      continue
+    if not settings.has_field(c, field):
       raise settings.Refused(
-        f'{field} is {value!r}, but the estimator is {chosen}; allowed: '
-        f'{default[field]!r}, its default, unless advantage.estimator names it.'
+        f'{field} is {value!r}, but algo is {c.algo} and the estimator '
+        f'{settings.estimator(c)}, which have none; allowed: '
+        f'{default[field]!r}, its default.'
       )
     is_own = field in ('limits.turns', 'limits.max_actions')
     is_own = is_own or field == 'limits.action_budget'
-    if c.mixture and is_own and value != default[field]:
+    if c.mixture and is_own:
       raise settings.Refused(
         f'{field} is {value!r}, but each environment of a mixture has its own; '
         f'allowed: {default[field]!r}, its default, unless there is no mixture.'
       )
-    if c.algo != 'ppo' and section == 'critic' and value != default[field]:
-      raise settings.Refused(
-        f'{field} is {value!r}, but algo {c.algo} has no critic; allowed: '
-        f'{default[field]!r}, its default, unless algo is ppo.'
-      )
+
+
+# Fields that some choices do not read: (fields, whether they are read, when).
+_UNREAD = (
+  (
+    ('weights.share',),
+    lambda c: c.weights.scheme == 'top_entropy',
+    'weights.scheme is top_entropy',
+  ),
+  (
+    tuple(
+      f'weights.{name}'
+      for name in ('signal', 'alpha', 'beta', 'alpha_end', 'beta_end')
+    ),
+    lambda c: c.weights.scheme == 'action',
+    'weights.scheme is action',
+  ),
+  (
+    ('weights.signal',),
+    settings.has_signal,
+    'weights.beta or weights.beta_end is above 0',
+  ),
+  (
+    ('weights.alpha_end', 'weights.beta_end'),
+    lambda c: c.weights.schedule_steps > 0,
+    'weights.schedule_steps is above 0',
+  ),
+  (
+    ('weights.schedule_steps',),
+    lambda c: (c.weights.alpha_end, c.weights.beta_end) != (None, None),
+    'weights.alpha_end or weights.beta_end is set',
+  ),
+  (
+    ('kl.estimator',),
+    lambda c: c.kl.coefficient > 0,
+    'kl.coefficient is above 0',
+  ),
+  (
+    ('selection.patience',),
+    settings.skips_without_spread,
+    'steps are skipped: with grpo, or where groups are selected',
+  ),
+  (
+    ('learner.importance_cap',),
+    # With the sampler's own log-probs the ratio corrects for it already.
+    lambda c: c.learner.old_logprob == 'rescore',
+    'learner.old_logprob is rescore',
+  ),
+)
+
+
+def _check_unread(c: ml_collections.ConfigDict):
+  """Refuses numbers that would change nothing."""
+  default = settings.schema_of(c)
+  for fields, is_read, when in _UNREAD:
+    for field in fields:
+      value, usual = settings.get(c, field), settings.get(default, field)
+      if value != usual and not is_read(c):
+        raise settings.Refused(
+          f'{field} is {value!r}, which nothing reads; allowed: {usual!r}, its '
+          f'default, unless {when}.'
+        )
+  if 0 < c.num_steps <= c.critic.warmup:
+    raise settings.Refused(
+      f'critic.warmup is {c.critic.warmup} of num_steps {c.num_steps}, so the '
+      'policy would never learn; allowed: less.'
+    )
 
 
 def _check_heads(c: ml_collections.ConfigDict):

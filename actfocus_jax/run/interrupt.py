@@ -19,6 +19,7 @@ class Interrupt:
   SIGINT raises KeyboardInterrupt at once. Handlers can be set in the main
   thread only; in any other the context does nothing. Each process sees its own
   signals: on several hosts the loop must agree on the flag before it acts.
+  Contexts may stand inside each other.
 
   Attributes:
     requested: whether a signal has come.
@@ -39,9 +40,12 @@ class Interrupt:
     return self
 
   def __exit__(self, *exception) -> None:
-    """Puts the handlers back that were there before."""
+    """Puts the handlers back; who waits outside of this one is told too."""
     for number, handler in self._before.items():
       signal.signal(number, handler)
+      outer = getattr(handler, '__self__', None)
+      if self.requested and isinstance(outer, Interrupt):
+        outer.requested, outer.signal = True, self.signal
     self._before.clear()
 
   def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -51,6 +51,8 @@ def apply(c: ml_collections.ConfigDict, choice: dict[str, str]):
   c.algo = choice['algo']
   c.weights.update(settings.WEIGHTS[choice['weights']])
   c.advantage.estimator = choice['estimator']
+  if choice['estimator'] == 'turn_gae':  # Its paper clips the turn's ratio.
+    c.learner.ratio = 'turn'
   if choice['size'] == 'tiny':
     tiny(c)
   else:

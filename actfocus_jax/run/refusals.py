@@ -7,3 +7,7 @@ class Refused(ValueError):
 
 class Halted(RuntimeError):
   """A run that cannot go on: told in one sentence, with exit code 1."""
+
+
+class Stalled(Halted):
+  """A run that has nothing left to learn from; all of it is saved."""

@@ -18,6 +18,7 @@ from actfocus_jax.run import env_settings, refusals
 ConfigDict = ml_collections.ConfigDict
 # Raised all over the project; declared where nothing else is.
 Refused, Halted = refusals.Refused, refusals.Halted
+Stalled = refusals.Stalled
 ALGOS = ('grpo', 'ppo')
 RENDERINGS = ('template', 'plain')  # agent.chat.Chat
 SIGNALS = (
@@ -247,10 +248,37 @@ def has_reference(c: ConfigDict) -> bool:
   """Whether anything asks the frozen reference: else it is not even read."""
   if c.kl.coefficient:
     return True
-  is_weighed = c.weights.scheme == 'action' and any(
+  return has_signal(c) and c.weights.signal not in WITHOUT_REFERENCE
+
+
+def has_signal(c: ConfigDict) -> bool:
+  """Whether the token weights read the signal: beta is or becomes above 0."""
+  return c.weights.scheme == 'action' and any(
     (c.weights.beta, c.weights.beta_end or 0.0)
   )
-  return is_weighed and c.weights.signal not in WITHOUT_REFERENCE
+
+
+def estimator(c: ConfigDict) -> str:
+  """The name of the advantage estimator; `auto` is the algorithm's first."""
+  name = c.advantage.estimator
+  return ESTIMATORS_OF[c.algo][0] if name == 'auto' else name
+
+
+def has_field(c: ConfigDict, field: str) -> bool:
+  """Whether the algorithm and the estimator of a config have a field."""
+  section, *rest = field.split('.')
+  if section == 'advantage' and len(rest) > 1:
+    return rest[0] == estimator(c)
+  return section != 'critic' or c.algo == 'ppo'
+
+
+def skips_without_spread(c: ConfigDict) -> bool:
+  """Whether a step is skipped in which no kept group has spread.
+
+  PPO learns from every episode, unless groups are chosen by their spread.
+  """
+  chooses = c.selection.ratio < 1 or c.selection.rule == 'top_p'
+  return c.algo == 'grpo' or chooses
 
 
 def schema_of(c: ConfigDict) -> ConfigDict:

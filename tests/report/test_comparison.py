@@ -26,8 +26,10 @@ def test_quantiles_fall_towards_the_normal():
     w * math.sqrt(2 * n) / statistics.stdev([0.0, 1.0] * n)
     for n, w in enumerate(widths, 1)
   ]
+  scaled = [round(x, 9) for x in scaled]
   assert scaled == sorted(scaled, reverse=True)
-  assert (scaled[0], scaled[-1]) == pytest.approx((12.706, 1.96))
+  # Beyond the table the quantile of 30 is kept: too wide, not too narrow.
+  assert (scaled[0], scaled[-1]) == pytest.approx((12.706, 2.042))
 
 
 def rows(*successes):
@@ -50,8 +52,8 @@ def test_table_ranks_and_pairs():
   ]
   first = [cell.strip() for cell in body[0].split('|')[1:-1]]
   assert first[1:4] == ['2', '80.0%, 80.0%', '80.0%']
-  # Paired by seed: 0.3 and 0.2; s = 0.0707, half = 12.706 * s / sqrt(2).
-  assert first[5] == '+25.0 points (-38.5 to +88.5)'
+  # Welch: a = 0, b = 0.01 / 3, so 2 degrees; half = 4.303 * sqrt(b).
+  assert first[5] == '+20.0 points (-4.8 to +44.8)'
   assert first[6:] == ['82.5%', '5.0 points']
   second = [cell.strip() for cell in body[1].split('|')[1:-1]]
   assert second[4] == '35.2% to 84.8%' and second[5] == '-'
@@ -60,9 +62,34 @@ def test_table_ranks_and_pairs():
 def test_intervals_end_at_0_and_1():
   two = {'a': {0: rows(0.9), 1: rows(1.0)}, 'b': {0: rows(0.0), 1: rows(0.1)}}
   cells = [
-    line.split('|')[5].strip() for line in comparison.table(two).splitlines()
+    line.split('|')[5].strip()
+    for line in comparison.table(two).splitlines()
+    if line.startswith('|')
   ]
   assert cells[2:] == ['31.5% to 100.0%', '0.0% to 68.5%']
+
+
+def test_difference_by_hand():
+  """Variances 2 and 1/2 of two runs: a = 1, b = 1/4, 1.25^2 / 1.0625 = 1.47."""
+  found = comparison.difference_interval([1.0, 3.0], [0.0, 1.0])
+  half = 12.706 * math.sqrt(1.25)
+  assert found == pytest.approx((1.5, 1.5 - half, 1.5 + half))
+  assert comparison.difference_interval([1.0], [0.0, 1.0]).low is None
+  assert comparison.difference_interval([1, 1], [0, 0]) == (1, 1, 1)
+
+
+def test_equal_variances_have_all_degrees():
+  """Welch's of two equal samples is Student's with m + n - 2 = 4 degrees."""
+  found = comparison.difference_interval([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+  assert found.high == pytest.approx(2.776 * math.sqrt(2 / 3))
+
+
+def test_a_stalled_run_is_marked():
+  stalled = [*rows(0.4, 0.5), {'step': 17, 'success': 1.0, 'stalled': True}]
+  text = comparison.table({'a': {0: stalled}, 'b': {0: rows(0.4, 0.5)}})
+  assert '| 100.0% at 17* |' in text
+  assert '\n* nothing left to learn from at that step\n' in text
+  assert '*' not in comparison.table(RESULTS)
 
 
 def test_nothing_to_compare():

@@ -59,3 +59,13 @@ def test_in_another_thread_it_does_nothing():
   thread.start()
   thread.join()
   assert seen == [True, False]
+
+
+def test_who_waits_outside_is_told_too():
+  with interrupt.Interrupt() as outer:
+    with interrupt.Interrupt():
+      pass
+    assert not outer.requested
+    with interrupt.Interrupt():
+      os.kill(os.getpid(), signal.SIGTERM)
+    assert (outer.requested, outer.signal) == (True, 'SIGTERM')

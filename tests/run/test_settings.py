@@ -138,7 +138,9 @@ def test_unknown_argument_names_the_allowed_ones():
 def test_numbers_that_nobody_reads_are_refused():
   c = load('quickstart')
   c.advantage.gae.lam = 0.9
-  with pytest.raises(ValueError, match='advantage.gae.lam is 0.9, but the est'):
+  with pytest.raises(
+    ValueError, match='advantage.gae.lam is 0.9, but algo is grpo and'
+  ):
     checks.check(c)
   c = load('quickstart', 'algo=ppo')
   c.advantage.gae.lam = 0.9
@@ -148,7 +150,9 @@ def test_numbers_that_nobody_reads_are_refused():
     checks.check(c)
   c = load('quickstart')
   c.critic.optimizer.learning_rate = 1e-3
-  with pytest.raises(ValueError, match='critic.optimizer.learning_rate is 0.0'):
+  with pytest.raises(
+    ValueError, match='critic.optimizer.learning_rate is 0.001.*have none'
+  ):
     checks.check(c)
 
 
@@ -157,7 +161,14 @@ def test_numbers_that_nobody_reads_are_refused():
   [
     ({}, True),
     ({'weights.beta': 0.0}, False),
-    ({'weights.beta': 0.0, 'weights.beta_end': 0.5}, True),
+    (
+      {
+        'weights.beta': 0.0,
+        'weights.beta_end': 0.5,
+        'weights.schedule_steps': 9,
+      },
+      True,
+    ),
     ({'weights.signal': 'nll'}, False),
     ({'weights.signal': 'random'}, False),
     ({'weights.signal': 'logprob_shift'}, True),
@@ -179,3 +190,53 @@ def test_top_p_keeps_all_rows_for_the_mini_batches():
   assert checks.kept_rows(c) == 64
   c.selection.rule = 'top_p'
   assert checks.kept_rows(c) == 128
+
+
+@pytest.mark.parametrize(
+  ('argument', 'changes', 'field'),
+  [
+    ('', {'weights.share': 0.5}, 'weights.share'),
+    ('weights=top_entropy', {'weights.alpha': 0.5}, 'weights.alpha'),
+    ('weights=top_entropy', {'weights.signal': 'nll'}, 'weights.signal'),
+    ('weights=downweight', {'weights.signal': 'nll'}, 'weights.signal'),
+    ('', {'weights.alpha_end': 1.0}, 'weights.alpha_end'),
+    ('', {'weights.schedule_steps': 9}, 'weights.schedule_steps'),
+    ('', {'kl.estimator': 'k3'}, 'kl.estimator'),
+    ('algo=ppo', {'selection.ratio': 1.0, 'selection.patience': 3}, 'patience'),
+    (
+      '',
+      {'learner.old_logprob': 'sampler', 'learner.importance_cap': 2.0},
+      'learner.importance_cap',
+    ),
+    ('algo=ppo', {'critic.warmup': 80}, 'critic.warmup'),
+  ],
+)
+def test_numbers_that_would_change_nothing_are_refused(
+  argument, changes, field
+):
+  c = load('quickstart', argument)
+  for name, value in changes.items():
+    section, _, leaf = name.rpartition('.')
+    settings.get(c, section)[leaf] = value
+  with pytest.raises(ValueError, match=f'{field} is .*; allowed: ') as error:
+    checks.check(c)
+  assert '\n' not in str(error.value)
+
+
+def test_the_same_numbers_where_they_are_read():
+  c = load('quickstart', 'algo=ppo')
+  c.weights.update(alpha_end=1.0, schedule_steps=9)
+  c.kl.update(coefficient=0.1, estimator='k3')
+  c.selection.patience = 3
+  c.learner.importance_cap = 2.0
+  c.critic.warmup = 79
+  checks.check(c)
+  c = load('quickstart', 'weights=top_entropy')
+  c.weights.share = 0.5
+  checks.check(c)
+
+
+def test_turn_level_ppo_clips_the_turn():
+  assert load('quickstart', 'algo=ppo').learner.ratio == 'token'
+  c = load('quickstart', 'algo=ppo,estimator=turn_gae')
+  assert (c.advantage.estimator, c.learner.ratio) == ('turn_gae', 'turn')
