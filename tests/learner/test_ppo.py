@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -295,7 +296,7 @@ def test_without_a_question_the_reference_is_not_needed(
   model, batch, recipe, reference
 ):
   """None in its place; the same step as with one that has no say."""
-  quiet = recipe(alpha=1.0, beta=0.0, has_reference=False)
+  quiet = recipe(alpha=1.0, beta=0.0, has_reference=False, has_signal=False)
   loud = recipe(alpha=1.0, beta=0.0)
   results = []
   for chosen, frozen in ((quiet, None), (loud, reference)):
@@ -305,3 +306,44 @@ def test_without_a_question_the_reference_is_not_needed(
   (one, metrics), (other, others) = results
   assert largest_difference(one.actor.params, other.actor.params) == 0
   assert 'signal/mean' in others and 'signal/mean' not in metrics
+
+
+# --- Steps and mini-batches without anything to learn ------------------------
+
+
+def test_a_mini_batch_without_a_token_moves_nothing(optax_promotes):
+  """Not even by momentum and weight decay."""
+  tx = optax.adamw(0.1, weight_decay=0.5)
+  trained = state_lib.trained({'w': jnp.ones(3)}, tx)
+
+  def gradient(params, minibatch):
+    del minibatch
+    return {'w': jnp.zeros_like(params['w'])}, {}
+
+  def step(sampled):
+    part = types.SimpleNamespace(sampled_BT=jnp.full((2, 4), sampled))
+    return update_lib.step(
+      trained, part, tx=tx, gradient=gradient, name='actor'
+    )
+
+  still, _ = step(False)
+  jax.tree.map(np.testing.assert_array_equal, still, trained)
+  moved, _ = step(True)
+  assert float(jnp.abs(moved.params['w'] - 1).max()) > 0.01
+
+
+@pytest.mark.parametrize('compares_turns', [False, True])
+def test_advantages_within_equal_returns(
+  model, reference, batch, recipe, compares_turns
+):
+  """An estimator that tells turns apart learns where returns are equal."""
+  flat = dataclasses.replace(batch, reward=np.zeros_like(batch.reward))
+  chosen = recipe(advantage=_ones, compares_turns=compares_turns)
+  train_step = step_lib.TrainStep(step_lib.Learner(model[0], SLOW), chosen)
+  state = state_lib.create(state_lib.trained(copy(model[1]), SLOW))
+  state, _ = train_step.fused(state, reference, flat, jax.random.key(0))
+  assert int(state.skipped) == (not compares_turns)
+
+
+def _ones(**said):
+  return estimators.Credit(said['sampled_BT'].astype(jnp.float32))

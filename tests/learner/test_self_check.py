@@ -108,3 +108,16 @@ def test_copies_that_differ(model, batch, spread_out):
     state = state_lib.create(state_lib.trained(params, TX))
     with pytest.raises(self_check.Failed, match='different copies of .*norm'):
       self_check._check_copies(state)
+
+
+def test_only_the_rows_that_are_kept_are_looked_at(check, model, sound, recipe):
+  """Three of four groups: twelve rows, which do not divide the sixteen."""
+  kept = recipe(ratio=0.75, minibatch=12, microbatch=12)
+  assert max(check(sound, model[1], kept).values()) < 1e-5
+
+
+def test_a_batch_that_teaches_nothing_passes(check, model, sound, recipe):
+  """`top_p` takes every token of groups without spread out of the loss."""
+  flat = dataclasses.replace(sound, reward=jnp.zeros_like(sound.reward))
+  found = check(flat, model[1], recipe(rule='top_p', microbatch=8))
+  assert set(found.values()) == {0.0}
