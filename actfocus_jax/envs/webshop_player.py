@@ -20,7 +20,7 @@ class WebShopCareless:
       random click, or where nothing can be clicked a search for one word.
   """
 
-  skill: float = 0.6
+  skill: float = 0.55
 
   def respond(
     self, env: webshop.WebShop, state: webshop.State, rng: np.random.Generator

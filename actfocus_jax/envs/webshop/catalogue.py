@@ -27,6 +27,7 @@ _LONGEST_ASIN = 10
 _PRICE_UNKNOWN = 100.0
 _PRICE = re.compile(r'\$\s*(\d[\d,]*(?:\.\d+)?|\.\d+)')
 _BLANK = re.compile(r'[ \t\r\n]*')
+_DELIMITER = re.compile(r'[ \t\r\n]*[],:}]')
 _CHUNK = 1 << 20
 _LARGEST_ELEMENT = 1 << 25
 
@@ -369,8 +370,8 @@ class _Window:
       except json.JSONDecodeError:
         pass
       else:
-        # A number at the window's edge may go on behind it.
-        if end < len(self._text):
+        # `-1.` at the window's edge reads as -1, but more of it may follow.
+        if _DELIMITER.match(self._text, end):
           self._at = end
           return value
       if self._ended or len(self._text) - self._at > _LARGEST_ELEMENT:

@@ -116,7 +116,11 @@ def _bm25s():
 
 
 class DiskWriter:
-  """Makes an index in a directory; a context that commits at its end."""
+  """Makes an index in a directory.
+
+  A context: nothing writes into the directory any more when it has ended, with
+  an error or without.
+  """
 
   def __init__(self, directory: pathlib.Path):
     """Starts an empty index."""
@@ -134,13 +138,19 @@ class DiskWriter:
 
   def add(self, number: int, words: Sequence[str]):
     """Adds a text by its terms."""
-    self._writer.add_document(
-      self._tantivy.Document(number=number, text=' '.join(words))
-    )
+    document = self._tantivy.Document()
+    document.add_unsigned('number', number)
+    document.add_text('text', ' '.join(words))
+    self._writer.add_document(document)
 
-  def close(self):
-    """Writes what is left."""
-    self._writer.commit()
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, *error):
+    if kind is None:
+      self._writer.commit()
+    else:
+      self._writer.rollback()
     self._writer.wait_merging_threads()
 
 

@@ -11,6 +11,7 @@ The life of one build:
    shop: at worst a directory that ends in `.part`, which may be deleted.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -34,6 +35,11 @@ Progress = Callable[[str, float], None]
 _FORMAT = 1
 _ABOUT, _DATABASE, _SEARCH = 'about.json', 'shop.sqlite', 'search'
 _COUNTS, _NOTES = 'goals.npy', 'notes.sqlite'
+_TABLES = (
+  'CREATE TABLE products '
+  '(number INTEGER PRIMARY KEY, asin TEXT UNIQUE, product BLOB, words BLOB)',
+  'CREATE TABLE human (number INTEGER PRIMARY KEY, asin TEXT, text BLOB)',
+)
 
 
 # --- Building ----------------------------------------------------------------
@@ -51,6 +57,8 @@ def build(files: catalogue.Files, directory: pathlib.Path, progress: Progress):
     ValueError: a file is broken, or the place is taken or not writable.
   """
   search.require('tantivy')
+  if is_built(directory):
+    return
   if directory.exists():
     raise ValueError(
       f'index is {str(directory)!r}, which is no index of this version; '
@@ -100,8 +108,10 @@ class Bar:
       return
     self._drawn = (what, step)
     line = f'{what} [{"#" * (step // 5):<20}] {step} %'
-    is_last = step == 100 or not sys.stderr.isatty()
-    print(f'\r{line}', end='\n' if is_last else '', file=sys.stderr, flush=True)
+    start, end = ('\r', '' if step < 100 else '\n')
+    if not sys.stderr.isatty():
+      start, end = '', '\n'
+    print(f'{start}{line}', end=end, file=sys.stderr, flush=True)
 
 
 def _make_part(directory: pathlib.Path) -> pathlib.Path:
@@ -117,11 +127,12 @@ def _make_part(directory: pathlib.Path) -> pathlib.Path:
 
 
 def _write(files: catalogue.Files, part: pathlib.Path, progress: Progress):
-  with _Notes(part / _NOTES) as notes:
+  with _opened(part / _NOTES) as notes:
     on_read = _share(files.notes, 'Reading notes', progress)
-    notes.fill(catalogue.read_notes(files.notes, on_read))
+    _fill_notes(notes, catalogue.read_notes(files.notes, on_read))
+    notes_of = functools.partial(_notes_of, notes)
     on_read = _share(files.products, 'Indexing products', progress)
-    products = catalogue.read_products(files, notes.of, on_read)
+    products = catalogue.read_products(files, notes_of, on_read)
     instructions = {}
     if files.human is not None:
       instructions = dict(catalogue.read_instructions(files.human))
@@ -147,65 +158,53 @@ def _write_products(
   part: pathlib.Path, products, instructions
 ) -> tuple[list[int], float]:
   """Fills table and search index; goal counts, and the mean count of terms."""
-  counts, length, human = [], 0, 0
-  database = _create(part / _DATABASE)
-  database.execute(
-    'CREATE TABLE products '
-    '(number INTEGER PRIMARY KEY, asin TEXT UNIQUE, product BLOB, words BLOB)'
-  )
-  database.execute(
-    'CREATE TABLE human (number INTEGER PRIMARY KEY, asin TEXT, text BLOB)'
-  )
-  index = search.DiskWriter(part / _SEARCH)
-  for product in products:
-    words = search.terms(search.text_of(product))
-    texts = (dataclasses.astuple(product), words)
-    row = (len(counts), product.asin, *map(_pack, texts))
-    added = database.execute(
-      'INSERT OR IGNORE INTO products VALUES (?, ?, ?, ?)', row
-    )
-    if not added.rowcount:  # Its ASIN was there before.
-      continue
-    index.add(len(counts), words)
-    for instruction in instructions.get(product.asin, ()):
-      if goals.human(product, instruction) is not None:
-        row = (human, product.asin, _pack(instruction))
-        database.execute('INSERT INTO human VALUES (?, ?, ?)', row)
-        human += 1
-    counts.append(goals.synthetic_count(product))
-    length += len(words)
-  index.close()
-  database.commit()
-  database.close()
+  counts, length = [], 0
+  with (
+    _opened(part / _DATABASE) as database,
+    search.DiskWriter(part / _SEARCH) as index,
+  ):
+    for statement in _TABLES:
+      database.execute(statement)
+    for product in products:
+      words = search.terms(search.text_of(product))
+      if not _insert(database, len(counts), product, words):
+        continue
+      index.add(len(counts), words)
+      _insert_human(database, product, instructions.get(product.asin, ()))
+      counts.append(goals.synthetic_count(product))
+      length += len(words)
+    database.commit()
   return counts, length / max(1, len(counts))
 
 
-class _Notes:
-  """The notes by ASIN, in a table, while the products are read."""
+def _insert(database, number: int, product, words: list[str]) -> bool:
+  """Adds a product; False if its ASIN is there already."""
+  texts = (_pack(dataclasses.astuple(product)), _pack(words))
+  row = (number, product.asin, *texts)
+  statement = 'INSERT OR IGNORE INTO products VALUES (?, ?, ?, ?)'
+  return database.execute(statement, row).rowcount > 0
 
-  def __init__(self, path: pathlib.Path):
-    self._database = _create(path)
-    self._database.execute(
-      'CREATE TABLE notes (asin TEXT PRIMARY KEY, text BLOB)'
-    )
 
-  def __enter__(self):
-    return self
+def _insert_human(database, product, instructions):
+  for instruction in instructions:
+    if goals.human(product, instruction) is not None:
+      row = (product.asin, _pack(instruction))
+      database.execute('INSERT INTO human (asin, text) VALUES (?, ?)', row)
 
-  def __exit__(self, *error):
-    self._database.close()
 
-  def fill(self, notes: Iterator[tuple[str, dict[str, Any]]]):
-    self._database.executemany(
-      'INSERT OR REPLACE INTO notes VALUES (?, ?)',
-      ((asin, _pack(note)) for asin, note in notes),
-    )
+def _fill_notes(database, notes: Iterator[tuple[str, dict[str, Any]]]):
+  database.execute('CREATE TABLE notes (asin TEXT PRIMARY KEY, text BLOB)')
+  database.executemany(
+    'INSERT OR REPLACE INTO notes VALUES (?, ?)',
+    ((asin, _pack(note)) for asin, note in notes),
+  )
 
-  def of(self, asin: str) -> dict[str, Any]:
-    row = self._database.execute(
-      'SELECT text FROM notes WHERE asin = ?', (asin,)
-    ).fetchone()
-    return _unpack(row[0]) if row else {}
+
+def _notes_of(database, asin: str) -> dict[str, Any]:
+  row = database.execute(
+    'SELECT text FROM notes WHERE asin = ?', (asin,)
+  ).fetchone()
+  return _unpack(row[0]) if row else {}
 
 
 # --- Reading -----------------------------------------------------------------
@@ -249,7 +248,7 @@ class DiskShop:
     """See `shops.Shop`."""
     if self._is_human:
       asin, text = self._one(
-        'SELECT asin, text FROM human WHERE number = ?', number
+        'SELECT asin, text FROM human WHERE number = ?', number + 1
       )
       return goals.human(self.product(asin), _unpack(text))
     place, own = self._numbering.place(number)
@@ -286,12 +285,14 @@ def _about(directory: pathlib.Path) -> dict[str, Any]:
   return json.loads((directory / _ABOUT).read_text())
 
 
-def _create(path: pathlib.Path) -> sqlite3.Connection:
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[sqlite3.Connection]:
   database = sqlite3.connect(path)
   # A build that breaks off is thrown away, so nothing must be rolled back.
   database.execute('PRAGMA journal_mode = OFF')
   database.execute('PRAGMA synchronous = OFF')
-  return database
+  with contextlib.closing(database):
+    yield database
 
 
 def _pack(value: Any) -> bytes:
