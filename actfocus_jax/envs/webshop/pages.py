@@ -1,0 +1,144 @@
+"""Pages of the shop: what stands on them, and where their elements lead.
+
+    search -> results -> item -> description, features, reviews
+                          |
+                          +-> done, by `buy now`
+
+A page is a function of the state: its text, and its links, each an element that
+can be clicked with the state that it leads to. Whatever is not among the links
+cannot be clicked.
+"""
+
+import dataclasses
+
+from actfocus_jax.envs.webshop import catalogue, goals, shops
+
+SEPARATOR = ' [SEP] '
+BACK, PREVIOUS, NEXT, BUY = 'back to search', '< prev', 'next >', 'buy now'
+SUB_PAGES = ('description', 'features', 'reviews')
+# Sorted by name.
+Chosen = tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+  """Where the customer is.
+
+  Attributes:
+    goal: number of the goal.
+    page: 'search', 'results', 'item', one of `SUB_PAGES`, or 'done'.
+    query: keywords of the last search.
+    number: of the page of results, from 1.
+    asin: of the product that is looked at, or that was bought.
+    chosen: the options chosen for it, (name, value).
+  """
+
+  goal: int
+  page: str = 'search'
+  query: str = ''
+  number: int = 1
+  asin: str = ''
+  chosen: Chosen = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+  """What a customer sees.
+
+  Attributes:
+    texts: the pieces of the page's text.
+    links: element in lower case -> the state behind it, in the page's order.
+  """
+
+  texts: tuple[str, ...]
+  links: dict[str, State]
+
+
+def show(shop: shops.Shop, state: State, results_per_page: int) -> Page:
+  """Returns the page that belongs to a state."""
+  if state.page == 'search':
+    return _search(shop.goal(state.goal))
+  if state.page == 'results':
+    return _results(shop, state, results_per_page)
+  product = shop.product(state.asin)
+  if state.page == 'item':
+    return _item(product, state)
+  if state.page == 'done':
+    return Page((f'You bought: {product.title}',), {})
+  return _sub_page(product, state)
+
+
+def search(state: State, query: str) -> State:
+  """The first page of results of a search."""
+  return State(state.goal, 'results', query)
+
+
+def _search(goal: goals.Goal) -> Page:
+  return Page((f'Instruction: {goal.text}',), {})
+
+
+def _results(shop: shops.Shop, state: State, per_page: int) -> Page:
+  found = shop.find(state.query)
+  first = per_page * (state.number - 1)
+  shown = [shop.product(asin) for asin in found[first : first + per_page]]
+  texts = [f'Page {state.number} (Total results: {len(found)})']
+  links = {BACK: State(state.goal)}
+  if state.number > 1:
+    links[PREVIOUS] = dataclasses.replace(state, number=state.number - 1)
+  if first + per_page < len(found):
+    links[NEXT] = dataclasses.replace(state, number=state.number + 1)
+  for product in shown:
+    texts += [product.asin, product.title, product.price_text]
+    links[product.asin.lower()] = dataclasses.replace(
+      state, page='item', asin=product.asin
+    )
+  return Page(tuple(texts), links)
+
+
+def _item(product: catalogue.Product, state: State) -> Page:
+  texts = [product.title, f'Price: {product.price_text}']
+  if product.rating:
+    texts.append(f'Rating: {product.rating}')
+  links = {
+    BACK: State(state.goal),
+    PREVIOUS: dataclasses.replace(state, page='results', asin='', chosen=()),
+  }
+  for name in SUB_PAGES[: 3 if product.rating else 2]:
+    links[name] = dataclasses.replace(state, page=name)
+  links[BUY] = dataclasses.replace(state, page='done')
+  for name, values in product.options:
+    texts.append(f'{name}: {", ".join(values)}')
+  for value, following in _choices(product, state).items():
+    links.setdefault(value, following)  # A button goes before its namesake.
+  links[BUY] = links.pop(BUY)  # The last one.
+  texts += [f'Chosen {name}: {value}' for name, value in state.chosen]
+  return Page(tuple(texts), links)
+
+
+def _choices(product: catalogue.Product, state: State) -> dict[str, State]:
+  """Where a click on each option value leads, in the page's order.
+
+  Two options may have the same value. A click then means the first of them
+  without a choice, or else the first of them with another choice.
+  """
+  chosen = dict(state.chosen)
+  following = {v: state for _, values in product.options for v in values}
+  for name, values in sorted(product.options, key=lambda o: o[0] in chosen):
+    for value in values:
+      if following[value] == state:
+        pairs = tuple(sorted({**chosen, name: value}.items()))
+        following[value] = dataclasses.replace(state, chosen=pairs)
+  return following
+
+
+def _sub_page(product: catalogue.Product, state: State) -> Page:
+  texts = {
+    'description': (product.description,),
+    'features': product.bullets,
+    'reviews': (f'Rating: {product.rating}',),
+  }[state.page]
+  links = {
+    BACK: State(state.goal),
+    PREVIOUS: dataclasses.replace(state, page='item'),
+  }
+  return Page(tuple(filter(None, texts)) or ('Nothing here.',), links)

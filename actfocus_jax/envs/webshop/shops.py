@@ -1,0 +1,163 @@
+"""What every shop offers, a shop in memory, and the way to the right shop."""
+
+import functools
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from actfocus_jax.envs.webshop import (
+  catalogue,
+  goals,
+  search,
+  small_shop,
+  store,
+)
+
+_INDEX_NAME = 'webshop_index'
+
+
+class Shop(Protocol):
+  """Products, a search, and goals by number.
+
+  Attributes:
+    goal_count: how many goals there are.
+  """
+
+  goal_count: int
+
+  def product(self, asin: str) -> catalogue.Product | None:
+    """The product with an ASIN."""
+    ...
+
+  def find(self, query: str) -> tuple[str, ...]:
+    """ASINs of what a search finds, best first, at most 50."""
+    ...
+
+  def goal(self, number: int) -> goals.Goal:
+    """The goal of a number below `goal_count`."""
+    ...
+
+
+class MemoryShop:
+  """Some thousands of products in memory."""
+
+  def __init__(
+    self,
+    products: Iterable[catalogue.Product],
+    instructions: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+  ):
+    """Takes the products; of two with one ASIN the first counts.
+
+    Args:
+      products: in the order of the shop.
+      instructions: human ones by ASIN; None for synthetic goals.
+    """
+    self._products: dict[str, catalogue.Product] = {}
+    for product in products:
+      self._products.setdefault(product.asin, product)
+    self._asins = list(self._products)
+    self._human = None
+    if instructions is not None:
+      self._human = [*self._human_goals(instructions)]
+    counts = [*map(goals.synthetic_count, self._products.values())]
+    self._numbering = goals.Numbering(counts)
+    is_human = self._human is not None
+    self.goal_count = len(self._human) if is_human else self._numbering.count
+    self.find = functools.lru_cache(maxsize=1 << 14)(self._find)
+
+  def product(self, asin: str) -> catalogue.Product | None:
+    """See `Shop`."""
+    return self._products.get(asin)
+
+  def goal(self, number: int) -> goals.Goal:
+    """See `Shop`."""
+    if self._human is not None:
+      return self._human[number]
+    place, own = self._numbering.place(number)
+    return goals.synthetic(self._products[self._asins[place]], own)
+
+  def _find(self, query: str) -> tuple[str, ...]:
+    return tuple(self._asins[place] for place in self._index.best(query))
+
+  @functools.cached_property
+  def _index(self) -> search.MemoryIndex:
+    texts = map(search.text_of, self._products.values())
+    return search.MemoryIndex([*texts])
+
+  def _human_goals(self, instructions):
+    for asin, product in self._products.items():
+      for instruction in instructions.get(asin, ()):
+        goal = goals.human(product, instruction)
+        if goal is not None:
+          yield goal
+
+
+def open_shop(
+  *,
+  data: str,
+  human: bool,
+  index: str,
+  shop_seed: int,
+  products: int,
+  progress: Callable[[str, float], None],
+) -> Shop:
+  """Opens a shop, once per process.
+
+  Args:
+    data: directory of the public files; '' for the built-in shop.
+    human: whether its goals are the human instructions.
+    index: directory of the shop on disk that is made of the full files; ''
+      for one beside them, where the small files are missing.
+    shop_seed: fixes the built-in shop.
+    products: how many the built-in shop has.
+    progress: told how far the building of a shop on disk is.
+
+  Returns:
+    The shop.
+
+  Raises:
+    ValueError: files or libraries are missing, or something does not fit.
+  """
+  search.require('bm25s', 'Stemmer', 'rapidfuzz')
+  if not data and (human or index):
+    named = "goals='human'" if human else f'index {index!r}'
+    raise ValueError(f"{named} needs data; it is ''")
+  if not data:
+    return _built_in(shop_seed, products)
+  place = pathlib.Path(index).expanduser() if index else None
+  if place is not None and store.is_built(place):
+    return _on_disk(place.resolve(), human, data)
+  files = catalogue.find(data, human=human, full=bool(index))
+  if not files.is_full:
+    return _in_memory(files, human, _stamps(files))
+  place = place or files.products.parent / _INDEX_NAME
+  if not store.is_built(place):
+    store.build(files, place, progress)
+  return _on_disk(place.resolve(), human, data)
+
+
+@functools.lru_cache(maxsize=8)
+def _built_in(shop_seed: int, products: int) -> MemoryShop:
+  return MemoryShop(small_shop.make(shop_seed, products))
+
+
+@functools.lru_cache(maxsize=2)
+def _in_memory(files: catalogue.Files, human: bool, stamps) -> MemoryShop:
+  del stamps  # Changed files are other files.
+  notes = dict(catalogue.read_notes(files.notes))
+  products = catalogue.read_products(files, lambda a: notes.get(a, {}))
+  if not human:
+    return MemoryShop(products)
+  return MemoryShop(products, dict(catalogue.read_instructions(files.human)))
+
+
+@functools.lru_cache(maxsize=2)
+def _on_disk(place: pathlib.Path, human: bool, data: str) -> store.DiskShop:
+  store.check_source(place, pathlib.Path(data).expanduser())
+  return store.DiskShop(place, human=human)
+
+
+def _stamps(files: catalogue.Files):
+  paths = [files.products, files.notes, *filter(None, [files.human])]
+  stats = [path.stat() for path in paths]
+  return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)

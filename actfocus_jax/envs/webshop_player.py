@@ -1,0 +1,115 @@
+"""Scripted shoppers for WebShop; players.py says what they are for."""
+
+import dataclasses
+
+import numpy as np
+
+from actfocus_jax.envs.webshop import catalogue, goals, pages, reward
+from actfocus_jax.envs.webshop import env as webshop
+
+
+@dataclasses.dataclass(frozen=True)
+class WebShopCareless:
+  """Does what is right, now and then; else clicks anywhere.
+
+  It searches with the words of the goal, opens the first result that fits,
+  chooses the options and buys.
+
+  Attributes:
+    skill: probability, per action, of the right one; else it is a uniformly
+      random click, or where nothing can be clicked a search for one word.
+  """
+
+  skill: float = 0.55
+
+  def respond(
+    self, env: webshop.WebShop, state: webshop.State, rng: np.random.Generator
+  ) -> tuple[str, list[str]]:
+    """Returns e.g. `Next color: green.` and `click[green]`.
+
+    The thought says what is right, also where the action is not.
+    """
+    goal, page = env.goal(state), env.page(state)
+    is_skilled = rng.random() < self.skill
+    thought, action = self._right(env, goal, state, page)
+    if is_skilled:
+      return thought, [action]
+    if page.links:
+      return thought, [f'click[{_draw(rng, [*page.links])}]']
+    return thought, [f'search[{_draw(rng, self._keywords(goal).split())}]']
+
+  def _right(self, env, goal, state, page: pages.Page) -> tuple[str, str]:
+    if state.page == 'search':
+      keywords = self._keywords(goal)
+      return f'I look for {keywords}.', f'search[{keywords}]'
+    if state.page == 'results':
+      return self._open_one(env, goal, page)
+    product = env.product(state.asin)
+    if state.page == 'item' and self._fits(goal, product):
+      return _choose(choices(goal, product), dict(state.chosen))
+    return 'I go back.', f'click[{pages.PREVIOUS}]'
+
+  def _open_one(self, env, goal, page: pages.Page) -> tuple[str, str]:
+    products = [env.product(name.upper()) for name in page.links]
+    found = [p for p in products if p is not None]
+    fit = next((p for p in found if self._fits(goal, p)), None)
+    if fit is not None:
+      thought = f'{fit.asin} at {fit.price_text} fits.'
+      return thought, f'click[{fit.asin.lower()}]'
+    way = pages.NEXT if pages.NEXT in page.links else pages.BACK
+    return 'Nothing here fits.', f'click[{way}]'
+
+  def _keywords(self, goal: goals.Goal) -> str:
+    return f'{", ".join(goal.attributes)} {goal.query}'
+
+  def _fits(self, goal: goals.Goal, product: catalogue.Product) -> bool:
+    chosen = choices(goal, product).values()
+    return reward.score(goal, product, chosen).is_perfect
+
+
+@dataclasses.dataclass(frozen=True)
+class WebShopCareful(WebShopCareless):
+  """Knows which product the goal was made of, and looks for that one."""
+
+  skill: float = 1.0
+
+  def _keywords(self, goal: goals.Goal) -> str:
+    return goal.title
+
+  def _fits(self, goal: goals.Goal, product: catalogue.Product) -> bool:
+    return product.asin == goal.asin
+
+
+def choices(goal: goals.Goal, product: catalogue.Product) -> dict[str, str]:
+  """The option values of a product that a goal asks for, by option.
+
+  Args:
+    goal: the goal; a wish that the product cannot meet is left out.
+    product: the product.
+
+  Returns:
+    Values by option name. Equal names and values go before similar ones.
+  """
+  chosen: dict[str, str] = {}
+  for wish in goal.options:
+    found = [
+      (name != wish[0], value != wish[1], name, value)
+      for name, values in product.options
+      for value in values
+      if name not in chosen and reward.option_matches(wish, value)
+    ]
+    if found:
+      _, _, name, value = min(found)
+      chosen[name] = value
+  return chosen
+
+
+def _choose(wanted: dict[str, str], chosen: dict[str, str]) -> tuple[str, str]:
+  for name, value in wanted.items():
+    if chosen.get(name) != value:
+      return f'Next {name}: {value}.', f'click[{value}]'
+  return 'All is chosen.', f'click[{pages.BUY}]'
+
+
+def _draw(rng: np.random.Generator, names: list[str]) -> str:
+  return names[rng.integers(len(names))]

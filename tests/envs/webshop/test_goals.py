@@ -1,0 +1,203 @@
+"""Goals: their texts, their price caps, and which seed gets which."""
+
+import collections
+import itertools
+
+import numpy as np
+import pytest
+
+from actfocus_jax.envs.webshop import catalogue, goals
+
+SHIRT = catalogue.Product(
+  asin='B01',
+  title='Soft shirt',
+  options=(('size', ('small', 'large')), ('color', ('red', 'blue', 'grey'))),
+  price=12.0,
+  query='shirts',
+  categories=('Clothing', 'Shirts'),
+  attributes=('soft', 'warm'),
+  instruction='Find me soft shirts',
+  wanted=('soft',),
+)
+
+
+def without_cap(goal):
+  return goal.text.partition(', and price lower')[0]
+
+
+def test_a_synthetic_goal_by_hand():
+  goal = goals.synthetic(SHIRT, 3)
+  assert goal.price_cap in (30.0, 40.0, 50.0)
+  assert goal == goals.Goal(
+    asin='B01',
+    text=(
+      'Find me soft shirts with color: blue, and size: large, '
+      f'and price lower than {goal.price_cap:.2f} dollars'
+    ),
+    attributes=('soft',),
+    options=(('color', 'blue'), ('size', 'large')),
+    price_cap=goal.price_cap,
+    title='Soft shirt',
+    query='shirts',
+    categories=('Clothing', 'Shirts'),
+  )
+
+
+def test_there_is_a_goal_for_every_combination():
+  count = goals.synthetic_count(SHIRT)
+  found = [goals.synthetic(SHIRT, number).options for number in range(count)]
+  expected = itertools.product(('red', 'blue', 'grey'), ('small', 'large'))
+  assert found == [(('color', c), ('size', s)) for c, s in expected]
+
+
+def test_a_product_without_options_gives_one_goal():
+  plain = catalogue.Product('B02', 'Thing', instruction='Find', wanted=('a',))
+  assert goals.synthetic_count(plain) == 1
+  goal = goals.synthetic(plain, 0)
+  assert (without_cap(goal), goal.options) == ('Find', ())
+
+
+@pytest.mark.parametrize('field', ['instruction', 'wanted'])
+def test_a_product_without_instruction_gives_none(field):
+  fields = {'instruction': 'Find', 'wanted': ('a',)} | {field: ''}
+  assert goals.synthetic_count(catalogue.Product('B02', 'Thing', **fields)) == 0
+
+
+def test_a_human_goal_by_hand():
+  goal = goals.human(
+    SHIRT,
+    {
+      'instruction': 'i want a soft  shirt.',
+      'instruction_attributes': ['soft'],
+      'instruction_options': ['red', 'large'],
+      'attributes': ['warm'],
+    },
+  )
+  assert without_cap(goal) == 'i want a soft shirt'
+  assert goal.attributes == ('soft',)
+  assert goal.options == (('', 'red'), ('', 'large'))
+  assert f'lower than {goal.price_cap:.2f} dollars' in goal.text
+
+
+@pytest.mark.parametrize(
+  'instruction',
+  [
+    {},
+    {'instruction': 'i want it', 'instruction_attributes': []},
+    {'instruction': None, 'instruction_attributes': ['soft']},
+    {'instruction': 'i want it'},
+  ],
+)
+def test_a_human_goal_needs_text_and_attributes(instruction):
+  assert goals.human(SHIRT, instruction) is None
+
+
+# --- Price caps --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  'price, caps',
+  [
+    (0.01, {20: 1 / 6, 30: 2 / 6, 40: 3 / 6}),
+    (9.99, {20: 1 / 6, 30: 2 / 6, 40: 3 / 6}),
+    (10.0, {30: 1 / 6, 40: 2 / 6, 50: 3 / 6}),
+    (955.0, {970: 1 / 6, 980: 2 / 6, 990: 3 / 6}),
+    (960.0, {980: 1 / 3, 990: 2 / 3}),
+    (970.0, {990: 1.0}),
+    (979.99, {990: 1.0}),
+    (980.0, {None: 1.0}),
+    (5000.0, {None: 1.0}),
+  ],
+)
+def test_the_cap_is_the_larger_of_two_draws(price, caps):
+  draws = collections.Counter(
+    goals.price_cap(price, key) for key in range(2000)
+  )
+  assert set(draws) == set(caps)
+  for cap, share in caps.items():
+    error = np.sqrt(share * (1 - share) / 2000)
+    assert abs(draws[cap] / 2000 - share) <= 3 * error
+
+
+def test_the_cap_belongs_to_the_goal():
+  caps = [goals.synthetic(SHIRT, number).price_cap for number in range(6)]
+  assert caps == [goals.synthetic(SHIRT, n).price_cap for n in range(6)]
+  assert len(set(caps)) > 1
+
+
+def test_no_cap_is_not_mentioned():
+  dear = catalogue.Product(
+    'B02', 'Thing', price=1200.0, instruction='Find', wanted=('a',)
+  )
+  goal = goals.synthetic(dear, 0)
+  assert (goal.text, goal.price_cap) == ('Find', None)
+
+
+# --- Numbers and seeds -------------------------------------------------------
+
+
+@pytest.mark.parametrize('counts', [[], [0], [3], [2, 0, 0, 1, 4, 0]])
+def test_numbering(counts):
+  numbering = goals.Numbering(counts)
+  expected = [(i, own) for i, n in enumerate(counts) for own in range(n)]
+  assert numbering.count == len(expected)
+  found = [numbering.place(number) for number in range(numbering.count)]
+  assert found == expected
+
+
+@pytest.mark.parametrize('count', [*range(1, 70), 256, 257, 1000, 6910])
+def test_the_shuffle_is_a_permutation(count):
+  found = [goals.shuffled(place, count) for place in range(count)]
+  assert sorted(found) == list(range(count))
+  if count > 10:
+    assert found != sorted(found)
+
+
+def test_the_shuffle_mixes():
+  count = 3000
+  found = np.array([goals.shuffled(place, count) for place in range(count)])
+  # Of the first tenth, every tenth of the range gets its share.
+  shares = np.histogram(found[:300], bins=10, range=(0, count))[0]
+  assert np.sum((shares - 30) ** 2 / 30) < 27.9  # 0.1 % point, 9 degrees
+  steps = np.diff(found)
+  assert len(np.unique(steps)) > 0.7 * count
+  assert abs(np.corrcoef(found[1:], found[:-1])[0, 1]) < 0.06
+
+
+def numbered(texts):
+  """A schedule over goals of which only the texts matter."""
+  made = [
+    goals.Goal('', text, (), (), None, '', '', ()) for text in map(str, texts)
+  ]
+  return goals.Schedule(made.__getitem__, len(made)), made
+
+
+@pytest.mark.parametrize('count, held_out', [(3, 1), (300, 100), (3000, 500)])
+def test_evaluation_and_training_share_no_goal(count, held_out):
+  schedule, _ = numbered(range(count))
+  evaluation = [schedule.number(seed) for seed in range(123, 123 + held_out)]
+  assert len(set(evaluation)) == held_out
+  others = count - held_out
+  training = [schedule.number(10_000 + seed) for seed in range(2 * others)]
+  assert training[:others] == training[others:]
+  assert len(set(training)) == others
+  assert not set(training) & set(evaluation)
+  assert schedule.number(10**9 + 7) in training
+  assert {schedule.number(seed) for seed in (0, 9_999)} <= set(evaluation)
+
+
+def test_equal_goals_stay_on_one_side():
+  schedule, made = numbered([number // 4 for number in range(400)])
+  evaluation = {made[schedule.number(seed)].text for seed in range(133)}
+  training = {made[schedule.number(10_000 + s)].text for s in range(300)}
+  assert training and not training & evaluation
+  # Without the check four equal ones in a row would be on both sides.
+  assert len(evaluation) > 60
+
+
+def test_too_few_goals_are_refused():
+  with pytest.raises(ValueError, match='gives 2 goals.* 3 or more'):
+    numbered(range(2))
+  schedule, _ = numbered([7, 7, 7])
+  with pytest.raises(ValueError, match='equals one for evaluation'):
+    schedule.number(10_000)

@@ -1,0 +1,208 @@
+"""Pages: every text and every link of a little shop, by hand."""
+
+import pytest
+
+from actfocus_jax.envs.webshop import catalogue, pages, shops
+
+SHIRT = catalogue.Product(
+  asin='B01',
+  title='Soft Shirt',
+  description='A shirt.',
+  bullets=('Warm.', 'Washable.'),
+  options=(('size', ('s', 'm')), ('color', ('red', 'blue'))),
+  price=9.5,
+  price_text='$9.50',
+  rating='4.5',
+  instruction='Find me soft shirts',
+  wanted=('soft',),
+)
+SOCKS = [
+  catalogue.Product(asin=f'C0{i}', title=f'Sock {i}', price_text=f'${i}.00')
+  for i in range(1, 6)
+]
+
+
+@pytest.fixture(scope='module')
+def shop():
+  return shops.MemoryShop([SHIRT, *SOCKS])
+
+
+def at(page, **fields):
+  return pages.State(0, page, **fields)
+
+
+def show(shop, state):
+  return pages.show(shop, state, results_per_page=2)
+
+
+SOCK = 'sock'
+START = pages.State(0)
+ITEM = at('item', query=SOCK, number=2, asin='B01')
+
+
+def test_search(shop):
+  page = show(shop, START)
+  assert page.texts == (f'Instruction: {shop.goal(0).text}',)
+  assert page.links == {}
+  assert pages.search(ITEM, SOCK) == at('results', query=SOCK)
+
+
+@pytest.mark.parametrize(
+  'number, texts, ways',
+  [
+    (1, 'C01 Sock_1 $1.00 C02 Sock_2 $2.00', {'next >': 2}),
+    (2, 'C03 Sock_3 $3.00 C04 Sock_4 $4.00', {'< prev': 1, 'next >': 3}),
+    (3, 'C05 Sock_5 $5.00', {'< prev': 2}),
+  ],
+)
+def test_results(shop, number, texts, ways):
+  page = show(shop, at('results', query=SOCK, number=number))
+  items = [text.replace('_', ' ') for text in texts.split()]
+  assert page.texts == (f'Page {number} (Total results: 5)', *items)
+  expected = {'back to search': START}
+  for name, there in ways.items():
+    expected[name] = at('results', query=SOCK, number=there)
+  for asin in items[::3]:
+    expected[asin.lower()] = at('item', query=SOCK, number=number, asin=asin)
+  assert page.links == expected
+  assert list(page.links) == list(expected)
+
+
+def test_exactly_full_pages_have_no_next(shop):
+  page = pages.show(shop, at('results', query=SOCK), results_per_page=5)
+  assert len(page.texts) == 16 and 'next >' not in page.links
+
+
+def test_no_results(shop):
+  page = show(shop, at('results', query='unknown'))
+  assert page.texts == ('Page 1 (Total results: 0)',)
+  assert page.links == {'back to search': START}
+
+
+def test_item(shop):
+  page = show(shop, ITEM)
+  assert page.texts == ('Soft Shirt', 'Price: $9.50', 'Rating: 4.5') + (
+    'size: s, m',
+    'color: red, blue',
+  )
+  expected = {
+    'back to search': START,
+    '< prev': at('results', query=SOCK, number=2),
+    **{
+      name: at(name, query=SOCK, number=2, asin='B01')
+      for name in ('description', 'features', 'reviews')
+    },
+    **{
+      value: at('item', query=SOCK, number=2, asin='B01', chosen=(choice,))
+      for value, choice in (
+        ('s', ('size', 's')),
+        ('m', ('size', 'm')),
+        ('red', ('color', 'red')),
+        ('blue', ('color', 'blue')),
+      )
+    },
+    'buy now': at('done', query=SOCK, number=2, asin='B01'),
+  }
+  assert page.links == expected
+  assert list(page.links) == list(expected)
+
+
+def test_options_are_chosen_changed_and_kept(shop):
+  state, seen = ITEM, []
+  for value in ('m', 'red', 'red', 's', 'features', '< prev', 'blue'):
+    state = show(shop, state).links[value]
+    seen.append(dict(state.chosen))
+  assert seen == [
+    {'size': 'm'},
+    {'size': 'm', 'color': 'red'},
+    {'size': 'm', 'color': 'red'},
+    {'size': 's', 'color': 'red'},
+    {'size': 's', 'color': 'red'},
+    {'size': 's', 'color': 'red'},
+    {'size': 's', 'color': 'blue'},
+  ]
+  page = show(shop, state)
+  assert page.texts[-2:] == ('Chosen color: blue', 'Chosen size: s')
+  assert page.links['buy now'].chosen == (('color', 'blue'), ('size', 's'))
+  # Whoever leaves the product forgets its options.
+  for way in ('< prev', 'back to search'):
+    assert page.links[way].chosen == ()
+
+
+@pytest.mark.parametrize(
+  'name, texts',
+  [
+    ('description', ('A shirt.',)),
+    ('features', ('Warm.', 'Washable.')),
+    ('reviews', ('Rating: 4.5',)),
+  ],
+)
+def test_sub_pages(shop, name, texts):
+  chosen = (('size', 'm'),)
+  state = at(name, query=SOCK, number=2, asin='B01', chosen=chosen)
+  page = show(shop, state)
+  assert page.texts == texts
+  assert page.links == {
+    'back to search': START,
+    '< prev': at('item', query=SOCK, number=2, asin='B01', chosen=chosen),
+  }
+
+
+@pytest.mark.parametrize('name', ['description', 'features'])
+def test_empty_sub_pages_say_so(shop, name):
+  assert show(shop, at(name, asin='C01')).texts == ('Nothing here.',)
+
+
+def test_a_product_without_a_rating_has_no_reviews(shop):
+  page = show(shop, at('item', asin='C01'))
+  assert page.texts == ('Sock 1', 'Price: $1.00')
+  assert 'features' in page.links and 'reviews' not in page.links
+
+
+def test_done(shop):
+  page = show(shop, at('done', asin='B01'))
+  assert page == pages.Page(('You bought: Soft Shirt',), {})
+
+
+# --- Awkward options ---------------------------------------------------------
+
+
+def one_product(*options):
+  product = catalogue.Product('B01', 'Thing', options=options)
+  shop = shops.MemoryShop([product])
+  return shop, at('item', asin='B01')
+
+
+def clicked(shop, state, *values):
+  for value in values:
+    state = show(shop, state).links[value]
+  return dict(state.chosen)
+
+
+def test_one_value_in_two_options():
+  shop, state = one_product(('a', ('1', '2')), ('b', ('1', '2')))
+  assert clicked(shop, state, '1') == {'a': '1'}
+  assert clicked(shop, state, '1', '1') == {'a': '1', 'b': '1'}
+  assert clicked(shop, state, '2', '1') == {'a': '2', 'b': '1'}
+  assert clicked(shop, state, '1', '2') == {'a': '1', 'b': '2'}
+  # Every combination can be reached from every other one.
+  assert clicked(shop, state, '2', '2', '1', '1', '2') == {'a': '2', 'b': '1'}
+
+
+def test_a_value_twice_in_one_option():
+  shop, state = one_product(('a', ('1', '1')))
+  assert clicked(shop, state, '1', '1') == {'a': '1'}
+
+
+def test_buttons_go_before_values_of_their_name():
+  names = ('back to search', '< prev', 'buy now', 'features', 'fine')
+  shop, state = one_product(('a', names))
+  links = show(shop, state).links
+  assert links['buy now'].page == 'done' and list(links)[-1] == 'buy now'
+  assert [links[name].page for name in names] == [
+    'search',
+    'results',
+    'done',
+    'features',
+    'item',
+  ]

@@ -1,0 +1,228 @@
+"""Search: terms, scores against loops, a library that is kept from jax."""
+
+import math
+import pathlib
+import random
+import subprocess
+import sys
+
+import pytest
+
+from actfocus_jax.envs.webshop import catalogue, search
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize(
+  'text, expected',
+  [
+    ('Running shoes for the easily bored', 'run shoe easili bore'),
+    ("Men's and women’s socks, x-large", 'men women sock x larg'),
+    ('1,200.5 mAh 4K non_stick', '1,200.5 mah 4k non stick'),
+    ('Été Ñandú Straße', 'été ñandú straße'),
+    ("It's its", 'it'),
+    ('the of and', ''),
+    (' .,;[]{} \ud800\0 ', ''),
+  ],
+)
+def test_terms(text, expected):
+  assert search.terms(text) == expected.split()
+
+
+def test_what_a_product_is_found_by():
+  product = catalogue.Product(
+    'B01',
+    'A Shirt',
+    description='Soft.',
+    bullets=('First', 'Second'),
+    options=(('size', ('small', 'large')), ('color', ('red',))),
+    attributes=('hidden',),
+  )
+  assert search.text_of(product) == (
+    'a shirt soft. first size: small, large color: red'
+  )
+
+
+# --- Scores ------------------------------------------------------------------
+
+WORDS = ['lamp', 'shirt', 'wool', 'red', 'dim', 'soft', 'cheap', 'mug', 'tea']
+
+
+def texts(seed, count):
+  rng = random.Random(seed)
+  return [
+    ' '.join(rng.choices(WORDS, k=rng.randrange(12))) for _ in range(count)
+  ]
+
+
+def by_loops(documents, query):
+  """(score, place) of all texts that have a word of the query."""
+  split = [search.terms(document) for document in documents]
+  mean = sum(map(len, split)) / len(split)
+  found = []
+  for place, words in enumerate(split):
+    score = 0.0
+    for word in search.terms(query):
+      holders = sum(word in other for other in split)
+      count = words.count(word)
+      if count:
+        rarity = math.log(1 + (len(split) - holders + 0.5) / (holders + 0.5))
+        length = 1 - 0.4 + 0.4 * len(words) / mean
+        score += rarity * count / (count + 0.9 * length)
+    if score:
+      found.append((-round(score, 4), place))
+  return sorted(found)
+
+
+QUERIES = ['red', 'soft wool shirt', 'tea tea lamp', 'the red unknown', 'dims']
+
+
+@pytest.fixture(scope='module')
+def some():
+  return texts(0, 90)
+
+
+@pytest.fixture(scope='module')
+def on_disk(some, tmp_path_factory):
+  pytest.importorskip('tantivy')
+  return disk_index(tmp_path_factory.mktemp('search') / 'index', some)
+
+
+def disk_index(directory, documents):
+  split = [search.terms(document) for document in documents]
+  with search.DiskWriter(directory) as writer:
+    for number, words in enumerate(split):
+      writer.add(number, words)
+  mean = sum(map(len, split)) / len(split)
+  return search.DiskIndex(
+    directory, lambda numbers: {n: split[n] for n in numbers}, mean
+  )
+
+
+def agrees(found, expected):
+  """The same scores in the same order, equal ones at any rounding error."""
+  scores = {place: score for score, place in expected}
+  assert len(found) == len(set(found)) == min(len(expected), search.TOP)
+  best = [scores[place] for place in found]
+  for score, (wanted, _) in zip(best, expected, strict=False):
+    assert abs(score - wanted) <= 2e-4
+
+
+@pytest.mark.parametrize('query', QUERIES)
+def test_memory_agrees_with_loops(some, query):
+  expected = by_loops(some, query)
+  assert len(expected) > 5
+  agrees(search.MemoryIndex(some).best(query), expected)
+
+
+@pytest.mark.parametrize('query', QUERIES)
+def test_disk_agrees_with_loops(some, on_disk, query):
+  agrees(on_disk.best(query), by_loops(some, query))
+
+
+@pytest.mark.parametrize('query', ['', 'the of', 'unknown', '!?'])
+def test_nothing_is_found(some, on_disk, query):
+  assert search.MemoryIndex(some).best(query) == []
+  assert on_disk.best(query) == []
+  assert search.MemoryIndex(['', 'of']).best('lamp') == []
+
+
+def test_equal_ones_keep_the_order_of_the_shop(tmp_path):
+  pytest.importorskip('tantivy')
+  documents = ['mug'] * 3 + ['red mug'] * 70 + ['mug red'] * 10
+  found = search.MemoryIndex(documents).best('red mug')
+  assert found == [*range(3, 53)]
+  assert disk_index(tmp_path / 'index', documents).best('mug red') == found
+
+
+def test_the_order_of_the_words_does_not_matter(some, on_disk):
+  rng = random.Random(3)
+  memory = search.MemoryIndex(some)
+  for _ in range(30):
+    words = rng.sample(WORDS, 4)
+    other = rng.sample(words, 4)
+    for index in (memory, on_disk):
+      assert index.best(' '.join(words)) == index.best(' '.join(other))
+
+
+def test_k1_and_b_are_the_wanted_ones():
+  # A long text with the word twice goes before a short one with it once for
+  # k1 0.9, b 0.4, and behind it for k1 1.5, b 0.75.
+  documents = ['lamp tea', 'lamp lamp' + ' mug' * 3, *['tea'] * 7]
+  assert search.MemoryIndex(documents).best('lamp') == [1, 0]
+
+
+def test_many_words_are_cut():
+  documents = ['lamp', 'mug']
+  query = ' '.join(f'word{i}' for i in range(200)) + ' lamp'
+  assert search.MemoryIndex(documents).best(query) == []
+  assert search.MemoryIndex(documents).best('lamp ' + query) == [0]
+
+
+def test_candidates_of_another_order_suffice(tmp_path, monkeypatch):
+  pytest.importorskip('tantivy')
+  rng = random.Random(4)
+  words = [f'w{i}' for i in range(30)]
+  documents = [
+    ' '.join(rng.choices(words, k=int(rng.lognormvariate(3, 1)) + 1))
+    for _ in range(1500)
+  ]
+  disk, memory = (
+    disk_index(tmp_path / 'index', documents),
+    search.MemoryIndex(documents),
+  )
+  queries = [' '.join(rng.sample(words, 3)) for _ in range(20)]
+
+  def shared():
+    pairs = [(disk.best(query), memory.best(query)) for query in queries]
+    return sum(len(set(a) & set(b)) for a, b in pairs) / (search.TOP * 20)
+
+  assert shared() > 0.99
+  # With as many candidates as results the order of tantivy shows.
+  monkeypatch.setattr(search, 'CANDIDATES', search.TOP)
+  assert shared() < 0.9
+
+
+# --- Libraries ---------------------------------------------------------------
+
+
+def test_search_starts_no_jax():
+  code = (
+    'import sys\n'
+    'from actfocus_jax.envs import webshop\n'
+    'heavy = {"jax", "bm25s", "rapidfuzz", "tantivy", "sqlite3", "Stemmer"}\n'
+    'print(sorted({"jax", "bm25s", "Stemmer"} & set(sys.modules)))\n'
+    'env = webshop.WebShop()\n'
+    'state, _ = env.step(env.reset(0)[0], "search[red lamp]")\n'
+    'env.step(state, next(iter(env.page(state).links)))\n'
+    'print(sorted({"jax", "bm25s"} & set(sys.modules)))\n'
+    'sys.modules.pop("bm25s")\n'
+    'import jax.numpy\n'
+    'print(jax.numpy.ones(2).sum())\n'
+  )
+  result = subprocess.run(
+    [sys.executable, '-c', code],
+    capture_output=True,
+    text=True,
+    check=True,
+    cwd=ROOT,
+  )
+  assert result.stdout.split('\n')[:3] == ['[]', "['bm25s']", '2.0']
+
+
+def test_jax_stays_where_it_was():
+  jax = pytest.importorskip('jax')
+  search.MemoryIndex(['lamp'])
+  assert sys.modules['jax'] is jax
+
+
+@pytest.mark.parametrize(
+  'name, package', [('bm25s', 'bm25s'), ('Stemmer', 'PyStemmer')]
+)
+def test_a_missing_library_is_named(monkeypatch, name, package):
+  monkeypatch.setattr(
+    search.importlib.util, 'find_spec', lambda n: None if n == name else 1
+  )
+  search.require('rapidfuzz')
+  with pytest.raises(ValueError, match=f'needs {package}: pip install'):
+    search.require('rapidfuzz', name)
