@@ -15,6 +15,10 @@ def get_config(arg=None):
   """Arguments: size=tiny|0.5b|1.5b|3b|7b, algo=ppo|grpo, weights=..."""
   c = settings.defaults('sudoku')
   c.selection.ratio = 0.25
-  presets.apply(c, presets.arguments(arg))
+  choice = presets.arguments(arg)
+  presets.apply(c, choice)
+  if choice['size'] == 'tiny':
+    c.limits.context = 1536
+    c.rollout.lengths = (1024, 1536)
   c.lock()
   return c

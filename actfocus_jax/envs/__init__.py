@@ -3,5 +3,11 @@
 from actfocus_jax.envs.frozen_lake import FrozenLake
 from actfocus_jax.envs.sokoban import Sokoban
 from actfocus_jax.envs.sudoku import Sudoku
+from actfocus_jax.envs.webshop import WebShop
 
-ENVS = {'frozen_lake': FrozenLake, 'sokoban': Sokoban, 'sudoku': Sudoku}
+ENVS = {
+  'frozen_lake': FrozenLake,
+  'sokoban': Sokoban,
+  'sudoku': Sudoku,
+  'webshop': WebShop,
+}

@@ -13,7 +13,14 @@ from typing import Protocol
 
 import numpy as np
 
-from actfocus_jax.envs import base, frozen_lake, grid, sokoban, sudoku_player
+from actfocus_jax.envs import (
+  base,
+  frozen_lake,
+  grid,
+  sokoban,
+  sudoku_player,
+  webshop_player,
+)
 
 
 class Player(Protocol):
@@ -141,6 +148,11 @@ PLAYERS = {
   'sudoku': {
     'careless': sudoku_player.SudokuCareless(),
     'random': sudoku_player.SudokuCareless(skill=0.0),
+  },
+  'webshop': {
+    'careless': webshop_player.WebShopCareless(),
+    'careful': webshop_player.WebShopCareful(),
+    'random': webshop_player.WebShopCareless(skill=0.0),
   },
 }
 

@@ -29,16 +29,30 @@ OPTIONS = {
     allow_refill_reward=False,
     instructions='',
   ),
+  'webshop': dict(
+    data='',
+    goals='synthetic',
+    reward='strict',
+    index='',
+    results_per_page=10,
+    shop_seed=0,
+    products=150,
+    instructions='',
+  ),
 }
 # Types of the fields of the scripted players; unset ones are the player's own.
 PLAYERS = {
   'frozen_lake': dict(skill=float, habit=float, length=int),
   'sokoban': dict(skill=float, length=int),
   'sudoku': dict(skill=float, length=int, habit=float),
+  'webshop': dict(skill=float),
 }
 # What bounds an episode of each, as in the paper; of all others these.
 _COMMON_LIMITS = dict(turns=5, max_actions=2, action_budget=10)
-LIMITS = {'sudoku': dict(turns=8, max_actions=2, action_budget=16)}
+LIMITS = {
+  'sudoku': dict(turns=8, max_actions=2, action_budget=16),
+  'webshop': dict(turns=9, max_actions=1, action_budget=9),
+}
 MIXTURE = 'mixture'  # the env.name of a run on several environments
 
 

@@ -39,35 +39,50 @@ def test_every_config_says_its_command(name):
   assert f'--config=configs/{name}.py' in text.partition('def ')[0]
 
 
+# Method, section 7: P, G, turns, actions in a turn and in an episode, steps,
+# context, boards and episodes of an evaluation, KL of GRPO.
+PAPER = {
+  'sokoban': (8, 16, 5, 2, 10, 200, 3600, 32, 16, 0.0),
+  'frozen_lake': (8, 16, 5, 2, 10, 200, 3600, 32, 16, 0.0),
+  'sudoku': (8, 16, 8, 2, 16, 200, 3600, 32, 16, 0.0),
+  'webshop': (16, 8, 9, 1, 9, 100, 8192, 256, 1, 0.001),
+}
+SELECTION = {
+  ('frozen_lake', 'grpo'): 1.0,
+  ('webshop', 'grpo'): 1.0,
+  ('webshop', 'ppo'): 1.0,
+}
+
+
 @pytest.mark.parametrize('algo', settings.ALGOS)
-def test_paper_settings(algo):
-  """Numbers of arXiv 2605.14558, method section 7."""
-  lake, sokoban = (
-    load(n, f'size=0.5b,algo={algo}') for n in ('frozen_lake', 'sokoban')
-  )
-  for c in (lake, sokoban):
-    assert (c.kl.coefficient, c.selection.rule) == (0.0, 'top_k')
-    assert (c.critic.clip, c.critic.optimizer.learning_rate) == (0.5, 1e-5)
-    gae = c.advantage.gae
-    assert (gae.discount, gae.lam, gae.reward_placement) == (1.0, 1.0, 'final')
-    assert c.loss.reduction == 'weighted_token_mean'
-    assert (c.rollout.prompts, c.rollout.members) == (8, 16)
-    limits = (c.limits.turns, c.limits.max_actions, c.limits.action_budget)
-    assert limits == (5, 2, 10)
-    assert (c.limits.response_tokens, c.limits.context) == (400, 3600)
-    assert (c.weights.alpha, c.weights.beta) == (0.1, 0.5)
-    assert (c.loss.clip_low, c.loss.clip_high) == (0.2, 0.28)
-    assert c.loss.dual_clip == 3.0
-    assert c.optimizer.learning_rate == 1e-6
-    assert (c.optimizer.b1, c.optimizer.b2) == (0.9, 0.999)
-    assert (c.optimizer.weight_decay, c.optimizer.clip_norm) == (0.01, 1.0)
-    assert c.entropy_coefficient == 0.001
-    assert (c.learner.minibatch, c.learner.epochs) == (32, 1)
-    assert (c.rollout.temperature, c.eval.temperature) == (1.0, 0.5)
-    assert (c.eval.every, c.eval.prompts, c.eval.members) == (10, 32, 16)
-    assert (c.num_steps, c.limits.format_penalty) == (200, -0.1)
-  assert sokoban.selection.ratio == 0.25
-  assert lake.selection.ratio == {'ppo': 0.25, 'grpo': 1.0}[algo]
+@pytest.mark.parametrize('name', PAPER)
+def test_paper_settings(name, algo):
+  """Numbers of arXiv 2605.14558."""
+  c = load(name, f'size=0.5b,algo={algo}')
+  *numbers, kl = PAPER[name]
+  assert numbers == [
+    *(c.rollout.prompts, c.rollout.members, c.limits.turns),
+    *(c.limits.max_actions, c.limits.action_budget, c.num_steps),
+    *(c.limits.context, c.eval.prompts, c.eval.members),
+  ]
+  assert c.kl.coefficient == (kl if algo == 'grpo' else 0.0)
+  assert (c.kl.estimator, c.selection.rule) == ('k1', 'top_k')
+  assert c.selection.ratio == SELECTION.get((name, algo), 0.25)
+  assert (c.critic.clip, c.critic.optimizer.learning_rate) == (0.5, 1e-5)
+  gae = c.advantage.gae
+  assert (gae.discount, gae.lam, gae.reward_placement) == (1.0, 1.0, 'final')
+  assert c.loss.reduction == 'weighted_token_mean'
+  assert (c.limits.response_tokens, c.limits.format_penalty) == (400, -0.1)
+  assert (c.weights.alpha, c.weights.beta) == (0.1, 0.5)
+  assert (c.loss.clip_low, c.loss.clip_high) == (0.2, 0.28)
+  assert c.loss.dual_clip == 3.0
+  assert c.optimizer.learning_rate == 1e-6
+  assert (c.optimizer.b1, c.optimizer.b2) == (0.9, 0.999)
+  assert (c.optimizer.weight_decay, c.optimizer.clip_norm) == (0.01, 1.0)
+  assert c.entropy_coefficient == 0.001
+  assert (c.learner.minibatch, c.learner.epochs) == (32, 1)
+  assert (c.rollout.temperature, c.eval.temperature) == (1.0, 0.5)
+  assert c.eval.every == 10
 
 
 def test_written_config_reads_back_the_same():

@@ -1,0 +1,35 @@
+"""WebShop, with the paper's settings.
+
+python -m actfocus_jax.train --config=configs/webshop.py:size=0.5b \
+  --config.env.options.data=WEBSHOP --workdir=runs/webshop
+
+WEBSHOP is a directory with the public files: items_shuffle_1000.json,
+items_ins_v2_1000.json and so on. Without it, a small shop of the project's own.
+
+Hardware and time: meant for accelerators at the sizes 0.5b to 7b; size=tiny
+runs on two CPU cores.
+Expected: not measured yet at sizes other than tiny; see README.md.
+"""
+
+from actfocus_jax.run import presets, settings
+
+
+def get_config(arg=None):
+  """Arguments: size=tiny|0.5b|1.5b|3b|7b, algo=ppo|grpo, weights=..."""
+  choice = presets.arguments(arg)
+  c = settings.defaults('webshop')
+  c.num_steps = 100
+  c.rollout.prompts, c.rollout.members = 16, 8
+  c.eval.prompts, c.eval.members = 256, 1
+  if choice['algo'] == 'grpo':
+    c.kl.update(coefficient=0.001, estimator='k1')
+  presets.apply(c, choice)
+  if choice['size'] == 'tiny':
+    c.limits.response_tokens = 48
+    c.limits.context = 2048
+    c.rollout.lengths = (1024, 1536, 2048)
+  else:
+    c.limits.context = 8192
+    c.rollout.lengths = (2048, 4096, 8192)
+  c.lock()
+  return c
