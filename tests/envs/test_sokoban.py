@@ -242,6 +242,18 @@ def test_difficulty_on_many_rooms():
   check_difficulty(range(10_000, 12_000))
 
 
+@pytest.mark.slow
+def test_ten_thousand_rooms_are_sound():
+  env = sokoban.Sokoban()
+  for seed in range(20_000, 30_000):
+    state, text = env.reset(seed)
+    counts = {symbol: text.count(symbol) for symbol in 'PSXO√'}
+    assert counts['P'] + counts['S'] == 1
+    assert len(state.boxes) == len(state.room.targets) == 1
+    assert counts['X'] == counts['O'] + counts['S'] and not counts['√']
+    assert sokoban.solve(state)
+
+
 @pytest.mark.parametrize(
   'board',
   ['', 'PX\nO', 'PX?O', 'XO', 'PSXO', 'P_O', 'PXXO', 'P X O'],

@@ -445,7 +445,7 @@ def test_a_turn_without_a_form_costs_no_format_penalty():
   env = sudoku.Sudoku()
   state, _ = env.load(TWO_WAYS)
   state, turn = base.play_turn(
-    env, state, ['nonsense', '3,1,2', '3,3,4'], budget=16, max_actions=2
+    env, state, '', ['nonsense', '3,1,2', '3,3,4'], budget=16, max_actions=2
   )
   assert turn.reward == pytest.approx(0.9) and turn.penalty == 0.0
   assert (turn.actions_used, turn.valid, turn.effective) == (2, True, 1)

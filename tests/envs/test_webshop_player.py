@@ -181,7 +181,7 @@ def purchases(env, player, seeds):
     for turn in range(9):
       _, answer = player.respond(env, state, rng((seed, turn)))
       state, result = base.play_turn(
-        env, state, answer, budget=9, max_actions=1
+        env, state, '', answer, budget=9, max_actions=1
       )
       if result.done:
         bought += 1

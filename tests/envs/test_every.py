@@ -1,0 +1,177 @@
+"""What holds for every environment: pure, seeded, deaf to nonsense."""
+
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from actfocus_jax.agent import chat as chat_lib
+from actfocus_jax.agent import tokenizer
+from actfocus_jax.envs import ENVS, base, players
+from actfocus_jax.run import env_settings
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Strings of the long fuzz. Sudoku and WebShop, which judge strings themselves,
+# have long ones of their own beside their other tests.
+FUZZ = {'frozen_lake': 100_000, 'sokoban': 100_000}
+
+
+@pytest.fixture(scope='module', params=ENVS)
+def game(request):
+  return request.param
+
+
+@pytest.fixture(scope='module')
+def env(game):
+  return ENVS[game]()
+
+
+def visited(env, game, seeds=range(123, 129)):
+  """(state, action) pairs that the careless player meets, and their texts."""
+  player = players.PLAYERS[game]['careless']
+  for seed in seeds:
+    rng = np.random.default_rng(seed)
+    state, text = env.reset(seed)
+    for _ in range(4):
+      _, actions = player.respond(env, state, rng)
+      for action in actions:
+        yield state, text, action
+        state, step = env.step(state, action)
+        text = step.text
+        if step.done:
+          break
+      else:
+        continue
+      break
+
+
+def test_the_same_call_twice_gives_the_same(env, game):
+  for seed in (0, 123, 10_000, 10**9):
+    assert env.reset(seed) == env.reset(seed)
+  for state, _, action in visited(env, game):
+    before = repr(state), hash(state)
+    first, second = env.step(state, action), env.step(state, action)
+    assert first == second and hash(first[0]) == hash(second[0])
+    assert (repr(state), hash(state)) == before
+    assert dataclasses.is_dataclass(state)
+
+
+def test_another_object_makes_the_same_episodes(env, game):
+  other = ENVS[game]()
+  for state, text, action in visited(env, game):
+    assert other.step(state, action) == env.step(state, action)
+    assert other.render(state) == text
+
+
+def test_seeds_are_different_boards(env):
+  texts = {env.reset(seed)[1] for seed in range(123, 155)}
+  assert len(texts) > 28
+
+
+def test_texts_come_through_a_tokenizer(env, game):
+  chat = chat_lib.Chat(tokenizer.train([]))
+  for _, text, action in visited(env, game, range(123, 125)):
+    for said in (text, action, env.instructions):
+      ids = chat.tokenizer.encode(said, add_special_tokens=False)
+      assert chat.text(ids) == said
+
+
+def test_numbers_are_numbers(env, game):
+  for state, _, action in visited(env, game):
+    _, step = env.step(state, action)
+    assert isinstance(step.reward, float) and np.isfinite(step.reward)
+    assert isinstance(step.done, bool) and isinstance(step.success, bool)
+    assert not step.success or step.done
+    assert all(np.isfinite(float(x)) for x in step.info.values())
+
+
+def test_action_names(env):
+  state, _ = env.reset(5)
+  for action in env.actions:
+    assert env.step(state, action.upper()) == env.step(state, action)
+    assert action in env.instructions
+  if env.actions:
+    with pytest.raises(ValueError, match='unknown action'):
+      env.step(state, 'Jump')
+  else:  # It judges what it cannot read.
+    after, step = env.step(state, 'Jump')
+    assert not step.info['effective'] and not step.done
+
+
+def test_instructions_are_a_field(game):
+  assert ENVS[game](instructions='Play.').instructions == 'Play.'
+
+
+def test_room_needs_no_jax():
+  code = (
+    'import sys, actfocus_jax.envs.players; '
+    'print(sorted({"jax", "flax", "transformers"} & set(sys.modules)))'
+  )
+  result = subprocess.run(
+    [sys.executable, '-c', code],
+    capture_output=True,
+    text=True,
+    check=True,
+    cwd=ROOT,
+  )
+  assert result.stdout.strip() == '[]'
+
+
+# --- Anything may come -------------------------------------------------------
+
+
+def nonsense(rng, answers):
+  """A response: random bytes, or an answer of the player with some changed."""
+  if rng.random() < 0.5:
+    data = rng.bytes(int(rng.integers(0, 40)))
+    data = data if rng.random() < 0.5 else b'x</think><answer>' + data
+  else:
+    answer = answers[rng.integers(len(answers))]
+    data = bytearray(f'so</think><answer>{answer}</answer>'.encode())
+    for _ in range(rng.integers(0, 4)):
+      place = int(rng.integers(len(data)))
+      kind = rng.integers(3)
+      if kind == 0:
+        data[place] = rng.integers(256)
+      elif kind == 1:
+        del data[place]
+      else:
+        data[place:place] = data[place : place + 9]
+  return bytes(data).decode('utf-8', errors='replace')
+
+
+def fuzz(env, game, count):
+  limits = env_settings.limits(game)
+  budget, most = limits['action_budget'], limits['max_actions']
+  answers = [action for _, _, action in visited(env, game)]
+  rng = np.random.default_rng(7)
+  start, start_text = env.reset(123)
+  state, text = start, start_text
+  read = ran = 0
+  for _ in range(count):
+    answer = chat_lib.parse_answer(nonsense(rng, answers))
+    before = hash(state)
+    after, turn = base.play_turn(
+      env, state, text, answer, budget=budget, max_actions=most
+    )
+    assert hash(state) == before and turn.actions_used <= most
+    read, ran = read + (answer is not None), ran + turn.valid
+    if not answer:
+      assert after is state and turn.penalty == -0.1 and turn.text == text
+    if not turn.valid:
+      assert after == state and turn.reward == 0.0
+    state, text = (start, start_text) if turn.done else (after, turn.text)
+  assert 0.2 < read / count < 0.9 and 0.05 < ran / count < 0.9
+
+
+def test_nonsense_raises_nothing(env, game):
+  fuzz(env, game, 2000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('game', FUZZ)
+def test_much_nonsense_raises_nothing(game):
+  fuzz(ENVS[game](), game, FUZZ[game])
