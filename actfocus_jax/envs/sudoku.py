@@ -58,7 +58,7 @@ and 0.5 if not; a full board gives 10. {refill}
 An action that is against the rules or cannot be read costs 0.1.
 An action is row,column,number: 2,3,1 places a 1 in row 2, column 3. So does \
 place 1 at row 2 col 3."""
-_REFILL = 'Another that fits into a cell that you filled gives {}.'
+_REFILL = 'You may change a cell that you filled, which gives {}.'
 
 
 @dataclasses.dataclass(frozen=True)
