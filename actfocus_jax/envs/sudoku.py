@@ -58,7 +58,7 @@ and 0.5 if not; a full board gives 10. {refill}
 An action that is against the rules or cannot be read costs 0.1.
 An action is row,column,number: 2,3,1 places a 1 in row 2, column 3. So does \
 place 1 at row 2 col 3."""
-_REFILL = 'Another that fits into a cell that you filled gives {}.'
+_REFILL = 'You may change a cell that you filled, which gives {}.'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +169,7 @@ class Sudoku:
     following, reward = state, 0.0
     if not self._is_done(state):
       following, reward = self._judge(state, action)
+    own = own_cells(following)
     return following, base.Step(
       text=self.render(following),
       reward=reward,
@@ -176,8 +177,11 @@ class Sudoku:
       success=is_solved(following),
       info={
         'effective': following.cells != state.cells,
-        'cells_placed': len(own_cells(following)),
-        'cells_correct': len(own_cells(following) - wrong_cells(following)),
+        'cells_placed': len(own),
+        'cells_correct': sum(
+          following.cells[index] == state.puzzle.solution[index]
+          for index in own
+        ),
       },
     )
 
@@ -274,20 +278,10 @@ def is_solved(state: State) -> bool:
   return 0 not in state.cells
 
 
-def own_cells(state: State) -> set[int]:
-  """Returns the indices of the filled cells that were not given."""
+def own_cells(state: State) -> list[int]:
+  """Returns the indices of the filled cells that were not given, in order."""
   pairs = zip(state.cells, state.puzzle.given, strict=True)
-  return {
-    index for index, (now, given) in enumerate(pairs) if now and not given
-  }
-
-
-def wrong_cells(state: State) -> set[int]:
-  """Returns the indices of the filled cells unlike the stored solution."""
-  pairs = zip(state.cells, state.puzzle.solution, strict=True)
-  return {
-    index for index, (now, best) in enumerate(pairs) if now not in (0, best)
-  }
+  return [index for index, (now, given) in enumerate(pairs) if now != given]
 
 
 def _pattern(form: str) -> re.Pattern[str]:

@@ -56,7 +56,7 @@ class SudokuCareless:
   def _change(
     self, env, state: sudoku.State, stuck: int, rng
   ) -> tuple[str, list[str]]:
-    own = sorted(sudoku.own_cells(state))
+    own = sudoku.own_cells(state)
     changed = own[rng.integers(len(own))]
     thought = (
       f'Nothing fits into {sudoku_board.place(stuck, env.size)}, so I change '
@@ -80,4 +80,4 @@ def _best_number(state: sudoku.State, index: int) -> int:
   """The stored number, or where that does not fit the first that does."""
   stored = state.puzzle.solution[index]
   valid = sudoku_board.valid_numbers(state.cells, index)
-  return stored if stored in valid or not valid else valid[0]
+  return stored if stored in valid else valid[0]
