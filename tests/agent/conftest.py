@@ -76,7 +76,12 @@ def lake():
 @pytest.fixture(scope='package')
 def tokenizer(lake):
   return demonstrations.train_tokenizer(
-    [(games.Game('lake', lake, LIMITS), players.FrozenLakeCareless())],
+    [
+      (
+        games.Game('lake', lake, LIMITS),
+        players.frozen_lake.FrozenLakeCareless(),
+      )
+    ],
     range(80),
     vocab_size=560,
   )

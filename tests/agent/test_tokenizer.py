@@ -11,7 +11,7 @@ from actfocus_jax.algorithm import trajectory
 from actfocus_jax.envs import players, sokoban
 
 LIMITS = games.Limits(response_tokens=60, context=900)
-PLAYER = players.FrozenLakeCareless()
+PLAYER = players.frozen_lake.FrozenLakeCareless()
 
 
 def cast(env, player=None, limits=LIMITS):
@@ -100,7 +100,7 @@ def test_demonstrations_are_rollouts_that_nobody_sampled(chat, lake):
 
 
 def test_demonstrations_of_sokoban():
-  rooms = cast(sokoban.Sokoban(), players.SokobanCareless())
+  rooms = cast(sokoban.Sokoban(), players.sokoban.SokobanCareless())
   made = demonstrations.train_tokenizer(rooms, range(4), 500)
   assert pieces(made, '#_XO√PS') == list('#_XO√PS')
   chat = chat_lib.Chat(made)

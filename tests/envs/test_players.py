@@ -67,8 +67,8 @@ def test_answers_are_known_actions_and_repeat(game):
 
 def test_careless_overlooks_the_hole_and_careful_does_not():
   env = frozen_lake.FrozenLake()
-  careless = players.FrozenLakeCareless(skill=1.0)
-  careful = players.FrozenLakeCareful(skill=1.0)
+  careless = players.frozen_lake.FrozenLakeCareless(skill=1.0)
+  careful = players.frozen_lake.FrozenLakeCareful(skill=1.0)
   board = 'SHG\nFFF'
   assert answer(careless, env, board)[1] == ['Right', 'Right']
   assert answer(careful, env, board)[1] == ['Down', 'Right']
@@ -76,7 +76,7 @@ def test_careless_overlooks_the_hole_and_careful_does_not():
 
 def test_second_action_starts_where_the_first_leads():
   env = frozen_lake.FrozenLake()
-  careless = players.FrozenLakeCareless(skill=1.0)
+  careless = players.frozen_lake.FrozenLakeCareless(skill=1.0)
   answers = {
     tuple(answer(careless, env, 'SF\nFG', seed)[1]) for seed in range(20)
   }
@@ -88,9 +88,17 @@ def test_second_action_starts_where_the_first_leads():
 @pytest.mark.parametrize(
   'player, env, board',
   [
-    (players.FrozenLakeCareless(1.0), frozen_lake.FrozenLake(), 'SG'),
-    (players.FrozenLakeCareful(1.0), frozen_lake.FrozenLake(), 'SG'),
-    (players.SokobanCareless(1.0), sokoban.Sokoban(), 'PXO'),
+    (
+      players.frozen_lake.FrozenLakeCareless(1.0),
+      frozen_lake.FrozenLake(),
+      'SG',
+    ),
+    (
+      players.frozen_lake.FrozenLakeCareful(1.0),
+      frozen_lake.FrozenLake(),
+      'SG',
+    ),
+    (players.sokoban.SokobanCareless(1.0), sokoban.Sokoban(), 'PXO'),
   ],
 )
 def test_one_action_where_one_is_enough(player, env, board):
@@ -100,7 +108,7 @@ def test_one_action_where_one_is_enough(player, env, board):
 def test_skill_is_the_chance_of_a_good_action():
   env = frozen_lake.FrozenLake()
   for skill in (0.0, 0.4, 1.0):
-    player = players.FrozenLakeCareless(skill, length=1)
+    player = players.frozen_lake.FrozenLakeCareless(skill, length=1)
     rights = [
       answer(player, env, 'SFFG', seed)[1] == ['Right'] for seed in range(2000)
     ]
@@ -111,7 +119,9 @@ def test_skill_is_the_chance_of_a_good_action():
 
 def test_habit_is_the_chance_of_up_whatever_the_board():
   env = frozen_lake.FrozenLake()
-  player = players.FrozenLakeCareless(skill=0.3, habit=0.4, length=1)
+  player = players.frozen_lake.FrozenLakeCareless(
+    skill=0.3, habit=0.4, length=1
+  )
   actions = [answer(player, env, 'SFFG', seed)[1] for seed in range(2000)]
   for action, expected in (('Right', 0.375), ('Up', 0.475), ('Left', 0.075)):
     share = np.mean([one == [action] for one in actions])
@@ -120,7 +130,7 @@ def test_habit_is_the_chance_of_up_whatever_the_board():
 
 
 def test_stuck_room_is_played_at_random():
-  player = players.SokobanCareless(skill=1.0, length=1)
+  player = players.sokoban.SokobanCareless(skill=1.0, length=1)
   answers = [
     answer(player, sokoban.Sokoban(), 'X_P\n___\n__O', seed)[1][0]
     for seed in range(40)
@@ -131,11 +141,11 @@ def test_stuck_room_is_played_at_random():
 def test_perfect_players_win_what_can_be_won():
   seeds = range(123, 203)
   lake = frozen_lake.FrozenLake(success_probability=1.0)
-  careful = players.FrozenLakeCareful(skill=1.0)
+  careful = players.frozen_lake.FrozenLakeCareful(skill=1.0)
   assert players.success_rate(lake, careful, seeds) == 1.0
   env = sokoban.Sokoban()
   lengths = [len(sokoban.solve(env.reset(seed)[0])) for seed in seeds]
-  perfect = players.SokobanCareless(skill=1.0)
+  perfect = players.sokoban.SokobanCareless(skill=1.0)
   rate = players.success_rate(env, perfect, seeds, budget=4)
   assert 0 < rate < 1
   assert rate == np.mean(np.array(lengths) <= 4)
@@ -195,7 +205,7 @@ class OneLake(frozen_lake.FrozenLake):
   'turns, budget, expected', [(2, 2, 1.0), (1, 2, 0.0), (2, 1, 0.0)]
 )
 def test_episode_limits(turns, budget, expected):
-  player = players.FrozenLakeCareless(skill=1.0, length=1)
+  player = players.frozen_lake.FrozenLakeCareless(skill=1.0, length=1)
   rate = players.success_rate(
     OneLake('SFG'), player, [0], turns=turns, budget=budget
   )

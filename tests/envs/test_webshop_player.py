@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from actfocus_jax.envs import base, players, webshop
-from actfocus_jax.envs import webshop_player as shoppers
+from actfocus_jax.envs.players import webshop as shoppers
 from actfocus_jax.envs.webshop import catalogue, goals, pages
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

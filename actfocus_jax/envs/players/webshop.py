@@ -1,4 +1,4 @@
-"""Scripted shoppers for WebShop; players.py says what they are for."""
+"""Scripted shoppers for WebShop; the package says what they are for."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A scripted Sudoku player, good but not perfect; see players.py.
+"""A scripted Sudoku player, good but not perfect; see the package.
 
 It reads the board well and chooses its numbers badly: it names the cells that
 have the fewest valid numbers, with these, as they stand in the state's text,

@@ -1,0 +1,144 @@
+"""Scripted players, good but not perfect: what a warm start learns from.
+
+A player answers like the model should: a short, regular thought that describes
+the board correctly, then one or two actions. What a model learns from it is to
+write the format and to read the board. The actions are good only with
+probability `skill`, which leaves something to be learned by reinforcement.
+"""
+
+import itertools
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+
+from actfocus_jax.envs import base
+from actfocus_jax.envs.players import (
+  frozen_lake,
+  sokoban,
+  sudoku,
+  uniform,
+  webshop,
+)
+
+
+class Player(Protocol):
+  """Something that answers a state."""
+
+  def respond(
+    self, env: base.Environment, state: base.State, rng: np.random.Generator
+  ) -> tuple[str, list[str]]:
+    """Returns the thought and the actions of one turn."""
+    ...
+
+
+FOR_ALL = {'random': uniform.Uniform()}
+PLAYERS = {
+  'frozen_lake': {
+    'careless': frozen_lake.FrozenLakeCareless(),
+    'careful': frozen_lake.FrozenLakeCareful(skill=0.8),
+    'random': frozen_lake.FrozenLakeCareless(skill=0.0),
+  },
+  'sokoban': {
+    'careless': sokoban.SokobanCareless(),
+    'random': sokoban.SokobanCareless(skill=0.0),
+  },
+  'sudoku': {
+    'careless': sudoku.SudokuCareless(),
+    'random': sudoku.SudokuCareless(skill=0.0),
+  },
+  'webshop': {
+    'careless': webshop.WebShopCareless(),
+    'careful': webshop.WebShopCareful(),
+    'random': webshop.WebShopCareless(skill=0.0),
+  },
+}
+
+
+def random_play_success(
+  env: base.Environment,
+  seeds: Iterable[int],
+  *,
+  actions: int = 10,
+  plays: int = 1,
+) -> float:
+  """Returns the chance level: how often uniformly random actions succeed.
+
+  Args:
+    env: an environment with a table of action names.
+    seeds: one board each.
+    actions: actions per episode, all of them played unless it ends before.
+    plays: episodes on each board, with different actions.
+
+  Returns:
+    Share of the episodes that succeeded.
+  """
+  return float(
+    np.mean(
+      [
+        _random_episode(env, seed, actions, play)
+        for seed in seeds
+        for play in range(plays)
+      ]
+    )
+  )
+
+
+def success_rate(
+  env: base.Environment,
+  player: Player,
+  seeds: Iterable[int],
+  *,
+  turns: int = 5,
+  max_actions: int = 2,
+  budget: int = 10,
+  plays: int = 1,
+) -> float:
+  """Returns how often a player succeeds, under the rules of a turn.
+
+  Args:
+    env: the environment.
+    player: the player.
+    seeds: one episode each; a seed fixes the board and the play.
+    turns: most turns of an episode.
+    max_actions: most actions of a turn.
+    budget: most actions of an episode.
+    plays: episodes on each board, with different choices of the player.
+
+  Returns:
+    Share of the episodes that succeeded.
+  """
+  results = []
+  for seed, play in itertools.product(seeds, range(plays)):
+    rng = _generator(seed, play)
+    state, text = env.reset(seed)
+    left, played = budget, None
+    for _ in range(turns):
+      _, answer = player.respond(env, state, rng)
+      state, played = base.play_turn(
+        env, state, text, answer, budget=left, max_actions=max_actions
+      )
+      left, text = left - played.actions_used, played.text
+      if played.done or left == 0:
+        break
+    results.append(played.success)
+  return float(np.mean(results))
+
+
+def _random_episode(
+  env: base.Environment, seed: int, actions: int, play: int
+) -> bool:
+  rng = _generator(seed, play)
+  state, _ = env.reset(seed)
+  for _ in range(actions):
+    state, step = env.step(state, uniform.draw(rng, env.actions))
+    if step.done:
+      return step.success
+  return False
+
+
+def _generator(seed: int, play: int = 0) -> np.random.Generator:
+  # Apart from the streams with which environments make boards and slips.
+  return np.random.default_rng(
+    np.random.SeedSequence(seed, spawn_key=(2, play))
+  )
