@@ -64,6 +64,12 @@ def environment(c: ConfigDict, section: env_settings.Section):
     env = make(**options)
   except TypeError as error:
     raise ValueError(f'{section.field}.options: {error}.') from error
+  for needed in ('reset', 'step', 'instructions', 'actions'):
+    if not hasattr(env, needed):
+      raise ValueError(
+        f'{section.field}.name is {section.name!r}, which has no `{needed}`; '
+        'allowed: a class with reset, step, instructions and actions.'
+      )
   if not section.boards:
     return env
   return boards.OnBoards.read(

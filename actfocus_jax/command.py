@@ -24,7 +24,9 @@ from actfocus_jax.run import checks, env_settings, interrupt, settings
 CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
-  'configs/NAME.py[:key=value,...]; single fields by --config.section.field=x',
+  'configs/NAME.py[:key=value,...] with the keys size, algo, weights and '
+  'estimator; single fields, those of run/settings.py, by '
+  '--config.section.field=x.',
   lock_config=True,
 )
 MODEL_PATH = flags.DEFINE_string(
@@ -284,8 +286,15 @@ def _parse(argv: list[str]) -> list[str]:
     path = value.partition(':')[0]
     if not pathlib.Path(path).is_file():
       raise settings.Refused(f'--config is {path!r}, which is no file.')
+    if any(a.startswith('--config.env.name') for a in argv):
+      raise settings.Refused(
+        'env.name comes with the config file, for the other fields depend on '
+        'it; allowed: another file, or --config=configs/own.py:env=NAME.'
+      )
   try:
     rest = flags.FLAGS(argv)
+  except SystemExit:  # absl has printed the help, and leaves with 1.
+    sys.exit(0)
   except (
     flags.Error,
     AttributeError,
@@ -320,7 +329,15 @@ def _sentence(error: Exception, argv: list[str]) -> str:
     field = next((name for name in named if name not in common), None)
     if field is not None:
       return settings.unknown_field(field, sorted(common))
-  return re.split(r'\b(?:\w+Error|Refused): ', text)[-1]
+  if 'before a value for --config' in text:
+    return '--config=FILE must stand before --config.section.field=value.'
+  text = re.split(r'\b(?:\w+Error|Refused): ', text)[-1]
+  for argument in argv:
+    field, value = _field(argument), argument.partition('=')[2]
+    is_it = argument.startswith('--config.') and repr(value) in text
+    if is_it and field not in text:
+      return f'{field} is {value!r}: {text}'
+  return text
 
 
 def _field(argument: str) -> str:

@@ -1,4 +1,4 @@
-"""Trains several arms on several seeds, and compares them.
+r"""Trains several arms on several seeds, and compares them.
 
 python -m actfocus_jax.compare --config=configs/quickstart.py \
   --arms=grpo:uniform,grpo:actfocus,ppo:actfocus --seeds=3 --workdir=DIR
@@ -8,8 +8,9 @@ An arm is [ALGO:]WEIGHTS[:ESTIMATOR], as in the config arguments `algo`,
 DIR/ARM/seedN, a run directory like any other. Seeds go around the arms, so that
 what is finished is balanced. A run that has nothing left to learn from counts
 as it stands, and is marked. Stop it and give the same command again: finished
-runs are kept, others go on; with a larger `--config.num_steps` all do.
-DIR/comparison.md and DIR/comparison.png are written after every run.
+runs are kept, others go on; with a larger `--config.num_steps` all do that have
+not stalled. DIR/comparison.md and DIR/comparison.png are written after every
+run.
 """
 
 import pathlib
@@ -26,7 +27,11 @@ _STALLED = 'stalled.txt'
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of all runs.')
 _ARMS = flags.DEFINE_list(
-  'arms', [], '[ALGO:]WEIGHTS[:ESTIMATOR],... to compare.'
+  'arms',
+  [],
+  '[ALGO:]WEIGHTS[:ESTIMATOR],... to compare. ALGO: '
+  f'{", ".join(settings.ALGOS)}. WEIGHTS: {", ".join(settings.WEIGHTS)}. '
+  f'ESTIMATOR: {", ".join(settings.ESTIMATORS)}.',
 )
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'Runs of each arm.', lower_bound=1)
 flags.declare_key_flag('config')
@@ -42,10 +47,6 @@ def main(argv: list[str]):
       f'--arms is {",".join(_ARMS.value)!r}; allowed: two or more, e.g. '
       '--arms=uniform,actfocus'
     )
-  if len(set(_ARMS.value)) < len(_ARMS.value):
-    raise settings.Refused(
-      f'--arms is {",".join(_ARMS.value)!r}; allowed: each arm once.'
-    )
   workdir = pathlib.Path(_WORKDIR.value)
   plans = [
     (arm, seed, _plan(arm, seed))
@@ -53,6 +54,7 @@ def main(argv: list[str]):
     for arm in _ARMS.value
   ]
   _check_overrides([c for _, _, c in plans])
+  _check_different(plans[: len(_ARMS.value)])
   for arm, seed, c in plans:
     run = _run(workdir, arm, seed)
     command.check_workdir(run, c)
@@ -64,13 +66,11 @@ def main(argv: list[str]):
       if not stop.requested:
         _train(c, _run(workdir, arm, seed), f'{arm}, seed {seed}')
         _write(workdir, plans)
-  table = workdir / 'comparison.md'
-  if table.exists():
-    print(table.read_text())
   if stop.requested:
     raise interrupt.Stopped(
       f'Stopped by {stop.signal}. The same command goes on from there.'
     )
+  print((workdir / 'comparison.md').read_text())
 
 
 def _train(c: ml_collections.ConfigDict, run: pathlib.Path, title: str):
@@ -95,6 +95,24 @@ def _plan(arm: str, seed: int) -> ml_collections.ConfigDict:
     c.seed = seed
   checks.check(c)
   return c
+
+
+def _check_different(plans):
+  """Refuses an arm that is there twice, by whatever name."""
+  seen = {}
+  for arm, _, c in plans:
+    described = str(settings.to_json(c))
+    # `auto` is the algorithm's own estimator, and counts as its name.
+    described += settings.estimator(c)
+    described = described.replace(
+      f"'advantage.estimator': '{c.advantage.estimator}'", ''
+    )
+    if described in seen:
+      raise settings.Refused(
+        f'--arms has {seen[described]!r} and {arm!r}, which are the same; '
+        'allowed: each arm once.'
+      )
+    seen[described] = arm
 
 
 def _check_overrides(plans: list[ml_collections.ConfigDict]):
@@ -123,6 +141,11 @@ def _arguments(arm: str) -> str:
   keys = ['algo', 'weights', 'estimator']
   if len(names) == 1 or names[0] in settings.WEIGHTS:
     keys = keys[1:]
+  if len(names) > len(keys):
+    raise settings.Refused(
+      f'--arms has {arm!r}, where {names[0]} is no algorithm; allowed: '
+      '[ALGO:]WEIGHTS[:ESTIMATOR].'
+    )
   return ','.join(f'{k}={v}' for k, v in zip(keys, names, strict=False))
 
 

@@ -9,8 +9,8 @@ import pathlib
 import ml_collections
 
 from actfocus_jax import memory
-from actfocus_jax.model import architecture
-from actfocus_jax.run import checks, env_settings, settings
+from actfocus_jax.model import architecture, files
+from actfocus_jax.run import checks, env_settings, presets, settings
 
 _ITEMSIZE = {'float32': 4, 'bfloat16': 2, 'auto': 2}
 
@@ -22,11 +22,16 @@ def describe(
 
   Args:
     c: A checked config.
-    directory: Of the model; None for the small model of `warm_start`.
+    directory: Of the model; None for the small model of `warm_start` and for
+      those whose shape is known (`presets.SHAPES`).
 
   Returns:
     Several lines for people.
+
+  Raises:
+    Refused: When the mesh cannot share the batches.
   """
+  checks.check_mesh(c, max(c.mesh.data, 1) * c.mesh.fsdp)
   lines = ['Config:']
   default = settings.flatten(settings.schema_of(c))
   for field, value in sorted(settings.flatten(c).items()):
@@ -38,10 +43,7 @@ def describe(
   lines += [f'  {name}: {value}' for name, value in work(c).items()]
   lines.append('')
   lines.append('Memory of one device by formula, GB:')
-  config = (
-    small(c) if directory is None else architecture.Config.read(directory)
-  )
-  for part, size in needs(c, config).items():
+  for part, size in needs(c, shape(c, directory)).items():
     lines.append(f'  {part:<14} {size / 1e9:8.2f}')
   if c.mesh.data < 1:
     lines.append('  (mesh.data=-1 counted as 1)')
@@ -87,6 +89,16 @@ def needs(
     tensor=c.mesh.tensor,
     itemsize=_ITEMSIZE[c.model.dtype],
   )
+
+
+def shape(
+  c: ml_collections.ConfigDict, directory: pathlib.Path | None
+) -> architecture.Config:
+  """The architecture of the model, known or read from its config.json."""
+  if directory is not None:
+    return files.config(directory)
+  known = presets.SHAPES.get(c.model.path)
+  return architecture.Config(**known) if known else small(c)
 
 
 def small(c: ml_collections.ConfigDict) -> architecture.Config:

@@ -1,4 +1,4 @@
-"""Held-out success of a run's checkpoint, or of a model directory.
+r"""Held-out success of a run's checkpoint, or of a model directory.
 
 python -m actfocus_jax.evaluate --workdir=DIR [--step=N] [--model_path=HF_DIR]
 python -m actfocus_jax.evaluate --config=configs/NAME.py \

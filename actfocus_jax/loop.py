@@ -94,6 +94,11 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
       done, stalled = int(state.step), False
       if done == 0:
         evaluate(0)
+      elif done >= c.num_steps:
+        display.note(
+          f'Nothing to train: the run is at step {done}, num_steps is '
+          f'{c.num_steps}.'
+        )
       while done < c.num_steps and not stop.requested:
         # --- One iteration ---------------------------------------------------
         begin = time.perf_counter()

@@ -96,7 +96,7 @@ def stages_of(c: ConfigDict) -> stages.Recipe:
     signal=signals.SIGNALS[c.weights.signal],
     token_weights=token_weights(c),
     advantage=estimator(c),
-    policy_loss=functools.partial(losses.policy_loss, **c.loss),
+    policy_loss=policy_loss(c),
     reduction=c.loss.reduction,
     ratio_of=ratios[c.learner.ratio],
     entropy_coefficient=c.entropy_coefficient,
@@ -112,6 +112,12 @@ def stages_of(c: ConfigDict) -> stages.Recipe:
     rescore=c.learner.old_logprob == 'rescore',
     score_chunk=c.learner.score_chunk,
   )
+
+
+def policy_loss(c: ConfigDict):
+  """The clipped surrogate with its numbers."""
+  numbers = {**c.loss, 'dual_clip': c.loss.dual_clip or None}
+  return functools.partial(losses.policy_loss, **numbers)
 
 
 def estimator(c: ConfigDict):

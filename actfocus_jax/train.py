@@ -12,7 +12,7 @@ import pathlib
 from absl import flags
 
 from actfocus_jax import command, dry_run
-from actfocus_jax.run import settings
+from actfocus_jax.run import presets, settings
 
 _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'Print config, work and memory of a step, and stop.'
@@ -26,7 +26,8 @@ def main(argv: list[str]):
   del argv
   if _DRY_RUN.value:
     c = command.config()
-    print(dry_run.describe(c, command.check_model(c)))
+    is_known = c.model.path in presets.SHAPES
+    print(dry_run.describe(c, None if is_known else command.check_model(c)))
     return
   if not _WORKDIR.value:
     raise settings.Refused(

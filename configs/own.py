@@ -9,6 +9,9 @@ The options of an environment are --config.env.options.NAME, in a mixture
 --config.mixture.LABEL.options.NAME, LABEL being the name of the environment or
 of the class in lower case.
 
+What the configs of single environments set besides, such as selection.ratio, is
+not in it.
+
 Hardware and time: with size=tiny two CPU cores, minutes; it depends on the
 environment. Expected: nothing has been measured.
 """
@@ -20,6 +23,10 @@ def get_config(arg=None):
   """Arguments: env=NAME[+NAME...], size, algo and weights."""
   choice = presets.arguments(arg, env='frozen_lake')
   names = choice['env'].split('+')
+  if len(set(names)) < len(names):
+    raise settings.Refused(
+      f'env is {choice["env"]!r}; allowed: each environment once.'
+    )
   shares = dict.fromkeys(names, 1.0)
   c = settings.defaults(shares if len(names) > 1 else names[0])
   presets.apply(c, choice)

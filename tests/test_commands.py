@@ -3,13 +3,16 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 
 import pytest
 
+from actfocus_jax import dry_run
 from actfocus_jax.model import architecture
+from actfocus_jax.run import settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG_JSON = json.dumps(architecture.Config(96, 32, 48, 2, 4, 2, 8).to_hf())
@@ -57,7 +60,9 @@ REFUSED = {
   '--config.rollout.members=1': ['rollout.members', '1', '2 or more'],
   '--config.selection.ratio=0': ['selection.ratio', '0', 'above 0'],
   '--config.learner.minibatch=7': ['learner.minibatch', '7', '64'],
-  '--config.env.name=chess': ['env.name', 'chess', 'frozen_lake, sokoban'],
+  '--config.env.name=chess': ['env.name', 'configs/own.py:env=NAME'],
+  '--config.kl.coefficient=abc': ['kl.coefficient', 'abc'],
+  '--config.loss.dual_clip=1': ['loss.dual_clip', '0 (off) or above 1'],
   '--config.algo=dqn': ['algo', 'dqn', 'grpo'],
   '--config.model.path=no/such/dir': ['model.path', 'no/such/dir'],
   '--config.model.revision=v1': ['model.revision', 'v1', 'model.path'],
@@ -367,3 +372,45 @@ def test_a_dry_run_says_what_a_step_is_and_needs(tmp_path):
   assert not (tmp_path / 'run').exists()
   bad = command('train', '--config=configs/sokoban.py:algo=dqn', '--dry_run')
   assert_refused(bad, 'algo', 'dqn', 'grpo')
+
+
+@pytest.mark.parametrize('size', ['0.5b', '1.5b', '3b', '7b'])
+@pytest.mark.parametrize('algo', ['grpo', 'ppo'])
+def test_a_dry_run_of_known_models_needs_no_download(size, algo, tmp_path):
+  result = command(
+    'train',
+    f'--config=configs/sokoban.py:size={size},algo={algo}',
+    '--dry_run',
+    HF_HUB_OFFLINE='1',
+    HF_HOME=str(tmp_path),
+  )
+  assert result.returncode == 0, result.stderr
+  (total,) = re.findall(r'total +([0-9.]+)', result.stdout)
+  assert float(total) > 15
+  assert ('critic' in result.stdout) and 'Memory of one device' in result.stdout
+
+
+def test_a_dry_run_reads_the_config_json_of_a_directory(tmp_path):
+  model = tmp_path / 'model'
+  model.mkdir()
+  config = architecture.Config(96, 32, 48, 2, 4, 2, 8)
+  (model / 'config.json').write_text(json.dumps(config.to_hf()))
+  assert dry_run.shape(settings.defaults(), model) == config
+
+
+def test_a_dry_run_refuses_a_mesh_that_cannot_share(tmp_path):
+  result = command(
+    'train',
+    '--config=configs/sokoban.py:size=3b',
+    '--config.mesh.fsdp=8',
+    '--dry_run',
+  )
+  assert_refused(result, 'learner.microbatch', '4', 'multiples of 8')
+
+
+def test_help_is_no_failure():
+  result = command('compare', '--help')
+  assert result.returncode == 0
+  assert (
+    'centered_energy' in result.stdout and 'quickstart.py \\\n' in result.stdout
+  )

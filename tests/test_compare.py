@@ -45,6 +45,11 @@ SMALL = (
     (['--arms=ppo:uniform:a:b,uniform', *SMALL], ['--arms', 'ppo:uniform:a:b']),
     (['--arms=uniform,uniform', *SMALL], ['--arms', 'each arm once']),
     (
+      ['--arms=uniform,grpo:uniform:group_relative', *SMALL],
+      ['--arms', 'grpo:uniform:group_relative', 'the same'],
+    ),
+    (['--arms=uniform:a:b,uniform', *SMALL], ['uniform is no algorithm']),
+    (
       ['--arms=uniform,actfocus', *SMALL, '--config.weights.beta=1.0'],
       ['--config.weights.beta', 'every arm'],
     ),

@@ -159,7 +159,18 @@ def table(results: Results) -> str:
   text = summary.markdown(rows)
   if any(any(of_arm.values()) for of_arm in marks.values()):
     text += '\n\n* nothing left to learn from at that step'
-  return f'{text}\n\n{_INTERVALS}'
+  return f'{_heading(results)}\n\n{text}\n\n{_INTERVALS}'
+
+
+def _heading(results: Results) -> str:
+  """What the numbers are: of which step, of how many episodes."""
+  last = [rows[-1] for runs in results.values() for rows in runs.values()]
+  steps = sorted({row['step'] for row in last if 'stalled' not in row})
+  episodes = sorted({row['episodes'] for row in last if 'episodes' in row})
+  text = f'Held-out success after {" or ".join(map(str, steps))} steps'
+  if episodes:
+    text += f', {" or ".join(map(str, episodes))} episodes a run'
+  return f'{text}:'
 
 
 def picture(results: Results, *, path: str | pathlib.Path):

@@ -1,6 +1,7 @@
 """What each config field allows; a bad value is refused with one sentence."""
 
 import math
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -97,12 +98,13 @@ _RULES = [
   *_at_least(1, 'warm_start.num_key_value_heads'),
   *_within(0, 1, 'loss.clip_low'),
   *_at_least(0, 'loss.clip_high'),
-  _Rule('loss.dual_clip', lambda x: x is None or x > 1, 'None or above 1'),
+  _Rule('loss.dual_clip', lambda x: x == 0 or x > 1, '0 (off) or above 1'),
   _Rule('selection.ratio', lambda x: 0 < x <= 1, 'above 0, at most 1'),
   *_at_least(1, 'learner.minibatch', 'learner.epochs', 'learner.score_chunk'),
   *_at_least(1, 'eval.prompts', 'eval.members'),
   *_at_least(1, 'checkpoint.every', 'checkpoint.keep'),
-  *_at_least(1, 'warm_start.episodes', 'warm_start.steps', 'warm_start.batch'),
+  *_at_least(1, 'warm_start.episodes', 'warm_start.batch'),
+  *_at_least(2, 'warm_start.steps'),  # a warm-up and a decay
   *_at_least(260, 'warm_start.vocab_size'),
   *_at_least(1, 'mesh.fsdp', 'mesh.tensor'),
   _Rule('mesh.data', lambda x: x == -1 or x >= 1, '-1 (the rest) or 1 or more'),
@@ -266,9 +268,13 @@ def _check_heads(c: ml_collections.ConfigDict):
     )
 
 
-# Of our own environments; both ends are allowed.
+# Of our own environments and their players; both ends are allowed.
 _OPTION_BOUNDS = {
   'size': (2, 16),
+  'blanks': (1, 81),
+  'max_steps': (1, 1000),
+  'results_per_page': (1, 50),
+  'products': (10, 10_000),
   'frozen_probability': (0.1, 1),
   'success_probability': (0, 1),
   'rows': (3, 32),
@@ -280,13 +286,24 @@ _OPTION_BOUNDS = {
   'habit': (0, 1),
   'length': (1, 100),
 }
+_OPTION_CHOICES = {
+  ('sudoku', 'size'): (4, 9),
+  ('webshop', 'goals'): ('synthetic', 'human'),
+  ('webshop', 'reward'): ('strict', 'graded'),
+}
 
 
 def _check_environments(c: ml_collections.ConfigDict):
   for section in env_settings.sections(c):
     if section.name in env_settings.OPTIONS:
       _check_options(f'{section.field}.options', section.options)
+      _check_option_choices(section)
       _check_options(f'{section.player_field}.options', section.player.options)
+    if section.boards and not pathlib.Path(section.boards).is_file():
+      raise settings.Refused(
+        f'{section.field}.boards is {section.boards!r}, which is no file; '
+        "allowed: '' or a file of boards."
+      )
     if section.share <= 0:
       raise settings.Refused(
         f'{section.field}.share is {section.share}; allowed: above 0.'
@@ -306,6 +323,15 @@ def _check_options(section: str, options):
     if isinstance(value, (int, float)) and not low <= value <= high:
       raise settings.Refused(
         f'{section}.{name} is {value}; allowed: {low:g} to {high:g}.'
+      )
+
+
+def _check_option_choices(section: env_settings.Section):
+  for (env, name), allowed in _OPTION_CHOICES.items():
+    if section.name == env and section.options[name] not in allowed:
+      raise settings.Refused(
+        f'{section.field}.options.{name} is {section.options[name]!r}; '
+        f'allowed: {", ".join(map(str, allowed))}.'
       )
 
 

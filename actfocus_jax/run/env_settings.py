@@ -61,6 +61,30 @@ def limits(env: str) -> dict[str, int]:
   return dict(LIMITS.get(env, _COMMON_LIMITS))
 
 
+def parts(shares: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+  """The sections of a mixture by their labels.
+
+  Args:
+    shares: Of the groups, by the name of the environment.
+
+  Returns:
+    A section for each.
+
+  Raises:
+    Refused: When there is no such environment, or two have one label.
+  """
+  found: dict[str, dict[str, Any]] = {}
+  for name, share in shares.items():
+    label = name.rpartition(':')[2].lower()
+    if label in found:
+      raise refusals.Refused(
+        f'env.name {name!r} and {found[label]["name"]!r} have the same label '
+        f'in a mixture, {label}; allowed: classes of different names.'
+      )
+    found[label] = part(name, share)
+  return found
+
+
 def part(name: str, share: float) -> dict[str, Any]:
   """The section of one environment of a mixture."""
   return dict(

@@ -11,6 +11,25 @@ MODELS = {
   '3b': 'Qwen/Qwen2.5-3B-Instruct',
   '7b': 'Qwen/Qwen2.5-7B-Instruct',
 }
+# Their config.json, so that --dry_run needs no download.
+SHAPES = {
+  MODELS[size]: dict(
+    vocab_size=vocab,
+    hidden_size=width,
+    intermediate_size=hidden,
+    num_layers=layers,
+    num_heads=heads,
+    num_key_value_heads=keys,
+    head_dim=width // heads,
+    tie_word_embeddings=tied,
+  )
+  for size, vocab, width, hidden, layers, heads, keys, tied in (
+    ('0.5b', 151_936, 896, 4864, 24, 14, 2, True),
+    ('1.5b', 151_936, 1536, 8960, 28, 12, 2, True),
+    ('3b', 151_936, 2048, 11_008, 36, 16, 2, True),
+    ('7b', 152_064, 3584, 18_944, 28, 28, 4, False),
+  )
+}
 # Rows of 3600 tokens in one backward pass, over all devices: one for each of 4.
 MICROBATCH = 4
 

@@ -99,10 +99,7 @@ def defaults(env: str | Mapping[str, float] = 'frozen_lake') -> ConfigDict:
   )
   # Of a mixture: a section for each environment, with its share of the groups
   # and what else stands in env, limits and player.
-  c.mixture = {
-    name.rpartition(':')[2].lower(): env_settings.part(name, share)
-    for name, share in (env.items() if is_mixture else ())
-  }
+  c.mixture = env_settings.parts(env) if is_mixture else {}
 
   # path: a Hugging Face directory or hub id, or '' to make the small model of
   # `warm_start`. revision: of a hub id, '' for its main branch. rendering: by
@@ -160,6 +157,7 @@ def defaults(env: str | Mapping[str, float] = 'frozen_lake') -> ConfigDict:
     estimator='auto',
     **{name: dict(numbers) for name, numbers in ESTIMATORS.items()},
   )
+  # dual_clip: 0 is off.
   c.loss = dict(
     clip_low=0.2,
     clip_high=0.28,

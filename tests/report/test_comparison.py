@@ -45,6 +45,7 @@ RESULTS = {
 
 def test_table_ranks_and_pairs():
   lines = comparison.table(RESULTS).splitlines()
+  assert lines[0] == 'Held-out success after 10 or 20 steps:'
   body = [line for line in lines if line.startswith('| ')][1:]
   assert [line.split('|')[1].strip() for line in body] == [
     'actfocus',

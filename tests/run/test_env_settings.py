@@ -103,3 +103,21 @@ def test_unknown_field_of_a_mixture_is_refused():
     settings.Refused, match='mixture.sokoban.rows is no field'
   ):
     checks.check(c)
+
+
+def test_two_of_one_label_are_refused():
+  with pytest.raises(settings.Refused, match='same label in a mixture, sokoba'):
+    settings.defaults({'sokoban': 1.0, 'other:Sokoban': 1.0})
+
+
+def test_options_of_sudoku_and_a_file_of_boards(tmp_path):
+  c = settings.defaults('sudoku')
+  c.env.options.size = 5
+  with pytest.raises(
+    settings.Refused, match='options.size is 5; allowed: 4, 9'
+  ):
+    checks.check(c)
+  c = settings.defaults('sokoban')
+  c.env.boards = str(tmp_path / 'none')
+  with pytest.raises(settings.Refused, match='env.boards is .* no file; allow'):
+    checks.check(c)
