@@ -45,6 +45,10 @@ def describe(
   lines.append('Memory of one device by formula, GB:')
   for part, size in needs(c, shape(c, directory)).items():
     lines.append(f'  {part:<14} {size / 1e9:8.2f}')
+  if c.model.dtype == 'auto':
+    lines.append(
+      '  (model.dtype=auto counted as 2 bytes; on a CPU it is float32, 4 bytes)'
+    )
   if c.mesh.data < 1:
     lines.append('  (mesh.data=-1 counted as 1)')
   return '\n'.join(lines)
@@ -53,16 +57,14 @@ def describe(
 def work(c: ml_collections.ConfigDict) -> dict[str, str]:
   """Episodes, tokens and optimizer updates of one step."""
   episodes = c.rollout.prompts * c.rollout.members
-  kept = checks.kept_rows(c)
-  updates = kept // c.learner.minibatch * c.learner.epochs
   sampled = env_settings.most_turns(c) * c.limits.response_tokens
   return {
     'episodes': f'{episodes} ({c.rollout.prompts} groups of '
     f'{c.rollout.members})',
     'tokens sampled': f'at most {episodes * sampled:,}',
     'tokens in context': f'at most {episodes * c.limits.context:,}',
-    'trajectories trained on': f'{kept}',
-    'optimizer updates': f'{updates} of {c.learner.minibatch} trajectories',
+    'trajectories trained on': f'{checks.kept_rows(c)}',
+    'optimizer updates': f'{_updates(c)} of {c.learner.minibatch} trajectories',
     'frozen reference': 'read' if settings.has_reference(c) else 'not read',
     'critic': 'trained' if c.algo == 'ppo' else 'none',
   }
@@ -79,7 +81,7 @@ def needs(
   return memory.per_device(
     config,
     algo=c.algo,
-    slots=c.rollout.slots or episodes,
+    slots=min(c.rollout.slots or episodes, episodes),
     context=c.limits.context,
     microbatch=c.learner.microbatch or c.learner.minibatch,
     score_chunk=c.learner.score_chunk,
@@ -88,7 +90,13 @@ def needs(
     fsdp=c.mesh.fsdp,
     tensor=c.mesh.tensor,
     itemsize=_ITEMSIZE[c.model.dtype],
+    updates=_updates(c),
   )
+
+
+def _updates(c: ml_collections.ConfigDict) -> int:
+  """Optimizer updates of one step."""
+  return checks.kept_rows(c) // c.learner.minibatch * c.learner.epochs
 
 
 def shape(

@@ -9,8 +9,13 @@ the whole run, and those of the two phases that take turns:
    the frozen reference in the dtype of the computation;
 2. rollout: the decoding copy of the policy, which fsdp does not split, and the
    cache of keys and values;
-3. update: the gradient summed so far and that of the micro-batch, one model at
-   a time, and the activations of one micro-batch.
+3. update: the gradient summed so far and that of the micro-batch, and the
+   activations of one micro-batch.
+
+Policy and critic are updated one after the other, each in a loop over the
+mini-batches, and the later one takes the memory of the earlier one. Where there
+is one mini-batch there is no loop: XLA mixes the two updates and holds the
+gradients of both.
 """
 
 from actfocus_jax.model import architecture
@@ -39,12 +44,13 @@ def per_device(
   fsdp: int = 1,
   tensor: int = 1,
   itemsize: int = 2,
+  updates: int = 1,
 ) -> dict[str, float]:
   """Returns the bytes of each part on one device.
 
   Args:
     config: the architecture of policy, reference and critic.
-    algo: 'grpo', or 'ppo', which trains a critic of the policy's size.
+    algo: 'grpo', or 'ppo', which trains a critic beside the policy.
     slots: episodes that decode at a time.
     context: most tokens of an episode.
     microbatch: trajectories in one backward pass.
@@ -54,6 +60,7 @@ def per_device(
     fsdp: splits weights and rows.
     tensor: splits heads, hidden units and the vocabulary.
     itemsize: bytes of a number in the computation: 2 for bfloat16.
+    updates: optimizer updates of an iteration, of each model.
 
   Returns:
     Part -> bytes. `total` is the larger of the two phases.
@@ -68,21 +75,21 @@ def per_device(
       f'microbatch={microbatch} is no multiple of data * fsdp={data * fsdp}.'
     )
   rows = microbatch // (data * fsdp)
-  trained = {'actor': 1, 'critic': int(algo == 'ppo')}
+  critic = critic_parameters(c) if algo == 'ppo' else 0
   keys = 2 * c.num_layers * c.num_key_value_heads * c.head_dim
   always = {
-    name: number * count * _FLOAT32 / split for name, number in trained.items()
-  }
-  always |= {
-    'optimizers': sum(trained.values()) * 2 * count * _FLOAT32 / split,
+    'actor': count * _FLOAT32 / split,
+    'critic': critic * _FLOAT32 / split,
+    'optimizers': 2 * (count + critic) * _FLOAT32 / split,
     'reference': has_reference * count * itemsize / split,
   }
   rollout = {
     'decoding copy': count * itemsize / tensor,
     'cache': slots / (data * fsdp) * context * keys * itemsize / tensor,
   }
+  together = count + critic if updates == 1 else max(count, critic)
   update = {
-    'gradients': 2 * count * _FLOAT32 / split,
+    'gradients': 2 * together * _FLOAT32 / split,
     'activations': _activations(
       c, rows * context, context, score_chunk, tensor, itemsize
     ),
@@ -90,6 +97,13 @@ def per_device(
   phases = max(sum(rollout.values()), sum(update.values()))
   total = sum(always.values()) + phases
   return always | rollout | update | {'total': total}
+
+
+def critic_parameters(config: architecture.Config) -> int:
+  """A policy's, with a number per unit in place of the unembedding."""
+  c = config
+  own_table = 0 if c.tie_word_embeddings else c.vocab_size * c.hidden_size
+  return c.num_parameters - own_table + c.hidden_size
 
 
 def _activations(

@@ -367,6 +367,7 @@ def test_a_dry_run_says_what_a_step_is_and_needs(tmp_path):
     'critic: trained',
     'cache',
     'total',
+    'model.dtype=auto counted as 2 bytes',
   ):
     assert words in result.stdout
   assert not (tmp_path / 'run').exists()

@@ -1,5 +1,6 @@
 """The formula against what is really allocated, and against the compiler."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -7,24 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from actfocus_jax import assemble, memory, recipe
+from actfocus_jax import assemble, dry_run, memory, recipe
 from actfocus_jax.learner import stages
 from actfocus_jax.model import architecture, transformer
 from actfocus_jax.model import mesh as mesh_lib
-from actfocus_jax.run import presets, settings
+from actfocus_jax.run import checks, presets, settings
 
 LENGTH, ROWS = 256, 4
 MODEL = architecture.Config(4096, 256, 1024, 4, 4, 2, 64)
+UNTIED = dataclasses.replace(MODEL, tie_word_embeddings=False)
+# Faster code takes half of the compiler's time and has no part in its plan.
+QUICK = {'xla_backend_optimization_level': 0}
 
 
 def _bytes(tree):
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _model(mesh, *, remat=False):
-  graphdef, _ = transformer.abstract(MODEL, jnp.float32, remat=remat)
+def _model(mesh, *, config=MODEL, remat=False):
+  graphdef, _ = transformer.abstract(config, jnp.float32, remat=remat)
   dtype = jnp.dtype('float32')
-  return assemble.Model(pathlib.Path(), MODEL, graphdef, dtype, mesh)
+  return assemble.Model(pathlib.Path(), config, graphdef, dtype, mesh)
 
 
 def _estimate(config=MODEL, **changes):
@@ -47,6 +51,11 @@ def test_parameters_are_counted(kind, tied):
   )
   _, shapes = transformer.abstract(config, jnp.float32)
   assert config.num_parameters == sum(x.size for x in jax.tree.leaves(shapes))
+  _, shapes = transformer.abstract(config, jnp.float32, is_critic=True)
+  critic = memory.critic_parameters(config)
+  assert critic == sum(x.size for x in jax.tree.leaves(shapes))
+  # A head of 36 numbers more, or a table of 101 * 36 fewer.
+  assert critic - config.num_parameters == (36 if tied else 36 - 101 * 36)
 
 
 def test_parts_are_those_that_are_allocated():
@@ -66,6 +75,21 @@ def test_parts_are_those_that_are_allocated():
   assert parts['gradients'] == 2 * _bytes(state.params)
 
 
+@pytest.mark.parametrize('config', [MODEL, UNTIED])
+def test_a_critic_is_what_is_allocated(config):
+  c = settings.defaults()
+  c.algo = 'ppo'
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+  state = recipe.learners(c, _model(mesh, config=config)).abstract()
+  parts = _estimate(config, algo='ppo')
+  assert parts['actor'] == _bytes(state.actor.params)
+  assert parts['critic'] == _bytes(state.critic.params)
+  moments = _bytes((state.actor.opt_state, state.critic.opt_state))
+  assert 0 <= moments - parts['optimizers'] < 200  # Counts and the like.
+  both = _bytes((state.actor.params, state.critic.params))
+  assert parts['gradients'] == 2 * both
+
+
 def test_what_splits_and_what_does_not():
   whole, split = _estimate(), _estimate(fsdp=2, microbatch=2 * ROWS)
   for part in ('actor', 'optimizers', 'reference', 'gradients', 'cache'):
@@ -80,12 +104,22 @@ def test_what_splits_and_what_does_not():
 
 def test_ppo_trains_two_models_and_half_precision_halves_the_frozen_one():
   grpo, ppo, half = _estimate(), _estimate(algo='ppo'), _estimate(itemsize=2)
-  assert ppo['critic'] == ppo['actor'] == grpo['actor'] == half['actor']
-  assert ppo['optimizers'] == 2 * grpo['optimizers'] == 2 * half['optimizers']
+  assert ppo['actor'] == grpo['actor'] == half['actor']
+  assert ppo['optimizers'] == 2 * (ppo['actor'] + ppo['critic'])
+  assert grpo['optimizers'] == half['optimizers'] == 2 * grpo['actor']
   assert _estimate(has_reference=False)['reference'] == 0
-  for part in ('reference', 'gradients', 'cache'):
+  for part in ('reference', 'activations', 'cache'):
     assert ppo[part] == grpo[part]
   assert half['reference'] == grpo['reference'] / 2
+
+
+def test_gradients_of_two_models_live_together_in_one_update_only():
+  one, several = (_estimate(algo='ppo', updates=n) for n in (1, 2))
+  assert one['gradients'] == 2 * (one['actor'] + one['critic'])
+  assert several['gradients'] == 2 * several['critic'] > 2 * one['actor']
+  for n in (1, 2):
+    grpo = _estimate(updates=n)
+    assert grpo['gradients'] == 2 * grpo['actor']
 
 
 def test_total_is_the_larger_of_two_phases():
@@ -96,35 +130,50 @@ def test_total_is_the_larger_of_two_phases():
   assert parts['total'] == always + parts['gradients'] + parts['activations']
 
 
-def _compiled(length, rows):
-  """What XLA plans for the update of two micro-batches, in bytes."""
+def _ready(shape, mesh, *, algo):
+  """What the update reads, as shapes."""
+  kinds = {
+    **{'tokens_BT': jnp.int32, 'valid_BT': bool, 'sampled_BT': bool},
+    **{'turn_BT': jnp.int32, 'old_logprob_BT': np.float32},
+    **{'advantage_BT': np.float32, 'weight_BT': np.float32},
+  }
+  if algo == 'ppo':
+    kinds |= {'old_value_BT': np.float32, 'return_BT': np.float32}
+    kinds |= {'critic_BT': bool}
+  where = mesh_lib.rows(mesh)
+  return stages.Ready(
+    **{
+      name: jax.ShapeDtypeStruct(shape, kind, sharding=where)
+      for name, kind in kinds.items()
+    }
+  )
+
+
+def _compiled(length, rows, *, algo='grpo', updates=1):
+  """What XLA plans for updates of two micro-batches each, in bytes."""
   c = settings.defaults()
+  c.algo = algo
   presets.tiny(c)
   c.learner.update(minibatch=2 * rows, microbatch=rows)
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   ordinary = jax.numpy_dtype_promotion('standard')
   with ordinary, jax.set_mesh(mesh):
-    model = _model(mesh, remat=True)
-    who = recipe.learners(c, model)
-
-    def per_token(dtype):
-      return jax.ShapeDtypeStruct(
-        (2 * rows, length), dtype, sharding=mesh_lib.rows(mesh)
-      )
-
-    kinds = {
-      **{'tokens_BT': jnp.int32, 'valid_BT': bool, 'sampled_BT': bool},
-      **{'turn_BT': jnp.int32, 'old_logprob_BT': np.float32},
-      **{'advantage_BT': np.float32, 'weight_BT': np.float32},
-    }
-    ready = {name: per_token(kind) for name, kind in kinds.items()}
+    who = recipe.learners(c, _model(mesh, remat=True))
+    ready = _ready((updates * 2 * rows, length), mesh, algo=algo)
     metrics = {
       'selection/kept_with_spread': jax.ShapeDtypeStruct((), jnp.int32)
     }
     lowered = recipe.train_step(c, who).finish.lower(
-      who.abstract(), stages.Ready(**ready), metrics, jax.random.key(0)
+      who.abstract(), ready, metrics, jax.random.key(0)
     )
-    return lowered.compile().memory_analysis()
+    return lowered.compile(compiler_options=QUICK).memory_analysis()
+
+
+def _agrees(plan, parts):
+  weights = parts['actor'] + parts['critic'] + parts['optimizers']
+  assert plan.argument_size_in_bytes == pytest.approx(weights, rel=0.05)
+  expected = parts['gradients'] + parts['activations']
+  assert 0.7 < plan.temp_size_in_bytes / expected < 1.2
 
 
 @pytest.mark.parametrize(
@@ -137,12 +186,33 @@ def test_the_compiler_agrees(length, rows, peak):
   fewer = _estimate(context=length, microbatch=rows, score_chunk=64)
   is_logits = fewer['activations'] < parts['activations']
   assert is_logits == (peak == 'logits')
-  plan = _compiled(length, rows)
-  weights = parts['actor'] + parts['optimizers']
-  assert plan.argument_size_in_bytes == pytest.approx(weights, rel=0.05)
-  expected = parts['gradients'] + parts['activations']
   # jax 0.10 plans 0.96 to 1.05 of it, 0.12 0.78 to 0.99: it overlaps less.
-  assert 0.7 < plan.temp_size_in_bytes / expected < 1.2
+  _agrees(_compiled(length, rows), parts)
+
+
+@pytest.mark.parametrize(('rows', 'updates'), [(1, 1), (8, 1), (1, 2)])
+def test_the_compiler_agrees_with_ppo(rows, updates):
+  """One update, whose two halves XLA mixes, and two, in a loop a model."""
+  parts = _estimate(algo='ppo', microbatch=rows, updates=updates)
+  _agrees(_compiled(LENGTH, rows, algo='ppo', updates=updates), parts)
+
+
+def test_a_dry_run_counts_what_the_config_runs():
+  c = settings.defaults()
+  c.algo = 'ppo'
+  episodes = c.eval.prompts * c.eval.members
+  assert episodes > c.rollout.prompts * c.rollout.members > 64
+  caches = []
+  for c.rollout.slots in (64, episodes, 0, 2 * episodes):
+    caches.append(dry_run.needs(c, MODEL)['cache'])
+  assert caches[0] * episodes == caches[1] * 64
+  assert caches[1] == caches[2] == caches[3]
+  kept = checks.kept_rows(c)
+  one, two = kept, kept // 2
+  gradients = []
+  for c.learner.minibatch in (one, two):
+    gradients.append(dry_run.needs(c, MODEL)['gradients'])
+  assert gradients[0] > 1.9 * gradients[1]
 
 
 def test_devices_that_cannot_share_a_micro_batch():
