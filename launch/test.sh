@@ -2,9 +2,11 @@
 # The test suite, in the same environment as the quick start.
 #
 #   bash launch/test.sh [pytest arguments]
+#
+# Two processes share the files of tests; -n 0 keeps to one.
 set -euo pipefail
 
 # shellcheck source=launch/environment.sh
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-exec "$VENV/bin/python" -m pytest "$@"
+exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile "$@"
