@@ -179,7 +179,9 @@ def _write_products(
 
 def _insert(database, number: int, product, words: list[str]) -> bool:
   """Adds a product; False if its ASIN is there already."""
-  texts = (_pack(dataclasses.astuple(product)), _pack(words))
+  fields = dataclasses.fields(product)
+  values = [getattr(product, field.name) for field in fields]
+  texts = (_pack(values), _pack(' '.join(words)))
   row = (number, product.asin, *texts)
   statement = 'INSERT OR IGNORE INTO products VALUES (?, ?, ?, ?)'
   return database.execute(statement, row).rowcount > 0
@@ -267,7 +269,7 @@ class DiskShop:
 
   def _words_of(self, numbers: Sequence[int]) -> dict[int, list[str]]:
     rows = self._many('number, words', numbers)
-    return {number: _unpack(words) for number, words in rows}
+    return {number: _unpack(words).split(' ') for number, words in rows}
 
   def _one(self, statement: str, *values: Any) -> tuple | None:
     return self._database.execute(statement, values).fetchone()

@@ -2,6 +2,7 @@
 
 import json
 import random
+import tracemalloc
 
 import pytest
 
@@ -166,6 +167,16 @@ def test_a_stream_reads_no_more_than_it_needs(tmp_path, monkeypatch):
     # An element takes at most 12 bytes.
     assert done[-1] <= 12 * (place + 1) + 2 * 64
   assert place == 999
+
+
+def test_a_stream_needs_memory_for_one_element(tmp_path, monkeypatch):
+  monkeypatch.setattr(catalogue, '_CHUNK', 4096)
+  path = write_text(tmp_path, json.dumps(['x' * 1000] * 2000))
+  tracemalloc.start()
+  assert sum(1 for _ in catalogue.stream(path, '[')) == 2000
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 100_000 < path.stat().st_size
 
 
 @pytest.mark.parametrize('text', LISTS[3:] + OBJECTS[1:])
