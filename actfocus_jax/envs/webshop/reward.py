@@ -5,9 +5,8 @@
 
 Source: WebShop, arXiv 2207.01206, its reward, with two differences. Nouns are
 found without a tagger: words of two letters or more that are no function words.
-A colour is a whole word, so that `standard` holds no `tan`: of 19,066 pairs of
-different values in the 1,000-product data 1.5 % are judged differently for it,
-and a value that is clicked as the goal says always counts.
+A colour is a whole word, so that `standard` holds no `tan`, and a value that is
+clicked just as the goal says it always counts.
 """
 
 import dataclasses

@@ -183,6 +183,28 @@ def test_candidates_of_another_order_suffice(tmp_path, monkeypatch):
   assert shared() < 0.9
 
 
+def test_candidates_of_a_repeated_word_go_first(tmp_path, monkeypatch):
+  pytest.importorskip('tantivy')
+  index = disk_index(tmp_path / 'index', ['tea', 'lamp', 'mug'])
+  assert index.best('tea lamp lamp') == [1, 0]
+  monkeypatch.setattr(search, 'CANDIDATES', 1)
+  assert index.best('tea lamp lamp') == [1]
+
+
+def test_an_error_ends_the_writing(tmp_path):
+  tantivy = pytest.importorskip('tantivy')
+  place = tmp_path / 'index'
+  with (
+    pytest.raises(KeyError, match='stop'),
+    search.DiskWriter(place) as writer,
+  ):
+    writer.add(0, ['lamp'])
+    raise KeyError('stop')
+  # Only one can write at a time, and `writer` is still there.
+  tantivy.Index.open(str(place)).writer()
+  assert writer
+
+
 # --- Libraries ---------------------------------------------------------------
 
 
@@ -202,6 +224,21 @@ def test_search_starts_no_jax():
     'import jax.numpy\n'
     'print(jax.numpy.ones(2).sum())\n'
   )
+  assert run(code) == "[]\n['Stemmer', 'bm25s']\n2.0\n"
+
+
+def test_jax_stays_where_it_was():
+  pytest.importorskip('jax')
+  code = (
+    'import sys, jax\n'
+    'from actfocus_jax.envs.webshop import search\n'
+    'search.MemoryIndex(["lamp"])\n'
+    'print(sys.modules["jax"] is jax)\n'
+  )
+  assert run(code) == 'True\n'
+
+
+def run(code):
   result = subprocess.run(
     [sys.executable, '-c', code],
     capture_output=True,
@@ -209,13 +246,7 @@ def test_search_starts_no_jax():
     check=True,
     cwd=ROOT,
   )
-  assert result.stdout == "[]\n['Stemmer', 'bm25s']\n2.0\n"
-
-
-def test_jax_stays_where_it_was():
-  jax = pytest.importorskip('jax')
-  search.MemoryIndex(['lamp'])
-  assert sys.modules['jax'] is jax
+  return result.stdout
 
 
 @pytest.mark.parametrize(

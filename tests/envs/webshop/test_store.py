@@ -7,7 +7,7 @@ import random
 import pytest
 
 from actfocus_jax.envs import webshop
-from actfocus_jax.envs.webshop import shops, store
+from actfocus_jax.envs.webshop import catalogue, shops, store
 
 pytest.importorskip('tantivy')
 WORDS = ['lamp', 'shirt', 'wool', 'red', 'soft', 'cheap', 'mug', 'tea', 'hat']
@@ -163,6 +163,11 @@ def never(what, share):
 def test_a_built_shop_is_not_built_again(places, built):
   shops._on_disk.cache_clear()
   assert webshop.WebShop(data=places[1], progress=never).goal_count
+
+
+def test_a_build_over_a_shop_does_nothing(places, built):
+  files = catalogue.find(places[1], human=False)
+  store.build(files, files.products.parent / 'webshop_index', never)
 
 
 def test_other_files_are_noticed(kit, tmp_path):
