@@ -26,8 +26,9 @@ def get_config(arg=None):
   presets.apply(c, choice)
   if choice['size'] == 'tiny':
     c.limits.response_tokens = 48
-    c.limits.context = 2048
-    c.rollout.lengths = (1024, 1536, 2048)
+    c.limits.context = 1536
+    c.rollout.lengths = (1024, 1536)
+    c.env.options.results_per_page = 3
   else:
     c.limits.context = 8192
     c.rollout.lengths = (2048, 4096, 8192)
