@@ -3,19 +3,21 @@
 Nothing is compiled and no weight is read, so this answers in no time and for
 machines that one does not have. What a compiler adds (copies, padding to
 tiles, fragmentation) is not in it: leave a tenth free. Parts that live through
-the whole run, and those of the two phases that take turns:
+the whole run, and those of the three phases that take turns:
 
 1. always: master weights and Adam's moments in float32 of each trained model,
    the frozen reference in the dtype of the computation;
 2. rollout: the decoding copy of the policy, which fsdp does not split, and the
    cache of keys and values;
-3. update: the gradient summed so far and that of the micro-batch, and the
-   activations of one micro-batch.
+3. gradient: the one summed so far and that of the micro-batch, and the
+   activations of one micro-batch;
+4. optimizer step: the gradient, as it is and clipped, and what is added to the
+   weights.
 
 Policy and critic are updated one after the other, each in a loop over the
 mini-batches, and the later one takes the memory of the earlier one. Where there
-is one mini-batch there is no loop: XLA mixes the two updates and holds the
-gradients of both.
+is one mini-batch there is no loop: XLA mixes the two updates, so that 3 and 4
+hold those of both models.
 """
 
 from actfocus_jax.model import architecture
@@ -63,7 +65,7 @@ def per_device(
     updates: optimizer updates of an iteration, of each model.
 
   Returns:
-    Part -> bytes. `total` is the larger of the two phases.
+    Part -> bytes. `total` counts the largest of the phases.
 
   Raises:
     ValueError: if the devices cannot share the micro-batch.
@@ -88,15 +90,17 @@ def per_device(
     'cache': slots / (data * fsdp) * context * keys * itemsize / tensor,
   }
   together = count + critic if updates == 1 else max(count, critic)
-  update = {
-    'gradients': 2 * together * _FLOAT32 / split,
+  one_each = together * _FLOAT32 / split
+  gradient = {
+    'gradients': 2 * one_each,
     'activations': _activations(
       c, rows * context, context, score_chunk, tensor, itemsize
     ),
   }
-  phases = max(sum(rollout.values()), sum(update.values()))
-  total = sum(always.values()) + phases
-  return always | rollout | update | {'total': total}
+  step = {'optimizer step': 3 * one_each}
+  phase = max(sum(parts.values()) for parts in (rollout, gradient, step))
+  total = sum(always.values()) + phase
+  return always | rollout | gradient | step | {'total': total}
 
 
 def critic_parameters(config: architecture.Config) -> int:
