@@ -38,17 +38,21 @@ def test_threads_run_at_the_same_time():
 
 
 def test_a_call_that_hangs_is_left_behind():
-  never = threading.Event()
+  end = threading.Event()
+
+  def hang():
+    end.wait(20)  # Not for ever, should the limit be broken.
+
   hosts = host.Host(2, time_limit=0.2)
   begin = time.monotonic()
-  out = hosts.run([never.wait, lambda: 1, never.wait, lambda: 2, never.wait])
+  out = hosts.run([hang, lambda: 1, hang, lambda: 2, hang])
   assert time.monotonic() - begin < 5
   assert [x for x in out if not isinstance(x, host.Failed)] == [1, 2]
   assert out[0] == out[2] == out[4] == host.Failed('took longer than 0.2 s')
   # As many threads as before take what comes next.
   meet = threading.Barrier(2)
   assert len(hosts.run([lambda: meet.wait(5)] * 2)) == 2
-  never.set()
+  end.set()
   hosts.close()
 
 
