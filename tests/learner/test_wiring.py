@@ -40,7 +40,6 @@ ARMS = {
   ),
   'rows': dict(
     weights='top_entropy',
-    weights__share=0.4,
     kl__coefficient=0.5,
     kl__estimator='k2',
     loss__reduction='sequence_mean_token_mean',
@@ -54,6 +53,7 @@ ARMS = {
     critic__warmup=2,
     kl__coefficient=0.2,
     kl__estimator='k3',
+    learner__old_logprob='sampler',
     weights__alpha_end=0.5,
     weights__schedule_steps=2,
   ),
@@ -282,11 +282,11 @@ def test_the_losses_are_those_of_loops(arm, ran):
   this = ran(arm)
   c, loss = this.c, 0.0
   own_BT, turn_BT = loop_ratios(this)
-  is_turn = c.learner.ratio == 'turn'
-  assert is_turn == (np.abs(own_BT - turn_BT).max() > 0.1)
-  by_reduction = loop_policy_losses(this, turn_BT if is_turn else own_BT)
+  is_old = c.learner.old_logprob == 'sampler'  # Else all ratios are 1.
+  assert is_old == (np.abs(own_BT - turn_BT).max() > 0.1)
+  ratio_BT = turn_BT if c.learner.ratio == 'turn' else own_BT
   for name, choice, coefficient, wanted in (
-    ('policy_loss', c.loss.reduction, 1.0, by_reduction),
+    ('policy_loss', c.loss.reduction, 1.0, loop_policy_losses(this, ratio_BT)),
     ('kl', c.kl.estimator, c.kl.coefficient, loop_kls(this)),
   ):
     value = wanted.pop(choice)
