@@ -13,6 +13,7 @@ import collections
 import functools
 import heapq
 import importlib.util
+import logging
 import math
 import pathlib
 import re
@@ -110,6 +111,8 @@ def _bm25s():
       del sys.modules['jax']
       if kept is not None:
         sys.modules['jax'] = kept
+    # It tells of every index, and asks for no one's leave.
+    logging.getLogger('bm25s').setLevel(logging.WARNING)
   return sys.modules['bm25s']
 
 
