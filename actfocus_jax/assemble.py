@@ -261,7 +261,7 @@ def parts(c: ConfigDict) -> Iterator[Parts]:
     played = games(c)
     check_first_prompts(c, played)
   with jax.set_mesh(made):
-    path = model_path(c, made)
+    path = model_path(c, made, played)
     with refusing_misfits():
       bridge, wanted = chat(c, path), model(c, path, made)
       check_fit(c, bridge, wanted.config)
@@ -295,15 +295,26 @@ def check_fit(c: ConfigDict, chat: chat_lib.Chat, config: architecture.Config):
     )
 
 
-def model_path(c: ConfigDict, mesh) -> pathlib.Path:
+def model_path(c: ConfigDict, mesh, played=None) -> pathlib.Path:
   """`model.path`, or the warm start that the config describes."""
   if c.model.path:
     return files.locate(c.model.path, c.model.revision)
-  return base_model.ensure(warm_start(c), mesh)
+  return base_model.ensure(warm_start(c, played), mesh)
 
 
-def warm_start(c: ConfigDict) -> base_model.WarmStart:
-  """The plan of the small default model."""
+def warm_start(
+  c: ConfigDict, played: Sequence[games_lib.Game] | None = None
+) -> base_model.WarmStart:
+  """The plan of the small default model.
+
+  Args:
+    c: The config.
+    played: The games, if they have been made: a shop or a file of boards takes
+      its time.
+
+  Returns:
+    The plan.
+  """
   sections = env_settings.sections(c)
   described = {key: settings.to_json(c[key]) for key in ('limits', 'player')}
   described['env'] = {
@@ -317,7 +328,11 @@ def warm_start(c: ConfigDict) -> base_model.WarmStart:
     name='-'.join(section.label for section in sections),
     described=described,
     cast=tuple(
-      zip(games(c), [player(section) for section in sections], strict=True)
+      zip(
+        played or games(c),
+        [player(section) for section in sections],
+        strict=True,
+      )
     ),
     **c.warm_start,
   )
@@ -333,18 +348,20 @@ def check_first_prompts(c: ConfigDict, played: Sequence[games_lib.Game]):
   Raises:
     ValueError: One sentence.
   """
-  bridge = _early_chat(c)
+  bridge = _early_chat(c, played)
   seeds = range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts)
   for game in played:
     for seed in seeds[:_FIRST_PROMPTS]:
       rollout.check_opening(episode.open_episode(bridge, game, seed))
 
 
-def _early_chat(c: ConfigDict) -> chat_lib.Chat:
+def _early_chat(
+  c: ConfigDict, played: Sequence[games_lib.Game]
+) -> chat_lib.Chat:
   """The tokenizer bridge before there is a model to read it from."""
   if c.model.path:
     return chat(c, files.locate(c.model.path, c.model.revision))
-  plan = warm_start(c)
+  plan = warm_start(c, played)
   if plan.directory.exists():
     return chat(c, plan.directory)
   return chat_lib.Chat(base_model.tokenizer(plan))

@@ -13,7 +13,7 @@ from actfocus_jax.run import presets, settings
 
 
 def get_config(arg=None):
-  """Arguments: size=tiny|0.5b|1.5b|3b|7b, algo=ppo|grpo, weights=..."""
+  """Arguments: size=tiny|0.5b|1.5b|3b|7b, algo=, weights=, estimator=."""
   c = settings.defaults('frozen_lake')
   c.env.options.success_probability = 0.8
   c.selection.ratio = 1.0

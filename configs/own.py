@@ -20,7 +20,7 @@ from actfocus_jax.run import presets, settings
 
 
 def get_config(arg=None):
-  """Arguments: env=NAME[+NAME...], size, algo and weights."""
+  """Arguments: env=NAME[+NAME...], size, algo, weights and estimator."""
   choice = presets.arguments(arg, env='frozen_lake')
   names = choice['env'].split('+')
   if len(set(names)) < len(names):

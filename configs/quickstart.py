@@ -14,7 +14,7 @@ from actfocus_jax.run import presets, settings
 
 
 def get_config(arg=None):
-  """Arguments: algo=ppo|grpo, weights=actfocus|uniform|downweight|..."""
+  """Arguments: algo=ppo|grpo, weights=actfocus|uniform|..., estimator=."""
   c = settings.defaults('frozen_lake')
   c.env.options.success_probability = 1.0
   # The demonstrations read the board well and act on habit: what reinforcement

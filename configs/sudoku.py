@@ -12,7 +12,7 @@ from actfocus_jax.run import presets, settings
 
 
 def get_config(arg=None):
-  """Arguments: size=tiny|0.5b|1.5b|3b|7b, algo=ppo|grpo, weights=..."""
+  """Arguments: size=tiny|0.5b|1.5b|3b|7b, algo=, weights=, estimator=."""
   c = settings.defaults('sudoku')
   c.selection.ratio = 0.25
   choice = presets.arguments(arg)

@@ -15,7 +15,7 @@ from actfocus_jax.run import presets, settings
 
 
 def get_config(arg=None):
-  """Arguments: size=tiny|0.5b|1.5b|3b|7b, algo=ppo|grpo, weights=..."""
+  """Arguments: size=tiny|0.5b|1.5b|3b|7b, algo=, weights=, estimator=."""
   choice = presets.arguments(arg)
   c = settings.defaults('webshop')
   c.num_steps = 100

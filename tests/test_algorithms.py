@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from small_run import config
 
-from actfocus_jax import loop
+from actfocus_jax import loop, recipe
 from actfocus_jax.algorithm import estimators, losses, signals
 from actfocus_jax.run import checkpoint, checks, metrics, settings
 
@@ -137,3 +137,11 @@ def test_settings_name_what_the_algorithm_has():
   for estimator in losses.ESTIMATORS:
     c.kl.estimator = estimator
     checks.check(c)
+
+
+def test_a_dual_clip_of_0_is_none():
+  c = settings.defaults()
+  assert recipe.policy_loss(c).keywords['dual_clip'] == 3.0
+  c.loss.dual_clip = 0.0
+  checks.check(c)
+  assert recipe.policy_loss(c).keywords['dual_clip'] is None

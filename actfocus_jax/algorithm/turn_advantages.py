@@ -78,7 +78,13 @@ def gigpo(
     eps=eps,
   )
   step_BT = turns.spread(step_PN.reshape(later_BK.shape), sampled_BT, turn_BT)
-  return_PG = jnp.sum(reward_BK, axis=1).reshape(-1, members)
+  # A lost episode has its return where nothing was sampled (`Trajectory`).
+  return_B = jnp.where(
+    jnp.any(sampled_BT, axis=1),
+    jnp.sum(reward_BK, axis=1),
+    jnp.sum(reward_BT, axis=1),
+  )
+  return_PG = return_B.reshape(-1, members)
   episode_PG = advantages.group_relative(
     return_PG, normalize_std=normalize_std, eps=eps
   )

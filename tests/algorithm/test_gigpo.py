@@ -227,3 +227,21 @@ def test_shapes_are_checked(play):
   short_BT = turn_BT[:, :-1]
   with pytest.raises(AssertionError):
     gigpo(reward_BT, sampled_BT, turn_BT, short_BT, members=4, num_turns=K)
+
+
+def test_a_lost_episode_moves_no_baseline():
+  """Returns 1 and 0 and the mean of both: the two stand at +-1/2."""
+  reward_BT = jnp.array([[0.0, 1.0], [0.0, 0.0], [0.0, 0.5]])
+  sampled_BT = jnp.array([[False, True], [False, True], [False, False]])
+  turn_BT = jnp.where(sampled_BT, 0, -1)
+  advantage_BT = gigpo(
+    reward_BT,
+    sampled_BT,
+    turn_BT,
+    jnp.zeros_like(turn_BT),
+    members=3,
+    num_turns=1,
+    normalize_std=False,
+    step_weight=0.0,
+  )
+  np.testing.assert_allclose(advantage_BT[:, 1], [0.5, -0.5, 0.0], atol=1e-6)
