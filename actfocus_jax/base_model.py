@@ -110,7 +110,7 @@ def ensure(plan: WarmStart, mesh) -> pathlib.Path:
   """
   plan.directory.parent.mkdir(parents=True, exist_ok=True)
   # Several first runs may start at once: one makes it, the others wait.
-  with directories.lock(plan.directory.parent / '.lock', wait=True):
+  with directories.lock(plan.directory.with_suffix('.lock'), wait=True):
     if not plan.directory.exists():
       make(plan, mesh, plan.directory)
   return plan.directory

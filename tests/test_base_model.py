@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.agent import demonstrations
 from actfocus_jax.envs import players
 from actfocus_jax.model import hf
-from actfocus_jax.run import env_settings, presets, settings
+from actfocus_jax.run import directory, env_settings, presets, settings
 
 
 def config(cache, **warm_start):
@@ -77,6 +78,20 @@ def test_it_is_made_once(made, monkeypatch):
 
   monkeypatch.setattr(base_model, 'make', fail)
   assert base_model.ensure(assemble.warm_start(c), mesh) == path
+
+
+def test_only_the_same_warm_start_is_waited_for(tmp_path, monkeypatch):
+  monkeypatch.setattr(base_model, 'make', lambda plan, mesh, path: path.mkdir())
+  here = assemble.warm_start(config(tmp_path))
+  other = assemble.warm_start(config(tmp_path, seed=1))
+  waiting = threading.Thread(target=base_model.ensure, args=(here, None))
+  with directory.lock(here.directory.with_suffix('.lock'), wait=False):
+    waiting.start()
+    base_model.ensure(other, None)
+    waiting.join(0.2)
+    assert waiting.is_alive() and not here.directory.exists()
+  waiting.join(10)
+  assert here.directory.exists() and other.directory.exists()
 
 
 def test_its_name_follows_its_content(made, tmp_path):
