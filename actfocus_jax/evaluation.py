@@ -114,11 +114,18 @@ def evaluation_arguments(c: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def line(step: int, row: dict[str, float]) -> str:
   """One evaluation as people read it."""
-  return (
+  text = (
     f'step {step}: held-out success {row["success"]:.1%} '
     f'(95 % interval {row["success_low"]:.1%} to {row["success_high"]:.1%}), '
     f'pass@G {row["pass_at_g"]:.1%}, {row["episodes"]} episodes'
   )
+  if 'info/bought' in row:
+    text += f', purchase rate {row["info/bought"]:.1%}'
+  if row.get('failed'):
+    text += f'; the environment failed in {row["failed"]:.1%} of them'
+  games = [k.removesuffix('/success') for k in row if k.endswith('/success')]
+  of_games = [f'{name} {row[f"{name}/success"]:.1%}' for name in games]
+  return '; '.join([text, ', '.join(of_games)] if of_games else [text])
 
 
 def episodes_to_show(

@@ -79,7 +79,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     key = jax.random.key(c.seed)
 
     def evaluate(step: int) -> float:
-      row = evaluate_and_keep(
+      row, played = evaluate_and_keep(
         step,
         state.actor.params,
         c,
@@ -87,6 +87,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
         run,
         lambda batch: train_step.explain(state, reference, batch, key),
       )
+      report_failures(played, f'evaluation at step {step}', display)
       display.note(evaluation.line(step, row))
       return row['success']
 
@@ -109,7 +110,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
           members=c.rollout.members,
           temperature=c.rollout.temperature,
         )
-        report_failures(played, done, display)
+        report_failures(played, f'step {done + 1}', display)
         batch = to_batch(played, c, parts)
         rolled = time.perf_counter()
         if done == 0 and c.learner.self_check:
@@ -166,7 +167,7 @@ def evaluate_and_keep(
   parts: assemble.Parts,
   run: directory.RunDirectory,
   explain: Callable,
-) -> Row:
+) -> tuple[Row, rollout.Rollout]:
   """Plays the held-out boards; writes the row, and episodes for the viewer.
 
   Args:
@@ -178,7 +179,7 @@ def evaluate_and_keep(
     explain: (batch) -> (signal_BT, weight_BT), for the viewer.
 
   Returns:
-    The row.
+    The row, and the episodes.
   """
   row, played = evaluation.evaluate(
     parts.collector,
@@ -197,16 +198,16 @@ def evaluate_and_keep(
       length=c.limits.context,
     )
     run.write_episodes(step, shown)
-  return row
+  return row, played
 
 
-def report_failures(played: rollout.Rollout, done: int, display):
+def report_failures(played: rollout.Rollout, when: str, display):
   """Tells of environments that failed; raises Halted when all of them did."""
   failures = [one.failure for one in played.episodes if one.failure]
   if not failures:
     return
   text = (
-    f'step {done + 1}: the environment failed in {len(failures)} of '
+    f'{when}: the environment failed in {len(failures)} of '
     f'{len(played.episodes)} episodes, first: {failures[0].reason}'
   )
   if len(failures) == len(played.episodes):

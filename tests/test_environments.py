@@ -13,7 +13,7 @@ import jax
 import pytest
 from small_run import config
 
-from actfocus_jax import loop
+from actfocus_jax import evaluation, loop
 from actfocus_jax.agent import host
 from actfocus_jax.run import metrics, settings
 
@@ -98,7 +98,9 @@ def test_the_readmes_example_plays_as_it_says(own):
 
 
 @pytest.mark.slow
-def test_a_mixture_with_a_failing_environment_of_ones_own(own, cache, tmp_path):
+def test_a_mixture_with_a_failing_environment_of_ones_own(
+  own, cache, tmp_path, capsys
+):
   env = {'frozen_lake': 1.0, 'brittle:Brittle': 1.0}
   changes = dict(
     num_steps=1,
@@ -129,6 +131,12 @@ def test_a_mixture_with_a_failing_environment_of_ones_own(own, cache, tmp_path):
   assert last['success'] == pytest.approx(sum(both) / 2)
   assert last['episodes'] == 32 == 2 * last['brittle/episodes']
   assert first['brittle/success_low'] <= first['brittle/success']
+  said = capsys.readouterr()
+  said = said.out + said.err
+  assert 'evaluation at step 1: the environment failed in' in said
+  told = evaluation.line(1, last)
+  assert f'failed in {last["failed"]:.1%} of them' in told and told in said
+  assert f'brittle {last["brittle/success"]:.1%}, frozen_lake' in told
   snapshot = json.loads((tmp_path / 'run' / 'config.json').read_text())
   assert settings.from_json(snapshot).to_dict() == c.to_dict()
 
@@ -141,7 +149,8 @@ def test_a_step_in_which_all_fail_stops_the_run():
   display = types.SimpleNamespace(note=told.append)
 
   def report(*episodes):
-    loop.report_failures(types.SimpleNamespace(episodes=episodes), 4, display)
+    played = types.SimpleNamespace(episodes=episodes)
+    loop.report_failures(played, 'step 5', display)
 
   report(sound, sound)
   assert not told
