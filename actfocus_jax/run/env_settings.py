@@ -43,9 +43,9 @@ OPTIONS = {
 # Types of the fields of the scripted players; unset ones are the player's own.
 PLAYERS = {
   'frozen_lake': dict(skill=float, habit=float, length=int),
-  'sokoban': dict(skill=float, length=int),
+  'sokoban': dict(skill=float, length=int, habit=float),
   'sudoku': dict(skill=float, length=int, habit=float),
-  'webshop': dict(skill=float),
+  'webshop': dict(skill=float, habit=float),
 }
 # What bounds an episode of each, as in the paper; of all others these.
 _COMMON_LIMITS = dict(turns=5, max_actions=2, action_budget=10)

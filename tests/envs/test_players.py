@@ -35,11 +35,22 @@ def test_frozen_lake_thought(name, board, thought):
 @pytest.mark.parametrize(
   'board, thought',
   [
-    ('P_X\n__O', 'I am at (0, 0), the box at (0, 2), the target at (1, 2).'),
+    (
+      '__P\n_X_\n_O_',
+      'I am at (0, 2), the box at (1, 1), the target at (2, 1): Left, Down.',
+    ),
+    (
+      'PXO',
+      'I am at (0, 0), the box at (0, 1), the target at (0, 2): Right.',
+    ),
+    (
+      'P_X\n__O',
+      'I am at (0, 0), the box at (0, 2), the target at (1, 2): no way.',
+    ),
     (
       'SX√\n__O',
       'I am at (0, 0), the boxes at (0, 1) and (0, 2), '
-      'the targets at (0, 0) and (0, 2) and (1, 2).',
+      'the targets at (0, 0) and (0, 2) and (1, 2): no way.',
     ),
   ],
 )
@@ -117,16 +128,45 @@ def test_skill_is_the_chance_of_a_good_action():
     assert abs(np.mean(rights) - expected) <= 3 * error
 
 
-def test_habit_is_the_chance_of_up_whatever_the_board():
-  env = frozen_lake.FrozenLake()
-  player = players.frozen_lake.FrozenLakeCareless(
-    skill=0.3, habit=0.4, length=1
-  )
-  actions = [answer(player, env, 'SFFG', seed)[1] for seed in range(2000)]
+@pytest.mark.parametrize(
+  'player, env, board',
+  [
+    (
+      players.frozen_lake.FrozenLakeCareless(skill=0.3, habit=0.4, length=1),
+      frozen_lake.FrozenLake(),
+      'SFFG',
+    ),
+    (
+      players.sokoban.SokobanCareless(skill=0.3, habit=0.4, length=1),
+      sokoban.Sokoban(),
+      'PX_O',
+    ),
+  ],
+)
+def test_habit_is_the_chance_of_up_whatever_the_board(player, env, board):
+  actions = [answer(player, env, board, seed)[1] for seed in range(2000)]
   for action, expected in (('Right', 0.375), ('Up', 0.475), ('Left', 0.075)):
     share = np.mean([one == [action] for one in actions])
     error = np.sqrt(expected * (1 - expected) / 2000)
     assert abs(share - expected) <= 3 * error, action
+
+
+def test_a_hasty_shopper_opens_the_first_result_and_buys_it():
+  env = ENVS['webshop'](results_per_page=3)
+  player = players.webshop.WebShopCareless(skill=0.0, habit=1.0)
+  rng = np.random.default_rng(RNG_SEED)
+  state, _ = env.reset(3)
+  thought, (searched,) = player.respond(env, state, rng)
+  assert thought.startswith('I look for') and ' ' not in searched
+  assert searched.removeprefix('search[').removesuffix(']') in thought
+  state, _ = env.step(state, 'search[candle]')
+  first = env.page(state).texts[1].lower()
+  thought, (clicked,) = player.respond(env, state, rng)
+  assert clicked == f'click[{first}]'
+  state, _ = env.step(state, clicked)
+  assert player.respond(env, state, rng)[1] == ['click[buy now]']
+  state, _ = env.step(state, 'click[description]')
+  assert player.respond(env, state, rng)[1] == ['click[back to search]']
 
 
 def test_stuck_room_is_played_at_random():

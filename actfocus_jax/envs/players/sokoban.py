@@ -10,40 +10,50 @@ from actfocus_jax.envs.players import uniform
 
 @dataclasses.dataclass(frozen=True)
 class SokobanCareless:
-  """Follows a shortest solution, now and then.
+  """Knows a shortest solution, and follows it now and then.
 
   Attributes:
-    skill: probability, per action, of the first action of a shortest solution;
-      else, and where there is no solution, the action is uniformly random.
+    skill: probability, per action, of the next action of a shortest solution;
+      where there is none the action is uniformly random.
     length: most actions in one turn.
+    habit: probability, per action, of `Up`, whatever the room; what remains of
+      1 is a uniformly random action.
   """
 
   skill: float = 0.4
   length: int = 2
+  habit: float = 0.0
 
   def respond(
     self, env: sokoban.Sokoban, state: sokoban.State, rng: np.random.Generator
   ) -> tuple[str, list[str]]:
-    """Returns e.g. `I am at (2, 3), the box at (3, 3), the target at (4, 1).`.
+    """Returns e.g. `I am at (2, 3), the box at (3, 3), ...: Down, Left.`.
 
-    The second action starts from where the first leads; if that solves the room
-    there is no second one.
+    The thought ends in the first actions of a shortest solution, also where
+    others are played. The second action starts from where the first leads; if
+    that solves the room there is no second one.
     """
     here, actions = state, []
     while len(actions) < self.length and not sokoban.is_solved(here):
-      is_skilled = rng.random() < self.skill
-      solution = sokoban.solve(here) if is_skilled else None
-      actions.append(
-        uniform.draw(rng, solution[:1] if solution else env.actions)
-      )
+      actions.append(self._act(env, here, rng))
       here = sokoban.push(here, actions[-1])
-    return _sokoban_thought(state), actions
+    return self._thought(state), actions
 
+  def _act(self, env, state: sokoban.State, rng) -> str:
+    luck = rng.random()
+    if luck < self.skill:
+      solution = sokoban.solve(state)
+      return uniform.draw(rng, solution[:1] if solution else env.actions)
+    if luck < self.skill + self.habit:
+      return 'Up'
+    return uniform.draw(rng, env.actions)
 
-def _sokoban_thought(state: sokoban.State) -> str:
-  boxes = _at('box', 'boxes', state.boxes)
-  targets = _at('target', 'targets', state.room.targets)
-  return f'I am at {state.player}, the {boxes}, the {targets}.'
+  def _thought(self, state: sokoban.State) -> str:
+    boxes = _at('box', 'boxes', state.boxes)
+    targets = _at('target', 'targets', state.room.targets)
+    solution = sokoban.solve(state)
+    plan = ', '.join(solution[: self.length]) if solution else 'no way'
+    return f'I am at {state.player}, the {boxes}, the {targets}: {plan}.'
 
 
 def _at(one: str, many: str, cells: frozenset[grid.Cell]) -> str:

@@ -16,11 +16,14 @@ class WebShopCareless:
   chooses the options and buys.
 
   Attributes:
-    skill: probability, per action, of the right one; else it is a uniformly
-      random click, or where nothing can be clicked a search for one word.
+    skill: probability, per action, of the right one.
+    habit: probability, per action, of the hasty one: it opens the first result,
+      and buys what it looks at. What remains of 1 is a uniformly random click.
+      Where nothing can be clicked, both are a search for one word.
   """
 
   skill: float = 0.55
+  habit: float = 0.0
 
   def respond(
     self, env: webshop.WebShop, state: webshop.State, rng: np.random.Generator
@@ -30,13 +33,16 @@ class WebShopCareless:
     The thought says what is right, also where the action is not.
     """
     goal, page = env.goal(state), env.page(state)
-    is_skilled = rng.random() < self.skill
+    luck = rng.random()
     thought, action = self._right(env, goal, state, page)
-    if is_skilled:
+    if luck < self.skill:
       return thought, [action]
-    if page.links:
-      return thought, [f'click[{_draw(rng, [*page.links])}]']
-    return thought, [f'search[{_draw(rng, self._keywords(goal).split())}]']
+    if not page.links:
+      return thought, [f'search[{_draw(rng, self._keywords(goal).split())}]']
+    links = [*page.links]
+    if luck < self.skill + self.habit:
+      links = [_hasty(page)]
+    return thought, [f'click[{_draw(rng, links)}]']
 
   def _right(self, env, goal, state, page: pages.Page) -> tuple[str, str]:
     if state.page == 'search':
@@ -109,6 +115,15 @@ def _choose(wanted: dict[str, str], chosen: dict[str, str]) -> tuple[str, str]:
     if chosen.get(name) != value:
       return f'Next {name}: {value}.', f'click[{value}]'
   return 'All is chosen.', f'click[{pages.BUY}]'
+
+
+def _hasty(page: pages.Page) -> str:
+  if pages.BUY in page.links:
+    return pages.BUY
+  ways = (pages.BACK, pages.PREVIOUS, pages.NEXT)
+  return next(
+    (name for name in page.links if name not in ways), [*page.links][0]
+  )
 
 
 def _draw(rng: np.random.Generator, names: list[str]) -> str:

@@ -10,8 +10,8 @@ The life of one step:
    `'graded'` pays the raw reward. Success is the strict one in both.
 
 Step.info holds `effective`, and of a purchase `bought` (1.0), `reward` (raw)
-and its parts `r_type`, `attributes`, `options`, `price`, each in [0, 1]. The
-purchase rate is the share of the episodes with a purchase.
+and its parts `r_type`, `attributes`, `options`, `price`, each in [0, 1]; all 0
+before it. The purchase rate is the share of the episodes with a purchase.
 """
 
 import functools
@@ -25,6 +25,9 @@ from actfocus_jax.envs.webshop import reward as reward_lib
 State = pages.State
 Page = pages.Page
 
+_NO_PURCHASE = dict.fromkeys(
+  ('bought', 'reward', 'r_type', 'attributes', 'options', 'price'), 0.0
+)
 _GOALS = ('synthetic', 'human')
 _REWARDS = {
   'strict': 'You get 1 if every wish is met and the price is within the limit.',
@@ -149,7 +152,7 @@ class WebShop:
     """
     following = self._follow(state, action)
     is_done = following.page == 'done'
-    info: dict[str, Any] = {'effective': following != state}
+    info: dict[str, Any] = {'effective': following != state, **_NO_PURCHASE}
     reward, success = 0.0, False
     if is_done:
       score = self.score(following)

@@ -11,6 +11,10 @@ from actfocus_jax.envs import base, webshop
 from actfocus_jax.envs.webshop import catalogue, pages, reward
 from actfocus_jax.envs.webshop import env as env_lib
 
+UNBOUGHT = dict.fromkeys(
+  ('bought', 'reward', 'r_type', 'attributes', 'options', 'price'), 0.0
+)
+
 
 @pytest.fixture(scope='module')
 def env():
@@ -91,7 +95,7 @@ def test_an_episode_by_hand(kit, tmp_path):
       reward=0.0,
       done=False,
       success=False,
-      info={'effective': True},
+      info={'effective': True, **UNBOUGHT},
     )
   state, step = env.step(state, 'click[buy now]')
   parts = {'r_type': 1.0, 'attributes': 1.0, 'options': 1.0, 'price': 1.0}
@@ -107,7 +111,7 @@ def test_an_episode_by_hand(kit, tmp_path):
     following, step = env.step(state, action)
     assert following == state
     assert (step.reward, step.done, step.success) == (0.0, True, True)
-    assert step.info == {'effective': False}
+    assert step.info == {'effective': False, **UNBOUGHT}
 
 
 @pytest.mark.parametrize(
@@ -156,7 +160,9 @@ def test_what_is_no_action_does_nothing(kit, tmp_path, action):
   state, before = play(env, env.load('0')[0], 'search[soft]')
   following, step = env.step(state, action)
   assert following == state
-  assert step == dataclasses.replace(before, info={'effective': False})
+  assert step == dataclasses.replace(
+    before, info={'effective': False, **UNBOUGHT}
+  )
 
 
 @pytest.mark.parametrize(
@@ -178,7 +184,7 @@ def test_searches(env, action, query):
     )
     following, step = env.step(here, action)
     assert following == env_lib.State(0, 'results', query)
-    assert (step.reward, step.info) == (0.0, {'effective': True})
+    assert (step.reward, step.info) == (0.0, {'effective': True, **UNBOUGHT})
 
 
 def test_the_same_search_again_changes_nothing(env):
@@ -300,7 +306,8 @@ def fuzz(env, seed, count):
     following, step = env.step(state, action)
     assert step.text == env.render(following)
     if not expected_effect(env, state, action):
-      assert following == state and step.info == {'effective': False}, action
+      assert following == state, action
+      assert step.info == {'effective': False, **UNBOUGHT}, action
     is_bought = following.page == 'done'
     assert step.done is is_bought
     assert is_bought or (step.reward, step.success) == (0.0, False)
