@@ -25,7 +25,7 @@ def get_config(arg=None):
     c.kl.update(coefficient=0.001, estimator='k1')
   presets.apply(c, choice)
   if choice['size'] == 'tiny':
-    c.limits.response_tokens = 48
+    c.limits.response_tokens = 64
     c.limits.context = 1536
     c.rollout.lengths = (1024, 1536)
     c.env.options.results_per_page = 3

@@ -37,20 +37,22 @@ def test_frozen_lake_thought(name, board, thought):
   [
     (
       '__P\n_X_\n_O_',
-      'I am at (0, 2), the box at (1, 1), the target at (2, 1): Left, Down.',
+      'I am at (0, 2), the box at (1, 1), the target at (2, 1). '
+      'Push Down from (0, 1): Left, Down.',
     ),
     (
       'PXO',
-      'I am at (0, 0), the box at (0, 1), the target at (0, 2): Right.',
+      'I am at (0, 0), the box at (0, 1), the target at (0, 2). '
+      'Push Right from (0, 0): Right.',
     ),
     (
       'P_X\n__O',
-      'I am at (0, 0), the box at (0, 2), the target at (1, 2): no way.',
+      'I am at (0, 0), the box at (0, 2), the target at (1, 2). No way.',
     ),
     (
       'SX√\n__O',
       'I am at (0, 0), the boxes at (0, 1) and (0, 2), '
-      'the targets at (0, 0) and (0, 2) and (1, 2): no way.',
+      'the targets at (0, 0) and (0, 2) and (1, 2). No way.',
     ),
   ],
 )
@@ -199,6 +201,7 @@ MEASURED = {
   ('sokoban', 'careless'): 0.565,
   ('sokoban', 'random'): 0.189,
   ('sudoku', 'careless'): 0.362,
+  ('sudoku', 'orderly'): 0.18,
   ('sudoku', 'random'): 0.142,
   ('webshop', 'careless'): 0.352,
   ('webshop', 'careful'): 1.0,

@@ -70,6 +70,22 @@ def test_golden(name):
   assert answer(board, moves, skill=1.0, length=1)[1] == actions[:1]
 
 
+def test_the_orderly_player_takes_the_first_cell_of_the_list():
+  env = sudoku.Sudoku()
+  state, text = env.load('0001 0104 0013 1342/3421 2134 4213 1342')
+  player = sudoku_player.SudokuOrderly(skill=1.0)
+  rng = np.random.default_rng(0)
+  thought, actions = player.respond(env, state, rng)
+  assert (thought, actions) == ('Empty (1,1): [2, 3, 4].', ['1,1,3'])
+  assert '  - (1,1): [2, 3, 4]\n' in text
+  # It does not look ahead: a cell that nothing fits into is met in its turn.
+  stuck, _ = env.load(TWO_WAYS)
+  for move in ('3,1,2', '4,3,4'):
+    stuck, _ = env.step(stuck, move)
+  thought, _ = player.respond(env, stuck, rng)
+  assert thought.startswith('Nothing fits into (3,3), so I change')
+
+
 def test_a_number_is_changed_where_nothing_fits():
   stuck = ['3,1,2', '4,3,4']  # (3,3) and (4,1) have no valid number now
   answers = {

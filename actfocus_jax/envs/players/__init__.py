@@ -45,6 +45,7 @@ PLAYERS = {
   },
   'sudoku': {
     'careless': sudoku.SudokuCareless(),
+    'orderly': sudoku.SudokuOrderly(skill=0.4, habit=0.4),
     'random': sudoku.SudokuCareless(skill=0.0),
   },
   'webshop': {

@@ -27,11 +27,11 @@ class SokobanCareless:
   def respond(
     self, env: sokoban.Sokoban, state: sokoban.State, rng: np.random.Generator
   ) -> tuple[str, list[str]]:
-    """Returns e.g. `I am at (2, 3), the box at (3, 3), ...: Down, Left.`.
+    """Returns e.g. `I am at (2, 2), ... Push Up from (3, 3): Down, Right.`.
 
-    The thought ends in the first actions of a shortest solution, also where
-    others are played. The second action starts from where the first leads; if
-    that solves the room there is no second one.
+    The thought ends in the next push of a shortest solution and in its first
+    actions, also where others are played. The second action starts from where
+    the first leads; if that solves the room there is no second one.
     """
     here, actions = state, []
     while len(actions) < self.length and not sokoban.is_solved(here):
@@ -51,9 +51,21 @@ class SokobanCareless:
   def _thought(self, state: sokoban.State) -> str:
     boxes = _at('box', 'boxes', state.boxes)
     targets = _at('target', 'targets', state.room.targets)
+    seen = f'I am at {state.player}, the {boxes}, the {targets}.'
+    return f'{seen} {self._plan(state)}'
+
+  def _plan(self, state: sokoban.State) -> str:
     solution = sokoban.solve(state)
-    plan = ', '.join(solution[: self.length]) if solution else 'no way'
-    return f'I am at {state.player}, the {boxes}, the {targets}: {plan}.'
+    if not solution:
+      return 'No way.'
+    here = state
+    for action in solution:
+      after = sokoban.push(here, action)
+      if after.boxes != here.boxes:
+        break
+      here = after
+    steps = ', '.join(solution[: self.length])
+    return f'Push {action} from {here.player}: {steps}.'
 
 
 def _at(one: str, many: str, cells: frozenset[grid.Cell]) -> str:

@@ -41,17 +41,22 @@ class SudokuCareless:
       index: sudoku_board.valid_numbers(state.cells, index)
       for index in sudoku_board.empty_cells(state.cells)
     }
-    fewest = sorted(valid, key=lambda index: len(valid[index]))
-    if not valid[fewest[0]]:
-      return self._change(env, state, fewest[0], rng)
-    single = [index for index in fewest if len(valid[index]) == 1]
-    chosen = (single or fewest[:1])[: self.length]
+    chosen = self._choose(valid)
+    if not valid[chosen[0]]:
+      return self._change(env, state, chosen[0], rng)
     named = ', '.join(
       f'{sudoku_board.place(index, env.size)}: {valid[index]}'
       for index in chosen
     )
     actions = [self._act(env, state, index, rng) for index in chosen]
     return f'Empty {named}.', actions
+
+  def _choose(self, valid: dict[int, list[int]]) -> list[int]:
+    fewest = sorted(valid, key=lambda index: len(valid[index]))
+    single = [index for index in fewest if len(valid[index]) == 1]
+    if not valid[fewest[0]]:
+      return fewest[:1]
+    return (single or fewest[:1])[: self.length]
 
   def _change(
     self, env, state: sudoku.State, stuck: int, rng
@@ -74,6 +79,20 @@ class SudokuCareless:
       value = rng.integers(1, env.size + 1)
     row, col = divmod(index, env.size)
     return f'{row + 1},{col + 1},{value}'
+
+
+@dataclasses.dataclass(frozen=True)
+class SudokuOrderly(SudokuCareless):
+  """Fills the cells in the order of the state's list, one a turn.
+
+  Easier to imitate than `SudokuCareless`, which compares the cells: what it
+  says stands at one place of the text.
+  """
+
+  length: int = 1
+
+  def _choose(self, valid: dict[int, list[int]]) -> list[int]:
+    return [*valid][: self.length]
 
 
 def _best_number(state: sudoku.State, index: int) -> int:
