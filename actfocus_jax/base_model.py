@@ -58,6 +58,7 @@ class WarmStart:
     steps: Optimizer steps.
     batch: Conversations a step.
     learning_rate: At its peak; a warm-up of 5 % and a cosine to 5 % of it.
+    observation_weight: As of learner.supervised.step.
     vocab_size: Of the tokenizer, without set phrases.
     hidden_size: Width; this and the rest as in model.architecture.Config.
     intermediate_size: Width of its MLP.
@@ -75,6 +76,7 @@ class WarmStart:
   steps: int
   batch: int
   learning_rate: float
+  observation_weight: float
   vocab_size: int
   hidden_size: int
   intermediate_size: int
@@ -167,7 +169,13 @@ def make(plan: WarmStart, mesh, directory: pathlib.Path):
           'is kept. The same command starts it again.'
         )
       rows = mesh_lib.put_rows(mesh, (batch.tokens, batch.valid, batch.sampled))
-      state, metrics = supervised.step(graphdef, tx, state, *rows)
+      state, metrics = supervised.step(
+        graphdef,
+        tx,
+        state,
+        *rows,
+        observation_weight=plan.observation_weight,
+      )
       if step % 10 == 0 or step == plan.steps:
         display.update(step, loss=float(metrics['loss']))
   hf.save(directory, config, state.params, tokenizer=made)

@@ -11,7 +11,9 @@ from actfocus_jax.model import scoring
 
 
 @functools.partial(
-  jax.jit, static_argnames=('graphdef', 'tx'), donate_argnames='state'
+  jax.jit,
+  static_argnames=('graphdef', 'tx', 'observation_weight'),
+  donate_argnames='state',
 )
 def step(
   graphdef,
@@ -20,8 +22,13 @@ def step(
   tokens_BT: jax.Array,
   valid_BT: jax.Array,
   sampled_BT: jax.Array,
+  *,
+  observation_weight: float = 0.0,
 ) -> tuple[state_lib.Trained, dict[str, jax.Array]]:
   """One optimizer step on the mean negative log-prob of the response tokens.
+
+  A model that starts from nothing learns to copy from what it reads much sooner
+  when it also predicts what it reads, which repeats itself from turn to turn.
 
   Args:
     graphdef: Of the model.
@@ -30,17 +37,28 @@ def step(
     tokens_BT: Ids of whole conversations.
     valid_BT: Not padding.
     sampled_BT: Written by the player, the stop id included.
+    observation_weight: Of the mean over all other tokens, added to the loss.
 
   Returns:
-    The state after, and `loss` in nats per token.
+    The state after, and `loss` of the response tokens in nats per token.
   """
 
   def loss_fn(params):
     scores = scoring.score_tokens(graphdef, params, tokens_BT, valid_BT)
-    count = jnp.maximum(sampled_BT.sum(dtype=jnp.float32), 1.0)
-    return -jnp.where(sampled_BT, scores.logprob_BT, 0.0).sum() / count
+    loss = _mean(scores.logprob_BT, sampled_BT)
+    if not observation_weight:
+      return loss, loss
+    observed_BT = (valid_BT & ~sampled_BT).at[:, 0].set(False)
+    observed = _mean(scores.logprob_BT, observed_BT)
+    return loss + observation_weight * observed, loss
 
-  loss, grads = jax.value_and_grad(loss_fn)(state.params)
+  (_, loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   return state_lib.Trained(params, opt_state), {'loss': loss}
+
+
+def _mean(logprob_BT, mask_BT) -> jax.Array:
+  """Mean negative log-prob of the tokens of a mask."""
+  count = jnp.maximum(mask_BT.sum(dtype=jnp.float32), 1.0)
+  return -jnp.where(mask_BT, logprob_BT, 0.0).sum() / count

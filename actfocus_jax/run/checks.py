@@ -93,6 +93,7 @@ _RULES = [
   *_optimizer('optimizer'),
   *_optimizer('critic.optimizer'),
   *_above(0, 'warm_start.learning_rate'),
+  *_at_least(0, 'warm_start.observation_weight'),
   *_at_least(1, 'warm_start.hidden_size', 'warm_start.intermediate_size'),
   *_at_least(1, 'warm_start.num_layers', 'warm_start.num_heads'),
   *_at_least(1, 'warm_start.num_key_value_heads'),

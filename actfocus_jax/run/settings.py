@@ -220,6 +220,7 @@ def defaults(env: str | Mapping[str, float] = 'frozen_lake') -> ConfigDict:
     steps=300,
     batch=32,
     learning_rate=4e-3,
+    observation_weight=0.0,
     vocab_size=768,
     hidden_size=128,
     intermediate_size=256,

@@ -18,11 +18,15 @@ def run(model, batch):
   """One step from the initial state; keywords replace an array."""
   graphdef, params = model
 
-  def one(tokens=batch.tokens, sampled=batch.sampled, state=None):
+  def one(
+    tokens=batch.tokens, sampled=batch.sampled, state=None, tx=ADAM, **kwargs
+  ):
     if state is None:
       copy = jax.tree.map(lambda x: x + 0, params)
-      state = state_lib.trained(copy, ADAM)
-    return supervised.step(graphdef, ADAM, state, tokens, batch.valid, sampled)
+      state = state_lib.trained(copy, tx)
+    return supervised.step(
+      graphdef, tx, state, tokens, batch.valid, sampled, **kwargs
+    )
 
   return one
 
@@ -79,3 +83,27 @@ def test_no_response_is_no_loss(run, batch):
   state, metrics = run(sampled=np.zeros_like(batch.sampled))
   assert float(metrics['loss']) == 0.0
   assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(state))
+
+
+def test_observations_add_the_mean_of_all_other_tokens(run, model, batch):
+  """With plain gradients the two parts of the loss add up."""
+  before = model[1]
+  descent = optax.sgd(0.1)
+
+  def moved(**kwargs):
+    state, metrics = run(tx=descent, **kwargs)
+    step = jax.tree.map(lambda new, old: new - old, state.params, before)
+    return step, float(metrics['loss'])
+
+  observed = batch.valid & ~batch.sampled
+  observed[:, 0] = False
+  both, told = moved(observation_weight=0.5)
+  responses, loss = moved()
+  observations, _ = moved(sampled=observed)
+  assert told == loss
+  parts = jax.tree.map(lambda a, b: a + 0.5 * b, responses, observations)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), both, parts
+  )
+  largest = max(np.abs(x).max() for x in jax.tree.leaves(observations))
+  assert largest > 1e-4
