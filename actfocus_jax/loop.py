@@ -34,8 +34,6 @@ from actfocus_jax.run import (
 
 _RANDOM_PLAYS = 16  # on each held-out board, for the chance level
 
-_PER_GAME = ('success', 'return', 'pass_at_g', 'tokens', 'turns', 'failed')
-
 Row = dict[str, float]
 
 
@@ -344,7 +342,7 @@ def to_row(step: int, played: rollout.Rollout, learned: Row) -> Row:
   if len(parts) > 1:
     for game, part in parts.items():
       of_game = records.statistics(part)
-      seen |= {f'{game}/{name}': of_game[name] for name in _PER_GAME}
+      seen |= {f'{game}/{name}': value for name, value in of_game.items()}
   return {
     'step': step,
     **{f'train/{name}': value for name, value in seen.items()},

@@ -3,11 +3,16 @@
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 from actfocus_jax.envs import base
 
 # Of the golden section: multiples of it, modulo 1, fill [0, 1) evenly from the
 # first on, so that any few seeds in a row have about the shares asked for.
+# After so many seeds they begin elsewhere, or a game would meet certain
+# remainders of its seeds only, and with them certain boards.
 _STRIDE = 0.6180339887498949
+_BLOCK = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +63,9 @@ def pick(games: Sequence[Game], seed: int) -> Game:
   Returns:
     One of them; of n seeds in a row about `share` / sum of shares get each.
   """
-  place = seed * _STRIDE % 1.0 * sum(game.share for game in games)
+  block, index = divmod(seed, _BLOCK)
+  begin = np.random.default_rng(block).random() if len(games) > 1 else 0.0
+  place = (begin + index * _STRIDE) % 1.0 * sum(game.share for game in games)
   for game in games:
     if place < game.share:
       return game

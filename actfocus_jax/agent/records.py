@@ -22,7 +22,7 @@ def statistics(rollout: Rollout) -> dict[str, float]:
     something), `truncated` (share of episodes that the context ended),
     `failed` (share that the environment ended by failing), and `info/NAME`,
     the last of each number that an environment gave in `Step.info`, as a mean
-    over all episodes, 0 where it gave none.
+    over all episodes of the games that gave it, 0 in one that gave none.
   """
   episodes = rollout.episodes
   turns = [turn.result for episode in episodes for turn in episode.turns]
@@ -52,8 +52,21 @@ def _info(episodes) -> dict[str, float]:
     {k: v for turn in episode.turns for k, v in turn.result.info.items()}
     for episode in episodes
   ]
-  names = sorted(set().union(*last))
-  return {name: _mean([x.get(name, 0.0) for x in last]) for name in names}
+  names = [episode.game.name for episode in episodes]
+  givers: dict[str, set[str]] = {}  # the games that gave a number
+  for game, info in zip(names, last, strict=True):
+    for name in info:
+      givers.setdefault(name, set()).add(game)
+  return {
+    name: _mean(
+      [
+        info.get(name, 0.0)
+        for game, info in zip(names, last, strict=True)
+        if game in givers[name]
+      ]
+    )
+    for name in sorted(givers)
+  }
 
 
 def by_game(rollout: Rollout) -> dict[str, Rollout]:

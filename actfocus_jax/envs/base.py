@@ -46,9 +46,10 @@ class Environment(Protocol):
   ever changed in place. So the members of a group share a state, and a state
   can be kept, compared and hashed.
 
-  What is not needed to train: `load(board) -> (state, text)` reads a board that
-  is given as text, raises ValueError if it is none, and lets boards come from
-  files; `render(state) -> text`.
+  What is not needed to train: `load(board, *, seed=0) -> (state, text)` reads a
+  board that is given as text, with the noise of a seed, raises ValueError if it
+  is none, and lets boards come from files (boards.py), where one of which
+  `is_solved(state)` is true is refused; `render(state) -> text`.
 
   Attributes:
     instructions: what the game is, the symbols and the action names.

@@ -23,8 +23,10 @@ class OnBoards:
   """An environment whose boards come from a file.
 
   Every fourth board is held out: those are what evaluation's seeds mean, one
-  after the other. All other seeds go through the rest, in an order that takes
-  each once before any comes again.
+  after the other. All other seeds go through the rest, one after the other; a
+  run on this environment alone takes each once before any comes again. A board
+  that stands in the file twice counts once. Other attributes are those of the
+  environment.
 
   Attributes:
     env: What is played; it has `load(board, seed=...)`.
@@ -45,7 +47,8 @@ class OnBoards:
     """Reads and checks every board.
 
     Args:
-      env: What is played.
+      env: What is played; boards that its `is_solved(state)` says are
+        solved are refused.
       path: The file.
       field: The name it was given by.
       held_out: Seeds of evaluation.
@@ -66,19 +69,25 @@ class OnBoards:
       text = path.read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as error:
       raise ValueError(f'{field} is {str(path)!r}: {error}.') from error
-    boards = split(text, lines=getattr(env, 'boards_are_lines', False))
-    for number, board in enumerate(boards, 1):
+    written = split(text, lines=getattr(env, 'boards_are_lines', False))
+    different: dict[str, str] = {}  # by the text that the model would see
+    for number, board in enumerate(written, 1):
       try:
-        env.load(board)
-      except ValueError as error:
+        state, seen = env.load(board, seed=0)
+        if getattr(env, 'is_solved', lambda _: False)(state):
+          raise ValueError('it is solved already')
+      except (ValueError, TypeError) as error:
         raise ValueError(
           f'{field} is {str(path)!r}, whose board {number} is none: {error}'
         ) from error
+      different.setdefault(seen, board)
+    boards = [*different.values()]
     train = tuple(b for i, b in enumerate(boards) if (i + 1) % _HOLD_OUT)
     test = tuple(boards[_HOLD_OUT - 1 :: _HOLD_OUT])
     if len(test) < len(held_out):
       raise ValueError(
-        f'{field} is {str(path)!r}, of whose {len(boards)} boards every fourth '
+        f'{field} is {str(path)!r}, of whose {len(boards)} '
+        f'{"different " * (len(boards) < len(written))}boards every fourth '
         f'is held out, which is too few for {len(held_out)} boards of '
         f'eval.prompts; allowed: {_HOLD_OUT * len(held_out)} boards or more.'
       )
@@ -93,6 +102,11 @@ class OnBoards:
   def actions(self) -> tuple[str, ...]:
     """Of the environment."""
     return self.env.actions
+
+  def __getattr__(self, name: str):
+    if name == 'env' or name.startswith('__'):  # Asked for before it is there.
+      raise AttributeError(name)
+    return getattr(self.env, name)
 
   def reset(self, seed: int) -> tuple[base.State, str]:
     """The board of a seed, and its text."""

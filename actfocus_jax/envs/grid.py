@@ -53,6 +53,7 @@ def shortest_path(
   start: Hashable,
   successors: Callable[[Hashable], Iterable[tuple[str, Hashable]]],
   is_goal: Callable[[Hashable], bool],
+  most: int | None = None,
 ) -> list[str] | None:
   """Breadth-first search.
 
@@ -60,16 +61,17 @@ def shortest_path(
     start: node to start from.
     successors: node -> pairs (action, next node).
     is_goal: whether a node ends the search.
+    most: nodes after which the search is given up.
 
   Returns:
     Actions of a shortest path, empty if `start` is a goal; None if there is no
-    path.
+    path, or none was found in time.
   """
   if is_goal(start):
     return []
   came_from = {start: None}
   queue = deque([start])
-  while queue:
+  while queue and (most is None or len(came_from) < most):
     node = queue.popleft()
     for action, following in successors(node):
       if following in came_from:

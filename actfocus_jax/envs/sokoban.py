@@ -151,6 +151,10 @@ class Sokoban:
     state = State(Room(rows, cols, floor, targets), players[0], boxes)
     return state, self.render(state)
 
+  def is_solved(self, state: State) -> bool:
+    """Whether nothing is left to do."""
+    return is_solved(state)
+
   def step(self, state: State, action: str) -> tuple[State, base.Step]:
     """Runs one action.
 
@@ -227,19 +231,20 @@ def is_solved(state: State) -> bool:
   return state.boxes <= state.room.targets
 
 
-def solve(state: State) -> list[str] | None:
+def solve(state: State, *, most: int | None = None) -> list[str] | None:
   """Finds a shortest solution by breadth-first search over all states.
 
   A room of 4 x 4 floor cells has 240 states with one box, 1,680 with two.
 
   Args:
     state: the state.
+    most: states after which the search is given up.
 
   Returns:
     Canonical action names, empty if it is solved already, or None if it cannot
-    be solved.
+    be solved, or was not within `most` states.
   """
-  return grid.shortest_path(state, _successors, is_solved)
+  return grid.shortest_path(state, _successors, is_solved, most)
 
 
 def _successors(state: State) -> Iterator[tuple[str, State]]:

@@ -154,6 +154,10 @@ class Sudoku:
     del seed
     return self._start(sudoku_board.parse(board, self.size))
 
+  def is_solved(self, state: State) -> bool:
+    """Whether nothing is left to do."""
+    return is_solved(state)
+
   def step(self, state: State, action: str) -> tuple[State, base.Step]:
     """Runs one action. A state that is done stays as it is, with reward 0.
 

@@ -299,6 +299,7 @@ def _check_environments(c: ml_collections.ConfigDict):
     if section.name in env_settings.OPTIONS:
       _check_options(f'{section.field}.options', section.options)
       _check_option_choices(section)
+      _check_blanks(section)
       _check_options(f'{section.player_field}.options', section.player.options)
     if section.boards and not pathlib.Path(section.boards).is_file():
       raise settings.Refused(
@@ -334,6 +335,23 @@ def _check_option_choices(section: env_settings.Section):
         f'{section.field}.options.{name} is {section.options[name]!r}; '
         f'allowed: {", ".join(map(str, allowed))}.'
       )
+
+
+def _check_blanks(section: env_settings.Section):
+  if section.name != 'sudoku' or section.boards:
+    return
+  most = min(
+    section.options.max_steps,
+    section.action_budget,
+    section.turns * section.max_actions,
+  )
+  if section.options.blanks > most:
+    raise settings.Refused(
+      f'{section.field}.options.blanks is {section.options.blanks}, more than '
+      f'the {most} actions of an episode; allowed: that or fewer, or more '
+      f'actions ({section.field}.options.max_steps, '
+      f'{section.limits_field}.action_budget, turns and max_actions).'
+    )
 
 
 def _check_bounds(section: env_settings.Section):

@@ -375,7 +375,11 @@ def from_json(flat: dict[str, Any]) -> ConfigDict:
   """
   env = flat.get('env.name', 'frozen_lake')
   if env == env_settings.MIXTURE:
-    parts = [f.removesuffix('.share') for f in flat if f.endswith('.share')]
+    parts = [
+      f.removesuffix('.share')
+      for f in flat
+      if f.startswith('mixture.') and f.endswith('.share') and f.count('.') == 2
+    ]
     parts = [part for part in parts if part.startswith('mixture.')]
     env = {flat[f'{part}.name']: flat[f'{part}.share'] for part in parts}
   c = defaults(env)
@@ -396,6 +400,8 @@ _CONTINUABLE = (
   'eval.every',
   'eval.save',
   'checkpoint.',
+  'env.threads',
+  'env.time_limit',
   'mesh.',
   'model.path',
   'model.revision',

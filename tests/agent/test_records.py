@@ -1,6 +1,7 @@
 """Numbers and texts of finished episodes, worked by hand."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -58,6 +59,29 @@ def test_statistics_by_hand(finished):
       'failed': 0.0,
     }
   )
+
+
+def test_a_game_that_gives_no_number_does_not_dilute_one(finished, chat):
+  """Shops and lakes in one batch: the purchase rate is that of the shops."""
+
+  def episode(game, *infos):
+    turns = [
+      types.SimpleNamespace(result=types.SimpleNamespace(info=info))
+      for info in infos
+    ]
+    return types.SimpleNamespace(
+      game=types.SimpleNamespace(name=game), turns=turns
+    )
+
+  played = [
+    episode('shop', {'bought': 0.0}, {'bought': 1.0}),
+    episode('shop', {}),
+    episode('shop', {'bought': 0.0, 'price': 3.0}),
+    episode('shop', {'bought': 1.0}),
+    *[episode('lake', {'steps': 2.0})] * 2,
+  ]
+  found = records._info(played)
+  assert found == {'bought': 2 / 4, 'price': 3 / 4, 'steps': 2.0}
 
 
 def test_speed_by_hand(finished):

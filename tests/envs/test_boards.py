@@ -1,8 +1,17 @@
 """Boards from files: how they are cut, who gets which, what is refused."""
 
+import copy
+
 import pytest
 
-from actfocus_jax.envs import boards, frozen_lake, sokoban
+from actfocus_jax.envs import (
+  ENVS,
+  boards,
+  frozen_lake,
+  players,
+  sokoban,
+  sudoku,
+)
 
 # Two levels in the symbols of public level files; the first is ragged.
 LEVELS = """
@@ -72,6 +81,40 @@ def test_every_fourth_board_is_held_out(tmp_path):
   assert trained == [length(env, seed) for seed in range(10_006, 10_012)]
 
 
+def test_a_board_that_comes_twice_counts_once(tmp_path):
+  """Else evaluation would hold boards of training."""
+  text = '\n\n'.join([lakes(4), lakes(8)])
+  env = on_boards(tmp_path, text)
+  trained = {length(env, seed) for seed in range(10_000, 10_006)}
+  assert trained == {0, 1, 2, 4, 5, 6}
+  assert {length(env, seed) for seed in (5, 6)} == {3, 7}
+
+
+GAMES = {
+  'frozen_lake': ['S' + 'F' * i + 'G' for i in range(1, 5)],
+  'sokoban': ['#P' + '_' * i + 'XO#' for i in range(1, 5)],
+  'sudoku': [
+    '1234341221434320',
+    '1234341221434301',
+    '1234341221430321',
+    '1234341221404321',
+  ],
+  'webshop': ['0', '1', '2', '3'],
+}
+
+
+@pytest.mark.parametrize('name', GAMES)
+def test_players_play_boards_from_a_file(tmp_path, name):
+  text = '\n\n'.join(GAMES[name])
+  env = on_boards(tmp_path, text, ENVS[name](), range(5, 6))
+  assert env.reset(5)[1] != env.reset(10_000)[1]
+  for player in players.PLAYERS[name].values():
+    assert 0 <= players.success_rate(env, player, range(5, 9)) <= 1
+  with pytest.raises(AttributeError, match='nothing'):
+    _ = env.nothing
+  assert copy.deepcopy(env).train == env.train
+
+
 def test_it_plays_like_its_environment(tmp_path):
   lake = frozen_lake.FrozenLake(success_probability=0.5)
   env = on_boards(tmp_path, lakes(8), lake)
@@ -83,8 +126,17 @@ def test_it_plays_like_its_environment(tmp_path):
 
 
 class Boardless:
+  """Has no boards."""
+
   actions = ()
   instructions = ''
+
+
+class Seedless(Boardless):
+  """Its boards have no noise, and no argument for it."""
+
+  def load(self, board):
+    return board, board
 
 
 @pytest.mark.parametrize(
@@ -94,6 +146,10 @@ class Boardless:
     (lakes(8) + '\n\nSFX', None, ['board 9 is none']),
     ('', None, ['0 boards']),
     (lakes(8), Boardless(), ['no `load']),
+    ('\n\n'.join([lakes(2)] * 4), None, ['of whose 2 different boards']),
+    (lakes(8), Seedless(), ['board 1 is none', 'seed']),
+    ('#P√_#', sokoban.Sokoban(), ['board 1 is none: it is solved already']),
+    ('1234341221434321', sudoku.Sudoku(), ['solved already']),
   ],
 )
 def test_bad_files_are_refused(tmp_path, text, env, words):

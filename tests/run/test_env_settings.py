@@ -16,10 +16,16 @@ class Own:
     pass
 
 
+class Sharing:
+  def __init__(self, *, share=0.5):
+    pass
+
+
 @pytest.fixture(autouse=True)
 def own_module(monkeypatch):
   module = types.ModuleType('own_games')
   module.Own = Own
+  module.Sharing = Sharing
   monkeypatch.setitem(sys.modules, 'own_games', module)
 
 
@@ -54,7 +60,10 @@ def test_an_own_class_has_its_keywords_as_options():
   checks.check(c)
 
 
-@pytest.mark.parametrize('env', ['sokoban', 'own_games:Own', BOTH])
+SHARING = {'sokoban': 1.0, 'own_games:Sharing': 2.0}
+
+
+@pytest.mark.parametrize('env', ['sokoban', 'own_games:Own', BOTH, SHARING])
 def test_a_config_comes_back_from_json(env):
   c = settings.defaults(env)
   for section in env_settings.sections(c):
@@ -69,6 +78,7 @@ def test_a_config_comes_back_from_json(env):
   [
     ('sokoban', 'env.options.rows', 2, '3 to 32'),
     ('sokoban', 'limits.turns', 0, '1 or more'),
+    ('sudoku', 'env.options.blanks', 17, 'more than the 16 actions'),
     ('sokoban', 'env.threads', -1, '0 or more'),
     ('sokoban', 'env.time_limit', 2.0, 'env.threads 1 or more'),
     (BOTH, 'mixture.sokoban.options.rows', 2, '3 to 32'),

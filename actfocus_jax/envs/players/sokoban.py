@@ -1,11 +1,16 @@
 """A scripted player of Sokoban."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
 from actfocus_jax.envs import grid, sokoban
 from actfocus_jax.envs.players import uniform
+
+# Enough for two boxes in a room of 4 x 4. In larger ones the player soon sees
+# no way, for a search would take minutes.
+_MOST_STATES = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +19,7 @@ class SokobanCareless:
 
   Attributes:
     skill: probability, per action, of the next action of a shortest solution;
-      where there is none the action is uniformly random.
+      where none is found the action is uniformly random.
     length: most actions in one turn.
     habit: probability, per action, of `Up`, whatever the room; what remains of
       1 is a uniformly random action.
@@ -42,7 +47,7 @@ class SokobanCareless:
   def _act(self, env, state: sokoban.State, rng) -> str:
     luck = rng.random()
     if luck < self.skill:
-      solution = sokoban.solve(state)
+      solution = _solution(state)
       return uniform.draw(rng, solution[:1] if solution else env.actions)
     if luck < self.skill + self.habit:
       return 'Up'
@@ -55,7 +60,7 @@ class SokobanCareless:
     return f'{seen} {self._plan(state)}'
 
   def _plan(self, state: sokoban.State) -> str:
-    solution = sokoban.solve(state)
+    solution = _solution(state)
     if not solution:
       return 'No way.'
     here = state
@@ -66,6 +71,11 @@ class SokobanCareless:
       here = after
     steps = ', '.join(solution[: self.length])
     return f'Push {action} from {here.player}: {steps}.'
+
+
+@functools.lru_cache(maxsize=64)  # What is thought is also acted upon.
+def _solution(state: sokoban.State) -> list[str] | None:
+  return sokoban.solve(state, most=_MOST_STATES)
 
 
 def _at(one: str, many: str, cells: frozenset[grid.Cell]) -> str:

@@ -118,11 +118,12 @@ class WebShop:
     state = State(self._schedule.number(seed))
     return state, self.render(state)
 
-  def load(self, board: str) -> tuple[State, str]:
+  def load(self, board: str, *, seed: int = 0) -> tuple[State, str]:
     """Takes a goal by its number.
 
     Args:
       board: a number below `goal_count`, in digits.
+      seed: unused; a shop has no noise.
 
     Returns:
       The state and its text.
@@ -130,6 +131,7 @@ class WebShop:
     Raises:
       ValueError: no such number.
     """
+    del seed
     text = board.strip()
     is_number = text.isascii() and text.isdigit() and len(text) < 20
     if not is_number or int(text) >= self.goal_count:
