@@ -25,10 +25,16 @@ def get_config(arg=None):
     c.kl.update(coefficient=0.001, estimator='k1')
   presets.apply(c, choice)
   if choice['size'] == 'tiny':
-    c.limits.response_tokens = 64
-    c.limits.context = 1536
-    c.rollout.lengths = (1024, 1536)
     c.env.options.results_per_page = 3
+    c.env.options.reward = 'graded'
+    c.player.options.skill = 0.5
+    c.player.options.habit = 0.3
+    c.warm_start.update(steps=700, batch=16, observation_weight=1.0)
+    c.num_steps = 40
+    c.eval.every = 20
+    c.rollout.prompts = 8
+    c.selection.ratio = 0.5
+    c.learner.update(minibatch=32, microbatch=16)
   else:
     c.limits.context = 8192
     c.rollout.lengths = (2048, 4096, 8192)

@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from actfocus_jax.run import settings
+from actfocus_jax.run import env_settings, settings
 
 # On the Hugging Face hub; --config.model.path names another place.
 MODELS = {
@@ -29,6 +29,13 @@ SHAPES = {
     ('3b', 151_936, 2048, 11_008, 36, 16, 2, True),
     ('7b', 152_064, 3584, 18_944, 28, 28, 4, False),
   )
+}
+# Response tokens and context of the small model where it needs more than _TINY.
+_TINY = (32, 512)
+_TINY_LENGTHS = {
+  'sokoban': (48, 768),
+  'sudoku': (32, 1536),
+  'webshop': (128, 1536),
 }
 # Rows of 3600 tokens in one backward pass, over all devices: one for each of 4.
 MICROBATCH = 4
@@ -89,10 +96,14 @@ def tiny(c: ml_collections.ConfigDict):
   """
   c.model.path = ''
   c.model.remat = True
-  c.limits.response_tokens = 32
-  c.limits.context = 512
+  responses, contexts = zip(
+    *(_TINY_LENGTHS.get(s.name, _TINY) for s in env_settings.sections(c)),
+    strict=True,
+  )
+  c.limits.response_tokens = max(responses)
+  c.limits.context = max(contexts)
   c.rollout.decode_steps = 6
-  c.rollout.lengths = (384, 512)
+  c.rollout.lengths = (c.limits.context * 3 // 4, c.limits.context)
   c.optimizer.learning_rate = 1.5e-4
   c.optimizer.warmup_steps = 5
   if c.algo == 'ppo':
