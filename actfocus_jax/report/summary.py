@@ -20,6 +20,20 @@ Table = list[Sequence[str]]
 # How many steps at each end of a run the diagnostics average over.
 _ENDS = 10
 
+# Of an evaluation; other numbers of an environment are named `info/NAME`.
+_TOLD = {
+  'turns': 'turns per episode',
+  'valid_turns': 'share of turns with a valid action',
+  'effective_actions': 'share of actions that changed something',
+  'truncated': 'share of episodes that the context ended',
+  'failed': 'share of episodes that the environment ended by failing',
+  'bought': 'purchase rate: share of episodes with a purchase',
+  'reward': 'reward of the purchase before strictness, 0 without one',
+  'boxes_on_targets': 'boxes on targets at the end',
+  'cells_correct': 'cells filled as in the stored solution',
+  'cells_placed': 'cells filled',
+}
+
 _DIAGNOSTICS = (
   ('weights/action_share', 'share of sampled tokens that are action tokens'),
   ('weights/action_mass', 'share of all weight that lies on action tokens'),
@@ -31,6 +45,7 @@ _DIAGNOSTICS = (
   ('actor/grad_norm', 'norm of the gradient before clipping'),
   ('rollout/sampler_gap_p99', 'sampler against re-scored log-prob, p99'),
   ('rollout/tokens_per_second', 'sampled tokens per second'),
+  ('rollout/environment_share', "environments' share of the rollout's time"),
   ('compiles', 'compilations so far'),
 )
 
@@ -79,6 +94,8 @@ def write_report(
     '![success against steps](curve.png)',
     '[Trajectories](trajectories.html)',
     *success_section(evals, baselines),
+    *games_section(evals, baselines),
+    *environment_section(evals),
     *time_section(steps),
     *diagnostics_section(steps),
   ]
@@ -123,6 +140,60 @@ def success_section(evals: Rows, baselines: dict[str, Any]) -> list[str]:
   if len(evals) > 1:
     blocks.append(_difference(first, last))
   return blocks
+
+
+def games_section(evals: Rows, baselines: dict[str, Any]) -> list[str]:
+  """Says what the policy reached in each environment of a mixture.
+
+  Args:
+    evals: rows of eval.jsonl, with `NAME/success` and so on of each.
+    baselines: `NAME/random_success` of each, or not.
+
+  Returns:
+    Blocks of Markdown, none for a run on one environment.
+  """
+  if not evals:
+    return []
+  names = [k.removesuffix('/success') for k in evals[0] if '/success' in k]
+  names = [name for name in names if f'{name}/success_low' in evals[0]]
+  table: Table = [
+    ('environment', 'step', 'success', '95 % interval', 'pass@G', 'episodes')
+  ]
+  for name in names:
+    for row in (evals[0], evals[-1])[: len(evals)]:
+      own = {
+        key.removeprefix(f'{name}/'): value
+        for key, value in row.items()
+        if key.startswith(f'{name}/')
+      }
+      table.append(_evaluation(name, {**own, 'step': row['step']}))
+    chance = baselines.get(f'{name}/random_success')
+    if chance is not None:
+      table.append((f'{name}, random play', '', f'{chance:.1%}', '', '', ''))
+  return ['## Each environment', markdown(table)] if names else []
+
+
+def environment_section(evals: Rows) -> list[str]:
+  """Says what the environments told of the held-out episodes.
+
+  Args:
+    evals: rows of eval.jsonl.
+
+  Returns:
+    Blocks of Markdown.
+  """
+  if not evals:
+    return []
+  first, last = evals[0], evals[-1]
+  table: Table = [('number', 'first', 'last', 'meaning')]
+  for key in sorted(last):
+    name = key.rpartition('info/')[2]
+    told = _TOLD.get(name, '' if 'info/' in key else None)
+    if told is not None:
+      table.append(
+        (f'`{key}`', f'{first.get(key, 0.0):.4g}', f'{last[key]:.4g}', told)
+      )
+  return ['## Held-out episodes', markdown(table)] if len(table) > 1 else []
 
 
 def time_section(steps: Rows) -> list[str]:

@@ -113,6 +113,40 @@ def test_a_run_that_has_only_begun(tmp_path):
   assert (tmp_path / 'report' / 'curve.png').exists()
 
 
+def test_a_mixture_has_a_row_for_each_environment(workdir):
+  rows = []
+  for whole, low in ((EVALS[0], 0.1), (EVALS[2], 0.5)):
+    of = {k: v for k, v in whole.items() if k not in ('step', 'success')}
+    rows.append(whole | {f'lake/{k}': v for k, v in of.items()})
+    rows[-1] |= {f'shop/{k}': v for k, v in of.items()}
+    rows[-1] |= {'lake/success': low, 'shop/success': low + 0.25}
+  write_lines(workdir / 'eval.jsonl', rows)
+  baselines = {'random_success': None, 'lake/random_success': 0.125}
+  (workdir / 'baselines.json').write_text(json.dumps(baselines))
+  text = summary.write_report(workdir).read_text()
+  for line in (
+    '| lake | 0 | 10.0% | 20.0% to 40.0% | 90.0% | 100 |',
+    '| lake | 10 | 50.0% | 45.0% to 65.0% | 90.0% | 100 |',
+    '| lake, random play |  | 12.5% |  |  |  |',
+    '| shop | 10 | 75.0% | 45.0% to 65.0% | 90.0% | 100 |',
+  ):
+    assert line in text
+  assert 'shop, random play' not in text
+
+
+def test_what_the_environment_told(workdir):
+  told = {'failed': 0.0, 'info/bought': 0.25, 'shop/info/mine': 2.0}
+  write_lines(
+    workdir / 'eval.jsonl',
+    [EVALS[0] | told, EVALS[2] | told | {'failed': 0.5, 'info/bought': 1.0}],
+  )
+  text = summary.write_report(workdir).read_text()
+  assert '| `failed` | 0 | 0.5 | share of episodes that the env' in text
+  assert '| `info/bought` | 0.25 | 1 | purchase rate' in text
+  assert '| `shop/info/mine` | 2 | 2 |  |' in text
+  assert '`success`' not in text
+
+
 def test_several_runs(workdir, tmp_path):
   runs = []
   for name, success in (('a', 0.5), ('b', 0.6), ('c', 0.7)):
