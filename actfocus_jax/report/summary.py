@@ -103,10 +103,15 @@ def write_report(
     labelled = [
       (_label(run), rows_lib.read(run / 'eval.jsonl')) for run in runs
     ]
+    # Runs on several tasks have no chance level and no mean in common.
+    chances = {_baselines(run).get('random_success') for run in runs}
+    is_one_task = len(chances) == 1
     plots.overlay(
-      labelled, random_success=random_success, path=out / 'curves.png'
+      labelled,
+      random_success=chances.pop() if is_one_task else None,
+      path=out / 'curves.png',
     )
-    sections += runs_section(labelled)
+    sections += runs_section(labelled, is_one_task=is_one_task)
   path = out / 'summary.md'
   path.write_text('\n\n'.join(sections) + '\n', encoding='utf-8')
   return path
@@ -241,11 +246,14 @@ def diagnostics_section(steps: Rows) -> list[str]:
   return blocks
 
 
-def runs_section(runs: Sequence[tuple[str, Rows]]) -> list[str]:
+def runs_section(
+  runs: Sequence[tuple[str, Rows]], *, is_one_task: bool = True
+) -> list[str]:
   """Lists the last evaluation of several runs, and their mean and spread.
 
   Args:
     runs: (label, rows of eval.jsonl) per run.
+    is_one_task: Whether a mean over them means anything.
 
   Returns:
     Blocks of Markdown.
@@ -256,7 +264,7 @@ def runs_section(runs: Sequence[tuple[str, Rows]]) -> list[str]:
   ended = [(label, rows[-1]) for label, rows in runs if rows]
   table += [_evaluation(label, row) for label, row in ended]
   blocks = ['## Runs', '![all runs](curves.png)', markdown(table)]
-  if len(ended) > 1:
+  if is_one_task and len(ended) > 1:
     success = [row['success'] for _, row in ended]
     mean = _mean(success)
     # Unbiased, since the runs are a sample of all seeds.

@@ -164,6 +164,25 @@ def test_several_runs(workdir, tmp_path):
     summary.write_report(workdir, workdirs=[tmp_path / 'missing'])
 
 
+def test_runs_on_several_tasks_have_no_mean(workdir, tmp_path, monkeypatch):
+  runs, drawn = [], []
+  for name, chance in (('a', 0.1), ('b', 0.2)):
+    run = tmp_path / name
+    run.mkdir()
+    (run / 'config.json').write_text('{}')
+    baselines = {'random_success': chance, 'random_episodes': 10}
+    (run / 'baselines.json').write_text(json.dumps(baselines))
+    write_lines(run / 'eval.jsonl', EVALS)
+    runs.append(run)
+  monkeypatch.setattr(
+    summary.plots, 'overlay', lambda _, **kwargs: drawn.append(kwargs)
+  )
+  text = summary.write_report(workdir, workdirs=runs).read_text()
+  assert '| b | 10 |' in text and 'Mean' not in text
+  summary.write_report(workdir, workdirs=runs[:1] * 2)
+  assert [one['random_success'] for one in drawn] == [None, 0.1]
+
+
 def test_cells_are_escaped():
   table = summary.markdown([('a', 'b'), ('x|y', '1')])
   assert table == '| a | b |\n|---|---|\n| x\\|y | 1 |'
