@@ -101,10 +101,10 @@ def _token(token: dict[str, Any]) -> list[Any]:
 
 
 def _number(value: float | None) -> float | None:
-  """Four significant digits; None for what JSON cannot hold."""
+  """Four digits, at most nine decimals; None for what JSON cannot hold."""
   if value is None or not math.isfinite(value):
     return None
-  return float(f'{value:.4g}')
+  return float(f'{round(value, 9):.4g}')  # A sum of tenths that is 0 is 0.
 
 
 _PAGE = """<!doctype html>
@@ -122,7 +122,7 @@ _PAGE = """<!doctype html>
   <label>show <select id="filter">
     <option value="all">all</option>
     <option value="solved">solved</option>
-    <option value="failed">failed</option>
+    <option value="failed">not solved</option>
   </select></label>
   <label>shade by <select id="shade">
     <option value="3">weight</option>
@@ -275,7 +275,7 @@ function drawEpisode() {
     at('scale').textContent = 'shade: not recorded in this episode';
   }
   const head = make('p', main);
-  make('b', head, episode.success ? 'solved' : 'failed',
+  make('b', head, episode.success ? 'solved' : 'not solved',
     episode.success ? 'solved' : 'failed');
   make('span', head, (episode.game ? ` · ${episode.game}` : '') +
     (episode.failure ? ` · the environment failed: ${episode.failure}` : '') +

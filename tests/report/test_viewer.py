@@ -65,6 +65,13 @@ def test_tokens_are_packed_in_the_order_the_script_reads():
   assert packed['turns'][0]['penalty'] == -0.1
 
 
+def test_rewards_that_cancel_are_zero():
+  cancelled = episode() | {'return': 0.1 + 0.2 - 0.3}
+  assert cancelled['return'] != 0
+  (packed,) = data_of(viewer.render([cancelled], title='run'))
+  assert packed['return'] == 0
+
+
 @pytest.mark.parametrize(
   'text',
   [
