@@ -17,8 +17,9 @@ import safetensors
 
 from actfocus_jax import base_model, envs
 from actfocus_jax.agent import chat as chat_lib
-from actfocus_jax.agent import episode, host, rollout
+from actfocus_jax.agent import episode, rollout
 from actfocus_jax.agent import games as games_lib
+from actfocus_jax.agent import host as host_lib
 from actfocus_jax.envs import boards, players
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.model import architecture, files, hf, transformer
@@ -115,13 +116,18 @@ def chat(c: ConfigDict, path: pathlib.Path) -> chat_lib.Chat:
     raise ValueError(f'The tokenizer in {path}: {error}') from error
 
 
-def collector(c: ConfigDict, chat, games, mesh) -> rollout.Collector:
+def host(c: ConfigDict) -> host_lib.Host:
+  """Where the environments of a run are reset and stepped."""
+  return host_lib.Host(c.env.threads, c.env.time_limit)
+
+
+def collector(c: ConfigDict, chat, games, mesh, host) -> rollout.Collector:
   """Rollouts in the shapes of the config."""
   return rollout.Collector(
     chat,
     games,
     mesh,
-    host.Host(c.env.threads, c.env.time_limit),
+    host,
     slots=c.rollout.slots,
     decode_steps=c.rollout.decode_steps,
     observation_block=c.rollout.observation_block,
@@ -258,14 +264,14 @@ def parts(c: ConfigDict) -> Iterator[Parts]:
   """
   with refusing_misfits():
     made = mesh(c)
-    played = games(c)
-    check_first_prompts(c, played)
+    played, hosts = games(c), host(c)
+    check_first_prompts(c, played, hosts)
   with jax.set_mesh(made):
-    path = model_path(c, made, played)
+    path = model_path(c, made, played, hosts)
     with refusing_misfits():
       bridge, wanted = chat(c, path), model(c, path, made)
       check_fit(c, bridge, wanted.config)
-      collects = collector(c, bridge, played, made)
+      collects = collector(c, bridge, played, made, hosts)
       whole = Parts(made, played, bridge, wanted, collects)
     yield whole
 
@@ -295,15 +301,19 @@ def check_fit(c: ConfigDict, chat: chat_lib.Chat, config: architecture.Config):
     )
 
 
-def model_path(c: ConfigDict, mesh, played=None) -> pathlib.Path:
+def model_path(
+  c: ConfigDict, mesh, played=None, hosts: host_lib.Host | None = None
+) -> pathlib.Path:
   """`model.path`, or the warm start that the config describes."""
   if c.model.path:
     return files.locate(c.model.path, c.model.revision)
-  return base_model.ensure(warm_start(c, played), mesh)
+  return base_model.ensure(warm_start(c, played, hosts), mesh)
 
 
 def warm_start(
-  c: ConfigDict, played: Sequence[games_lib.Game] | None = None
+  c: ConfigDict,
+  played: Sequence[games_lib.Game] | None = None,
+  hosts: host_lib.Host | None = None,
 ) -> base_model.WarmStart:
   """The plan of the small default model.
 
@@ -311,6 +321,7 @@ def warm_start(
     c: The config.
     played: The games, if they have been made: a shop or a file of boards takes
       its time.
+    hosts: Where they run, if that has been made.
 
   Returns:
     The plan.
@@ -334,34 +345,49 @@ def warm_start(
         strict=True,
       )
     ),
+    hosts=hosts or host(c),
     **c.warm_start,
   )
 
 
-def check_first_prompts(c: ConfigDict, played: Sequence[games_lib.Game]):
+def check_first_prompts(
+  c: ConfigDict, played: Sequence[games_lib.Game], hosts: host_lib.Host
+):
   """Refuses a context that a first prompt fills, before a model is made.
+
+  A reset that fails has no prompt to look at; an environment of which every
+  one fails is refused too.
 
   Args:
     c: The config.
     played: The games.
+    hosts: Where they run.
 
   Raises:
     ValueError: One sentence.
   """
-  bridge = _early_chat(c, played)
+  bridge = _early_chat(c, played, hosts)
   seeds = range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts)
+  seeds = seeds[:_FIRST_PROMPTS]
   for game in played:
-    for seed in seeds[:_FIRST_PROMPTS]:
-      rollout.check_opening(episode.open_episode(bridge, game, seed))
+    openings = episode.open_all(bridge, hosts, [game] * len(seeds), seeds)
+    for opening in openings:
+      if not opening.failure:
+        rollout.check_opening(opening)
+    if all(opening.failure for opening in openings):
+      raise ValueError(
+        f'{game.name}: the environment failed to reset with each of the seeds '
+        f'{seeds[0]} to {seeds[-1]}, first: {openings[0].failure.reason}'
+      )
 
 
 def _early_chat(
-  c: ConfigDict, played: Sequence[games_lib.Game]
+  c: ConfigDict, played: Sequence[games_lib.Game], hosts: host_lib.Host
 ) -> chat_lib.Chat:
   """The tokenizer bridge before there is a model to read it from."""
   if c.model.path:
     return chat(c, files.locate(c.model.path, c.model.revision))
-  plan = warm_start(c, played)
+  plan = warm_start(c, played, hosts)
   if plan.directory.exists():
     return chat(c, plan.directory)
   return chat_lib.Chat(base_model.tokenizer(plan))

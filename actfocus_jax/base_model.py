@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from actfocus_jax.agent import chat as chat_lib
-from actfocus_jax.agent import demonstrations, episode
+from actfocus_jax.agent import demonstrations, episode, host
 from actfocus_jax.algorithm import trajectory
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import supervised
@@ -53,6 +53,7 @@ class WarmStart:
     described: env, limits, player and mixture as JSON values, for the
       directory's name.
     cast: The games and who plays the demonstrations of each.
+    hosts: Where environments run.
     cache: The folder of all warm starts.
     episodes: Demonstrations.
     steps: Optimizer steps.
@@ -71,6 +72,7 @@ class WarmStart:
   name: str
   described: dict[str, Any]
   cast: demonstrations.Cast
+  hosts: host.Host
   cache: str
   episodes: int
   steps: int
@@ -88,7 +90,9 @@ class WarmStart:
   @property
   def directory(self) -> pathlib.Path:
     """Where it is kept; whatever changes the model changes the name."""
-    own = dataclasses.asdict(dataclasses.replace(self, cast=(), cache=''))
+    bare = dataclasses.replace(self, cast=(), hosts=None, cache='')
+    own = dataclasses.asdict(bare)
+    del own['hosts']
     own['version'] = _VERSION
     own['instructions'] = [game.env.instructions for game, _ in self.cast]
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
@@ -125,6 +129,7 @@ def tokenizer(plan: WarmStart):
     plan.cast,
     range(first, first + _TOKENIZER_EPISODES),
     plan.vocab_size,
+    hosts=plan.hosts,
   )
 
 
@@ -139,12 +144,14 @@ def make(plan: WarmStart, mesh, directory: pathlib.Path):
   Raises:
     Stopped: After SIGINT or SIGTERM.
   """
-  made = tokenizer(plan)
-  chat = chat_lib.Chat(made)
   seeds = range(plan.first_seed, plan.first_seed + plan.episodes)
   try:
-    episodes = demonstrations.play(chat, plan.cast, seeds)
-  except ValueError as error:  # Limits that no response of the player fits.
+    made = tokenizer(plan)
+    chat = chat_lib.Chat(made)
+    episodes = demonstrations.play(
+      chat, plan.cast, seeds, hosts=plan.hosts, tell=print
+    )
+  except ValueError as error:  # Limits too tight, an environment that fails.
     raise settings.Refused(str(error)) from error
   config = _model_config(plan, len(made))
   graphdef, params = transformer.create(
@@ -158,7 +165,7 @@ def make(plan: WarmStart, mesh, directory: pathlib.Path):
     interrupt.Interrupt() as stop,
   ):
     display.note(
-      f'warm start: a small model learns from {plan.episodes} demonstrations '
+      f'warm start: a small model learns from {len(episodes)} demonstrations '
       f'of a player that solves {solved:.0%}'
     )
     batches = _batches(episodes, plan, chat.pad_id)

@@ -6,7 +6,6 @@ by the step's number, so a resumed run needs no stored generator.
 """
 
 import contextlib
-import functools
 import math
 import pathlib
 import time
@@ -17,9 +16,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from actfocus_jax import assemble, evaluation, recipe
+from actfocus_jax import assemble, chance, evaluation, recipe
 from actfocus_jax.agent import episode, records, rollout
-from actfocus_jax.envs import players
 from actfocus_jax.learner import self_check
 from actfocus_jax.learner import step as step_lib
 from actfocus_jax.model import mesh as mesh_lib
@@ -31,8 +29,6 @@ from actfocus_jax.run import (
   progress,
   settings,
 )
-
-_RANDOM_PLAYS = 16  # on each held-out board, for the chance level
 
 Row = dict[str, float]
 
@@ -73,7 +69,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     state = run.restore(learners.abstract())
     if state is None:
       state = learners.create()
-    run.write('baselines.json', chance(c, parts.collector))
+    run.write('baselines.json', chance.level(c, parts.collector))
     key = jax.random.key(c.seed)
 
     def evaluate(step: int) -> float:
@@ -222,52 +218,6 @@ def training_seeds(step: int, prompts: int) -> range:
   """Boards of an iteration: 10000 + step * P + i; they never repeat."""
   first = settings.FIRST_TRAINING_SEED + step * prompts
   return range(first, first + prompts)
-
-
-def chance(c: ml_collections.ConfigDict, collector) -> Row:
-  """How often uniformly random play solves the held-out boards.
-
-  Args:
-    c: The config.
-    collector: Of the run.
-
-  Returns:
-    The row of baselines.json; `random_success` is None where a game has no
-    table of actions and no player that plays at random, or fails.
-  """
-  seeds = range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts)
-  calls = [
-    functools.partial(_chance, game, seed)
-    for game in collector.games
-    for seed in seeds
-  ]
-  rates = collector.host.run(calls)
-  known = all(isinstance(rate, float) for rate in rates)
-  return {
-    'random_success': float(np.mean(rates)) if known else None,
-    'random_episodes': _RANDOM_PLAYS * len(rates),
-  }
-
-
-def _chance(game, seed: int) -> float | None:
-  """On one board."""
-  limits, seeds = game.limits, [seed]
-  if game.env.actions:
-    return players.random_play_success(
-      game.env, seeds, actions=limits.action_budget, plays=_RANDOM_PLAYS
-    )
-  player = players.PLAYERS.get(game.name, {}).get('random')
-  if player is None:
-    return None
-  return players.success_rate(
-    game.env,
-    player,
-    seeds,
-    plays=_RANDOM_PLAYS,
-    turns=limits.turns,
-    max_actions=limits.max_actions,
-    budget=limits.action_budget,
-  )
 
 
 def to_batch(

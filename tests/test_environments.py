@@ -7,14 +7,17 @@ import re
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 import types
 
 import jax
 import pytest
 from small_run import config
 
-from actfocus_jax import evaluation, loop
-from actfocus_jax.agent import host
+from actfocus_jax import assemble, evaluation, loop
+from actfocus_jax.agent import chat as chat_lib
+from actfocus_jax.agent import games, host, tokenizer
 from actfocus_jax.run import metrics, settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -34,6 +37,17 @@ class Brittle(Guess):
     if action == '6':
       time.sleep(60)
     return super().step(state, action)
+
+
+class Closed(Guess):
+  """Every fourth number cannot be asked for, and every fourth takes long."""
+
+  def reset(self, seed):
+    if seed % 4 == 1:
+      raise RuntimeError(f'no number for {seed}')
+    if seed % 4 == 2 and seed < 1000:
+      time.sleep(60)
+    return super().reset(seed)
 
 
 class Strict(Guess):
@@ -139,6 +153,86 @@ def test_a_mixture_with_a_failing_environment_of_ones_own(
   assert f'brittle {last["brittle/success"]:.1%}, frozen_lake' in told
   snapshot = json.loads((tmp_path / 'run' / 'config.json').read_text())
   assert settings.from_json(snapshot).to_dict() == c.to_dict()
+
+
+@pytest.mark.slow
+def test_resets_that_fail_or_hang_cost_their_own_episodes(
+  own, cache, tmp_path, capsys
+):
+  c = config(
+    cache,
+    'brittle:Closed',
+    num_steps=0,
+    env__threads=2,
+    env__time_limit=0.5,
+    limits__turns=2,
+    warm_start__episodes=64,
+    warm_start__steps=2,
+  )
+  loop.train(c, tmp_path)
+  (row,) = metrics.read(tmp_path / 'eval.jsonl')
+  assert row['failed'] == 0.5  # Seeds 123 to 130.
+  chance = json.loads((tmp_path / 'baselines.json').read_text())
+  assert chance['random_success'] is None
+  said = capsys.readouterr().out
+  assert 'failed in 16 of 64 demonstrations, first: RuntimeError: no' in said
+  assert 'evaluation at step 0: the environment failed in 8 of 16' in said
+  assert 'No chance level: the environment failed, RuntimeError: no' in said
+
+
+class Resetting:
+  """An environment of which some seeds cannot be reset."""
+
+  instructions, actions = 'Go.', ('Go',)
+
+  def __init__(self, fail, seeds, text=''):
+    self.fail, self.seeds, self.text = fail, seeds, text
+
+  def reset(self, seed):
+    if seed in self.seeds:
+      self.fail()
+    return seed, self.text
+
+
+def look_at_first_prompts(monkeypatch, env, hosts):
+  c = settings.defaults()
+  assert (c.eval.first_seed, c.eval.prompts) == (123, 32)
+  bridge = chat_lib.Chat(tokenizer.train([]))
+  monkeypatch.setattr(assemble, '_early_chat', lambda *_: bridge)
+  limits = games.Limits(context=2000)
+  assemble.check_first_prompts(c, [games.Game('own', env, limits)], hosts)
+
+
+def raises():
+  raise RuntimeError('no board')
+
+
+@pytest.mark.parametrize('threads', [0, 2])
+def test_first_prompts_are_looked_at_where_resets_may_fail(
+  monkeypatch, threads
+):
+  hosts = host.Host(threads)
+  but_one = Resetting(raises, {*range(123, 155)} - {140})
+  look_at_first_prompts(monkeypatch, but_one, hosts)
+  but_one.text = 'x' * 3000
+  with pytest.raises(ValueError, match='limits.context is 2000'):
+    look_at_first_prompts(monkeypatch, but_one, hosts)
+  none = Resetting(raises, range(123, 155))
+  with pytest.raises(
+    ValueError, match='^own: .* 123 to 154, first: RuntimeError: no board$'
+  ):
+    look_at_first_prompts(monkeypatch, none, hosts)
+
+
+def test_first_prompts_are_not_waited_for_ever(monkeypatch):
+  end = threading.Event()
+  hosts = host.Host(8, time_limit=0.2)
+  hanging = Resetting(lambda: end.wait(30), range(125, 155))
+  begin = time.monotonic()
+  look_at_first_prompts(monkeypatch, hanging, hosts)
+  assert time.monotonic() - begin < 15
+  end.set()
+  hosts.close()
 
 
 def test_a_step_in_which_all_fail_stops_the_run():

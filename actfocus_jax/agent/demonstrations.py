@@ -1,22 +1,35 @@
-"""Demonstrations: a scripted player in the policy's place."""
+"""Demonstrations: a scripted player in the policy's place.
+
+An environment that fails loses the demonstration it fails in, and stops all of
+them only where hardly one of its game is left.
+"""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from actfocus_jax.agent import episode as episode_lib
-from actfocus_jax.agent import games
+from actfocus_jax.agent import games, host
 from actfocus_jax.agent import tokenizer as tokenizer_lib
 from actfocus_jax.agent.chat import Chat
 
 # Who plays what: a player has `respond(env, state, rng) -> (thought, actions)`.
 Cast = Sequence[tuple[games.Game, Any]]
+# A game that loses more than this share of its demonstrations is refused, as
+# soon as so many are lost or at the end.
+_MOST_LOST = 0.9
+_SOON = 32
 
 
 def play(
-  chat: Chat, cast: Cast, seeds: Iterable[int]
+  chat: Chat,
+  cast: Cast,
+  seeds: Iterable[int],
+  *,
+  hosts: host.Host | None = None,
+  tell: Callable[[str], Any] = lambda line: None,
 ) -> list[episode_lib.Episode]:
   """Plays one episode per seed, in the form a rollout would have.
 
@@ -24,23 +37,68 @@ def play(
     chat: The tokenizer bridge.
     cast: Games and their players; a seed says which.
     seeds: Of the environment, and of the player's choices.
+    hosts: Where environments run; by default in this thread.
+    tell: Takes a line about each game that lost some.
 
   Returns:
-    Finished episodes. Their log-probs are 0: nobody sampled them.
+    Finished episodes, without those whose environment failed. Their log-probs
+    are 0: nobody sampled them.
+
+  Raises:
+    ValueError: A response is too long for its limit, or (nearly) all
+      demonstrations of a game were lost.
   """
+  hosts = hosts or host.Host()
   players = {game.name: player for game, player in cast}
+  tallies = {name: _Tally(name) for name in players}
   played = [game for game, _ in cast]
   episodes = []
   for seed in seeds:
     game = games.pick(played, seed)
-    episodes.append(_play_one(chat, game, players[game.name], seed))
+    one = _play_one(chat, game, players[game.name], seed, hosts)
+    tallies[game.name].count(one)
+    if not one.failure:
+      episodes.append(one)
+  for tally in tallies.values():
+    tally.close(tell)
   return episodes
 
 
-def _play_one(chat, game: games.Game, player, seed: int):
+@dataclasses.dataclass
+class _Tally:
+  """The demonstrations of a game, and those that were lost."""
+
+  name: str
+  played: int = 0
+  failures: list[host.Failed] = dataclasses.field(default_factory=list)
+
+  def count(self, episode: episode_lib.Episode):
+    self.played += 1
+    if episode.failure:
+      self.failures.append(episode.failure)
+      if len(self.failures) >= _SOON:
+        self._check()
+
+  def close(self, tell: Callable[[str], Any]):
+    if self.failures:
+      self._check()
+      tell(self._line())
+
+  def _check(self):
+    if len(self.failures) > _MOST_LOST * self.played:
+      raise ValueError(f'{self._line()}. A model needs more of them.')
+
+  def _line(self) -> str:
+    return (
+      f'{self.name}: the environment failed in {len(self.failures)} of '
+      f'{self.played} demonstrations, first: {self.failures[0].reason}'
+    )
+
+
+def _play_one(chat, game: games.Game, player, seed: int, hosts: host.Host):
   rng = np.random.default_rng((seed, 1))
   limits = game.limits
-  opening = episode_lib.open_episode(chat, game, seed)
+  (opening,) = episode_lib.open_all(chat, hosts, [game], [seed])
   episode = episode_lib.Episode(chat, opening)
   while not episode.over:
     thought, actions = player.respond(game.env, episode.state, rng)
@@ -52,11 +110,18 @@ def _play_one(chat, game: games.Game, player, seed: int):
       )
     if len(ids) > episode.token_budget:  # The context ends here.
       break
-    episode.respond(ids, [0.0] * len(ids))
+    (outcome,) = hosts.run([episode.listen(ids, [0.0] * len(ids))])
+    episode.conclude(outcome)
   return episode
 
 
-def train_tokenizer(cast: Cast, seeds: Iterable[int], vocab_size: int):
+def train_tokenizer(
+  cast: Cast,
+  seeds: Iterable[int],
+  vocab_size: int,
+  *,
+  hosts: host.Host | None = None,
+):
   """A tokenizer fit to what some environments and their players say.
 
   The same conversations are first written in plain bytes, so that they need
@@ -66,12 +131,14 @@ def train_tokenizer(cast: Cast, seeds: Iterable[int], vocab_size: int):
     cast: As in `play`; token limits are not applied.
     seeds: Of the conversations it is trained on.
     vocab_size: Upper limit.
+    hosts: As in `play`.
 
   Returns:
     A transformers tokenizer.
   """
   in_bytes = Chat(tokenizer_lib.train([]))
-  episodes = play(in_bytes, [(_roomy(g), player) for g, player in cast], seeds)
+  roomy = [(_roomy(game), player) for game, player in cast]
+  episodes = play(in_bytes, roomy, seeds, hosts=hosts)
   texts = (
     piece
     for episode in episodes

@@ -62,7 +62,33 @@ def open_episode(chat, game: games.Game, seed: int) -> Opening:
   Returns:
     The opening.
   """
-  return opening(chat, game, game.env.reset(seed))
+  return opening(chat, game, base.reset(game.env, seed))
+
+
+def open_all(
+  chat, hosts: host.Host, played: Sequence[games.Game], seeds: Sequence[int]
+) -> list[Opening]:
+  """Resets environments where they may fail, and renders the first prompts.
+
+  Args:
+    chat: The tokenizer bridge.
+    hosts: Where environments run.
+    played: A game for each seed.
+    seeds: Of the environments.
+
+  Returns:
+    The openings; one whose reset failed has a `failure`.
+  """
+  resets = hosts.run(
+    [
+      functools.partial(base.reset, game.env, seed)
+      for game, seed in zip(played, seeds, strict=True)
+    ]
+  )
+  return [
+    opening(chat, game, reset)
+    for game, reset in zip(played, resets, strict=True)
+  ]
 
 
 def opening(chat, game: games.Game, reset) -> Opening:
@@ -71,7 +97,7 @@ def opening(chat, game: games.Game, reset) -> Opening:
   Args:
     chat: The tokenizer bridge.
     game: What is played.
-    reset: What `game.env.reset` returned, or why it did not.
+    reset: What `base.reset` returned, or why it did not.
 
   Returns:
     The opening; without a state it has a prompt that nobody will answer.

@@ -1,8 +1,10 @@
 """Environments are other people's code: they may be slow, raise, or hang.
 
 A call that raises or takes too long is lost alone; the others of its batch come
-back whole. Python cannot end a thread, so one that hangs is left behind, idle
-as far as this module is concerned, and another one takes its place.
+back whole. Raises whatever it may, SystemExit too: only KeyboardInterrupt in
+the caller's own thread, which is the user's, goes through. Python cannot end a
+thread, so one that hangs is left behind, idle as far as this module is
+concerned, and another one takes its place.
 """
 
 import dataclasses
@@ -74,7 +76,7 @@ class Host:
     if self._threads:
       outcomes = self._run_in_threads(calls)
     else:
-      outcomes = [_attempt(call) for call in calls]
+      outcomes = [_attempt(call, KeyboardInterrupt) for call in calls]
     self.seconds += time.perf_counter() - begin
     return outcomes
 
@@ -149,9 +151,25 @@ def _work(jobs):
       return  # Its place has been taken.
 
 
-def _attempt(call: Callable[[], Any]) -> Any | Failed:
+def _attempt(
+  call: Callable[[], Any], passes: type[BaseException] | tuple[()] = ()
+) -> Any | Failed:
   try:
     return call()
-  except Exception as error:  # Whatever another's code may raise.
-    reason = f'{type(error).__name__}: {error}'.splitlines()[0]
-    return Failed(reason, traceback.format_exc())
+  except passes:
+    raise
+  except BaseException as error:  # Whatever another's code may raise.
+    return Failed(_reason(error), _printable(traceback.format_exc()))
+
+
+def _reason(error: BaseException) -> str:
+  try:
+    text = str(error)
+  except Exception:  # That is another's code, too.
+    text = '(without a readable message)'
+  return _printable(f'{type(error).__name__}: {text}'.splitlines()[0])
+
+
+def _printable(text: str) -> str:
+  """Without lone surrogates, which no terminal and no file takes."""
+  return text.encode('utf-8', 'backslashreplace').decode('utf-8')

@@ -19,7 +19,6 @@ quarter of them, observations and cache views of 1, 2, 4, ... blocks.
 
 import collections
 import dataclasses
-import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -172,16 +171,7 @@ class Collector:
   ) -> list[episode_lib.Opening]:
     """Resets the environments; refuses a prompt that fills the context."""
     played = [game or games_lib.pick(self.games, seed) for seed in seeds]
-    resets = self.host.run(
-      [
-        functools.partial(one.env.reset, seed)
-        for one, seed in zip(played, seeds, strict=True)
-      ]
-    )
-    openings = [
-      episode_lib.opening(self.chat, one, reset)
-      for one, reset in zip(played, resets, strict=True)
-    ]
+    openings = episode_lib.open_all(self.chat, self.host, played, seeds)
     for opening in openings:
       check_opening(opening)
     return openings

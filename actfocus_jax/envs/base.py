@@ -12,8 +12,11 @@ The life of one turn:
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+import numpy as np
 
 # A frozen, hashable dataclass of the environment's own; opaque to all others.
 State = Any
@@ -24,12 +27,13 @@ class Step:
   """What one action did.
 
   Attributes:
-    text: the new state as the model reads it.
-    reward: reward of this action.
+    text: the new state as the model reads it; UTF-8 can write it.
+    reward: reward of this action; finite.
     done: the environment has ended.
     success: the environment declares itself solved.
-    info: numbers by name, which become metrics of the episode; `effective`,
-      whether the action changed anything, is True where it is left out.
+    info: finite numbers by name, which become metrics of the episode;
+      `effective`, whether the action changed anything, is True where it is
+      left out.
   """
 
   text: str
@@ -111,6 +115,25 @@ def require_action(actions: Sequence[str], name: str) -> str:
   return action
 
 
+def reset(env: Environment, seed: int) -> tuple[State, str]:
+  """Resets an environment and looks at what it gives.
+
+  Args:
+    env: the environment.
+    seed: of the state.
+
+  Returns:
+    The state and its text.
+
+  Raises:
+    ValueError: it gave something else.
+  """
+  given = env.reset(seed)
+  _check_pair('reset', 'a state and a text', given)
+  _check_text('The text of a reset', given[1])
+  return tuple(given)
+
+
 def play_turn(
   env: Environment,
   state: State,
@@ -137,7 +160,8 @@ def play_turn(
     The state after the turn, and what happened.
 
   Raises:
-    ValueError: budget or max_actions below 1.
+    ValueError: budget or max_actions below 1, or a step gave what is no state
+      and `Step`.
   """
   if budget < 1 or max_actions < 1:
     raise ValueError(
@@ -149,10 +173,10 @@ def play_turn(
   state, steps = _run(env, state, known)
   return state, TurnResult(
     text=steps[-1].text if steps else text,
-    reward=sum((step.reward for step in steps), 0.0),
+    reward=sum((float(step.reward) for step in steps), 0.0),
     penalty=format_penalty if is_bad_format else 0.0,
-    done=bool(steps) and steps[-1].done,
-    success=bool(steps) and steps[-1].success,
+    done=bool(steps and steps[-1].done),
+    success=bool(steps and steps[-1].success),
     actions_used=len(steps),
     valid=bool(steps),
     effective=sum(bool(step.info.get('effective', True)) for step in steps),
@@ -177,8 +201,52 @@ def _run(
 ) -> tuple[State, list[Step]]:
   steps = []
   for action in actions:
-    state, step = env.step(state, action)
+    given = env.step(state, action)
+    _check_pair('step', 'a state and a Step', given)
+    state, step = given
+    _check_step(step)
     steps.append(step)
     if step.done:
       break
   return state, steps
+
+
+def _check_pair(method: str, wanted: str, given):
+  if not isinstance(given, (tuple, list)) or len(given) != 2:
+    is_sequence = isinstance(given, (tuple, list))
+    found = f'{len(given)} values' if is_sequence else type(given).__name__
+    raise ValueError(f'{method} returned {found}; allowed: {wanted}.')
+
+
+def _check_step(step: Step):
+  _check_text('The text of a step', step.text)
+  _check_number('The reward of a step', step.reward)
+  for name in ('done', 'success'):
+    value = getattr(step, name)
+    if not isinstance(value, (bool, np.bool_)):
+      raise ValueError(f'Step.{name} is {value!r}; allowed: True and False.')
+  for name, value in step.info.items():
+    _check_text('A name in Step.info', name)
+    _check_number(f'Step.info[{name!r}]', value)
+
+
+def _check_text(what: str, text):
+  if not isinstance(text, str):
+    raise ValueError(f'{what} is of {type(text).__name__}; allowed: str.')
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    bad = text[error.start : error.end]
+    raise ValueError(
+      f'{what} has {bad!r}, which UTF-8 cannot write; allowed: whole '
+      'characters.'
+    ) from error
+
+
+def _check_number(what: str, value):
+  try:
+    is_finite = math.isfinite(value)
+  except (TypeError, ValueError, OverflowError):
+    is_finite = False
+  if not is_finite:
+    raise ValueError(f'{what} is {value!r}; allowed: finite numbers.')

@@ -1,5 +1,6 @@
 """Calls that raise or hang cost themselves; the others come back in order."""
 
+import asyncio
 import threading
 import time
 
@@ -10,6 +11,18 @@ from actfocus_jax.agent import host
 
 def boom():
   raise KeyError('no such board')
+
+
+def run(hosts, calls, seconds=20):
+  """`hosts.run(calls)`, or a failed test where it waits for ever."""
+  found = []
+  waiting = threading.Thread(
+    target=lambda: found.append(hosts.run(calls)), daemon=True
+  )
+  waiting.start()
+  waiting.join(seconds)
+  assert found, f'nothing came back for {seconds} s'
+  return found[0]
 
 
 @pytest.mark.parametrize('threads', [0, 1, 4])
@@ -31,6 +44,45 @@ def test_a_call_that_raises_is_lost_alone(threads):
   assert hosts.run([lambda: 4]) == [4]
 
 
+class Unspeakable(Exception):
+  def __str__(self):
+    raise TypeError('no words')
+
+
+@pytest.mark.parametrize('threads', [0, 1, 2])
+@pytest.mark.parametrize(
+  ('error', 'reason'),
+  [
+    (SystemExit(3), 'SystemExit: 3'),
+    (asyncio.CancelledError(), 'CancelledError: '),
+    (GeneratorExit('gone'), 'GeneratorExit: gone'),
+    (Unspeakable(), 'Unspeakable: (without a readable message)'),
+    (ValueError('x\udc80\ny'), 'ValueError: x\\udc80'),
+  ],
+)
+def test_whatever_is_raised_is_lost_alone(threads, error, reason):
+  def fail():
+    raise error
+
+  hosts = host.Host(threads)
+  first, *others = run(hosts, [fail, lambda: 1, lambda: 2])
+  assert first.reason == reason and others == [1, 2]
+  (first.reason + first.details).encode()  # Files and terminals take it.
+  # No thread has died of it.
+  assert run(hosts, [fail, fail, lambda: 3])[2] == 3
+  hosts.close()
+
+
+def test_ctrl_c_is_the_users_own_only_in_the_users_thread():
+  def interrupted():
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    host.Host().run([interrupted])
+  (lost,) = run(host.Host(1), [interrupted])
+  assert lost.reason == 'KeyboardInterrupt: '
+
+
 def test_threads_run_at_the_same_time():
   meet = threading.Barrier(3)
   hosts = host.Host(3)
@@ -45,13 +97,13 @@ def test_a_call_that_hangs_is_left_behind():
 
   hosts = host.Host(2, time_limit=0.2)
   begin = time.monotonic()
-  out = hosts.run([hang, lambda: 1, hang, lambda: 2, hang])
+  out = run(hosts, [hang, lambda: 1, hang, lambda: 2, hang])
   assert time.monotonic() - begin < 5
   assert [x for x in out if not isinstance(x, host.Failed)] == [1, 2]
   assert out[0] == out[2] == out[4] == host.Failed('took longer than 0.2 s')
   # As many threads as before take what comes next.
   meet = threading.Barrier(2)
-  assert len(hosts.run([lambda: meet.wait(5)] * 2)) == 2
+  assert len(run(hosts, [lambda: meet.wait(5)] * 2)) == 2
   end.set()
   hosts.close()
 

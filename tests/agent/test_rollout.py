@@ -331,6 +331,35 @@ def test_a_failing_environment_costs_its_own_episodes(
   trajectory.check(pad(found))
 
 
+class Garbled(Brittle):
+  """What it gives on seed 4, and after `Up`, is no text."""
+
+  def reset(self, seed):
+    state, text = self.lake.reset(seed)
+    return (state, text + '\udc80') if seed == 4 else (state, text)
+
+  def step(self, state, action):
+    state, step = self.lake.step(state, action)
+    text = step.text + '\ud800' if action == 'Up' else step.text
+    return state, dataclasses.replace(step, text=text)
+
+
+def test_an_unreadable_text_costs_its_own_episodes(
+  collect, played, lake, limits
+):
+  games = (games_lib.Game('garbled', Garbled(lake), limits),)
+  found = collect(played=games)
+  lost = [one.failure is not None for one in found.episodes]
+  assert any(lost) and not all(lost)
+  for one, whole, group in zip(
+    found.episodes, played.episodes, found.groups, strict=True
+  ):
+    if group == 1 or one.failure:
+      assert 'which UTF-8 cannot write' in one.failure.reason
+    else:
+      assert one.ids == whole.ids
+
+
 def test_a_mixture_plays_every_game_within_its_own_limits(
   collect, lake, limits
 ):

@@ -1,5 +1,6 @@
 """The rules of a turn, as a table of cases."""
 
+import numpy as np
 import pytest
 
 from actfocus_jax.envs import base, frozen_lake, sokoban
@@ -147,3 +148,88 @@ def test_environment_that_judges_strings(answer, expected):
     turn.effective,
   )
   assert state == turn.actions_used
+
+
+# --- What an environment gives is looked at ----------------------------------
+
+
+class Giving:
+  """Gives what it is told to."""
+
+  instructions, actions = 'Go.', ('Go',)
+
+  def __init__(self, reset=None, step=None):
+    self.reset = lambda seed: reset
+    self.step = lambda state, action: step
+
+
+def given(**changes):
+  return (1, base.Step(**{'text': '', 'reward': 0, 'done': False} | changes))
+
+
+def go(step):
+  return base.play_turn(
+    Giving(step=step), 0, '', ['Go', 'Go'], budget=2, max_actions=2
+  )
+
+
+@pytest.mark.parametrize(
+  ('reset', 'words'),
+  [
+    ((1,), 'reset returned 1 values; allowed: a state and a text'),
+    ((1, 'x', 'y'), 'reset returned 3 values'),
+    ('ab', 'reset returned str'),
+    (None, 'reset returned NoneType'),
+    ((1, b'x'), 'The text of a reset is of bytes; allowed: str'),
+    ((1, 'x\udc80'), r"The text of a reset has '\\udc80', which UTF-8"),
+  ],
+)
+def test_a_reset_that_gives_something_else(reset, words):
+  with pytest.raises(ValueError, match=words):
+    base.reset(Giving(reset=reset), 3)
+
+
+def test_a_sound_reset_comes_as_it_is():
+  state = object()
+  assert base.reset(Giving(reset=(state, '√ 😀')), 3) == (state, '√ 😀')
+
+
+@pytest.mark.parametrize(
+  ('step', 'words'),
+  [
+    (given(), None),
+    (given()[1], 'step returned Step; allowed: a state and a Step'),
+    ((1, 2, 3), 'step returned 3 values'),
+    (given(text=None), 'The text of a step is of NoneType'),
+    (given(text='\ud800'), r"The text of a step has '\\ud800'"),
+    (given(reward='1'), "The reward of a step is '1'; allowed: finite"),
+    (given(reward=float('nan')), 'The reward of a step is nan'),
+    (given(reward=np.float32('inf')), 'The reward of a step is .*inf'),
+    (given(reward=None), 'The reward of a step is None'),
+    (given(done=1), 'Step.done is 1; allowed: True and False'),
+    (given(success=None), 'Step.success is None'),
+    (given(info={'x': float('nan')}), r"Step.info\['x'\] is nan"),
+    (given(info={'x': 'y'}), r"Step.info\['x'\] is 'y'"),
+    (given(info={3: 1.0}), 'A name in Step.info is of int'),
+  ],
+)
+def test_a_step_that_gives_something_else(step, words):
+  if words is None:
+    assert go(step)[1].actions_used == 2
+    return
+  with pytest.raises(ValueError, match=words):
+    go(step)
+
+
+def test_numbers_of_numpy_become_plain_ones():
+  """They are written as JSON later."""
+  one = np.float32(1)
+  _, turn = go(
+    given(reward=one, done=np.True_, success=np.True_, info={'x': one})
+  )
+  assert (turn.reward, turn.done, turn.success, turn.info) == (
+    *(1.0, True, True),
+    {'x': 1.0},
+  )
+  kinds = [type(x) for x in (turn.reward, turn.done, turn.success)]
+  assert kinds == [float, bool, bool] and type(turn.info['x']) is float

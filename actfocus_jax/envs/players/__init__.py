@@ -6,9 +6,10 @@ write the format and to read the board. The actions are good only with
 probability `skill`, which leaves something to be learned by reinforcement.
 """
 
+import functools
 import itertools
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -56,6 +57,10 @@ PLAYERS = {
 }
 
 
+# An environment's part of an episode, and what came of it.
+Calls = Generator[Callable[[], Any], Any, bool]
+
+
 def random_play_success(
   env: base.Environment,
   seeds: Iterable[int],
@@ -74,14 +79,14 @@ def random_play_success(
   Returns:
     Share of the episodes that succeeded.
   """
-  return float(
-    np.mean(
-      [
-        _random_episode(env, seed, actions, play)
-        for seed in seeds
-        for play in range(plays)
-      ]
-    )
+  return success_rate(
+    env,
+    FOR_ALL['random'],
+    seeds,
+    turns=actions,
+    max_actions=1,
+    budget=actions,
+    plays=plays,
   )
 
 
@@ -109,33 +114,71 @@ def success_rate(
   Returns:
     Share of the episodes that succeeded.
   """
-  results = []
-  for seed, play in itertools.product(seeds, range(plays)):
-    rng = _generator(seed, play)
-    state, text = env.reset(seed)
-    left, played = budget, None
-    for _ in range(turns):
-      _, answer = player.respond(env, state, rng)
-      state, played = base.play_turn(
-        env, state, text, answer, budget=left, max_actions=max_actions
-      )
-      left, text = left - played.actions_used, played.text
-      if played.done or left == 0:
-        break
-    results.append(played.success)
-  return float(np.mean(results))
+  limits = dict(turns=turns, max_actions=max_actions, budget=budget)
+  episodes = [
+    episode(env, player, seed, play=play, **limits)
+    for seed, play in itertools.product(seeds, range(plays))
+  ]
+  return float(np.mean([_run(calls) for calls in episodes]))
 
 
-def _random_episode(
-  env: base.Environment, seed: int, actions: int, play: int
-) -> bool:
+def episode(
+  env: base.Environment,
+  player: Player,
+  seed: int,
+  *,
+  turns: int,
+  max_actions: int,
+  budget: int,
+  play: int = 0,
+) -> Calls:
+  """One episode of a player, for somebody else to make the calls of.
+
+  Args:
+    env: the environment.
+    player: the player.
+    seed: of the board.
+    turns: most turns.
+    max_actions: most actions of a turn.
+    budget: most actions of the episode.
+    play: which of the player's episodes on this board.
+
+  Yields:
+    The reset and then each turn, as a call without arguments; what it returned
+    is to be sent back.
+
+  Returns:
+    Whether the environment was solved.
+  """
   rng = _generator(seed, play)
-  state, _ = env.reset(seed)
-  for _ in range(actions):
-    state, step = env.step(state, uniform.draw(rng, env.actions))
-    if step.done:
-      return step.success
-  return False
+  state, text = yield functools.partial(base.reset, env, seed)
+  solved = False
+  for _ in range(turns):
+    _, answer = player.respond(env, state, rng)
+    state, played = yield functools.partial(
+      base.play_turn,
+      env,
+      state,
+      text,
+      answer,
+      budget=budget,
+      max_actions=max_actions,
+    )
+    solved = solved or played.success
+    budget, text = budget - played.actions_used, played.text
+    if played.done or budget == 0:
+      break
+  return solved
+
+
+def _run(calls: Calls) -> bool:
+  """Makes every call at once."""
+  try:
+    call = next(calls)
+    while True:
+      call = calls.send(call())
+  except StopIteration as end:
+    return end.value
 
 
 def _generator(seed: int, play: int = 0) -> np.random.Generator:

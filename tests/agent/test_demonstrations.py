@@ -1,0 +1,121 @@
+"""An environment that fails loses its demonstration, not the others."""
+
+import threading
+import time
+
+import pytest
+
+from actfocus_jax.agent import chat as chat_lib
+from actfocus_jax.agent import demonstrations, games, host
+from actfocus_jax.agent import tokenizer as tokenizer_lib
+from actfocus_jax.envs import base, players
+
+LIMITS = games.Limits(turns=2, context=10_000)
+
+
+class Counting:
+  """Its text is its seed; a reset or a step with one of some seeds fails."""
+
+  instructions, actions = 'Count.', ('On',)
+
+  def __init__(self, resets=(), steps=(), fail=None):
+    self.resets, self.steps, self.fail = resets, steps, fail or self._raise
+
+  def _raise(self):
+    raise RuntimeError('no more numbers')
+
+  def reset(self, seed):
+    if seed in self.resets:
+      self.fail()
+    return seed, f'seed {seed}.'
+
+  def step(self, state, action):
+    if state in self.steps:
+      self.fail()
+    return state, base.Step(f'still {state}.', 0.0, False)
+
+
+def cast(env, name='counting'):
+  return [(games.Game(name, env, LIMITS), players.FOR_ALL['random'])]
+
+
+@pytest.fixture(scope='module')
+def plain():
+  return chat_lib.Chat(tokenizer_lib.train([]))
+
+
+def seeds_of(plain, episodes):
+  texts = [plain.text(one.ids) for one in episodes]
+  return [int(text.split('seed ')[1].split('.')[0]) for text in texts]
+
+
+@pytest.mark.parametrize('threads', [0, 2])
+def test_those_that_fail_are_dropped_and_told_of(plain, threads):
+  env, told = Counting(resets=[2, 3], steps=[5]), []
+  sound = demonstrations.play(plain, cast(Counting()), range(8))
+  played = demonstrations.play(
+    plain, cast(env), range(8), hosts=host.Host(threads), tell=told.append
+  )
+  assert seeds_of(plain, played) == [0, 1, 4, 6, 7]
+  assert not any(one.failure for one in played)
+  assert [one.ids for one in played] == [sound[i].ids for i in (0, 1, 4, 6, 7)]
+  assert told == [
+    'counting: the environment failed in 3 of 8 demonstrations, first: '
+    'RuntimeError: no more numbers'
+  ]
+  demonstrations.play(plain, cast(Counting()), range(8), tell=told.append)
+  assert len(told) == 1
+
+
+def test_the_time_limit_holds(plain):
+  end = threading.Event()
+  env = Counting([1], [3], fail=lambda: end.wait(20))
+  hosts = host.Host(2, time_limit=0.2)
+  begin = time.monotonic()
+  played = demonstrations.play(plain, cast(env), range(5), hosts=hosts)
+  assert time.monotonic() - begin < 10
+  assert seeds_of(plain, played) == [0, 2, 4]
+  end.set()
+  hosts.close()
+
+
+def test_a_tokenizer_is_made_of_those_that_are_left():
+  broken, sound = Counting(steps=[1, 2]), Counting()
+  made = demonstrations.train_tokenizer(cast(broken), range(4), 300)
+  other = demonstrations.train_tokenizer(cast(sound), [0, 3], 300)
+  assert made.get_vocab() == other.get_vocab()
+
+
+def test_a_tokenizer_is_made_within_the_time_limit():
+  end = threading.Event()
+  env = Counting([1], fail=lambda: end.wait(20))
+  hosts = host.Host(2, time_limit=0.2)
+  begin = time.monotonic()
+  demonstrations.train_tokenizer(cast(env), range(3), 300, hosts=hosts)
+  assert time.monotonic() - begin < 10
+  end.set()
+  hosts.close()
+
+
+@pytest.mark.parametrize(('lost', 'is_refused'), [(18, False), (19, True)])
+def test_hardly_any_left_is_refused(plain, lost, is_refused):
+  env = Counting(resets=range(lost))
+  if not is_refused:
+    assert len(demonstrations.play(plain, cast(env), range(20))) == 2
+    return
+  with pytest.raises(ValueError, match='19 of 20 .*RuntimeError: no more n'):
+    demonstrations.play(plain, cast(env), range(20))
+
+
+def test_a_game_without_any_is_refused_soon_whatever_the_others_do(plain):
+  tried = []
+
+  def fail():
+    tried.append(1)
+    raise RuntimeError('never')
+
+  broken = Counting(resets=range(10_000), fail=fail)
+  mixed = cast(Counting(), 'sound') + cast(broken, 'broken')
+  with pytest.raises(ValueError, match='broken: .* 32 of 32 .*: never'):
+    demonstrations.play(plain, mixed, range(10_000))
+  assert len(tried) == 32
