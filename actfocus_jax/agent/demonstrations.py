@@ -1,7 +1,8 @@
 """Demonstrations: a scripted player in the policy's place.
 
 An environment that fails loses the demonstration it fails in, and stops all of
-them only where hardly one of its game is left.
+them only where hardly one of its game is left. One in which a response is too
+long for its limit ends before it; where most do, the limit is refused.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ Cast = Sequence[tuple[games.Game, Any]]
 # A game that loses more than this share of its demonstrations is refused, as
 # soon as so many are lost or at the end.
 _MOST_LOST = 0.9
+_MOST_CUT = 0.5  # likewise of those that end before a response
 _SOON = 32
 
 
@@ -45,18 +47,19 @@ def play(
     are 0: nobody sampled them.
 
   Raises:
-    ValueError: A response is too long for its limit, or (nearly) all
-      demonstrations of a game were lost.
+    ValueError: Most demonstrations of a game have a response that is too long
+      for its limit, or (nearly) all were lost.
   """
   hosts = hosts or host.Host()
   players = {game.name: player for game, player in cast}
-  tallies = {name: _Tally(name) for name in players}
+  tallies = {game.name: _Tally(game) for game, _ in cast}
   played = [game for game, _ in cast]
   episodes = []
   for seed in seeds:
     game = games.pick(played, seed)
-    one = _play_one(chat, game, players[game.name], seed, hosts)
-    tallies[game.name].count(one)
+    tally = tallies[game.name]
+    one, too_long = _play_one(chat, game, players[game.name], seed, hosts)
+    tally.count(one, too_long)
     if not one.failure:
       episodes.append(one)
   for tally in tallies.values():
@@ -66,36 +69,54 @@ def play(
 
 @dataclasses.dataclass
 class _Tally:
-  """The demonstrations of a game, and those that were lost."""
+  """The demonstrations of a game: those that were lost, those cut short."""
 
-  name: str
+  game: games.Game
   played: int = 0
   failures: list[host.Failed] = dataclasses.field(default_factory=list)
+  too_long: list[int] = dataclasses.field(default_factory=list)  # in tokens
 
-  def count(self, episode: episode_lib.Episode):
+  def count(self, episode: episode_lib.Episode, too_long: int | None):
     self.played += 1
-    if episode.failure:
-      self.failures.append(episode.failure)
-      if len(self.failures) >= _SOON:
-        self._check()
+    self.failures += [episode.failure] if episode.failure else []
+    self.too_long += [too_long] if too_long else []
+    if max(len(self.failures), len(self.too_long)) >= _SOON:
+      self._check()
 
   def close(self, tell: Callable[[str], Any]):
-    if self.failures:
-      self._check()
-      tell(self._line())
+    self._check()
+    for line in filter(None, (self._lost(), self._cut())):
+      tell(line)
 
   def _check(self):
     if len(self.failures) > _MOST_LOST * self.played:
-      raise ValueError(f'{self._line()}. A model needs more of them.')
+      raise ValueError(f'{self._lost()}. A model needs more of them.')
+    if len(self.too_long) > _MOST_CUT * self.played:
+      raise ValueError(f'{self._cut()}; allowed: at least most of them.')
 
-  def _line(self) -> str:
+  def _lost(self) -> str:
+    if not self.failures:
+      return ''
     return (
-      f'{self.name}: the environment failed in {len(self.failures)} of '
+      f'{self.game.name}: the environment failed in {len(self.failures)} of '
       f'{self.played} demonstrations, first: {self.failures[0].reason}'
     )
 
+  def _cut(self) -> str:
+    if not self.too_long:
+      return ''
+    return (
+      f'limits.response_tokens is {self.game.limits.response_tokens}, which '
+      f'cuts {len(self.too_long)} of {self.played} demonstrations of '
+      f'{self.game.name} short: they have responses of up to '
+      f'{max(self.too_long)} tokens'
+    )
 
-def _play_one(chat, game: games.Game, player, seed: int, hosts: host.Host):
+
+def _play_one(
+  chat, game: games.Game, player, seed: int, hosts: host.Host
+) -> tuple[episode_lib.Episode, int | None]:
+  """An episode, and the tokens of the response that it ends before."""
   rng = np.random.default_rng((seed, 1))
   limits = game.limits
   (opening,) = episode_lib.open_all(chat, hosts, [game], [seed])
@@ -104,15 +125,12 @@ def _play_one(chat, game: games.Game, player, seed: int, hosts: host.Host):
     thought, actions = player.respond(game.env, episode.state, rng)
     ids = chat.respond(thought, actions)
     if len(ids) > limits.response_tokens:
-      raise ValueError(
-        f'limits.response_tokens is {limits.response_tokens}, but a '
-        f'demonstrated response has {len(ids)} tokens; allowed: that or more.'
-      )
+      return episode, len(ids)
     if len(ids) > episode.token_budget:  # The context ends here.
       break
     (outcome,) = hosts.run([episode.listen(ids, [0.0] * len(ids))])
     episode.conclude(outcome)
-  return episode
+  return episode, None
 
 
 def train_tokenizer(

@@ -1,5 +1,6 @@
 """An environment that fails loses its demonstration, not the others."""
 
+import dataclasses
 import threading
 import time
 
@@ -119,3 +120,42 @@ def test_a_game_without_any_is_refused_soon_whatever_the_others_do(plain):
   with pytest.raises(ValueError, match='broken: .* 32 of 32 .*: never'):
     demonstrations.play(plain, mixed, range(10_000))
   assert len(tried) == 32
+
+
+class Wordy:
+  """Says more on seeds that are a multiple of `every`."""
+
+  def __init__(self, every):
+    self.every = every
+
+  def respond(self, env, state, rng):
+    is_long = state % self.every == 0
+    return 'On and on.' * (5 if is_long else 1), ['On']
+
+
+def wordy(plain, every, count, tell=lambda line: None):
+  """Between a short and a long response lies the limit."""
+  limit = len(plain.respond('On and on.' * 2, ['On']))
+  limits = dataclasses.replace(LIMITS, response_tokens=limit)
+  game = games.Game('wordy', Counting(), limits)
+  return demonstrations.play(
+    plain, [(game, Wordy(every))], range(1, count + 1), tell=tell
+  )
+
+
+def test_a_response_that_is_too_long_ends_its_demonstration(plain):
+  told = []
+  episodes = wordy(plain, every=4, count=8, tell=told.append)
+  assert [len(one.turns) for one in episodes] == [2, 2, 2, 0] * 2
+  (line,) = told
+  longest = len(plain.respond('On and on.' * 5, ['On']))
+  assert line.endswith(
+    f'cuts 2 of 8 demonstrations of wordy short: they have '
+    f'responses of up to {longest} tokens'
+  )
+
+
+@pytest.mark.parametrize('count', [3, 10_000])
+def test_a_limit_that_most_responses_break_is_refused(plain, count):
+  with pytest.raises(ValueError, match=r'limits.response_tokens is \d+, which'):
+    wordy(plain, every=1, count=count)
