@@ -21,6 +21,7 @@ import shutil
 import sqlite3
 import sys
 import tempfile
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -225,11 +226,7 @@ class DiskShop:
     Raises:
       ValueError: there are no human instructions in it.
     """
-    self._database = sqlite3.connect(
-      f'{(directory / _DATABASE).as_uri()}?mode=ro&immutable=1',
-      uri=True,
-      check_same_thread=False,
-    )
+    self._own = _Connection(directory / _DATABASE)
     self._is_human = human
     self._numbering = goals.Numbering(np.load(directory / _COUNTS))
     self.goal_count = self._numbering.count
@@ -272,12 +269,25 @@ class DiskShop:
     return {number: _unpack(words).split(' ') for number, words in rows}
 
   def _one(self, statement: str, *values: Any) -> tuple | None:
-    return self._database.execute(statement, values).fetchone()
+    return self._own.database.execute(statement, values).fetchone()
 
   def _many(self, columns: str, numbers: Sequence[int]) -> list[tuple]:
     marks = ','.join('?' * len(numbers))
     statement = f'SELECT {columns} FROM products WHERE number IN ({marks})'
-    return self._database.execute(statement, numbers).fetchall()
+    return self._own.database.execute(statement, numbers).fetchall()
+
+
+class _Connection(threading.local):
+  """A connection for each thread, for two that share one get wrong rows.
+
+  Attributes:
+    database: that of the thread that asks.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    """Opens a database for reading; runs again in every thread."""
+    uri = f'{path.as_uri()}?mode=ro&immutable=1'
+    self.database = sqlite3.connect(uri, uri=True)
 
 
 # --- Bytes -------------------------------------------------------------------

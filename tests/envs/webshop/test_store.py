@@ -1,8 +1,14 @@
 """A shop on disk: the same shop, built once, never half made."""
 
+import functools
 import json
 import os
+import pathlib
 import random
+import sqlite3
+import threading
+import time
+from concurrent import futures
 
 import pytest
 
@@ -186,6 +192,41 @@ def test_no_human_instructions_inside(kit, tmp_path):
   kit.write(tmp_path, records, notes, {})
   with pytest.raises(ValueError, match='built without items_human_ins.json'):
     webshop.WebShop(data=data, goals='human')
+
+
+# --- Threads -----------------------------------------------------------------
+
+
+class Watched(sqlite3.Connection):
+  """A connection that takes its time, and tells if two use it at once."""
+
+  is_busy = False
+
+  def execute(self, *arguments):
+    assert not self.is_busy, 'two threads at one connection'
+    self.is_busy = True
+    time.sleep(1e-4)
+    cursor = super().execute(*arguments)
+    self.is_busy = False
+    return cursor
+
+
+def test_threads_get_what_they_ask_for(places, built, monkeypatch):
+  connect = functools.partial(sqlite3.connect, factory=Watched)
+  monkeypatch.setattr(store.sqlite3, 'connect', connect)
+  place = pathlib.Path(places[1], 'webshop_index').resolve()
+  shop = store.DiskShop(place, human=False)
+  asins = [f'B{place:05d}' for place in range(COUNT)]
+  begin = threading.Barrier(8)
+
+  def look(seed):
+    begin.wait()
+    mixed = random.Random(seed).sample(asins, COUNT)
+    return [asin for asin in mixed if shop.product(asin).asin != asin]
+
+  with futures.ThreadPoolExecutor(8) as pool:
+    assert [*pool.map(look, range(8))] == [[]] * 8
+  assert shop.find('soft hat') == opened(built[0]).find('soft hat')
 
 
 # --- Builds that fail --------------------------------------------------------
