@@ -3,7 +3,7 @@
 The life of one goal:
 
 1. A product with an instruction gives a synthetic goal for every combination
-   of its options; a human instruction gives one goal.
+   of its options, up to a million; a human instruction gives one goal.
 2. A price cap is drawn for it, from a number that belongs to the goal's text.
 3. A fixed shuffle puts all goals in order: its first part is for evaluation,
    the rest for training (`Schedule`). A seed picks a place in one of the two.
@@ -22,6 +22,7 @@ from actfocus_jax.envs.webshop import catalogue
 # Seeds below are for evaluation; training and demonstrations have those above.
 FIRST_TRAINING_SEED = 10_000
 _MOST_EVALUATION_GOALS = 500
+_MOST_OF_A_PRODUCT = 1_000_000
 _CAPS = tuple(10.0 * i for i in range(1, 100))
 
 
@@ -52,10 +53,19 @@ class Goal:
 
 
 def synthetic_count(product: catalogue.Product) -> int:
-  """How many synthetic goals a product gives: one per option combination."""
+  """How many synthetic goals a product gives.
+
+  Args:
+    product: of which every combination of options gives one; of more than a
+      million, which would outnumber the goals of all others, the first million.
+
+  Returns:
+    A number that sums up over any shop in 64 bits.
+  """
   if not (product.instruction and product.wanted):
     return 0
-  return math.prod(len(values) for _, values in product.options)
+  combinations = math.prod(len(values) for _, values in product.options)
+  return min(combinations, _MOST_OF_A_PRODUCT)
 
 
 def synthetic(product: catalogue.Product, number: int) -> Goal:

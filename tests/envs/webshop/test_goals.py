@@ -1,6 +1,7 @@
 """Goals: their texts, their price caps, and which seed gets which."""
 
 import collections
+import dataclasses
 import itertools
 
 import numpy as np
@@ -55,6 +56,22 @@ def test_a_product_without_options_gives_one_goal():
   assert goals.synthetic_count(plain) == 1
   goal = goals.synthetic(plain, 0)
   assert (without_cap(goal), goal.options) == ('Find', ())
+
+
+def test_a_product_gives_a_million_goals_at_most():
+  values = tuple(map(str, range(100)))
+  options = tuple((name, values) for name in 'abcdefghijkl')
+  for count, expected in ((2, 10**4), (3, 10**6), (4, 10**6), (12, 10**6)):
+    product = dataclasses.replace(SHIRT, options=options[:count])
+    assert goals.synthetic_count(product) == expected
+  assert goals.synthetic(product, 10**6 - 1).options == (
+    *((name, '0') for name in 'abcdefghi'),
+    *((name, '99') for name in 'jkl'),
+  )
+  # More products than the full files have still add up.
+  numbering = goals.Numbering([goals.synthetic_count(product)] * 2_000_000)
+  assert numbering.count == 2 * 10**12
+  assert numbering.place(numbering.count - 1) == (1_999_999, 10**6 - 1)
 
 
 @pytest.mark.parametrize('field', ['instruction', 'wanted'])
