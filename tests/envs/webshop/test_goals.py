@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from actfocus_jax.envs.webshop import catalogue, goals
+from actfocus_jax.run import settings
 
 SHIRT = catalogue.Product(
   asin='B01',
@@ -201,6 +202,11 @@ def test_evaluation_and_training_share_no_goal(count, held_out):
   assert not set(training) & set(evaluation)
   assert schedule.number(10**9 + 7) in training
   assert {schedule.number(seed) for seed in (0, 9_999)} <= set(evaluation)
+
+
+def test_seeds_mean_the_same_in_a_run():
+  # Neither of the two may import the other.
+  assert goals.FIRST_TRAINING_SEED == settings.FIRST_TRAINING_SEED
 
 
 def test_equal_goals_stay_on_one_side():
