@@ -48,7 +48,9 @@ class Environment(Protocol):
 
   What is not needed to train: `load(board) -> (state, text)` reads a board that
   is given as text, raises ValueError if it is none, and lets boards come from
-  files; `render(state) -> text`.
+  files; `render(state) -> text`; `evaluation_boards`, an int, after how many
+  seeds below 10,000 that follow each other the boards of evaluation come again,
+  so that no evaluation counts one twice.
 
   Attributes:
     instructions: what the game is, the symbols and the action names.

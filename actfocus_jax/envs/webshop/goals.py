@@ -170,6 +170,9 @@ class Schedule:
   and for demonstrations. Each side is gone through in the order of a fixed
   shuffle, so that seeds that follow each other give different goals until all
   have been used.
+
+  Attributes:
+    held_out: how many goals are for evaluation.
   """
 
   def __init__(self, goal: Callable[[int], Goal], count: int):
@@ -187,17 +190,17 @@ class Schedule:
       raise ValueError(
         f'the shop gives {count} goals; evaluation and training need 3 or more'
       )
-    self._goal, self._count, self._held_out = goal, count, held_out
+    self._goal, self._count, self.held_out = goal, count, held_out
     self._texts = {goal(self._at(place)).text for place in range(held_out)}
 
   def number(self, seed: int) -> int:
     """The number of the goal that belongs to a seed (>= 0)."""
     if seed < FIRST_TRAINING_SEED:
-      return self._at(seed % self._held_out)
-    others = self._count - self._held_out
+      return self._at(seed % self.held_out)
+    others = self._count - self.held_out
     for step in range(others):
       place = (seed - FIRST_TRAINING_SEED + step) % others
-      number = self._at(self._held_out + place)
+      number = self._at(self.held_out + place)
       # A shop that lists a value twice makes the same goal twice.
       if self._goal(number).text not in self._texts:
         return number

@@ -193,6 +193,7 @@ def numbered(texts):
 @pytest.mark.parametrize('count, held_out', [(3, 1), (300, 100), (3000, 500)])
 def test_evaluation_and_training_share_no_goal(count, held_out):
   schedule, _ = numbered(range(count))
+  assert schedule.held_out == held_out
   evaluation = [schedule.number(seed) for seed in range(123, 123 + held_out)]
   assert len(set(evaluation)) == held_out
   others = count - held_out
