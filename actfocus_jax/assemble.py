@@ -72,6 +72,7 @@ def environment(c: ConfigDict, section: env_settings.Section):
         'allowed: a class with reset, step, instructions and actions.'
       )
   if not section.boards:
+    _check_evaluation(c, section, env)
     return env
   return boards.OnBoards.read(
     env,
@@ -79,6 +80,17 @@ def environment(c: ConfigDict, section: env_settings.Section):
     field=f'{section.field}.boards',
     held_out=range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts),
   )
+
+
+def _check_evaluation(c: ConfigDict, section: env_settings.Section, env):
+  """Raises ValueError where an evaluation would count a board twice."""
+  most = getattr(env, 'evaluation_boards', None)
+  if most is not None and c.eval.prompts > most:
+    raise ValueError(
+      f'eval.prompts is {c.eval.prompts}, but {section.name!r} with these '
+      f'{section.field}.options has {most} different boards for evaluation; '
+      f'allowed: 1 to {most}.'
+    )
 
 
 def player(section: env_settings.Section):

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -256,6 +257,46 @@ def test_a_step_in_which_all_fail_stops_the_run():
   )
   with pytest.raises(settings.Halted, match='2 of 2(.*\n)+Traceback: gone'):
     report(lost, lost)
+
+
+# --- Boards of evaluation ----------------------------------------------------
+
+
+def shop_config(prompts, **options):
+  c = settings.defaults('webshop')
+  c.env.options.update(options)
+  c.eval.prompts = prompts
+  return c
+
+
+def test_no_evaluation_counts_a_goal_twice():
+  """10 products give 61 goals, of which a third is for evaluation."""
+  (game,) = assemble.games(shop_config(20, products=10))
+  first = settings.defaults().eval.first_seed
+  goals = {game.env.reset(seed)[0].goal for seed in range(first, first + 21)}
+  assert len(goals) == game.env.evaluation_boards == 20
+  sentence = (
+    r"eval\.prompts is 21, but 'webshop' with these env\.options has 20 "
+    r'different boards for evaluation; allowed: 1 to 20\.'
+  )
+  with pytest.raises(ValueError, match=sentence):
+    assemble.games(shop_config(21, products=10))
+
+
+def test_a_shop_of_a_mixture_has_goals_enough():
+  c = settings.defaults({'frozen_lake': 1.0, 'webshop': 1.0})
+  c.mixture.webshop.options.products = 10
+  with pytest.raises(ValueError, match=r'with these mixture\.webshop\.options'):
+    assemble.games(c)
+  c.eval.prompts = 20
+  assert len(assemble.games(c)) == 2
+
+
+def test_the_paper_s_evaluation_has_goals_enough():
+  path = ROOT / 'configs' / 'webshop.py'
+  c = runpy.run_path(str(path))['get_config']('size=tiny')
+  (game,) = assemble.games(c)
+  assert game.env.evaluation_boards >= c.eval.prompts == 256
 
 
 # --- Commands ----------------------------------------------------------------

@@ -12,8 +12,11 @@ from actfocus_jax.envs.webshop import env as webshop
 class WebShopCareless:
   """Does what is right, now and then; else clicks anywhere.
 
-  It searches with the words of the goal, opens the first result that fits,
-  chooses the options and buys.
+  It searches with the attributes and the query of the goal, opens the first
+  result that fits, chooses the options and buys. It knows more than a model is
+  told: it reads the goal's fields, not its text, and what fits is what the
+  reward would call perfect. Only which product the goal was made of, it does
+  not know.
 
   Attributes:
     skill: probability, per action, of the right one.

@@ -106,6 +106,11 @@ class WebShop:
     """How many goals the shop gives, evaluation and training together."""
     return self._shop.goal_count
 
+  @property
+  def evaluation_boards(self) -> int:
+    """How many of the goals are for evaluation; see `base.Environment`."""
+    return self._schedule.held_out
+
   def reset(self, seed: int) -> tuple[State, str]:
     """Takes the goal of a seed.
 

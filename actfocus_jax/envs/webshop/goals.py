@@ -3,7 +3,7 @@
 The life of one goal:
 
 1. A product with an instruction gives a synthetic goal for every combination
-   of its options; a human instruction gives one goal.
+   of its options, up to a million; a human instruction gives one goal.
 2. A price cap is drawn for it, from a number that belongs to the goal's text.
 3. A fixed shuffle puts all goals in order: its first part is for evaluation,
    the rest for training (`Schedule`). A seed picks a place in one of the two.
@@ -20,8 +20,10 @@ import numpy as np
 from actfocus_jax.envs.webshop import catalogue
 
 # Seeds below are for evaluation; training and demonstrations have those above.
+# A test keeps it equal to that of run/settings.py.
 FIRST_TRAINING_SEED = 10_000
 _MOST_EVALUATION_GOALS = 500
+_MOST_OF_A_PRODUCT = 1_000_000
 _CAPS = tuple(10.0 * i for i in range(1, 100))
 
 
@@ -52,10 +54,19 @@ class Goal:
 
 
 def synthetic_count(product: catalogue.Product) -> int:
-  """How many synthetic goals a product gives: one per option combination."""
+  """How many synthetic goals a product gives.
+
+  Args:
+    product: of which every combination of options gives one; of more than a
+      million, which would outnumber the goals of all others, the first million.
+
+  Returns:
+    A number that sums up over any shop in 64 bits.
+  """
   if not (product.instruction and product.wanted):
     return 0
-  return math.prod(len(values) for _, values in product.options)
+  combinations = math.prod(len(values) for _, values in product.options)
+  return min(combinations, _MOST_OF_A_PRODUCT)
 
 
 def synthetic(product: catalogue.Product, number: int) -> Goal:
@@ -159,6 +170,9 @@ class Schedule:
   and for demonstrations. Each side is gone through in the order of a fixed
   shuffle, so that seeds that follow each other give different goals until all
   have been used.
+
+  Attributes:
+    held_out: how many goals are for evaluation.
   """
 
   def __init__(self, goal: Callable[[int], Goal], count: int):
@@ -176,17 +190,17 @@ class Schedule:
       raise ValueError(
         f'the shop gives {count} goals; evaluation and training need 3 or more'
       )
-    self._goal, self._count, self._held_out = goal, count, held_out
+    self._goal, self._count, self.held_out = goal, count, held_out
     self._texts = {goal(self._at(place)).text for place in range(held_out)}
 
   def number(self, seed: int) -> int:
     """The number of the goal that belongs to a seed (>= 0)."""
     if seed < FIRST_TRAINING_SEED:
-      return self._at(seed % self._held_out)
-    others = self._count - self._held_out
+      return self._at(seed % self.held_out)
+    others = self._count - self.held_out
     for step in range(others):
       place = (seed - FIRST_TRAINING_SEED + step) % others
-      number = self._at(self._held_out + place)
+      number = self._at(self.held_out + place)
       # A shop that lists a value twice makes the same goal twice.
       if self._goal(number).text not in self._texts:
         return number

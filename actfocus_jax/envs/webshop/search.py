@@ -18,6 +18,7 @@ import math
 import pathlib
 import re
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -30,6 +31,7 @@ TOP = 50
 # the best 50 (90 queries); 100 hold 44.8, 500 all.
 CANDIDATES = 300
 _MOST_TERMS = 64
+_IMPORTING = threading.Lock()
 # Finer differences are rounding, and would depend on the order of the words.
 _DECIMALS = 4
 
@@ -102,18 +104,19 @@ class MemoryIndex:
 
 def _bm25s():
   """The library, kept from jax: on import it would start jax's devices."""
-  if 'bm25s' not in sys.modules:
-    kept = sys.modules.get('jax')
-    sys.modules['jax'] = None  # Importing it fails, as where there is none.
-    try:
-      import bm25s  # noqa: F401
-    finally:
-      del sys.modules['jax']
-      if kept is not None:
-        sys.modules['jax'] = kept
-    # It tells of every index, and asks for no one's leave.
-    logging.getLogger('bm25s').setLevel(logging.WARNING)
-  return sys.modules['bm25s']
+  with _IMPORTING:  # Nobody gets half a library, or jax back too early.
+    if 'bm25s' not in sys.modules:
+      kept = sys.modules.get('jax')
+      sys.modules['jax'] = None  # Importing it fails, as where there is none.
+      try:
+        import bm25s  # noqa: F401
+      finally:
+        del sys.modules['jax']
+        if kept is not None:
+          sys.modules['jax'] = kept
+      # It tells of every index, and asks for no one's leave.
+      logging.getLogger('bm25s').setLevel(logging.WARNING)
+    return sys.modules['bm25s']
 
 
 # --- On disk -----------------------------------------------------------------

@@ -46,7 +46,7 @@ class MemoryShop:
     products: Iterable[catalogue.Product],
     instructions: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
   ):
-    """Takes the products; of two with one ASIN the first counts.
+    """Takes and indexes the products; of two with one ASIN the first counts.
 
     Args:
       products: in the order of the shop.
@@ -63,6 +63,9 @@ class MemoryShop:
     self._numbering = goals.Numbering(counts)
     is_human = self._human is not None
     self.goal_count = len(self._human) if is_human else self._numbering.count
+    # Not at the first search: many threads may make that one at once.
+    texts = map(search.text_of, self._products.values())
+    self._index = search.MemoryIndex([*texts])
     self.find = functools.lru_cache(maxsize=1 << 14)(self._find)
 
   def product(self, asin: str) -> catalogue.Product | None:
@@ -78,11 +81,6 @@ class MemoryShop:
 
   def _find(self, query: str) -> tuple[str, ...]:
     return tuple(self._asins[place] for place in self._index.best(query))
-
-  @functools.cached_property
-  def _index(self) -> search.MemoryIndex:
-    texts = map(search.text_of, self._products.values())
-    return search.MemoryIndex([*texts])
 
   def _human_goals(self, instructions):
     for asin, product in self._products.items():

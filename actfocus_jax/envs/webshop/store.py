@@ -8,12 +8,17 @@ The life of one build:
    terms go there and into the search index.
 3. Counts of goals and a description are written, and the directory gets its
    name. Until then it has another one, so that an interrupted build leaves no
-   shop: at worst a directory that ends in `.part`, which may be deleted.
+   shop: at worst, if the process was killed, a directory that ends in `.part`,
+   which the next build deletes.
+
+One process builds at a time, the others wait for its shop.
 """
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
+import glob
 import json
 import os
 import pathlib
@@ -21,9 +26,10 @@ import shutil
 import sqlite3
 import sys
 import tempfile
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -46,7 +52,7 @@ _TABLES = (
 
 
 def build(files: catalogue.Files, directory: pathlib.Path, progress: Progress):
-  """Builds a shop; if another process was faster, its shop is kept.
+  """Builds a shop; if another process is at it, waits for that one's.
 
   Args:
     files: the public files.
@@ -57,22 +63,24 @@ def build(files: catalogue.Files, directory: pathlib.Path, progress: Progress):
     ValueError: a file is broken, or the place is taken or not writable.
   """
   search.require('tantivy')
-  if is_built(directory):
-    return
-  if directory.exists():
-    raise ValueError(
-      f'index is {str(directory)!r}, which is no index of this version; '
-      'delete it or name a new directory'
-    )
-  part = _make_part(directory)
-  try:
-    _write(files, part, progress)
-    os.rename(part, directory)
-  except BaseException as error:
-    shutil.rmtree(part, ignore_errors=True)
-    # A shop that came there meanwhile is in the way of the rename, and good.
-    if not (isinstance(error, OSError) and is_built(directory)):
-      raise
+  with _locked(directory, progress):
+    if is_built(directory):
+      return
+    if directory.exists():
+      raise ValueError(
+        f'index is {str(directory)!r}, which is no index of this version; '
+        'delete it or name a new directory'
+      )
+    _delete_parts(directory)
+    part = _make_part(directory)
+    try:
+      _write(files, part, progress)
+      os.rename(part, directory)
+    except BaseException as error:
+      shutil.rmtree(part, ignore_errors=True)
+      # A shop that came there all the same is in the way of the rename.
+      if not (isinstance(error, OSError) and is_built(directory)):
+        raise
 
 
 def is_built(directory: pathlib.Path) -> bool:
@@ -114,16 +122,64 @@ class Bar:
     print(f'{start}{line}', end=end, file=sys.stderr, flush=True)
 
 
-def _make_part(directory: pathlib.Path) -> pathlib.Path:
+@contextlib.contextmanager
+def _locked(directory: pathlib.Path, progress: Progress) -> Iterator[None]:
+  """Keeps other builds of a directory waiting; a lock ends with its process."""
+  path = directory.with_name(f'.{directory.name}.lock')
+  with _making(directory):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = _lock(path, progress)
+  with file:
+    try:
+      yield
+    finally:
+      path.unlink(missing_ok=True)
+
+
+def _lock(path: pathlib.Path, progress: Progress) -> IO[str]:
+  while True:
+    file = path.open('w')
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      progress('Waiting for another build', 0.0)
+      fcntl.flock(file, fcntl.LOCK_EX)
+    # Who had the lock has deleted its file, which locks nobody out any more.
+    if _is_at(path, file):
+      return file
+    file.close()
+
+
+def _is_at(path: pathlib.Path, file: IO[str]) -> bool:
   try:
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+  except FileNotFoundError:
+    return False
+
+
+def _delete_parts(directory: pathlib.Path):
+  """Deletes what builds left behind whose processes were killed."""
+  name = glob.escape(f'{directory.name}.') + '[a-z0-9_]' * 8 + '.part'
+  for part in directory.parent.glob(name):
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def _make_part(directory: pathlib.Path) -> pathlib.Path:
+  with _making(directory):
     name = tempfile.mkdtemp('.part', f'{directory.name}.', directory.parent)
     os.chmod(name, 0o755)
+  return pathlib.Path(name)
+
+
+@contextlib.contextmanager
+def _making(directory: pathlib.Path) -> Iterator[None]:
+  """What the file system has against it is bad input."""
+  try:
+    yield
   except OSError as error:
     raise ValueError(
       f'index is {str(directory)!r}, which cannot be made: {error}'
     ) from error
-  return pathlib.Path(name)
 
 
 def _write(files: catalogue.Files, part: pathlib.Path, progress: Progress):
@@ -225,11 +281,7 @@ class DiskShop:
     Raises:
       ValueError: there are no human instructions in it.
     """
-    self._database = sqlite3.connect(
-      f'{(directory / _DATABASE).as_uri()}?mode=ro&immutable=1',
-      uri=True,
-      check_same_thread=False,
-    )
+    self._own = _Connection(directory / _DATABASE)
     self._is_human = human
     self._numbering = goals.Numbering(np.load(directory / _COUNTS))
     self.goal_count = self._numbering.count
@@ -272,12 +324,25 @@ class DiskShop:
     return {number: _unpack(words).split(' ') for number, words in rows}
 
   def _one(self, statement: str, *values: Any) -> tuple | None:
-    return self._database.execute(statement, values).fetchone()
+    return self._own.database.execute(statement, values).fetchone()
 
   def _many(self, columns: str, numbers: Sequence[int]) -> list[tuple]:
     marks = ','.join('?' * len(numbers))
     statement = f'SELECT {columns} FROM products WHERE number IN ({marks})'
-    return self._database.execute(statement, numbers).fetchall()
+    return self._own.database.execute(statement, numbers).fetchall()
+
+
+class _Connection(threading.local):
+  """A connection for each thread, for two that share one get wrong rows.
+
+  Attributes:
+    database: that of the thread that asks.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    """Opens a database for reading; runs again in every thread."""
+    uri = f'{path.as_uri()}?mode=ro&immutable=1'
+    self.database = sqlite3.connect(uri, uri=True)
 
 
 # --- Bytes -------------------------------------------------------------------

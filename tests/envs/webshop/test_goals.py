@@ -1,12 +1,14 @@
 """Goals: their texts, their price caps, and which seed gets which."""
 
 import collections
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
 from actfocus_jax.envs.webshop import catalogue, goals
+from actfocus_jax.run import settings
 
 SHIRT = catalogue.Product(
   asin='B01',
@@ -55,6 +57,22 @@ def test_a_product_without_options_gives_one_goal():
   assert goals.synthetic_count(plain) == 1
   goal = goals.synthetic(plain, 0)
   assert (without_cap(goal), goal.options) == ('Find', ())
+
+
+def test_a_product_gives_a_million_goals_at_most():
+  values = tuple(map(str, range(100)))
+  options = tuple((name, values) for name in 'abcdefghijkl')
+  for count, expected in ((2, 10**4), (3, 10**6), (4, 10**6), (12, 10**6)):
+    product = dataclasses.replace(SHIRT, options=options[:count])
+    assert goals.synthetic_count(product) == expected
+  assert goals.synthetic(product, 10**6 - 1).options == (
+    *((name, '0') for name in 'abcdefghi'),
+    *((name, '99') for name in 'jkl'),
+  )
+  # More products than the full files have still add up.
+  numbering = goals.Numbering([goals.synthetic_count(product)] * 2_000_000)
+  assert numbering.count == 2 * 10**12
+  assert numbering.place(numbering.count - 1) == (1_999_999, 10**6 - 1)
 
 
 @pytest.mark.parametrize('field', ['instruction', 'wanted'])
@@ -175,6 +193,7 @@ def numbered(texts):
 @pytest.mark.parametrize('count, held_out', [(3, 1), (300, 100), (3000, 500)])
 def test_evaluation_and_training_share_no_goal(count, held_out):
   schedule, _ = numbered(range(count))
+  assert schedule.held_out == held_out
   evaluation = [schedule.number(seed) for seed in range(123, 123 + held_out)]
   assert len(set(evaluation)) == held_out
   others = count - held_out
@@ -184,6 +203,11 @@ def test_evaluation_and_training_share_no_goal(count, held_out):
   assert not set(training) & set(evaluation)
   assert schedule.number(10**9 + 7) in training
   assert {schedule.number(seed) for seed in (0, 9_999)} <= set(evaluation)
+
+
+def test_seeds_mean_the_same_in_a_run():
+  # Neither of the two may import the other.
+  assert goals.FIRST_TRAINING_SEED == settings.FIRST_TRAINING_SEED
 
 
 def test_equal_goals_stay_on_one_side():

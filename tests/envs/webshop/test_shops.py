@@ -1,9 +1,16 @@
-"""Which shop is opened, and that broken files say so."""
+"""Which shop is opened, that broken files say so, and searches in threads."""
+
+import pathlib
+import subprocess
+import sys
+import threading
 
 import pytest
 
 from actfocus_jax.envs import webshop
-from actfocus_jax.envs.webshop import shops
+from actfocus_jax.envs.webshop import catalogue, search, shops
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 def some(kit, count=4):
@@ -66,8 +73,61 @@ def test_too_few_goals_are_refused(kit, tmp_path):
 
 
 def test_memory_shop_finds_in_the_order_of_the_shop():
-  from actfocus_jax.envs.webshop import catalogue
-
   products = [catalogue.Product(f'B{i}', 'same title') for i in (3, 1, 2)]
   shop = shops.MemoryShop(products)
   assert shop.find('title') == ('B3', 'B1', 'B2')
+
+
+# --- Threads -----------------------------------------------------------------
+
+
+def test_the_index_is_made_with_the_shop(monkeypatch):
+  made, make = [], search.MemoryIndex
+
+  def index(texts):
+    made.append(threading.current_thread())
+    return make(texts)
+
+  monkeypatch.setattr(search, 'MemoryIndex', index)
+  shop = shops.MemoryShop([catalogue.Product('B1', 'A mug')])
+  assert made == [threading.current_thread()]
+  assert shop.find('mug') == ('B1',) and len(made) == 1
+
+
+def in_a_new_process(code):
+  """What a process prints that has imported nothing before."""
+  ended = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
+  )
+  assert ended.returncode == 0, ended.stderr
+  return ended.stdout.strip()
+
+
+def test_threads_search_a_new_shop_at_once():
+  found = in_a_new_process("""
+from actfocus_jax.agent import host
+from actfocus_jax.envs import webshop
+env = webshop.WebShop()
+state, _ = env.reset(0)
+calls = [lambda: env.step(state, 'search[soft socks]')[1].text] * 8
+found = host.Host(8).run(calls)
+print({type(one).__name__ for one in found}, len({*found}))
+""")
+  assert found == "{'str'} 1"
+
+
+def test_threads_import_the_search_library_at_once():
+  found = in_a_new_process("""
+import sys, types
+sys.modules['jax'] = jax = types.ModuleType('jax')
+from actfocus_jax.agent import host
+from actfocus_jax.envs.webshop import search
+find = lambda: tuple(search.MemoryIndex(['a mug', 'tea']).best('tea'))
+print({*host.Host(8).run([find] * 8)}, sys.modules['jax'] is jax)
+""")
+  assert found == '{(1,)} True'

@@ -1,8 +1,16 @@
 """A shop on disk: the same shop, built once, never half made."""
 
+import functools
 import json
 import os
+import pathlib
 import random
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from concurrent import futures
 
 import pytest
 
@@ -12,6 +20,7 @@ from actfocus_jax.envs.webshop import catalogue, shops, store
 pytest.importorskip('tantivy')
 WORDS = ['lamp', 'shirt', 'wool', 'red', 'soft', 'cheap', 'mug', 'tea', 'hat']
 COUNT = 300
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 def public_files(kit, seed=0, count=COUNT):
@@ -188,6 +197,41 @@ def test_no_human_instructions_inside(kit, tmp_path):
     webshop.WebShop(data=data, goals='human')
 
 
+# --- Threads -----------------------------------------------------------------
+
+
+class Watched(sqlite3.Connection):
+  """A connection that takes its time, and tells if two use it at once."""
+
+  is_busy = False
+
+  def execute(self, *arguments):
+    assert not self.is_busy, 'two threads at one connection'
+    self.is_busy = True
+    time.sleep(1e-4)
+    cursor = super().execute(*arguments)
+    self.is_busy = False
+    return cursor
+
+
+def test_threads_get_what_they_ask_for(places, built, monkeypatch):
+  connect = functools.partial(sqlite3.connect, factory=Watched)
+  monkeypatch.setattr(store.sqlite3, 'connect', connect)
+  place = pathlib.Path(places[1], 'webshop_index').resolve()
+  shop = store.DiskShop(place, human=False)
+  asins = [f'B{place:05d}' for place in range(COUNT)]
+  begin = threading.Barrier(8)
+
+  def look(seed):
+    begin.wait()
+    mixed = random.Random(seed).sample(asins, COUNT)
+    return [asin for asin in mixed if shop.product(asin).asin != asin]
+
+  with futures.ThreadPoolExecutor(8) as pool:
+    assert [*pool.map(look, range(8))] == [[]] * 8
+  assert shop.find('soft hat') == opened(built[0]).find('soft hat')
+
+
 # --- Builds that fail --------------------------------------------------------
 
 
@@ -235,25 +279,114 @@ def test_a_place_that_cannot_be_made_is_refused(kit, tmp_path):
     webshop.WebShop(data=data, index=str(tmp_path / 'file' / 'index'))
 
 
-def test_the_shop_of_a_faster_process_is_kept(kit, tmp_path):
+def test_a_shop_that_comes_there_meanwhile_is_kept(kit, tmp_path):
   data = kit.write(tmp_path, *public_files(kit, count=20))
-  index = tmp_path / 'index'
-  other = []
+  index, other = tmp_path / 'index', tmp_path / 'other'
+  webshop.WebShop(data=data, index=str(other), progress=Told())
 
   def meanwhile(what, share):
-    if what == 'Indexing products' and not other:
-      other.append(
-        webshop.WebShop(data=data, index=str(index), progress=Told())
-      )
+    if what == 'Indexing products' and other.exists():
+      other.rename(index)
 
+  before = (other / 'about.json').stat()
   mine = webshop.WebShop(data=data, index=str(index), progress=meanwhile)
-  assert mine.reset(3) == other[0].reset(3)
+  assert mine.goal_count
+  assert os.path.samestat((index / 'about.json').stat(), before)
   assert sorted(os.listdir(tmp_path)) == [
     'index',
     'items_human_ins.json',
     'items_ins_v2.json',
     'items_shuffle.json',
   ]
+
+
+# --- Several builds ----------------------------------------------------------
+
+BUILDS = """
+import pathlib, sys, time
+from actfocus_jax.envs import webshop
+data, gate = map(pathlib.Path, sys.argv[1:])
+def stop(what, share):
+  if what == 'Indexing products':
+    (gate / 'stopped').touch()
+    while not (gate / 'go').exists():
+      time.sleep(0.01)
+webshop.WebShop(data=str(data), progress=stop)
+"""
+
+
+@pytest.fixture
+def another(kit, tmp_path):
+  """Data, and another process that stopped while it builds them."""
+  data, gate = tmp_path / 'data', tmp_path / 'gate'
+  kit.write(data, *public_files(kit, count=20))
+  gate.mkdir()
+  command = [sys.executable, '-c', BUILDS, str(data), str(gate)]
+  with subprocess.Popen(command, cwd=ROOT) as process:
+    try:
+      while not (gate / 'stopped').exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+      yield data, gate, process
+    finally:
+      process.kill()
+
+
+def test_a_second_build_waits_for_the_first(another):
+  data, gate, process = another
+  heard = []
+
+  def told(what, share):
+    heard.append(what)
+    (gate / 'go').touch()
+
+  assert webshop.WebShop(data=str(data), progress=told).goal_count
+  assert heard == ['Waiting for another build']
+  assert process.wait() == 0
+  assert sorted(os.listdir(data)) == [
+    'items_human_ins.json',
+    'items_ins_v2.json',
+    'items_shuffle.json',
+    'webshop_index',
+  ]
+
+
+def test_what_a_killed_build_left_is_deleted(another):
+  data, _, process = another
+  process.kill()
+  process.wait()
+  assert [path.suffix for path in data.glob('webshop*')] == ['.part']
+  mine = data / 'webshop_index.my.part'
+  mine.mkdir()
+  told = Told()
+  assert webshop.WebShop(data=str(data), progress=told).goal_count
+  assert told.heard[0][0] == 'Reading notes'
+  assert {*os.listdir(data)} == {
+    'items_human_ins.json',
+    'items_ins_v2.json',
+    'items_shuffle.json',
+    'webshop_index',
+    mine.name,
+  }
+
+
+def test_who_waited_for_a_lock_locks_others_out(tmp_path):
+  waiting = threading.Event()
+  lock = tmp_path / '.index.lock'
+
+  def wait():
+    with store._locked(tmp_path / 'index', lambda *_: waiting.set()):
+      return lock.exists()
+
+  with futures.ThreadPoolExecutor(1) as pool:
+    with store._locked(tmp_path / 'index', never):
+      second = pool.submit(wait)
+      assert waiting.wait(10)
+    assert second.result()
+  assert not lock.exists()
+
+
+# --- What a build needs and shows --------------------------------------------
 
 
 def test_tantivy_is_named_where_it_is_missing(kit, tmp_path, monkeypatch):
