@@ -54,9 +54,8 @@ class Environment(Protocol):
   board that is given as text, with the noise of a seed, raises ValueError if it
   is none, and lets boards come from files (boards.py), where one of which
   `is_solved(state)` is true is refused; `render(state) -> text`;
-  `evaluation_boards`, an int, after how many seeds below 10,000 that follow each
-  other the boards of evaluation come again, so that no evaluation counts one
-  twice.
+  `evaluation_boards`, an int: after so many seeds (below 10,000, one after the
+  other) the boards of evaluation come again; no evaluation counts one twice.
 
   Attributes:
     instructions: what the game is, the symbols and the action names.
