@@ -26,10 +26,9 @@ def get_config(arg=None):
   presets.apply(c, choice)
   if choice['size'] == 'tiny':
     c.env.options.results_per_page = 3
-    c.env.options.reward = 'graded'
-    c.player.options.skill = 0.5
-    c.player.options.habit = 0.3
-    c.warm_start.update(steps=700, batch=16, observation_weight=1.0)
+    c.player.options.skill = 0.6
+    c.player.options.habit = 0.25
+    c.warm_start.update(steps=500, batch=16, observation_weight=1.0)
     c.num_steps = 40
     c.eval.every = 20
     c.rollout.prompts = 8
