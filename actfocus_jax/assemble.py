@@ -24,12 +24,19 @@ from actfocus_jax.envs import boards, players
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.model import architecture, files, hf, transformer
 from actfocus_jax.model import mesh as mesh_lib
-from actfocus_jax.run import checks, directory, env_settings, settings
+from actfocus_jax.run import (
+  checks,
+  directory,
+  env_settings,
+  own_classes,
+  settings,
+)
 
 ConfigDict = ml_collections.ConfigDict
 
 # Names of the random streams below the run's root key.
 ROLLOUT, UPDATE, EVALUATION = range(3)
+_ENDLESS = 10**8  # a context that nobody fills
 _FIRST_PROMPTS = 32  # of each game, looked at before a model is made
 
 
@@ -40,45 +47,61 @@ def mesh(c: ConfigDict) -> jax.sharding.Mesh:
   return made
 
 
-def games(c: ConfigDict) -> tuple[games_lib.Game, ...]:
-  """What a run plays; a bad option raises ValueError naming it."""
+def games(
+  c: ConfigDict, *, by_hand: bool = False
+) -> tuple[games_lib.Game, ...]:
+  """What a run plays.
+
+  Args:
+    c: The config.
+    by_hand: Whether it is played without a model: then no context ends an
+      episode, and a file may hold any number of boards.
+
+  Returns:
+    A game for each environment.
+
+  Raises:
+    ValueError: One sentence on what cannot be made.
+  """
   return tuple(
     games_lib.Game(
       section.label,
-      environment(c, section),
-      limits(c, section),
+      environment(c, section, few_boards=by_hand),
+      limits(c, section, **({'context': _ENDLESS} if by_hand else {})),
       section.share,
     )
     for section in env_settings.sections(c)
   )
 
 
-def environment(c: ConfigDict, section: env_settings.Section):
+def environment(
+  c: ConfigDict, section: env_settings.Section, *, few_boards: bool = False
+):
   """The environment of one section, on its own boards if it names any."""
-  make = envs.ENVS.get(section.name)
-  if make is None:
-    make = env_settings.load_class(f'{section.field}.name', section.name)
-  options = dict(section.options)
+  field = f'{section.field}.options'
   if section.name in envs.ENVS:
+    options = dict(section.options)
     options['instructions'] = options['instructions'] or None
-  try:
-    env = make(**options)
-  except TypeError as error:
-    raise ValueError(f'{section.field}.options: {error}.') from error
-  for needed in ('reset', 'step', 'instructions', 'actions'):
-    if not hasattr(env, needed):
-      raise ValueError(
-        f'{section.field}.name is {section.name!r}, which has no `{needed}`; '
-        'allowed: a class with reset, step, instructions and actions.'
-      )
+    try:
+      env = envs.ENVS[section.name](**options)
+    except (TypeError, ValueError) as error:
+      told = str(error).rstrip('.')
+      raise ValueError(f'{field}: {told}.') from error
+  else:
+    name = f'{section.field}.name'
+    env = own_classes.make(name, section.name, field, section.options)
+    problem = games_lib.problem(env)
+    if problem:
+      raise ValueError(f'{name} is {section.name!r}, which {problem}.')
   if not section.boards:
     _check_evaluation(c, section, env)
     return env
   return boards.OnBoards.read(
     env,
-    pathlib.Path(section.boards),
+    pathlib.Path(section.boards).expanduser(),
     field=f'{section.field}.boards',
     held_out=range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts),
+    few=few_boards,
   )
 
 
@@ -97,7 +120,13 @@ def player(section: env_settings.Section):
   """The scripted player whose demonstrations warm-start the small model."""
   name, field = section.player.name, f'{section.player_field}.name'
   if ':' in name:
-    return env_settings.load_class(field, name)()
+    made = own_classes.make(field, name, f'{section.player_field}.options', {})
+    if callable(getattr(made, 'respond', None)):
+      return made
+    raise ValueError(
+      f'{field} is {name!r}, which has no method `respond`; allowed: a class '
+      'with respond(env, state, rng) -> (thought, actions).'
+    )
   choices = players.PLAYERS.get(section.name, players.FOR_ALL)
   if name not in choices:
     raise ValueError(
@@ -111,10 +140,12 @@ def player(section: env_settings.Section):
     raise ValueError(f'{section.player_field}.options: {error}.') from error
 
 
-def limits(c: ConfigDict, section: env_settings.Section) -> games_lib.Limits:
-  """What bounds an episode."""
+def limits(
+  c: ConfigDict, section: env_settings.Section, **others: int
+) -> games_lib.Limits:
+  """What bounds an episode; `others` go before the config."""
   own = {name: getattr(section, name) for name in env_settings.limits('')}
-  return games_lib.Limits(**{**c.limits, **own})
+  return games_lib.Limits(**{**c.limits, **own, **others})
 
 
 def chat(c: ConfigDict, path: pathlib.Path) -> chat_lib.Chat:

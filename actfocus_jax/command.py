@@ -84,12 +84,7 @@ def config_with(arguments: str) -> ml_collections.ConfigDict:
   """
   if CONFIG.value is None:
     config()  # Which says what is missing.
-  named = _config_values(sys.argv)[-1]
-  path, _, given = named.partition(':')
-  spec = importlib.util.spec_from_file_location('chosen_config', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  c = module.get_config(','.join(filter(None, (given, arguments))))
+  c = _read_config(_config_values(sys.argv)[-1], arguments)
   with c.unlocked():
     for field, value in overrides().items():
       if not settings.has_field(c, field):
@@ -98,6 +93,40 @@ def config_with(arguments: str) -> ml_collections.ConfigDict:
       (settings.get(c, section) if section else c)[name] = value
   checks.check(c)
   return c
+
+
+def _read_config(named: str, arguments: str = '') -> ml_collections.ConfigDict:
+  """The config of `FILE[:arguments]`, with more arguments behind those."""
+  path, _, given = named.partition(':')
+  spec = importlib.util.spec_from_file_location('chosen_config', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  arguments = ','.join(filter(None, (given, arguments)))
+  return module.get_config(*filter(None, (arguments,)))
+
+
+def overridden(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """A config of no file, with what `--config.section.field=value` sets.
+
+  Args:
+    c: The config.
+
+  Returns:
+    The changed config, locked.
+
+  Raises:
+    Refused: One sentence.
+  """
+  argv = [sys.argv[0], *_overrides(sys.argv)]
+  parsed = flags.FlagValues()
+  try:
+    config_flags.DEFINE_config_dict(
+      'config', c, flag_values=parsed, sys_argv=argv
+    )
+    parsed(argv)
+  except _FLAG_ERRORS as error:
+    raise settings.Refused(_sentence(error, argv, c)) from error
+  return parsed['config'].value
 
 
 def run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
@@ -280,34 +309,49 @@ def refusing() -> Iterator[None]:
     sys.exit(2)
 
 
+# What absl and ml_collections raise for a bad command line or config file.
+_FLAG_ERRORS = (
+  flags.Error,
+  AttributeError,
+  KeyError,
+  TypeError,
+  ValueError,
+  SyntaxError,
+  OSError,
+)
+
+
 def _parse(argv: list[str]) -> list[str]:
   """Parses with absl; every way to fail becomes one sentence."""
   for value in _config_values(argv):
     path = value.partition(':')[0]
     if not pathlib.Path(path).is_file():
       raise settings.Refused(f'--config is {path!r}, which is no file.')
-    if any(a.startswith('--config.env.name') for a in argv):
-      raise settings.Refused(
-        'env.name comes with the config file, for the other fields depend on '
-        'it; allowed: another file, or --config=configs/own.py:env=NAME.'
-      )
+  if any(a.startswith('--config.env.name') for a in argv):
+    raise settings.Refused(
+      'env.name comes with the config file, for the other fields depend on '
+      'it; allowed: another file, or --config=configs/own.py:env=NAME.'
+    )
+  # Without a file they are for `overridden`, if the command has an --env.
+  aside = [] if _config_values(argv) else _overrides(argv)
   try:
-    rest = flags.FLAGS(argv)
+    rest = flags.FLAGS([a for a in argv if a not in aside])
   except SystemExit:  # absl has printed the help, and leaves with 1.
     sys.exit(0)
-  except (
-    flags.Error,
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-    SyntaxError,
-    OSError,
-  ) as error:
+  except _FLAG_ERRORS as error:
     raise settings.Refused(_sentence(error, argv)) from error
   if len(rest) > 1:
     raise settings.Refused(f'unexpected argument {rest[1]!r}')
+  if aside and not ('env' in flags.FLAGS and flags.FLAGS['env'].value):
+    raise settings.Refused(
+      f'{aside[0]} is a change to a config, but --config is missing; e.g. '
+      '--config=configs/quickstart.py'
+    )
   return rest
+
+
+def _overrides(argv: list[str]) -> list[str]:
+  return [a for a in argv if a.startswith('--config.')]
 
 
 def _config_values(argv: list[str]) -> list[str]:
@@ -317,18 +361,22 @@ def _config_values(argv: list[str]) -> list[str]:
   return values + [a.removeprefix(begin) for a in argv if a.startswith(begin)]
 
 
-def _sentence(error: Exception, argv: list[str]) -> str:
+def _sentence(
+  error: Exception,
+  argv: list[str],
+  c: ml_collections.ConfigDict | None = None,
+) -> str:
   """What went wrong, without the traceback that ml_collections includes."""
+  own = _refusal(error)
+  if own is not None:
+    return str(own)
   text = ' '.join(str(error).split())
   if isinstance(error, (AttributeError, KeyError, flags.UnrecognizedFlagError)):
-    schemas = [
-      settings.flatten(settings.defaults(env)) for env in env_settings.OPTIONS
-    ]
-    common = set(schemas[0]).intersection(*schemas[1:])
-    named = (_field(a) for a in argv if a.startswith('--config.'))
-    field = next((name for name in named if name not in common), None)
+    known = _fields(argv) if c is None else settings.flatten(c)
+    named = (_field(a) for a in _overrides(argv))
+    field = next((name for name in named if name not in known), None)
     if field is not None:
-      return settings.unknown_field(field, sorted(common))
+      return settings.unknown_field(field, known)
   if 'before a value for --config' in text:
     return '--config=FILE must stand before --config.section.field=value.'
   text = re.split(r'\b(?:\w+Error|Refused): ', text)[-1]
@@ -338,6 +386,26 @@ def _sentence(error: Exception, argv: list[str]) -> str:
     if is_it and field not in text:
       return f'{field} is {value!r}: {text}'
   return text
+
+
+def _refusal(error: BaseException | None) -> settings.Refused | None:
+  """The first sentence of our own that led to an error, or None."""
+  found = None
+  while error is not None:
+    found = error if isinstance(error, settings.Refused) else found
+    error = error.__cause__ or error.__context__
+  return found
+
+
+def _fields(argv: list[str]) -> list[str]:
+  """The fields of the config of a command line, or what all configs have."""
+  try:
+    return list(settings.flatten(_read_config(_config_values(argv)[-1])))
+  except Exception:  # There is none, or it is what went wrong.
+    schemas = [
+      settings.flatten(settings.defaults(env)) for env in env_settings.OPTIONS
+    ]
+    return sorted(set(schemas[0]).intersection(*schemas[1:]))
 
 
 def _field(argument: str) -> str:

@@ -1,15 +1,16 @@
 """Play an environment by hand, or watch a checkpoint play it.
 
-python -m actfocus_jax.play --env=sokoban --seed=3
+python -m actfocus_jax.play --env=sokoban --seed=3 [--config.env.boards=FILE]
 python -m actfocus_jax.play --config=configs/NAME.py --seed=3
 python -m actfocus_jax.play --workdir=DIR [--step=N] [--seed=123]
 
 Everything that is printed between the lines is what the model sees, markup
 included. By hand, answer with actions (`Up || Left`), or with a whole response
-(`I go up.</think><answer>Up</answer>`); an empty line or Ctrl-D ends. Without
-`--seed` it is the first held-out board.
+(`I go up.</think><answer>Up</answer>`); an empty line, Ctrl-D or Ctrl-C ends,
+but no limit of tokens does. Without `--seed` it is the first held-out board.
 """
 
+import functools
 import pathlib
 import sys
 
@@ -33,6 +34,14 @@ _RULE = '-' * 72
 def main(argv: list[str]):
   """Checks the input, then plays one episode."""
   del argv
+  try:
+    _play()
+  except KeyboardInterrupt:
+    print()
+    sys.exit(130)
+
+
+def _play():
   c = _config()
   checks.check(c)
   directory = command.check_model(c) if c.model.path else None
@@ -46,8 +55,9 @@ def main(argv: list[str]):
       watch(c, parts, pathlib.Path(_WORKDIR.value), seed)
     return
   with assemble.refusing_misfits():
-    games = assemble.games(c)
+    games = assemble.games(c, by_hand=True)
     chat = assemble.chat(c, directory) if directory else _plain_chat()
+  sys.stdin.reconfigure(errors='replace')  # A terminal may send any bytes.
   by_hand(chat, games, seed)
 
 
@@ -55,11 +65,11 @@ def by_hand(chat, games, seed: int):
   """Asks for every response on standard input."""
   from actfocus_jax.agent import episode as episode_lib
   from actfocus_jax.agent import games as games_lib
+  from actfocus_jax.agent import host
 
-  game = games_lib.pick(games, seed)
-  episode = episode_lib.Episode(
-    chat, episode_lib.open_episode(chat, game, seed)
-  )
+  game, place = games_lib.pick(games, seed), host.Host()
+  (reset,) = place.run([functools.partial(game.env.reset, seed)])
+  episode = episode_lib.Episode(chat, episode_lib.opening(chat, game, reset))
   print(f'{game.name}, seed {seed}\n{_RULE}')
   shown = 0
   while not episode.over:
@@ -73,8 +83,12 @@ def by_hand(chat, games, seed: int):
     ids = chat.tokenizer.encode(text, add_special_tokens=False)
     ids.append(chat.stop_ids[0])
     shown += len(ids)
-    episode.respond(ids, [0.0] * len(ids))
-    _tell(episode.turns[-1])
+    (outcome,) = place.run([episode.listen(ids, [0.0] * len(ids))])
+    episode.conclude(outcome)
+    if not episode.failure:
+      _tell(episode.turns[-1])
+  if episode.failure:  # For who wrote it.
+    print(f'\n{episode.failure.details.rstrip()}\n{_RULE}')
   _tell_end(episode)
 
 
@@ -97,6 +111,9 @@ def watch(c, parts, workdir: pathlib.Path, seed: int):
   for turn in episode.turns:
     print(parts.chat.text(episode.ids[turn.prompt : turn.stop]))
     _tell(turn)
+  if episode.failure:  # The response that it did not survive has no turn.
+    stop = episode.turns[-1].stop if episode.turns else 0
+    print(f'{parts.chat.text(episode.ids[stop:])}\n\n{_RULE}')
   _tell_end(episode)
 
 
@@ -114,6 +131,9 @@ def _tell(turn):
 def _tell_end(episode):
   if episode.failure:
     print(f'The environment failed: {episode.failure.reason}')
+  if episode.truncated:
+    context = episode.game.limits.context
+    print(f'The context is full: limits.context is {context}.')
   over = 'over' if episode.over else 'left'
   solved = 'solved' if episode.success else 'not solved'
   print(
@@ -134,6 +154,8 @@ def _config():
     return c
   if _STEP.value is not None:
     raise settings.Refused('--step needs --workdir.')
+  if command.MODEL_PATH.value:
+    raise settings.Refused('--model_path needs --workdir.')
   if _ENV.value and command.CONFIG.value is not None:
     raise settings.Refused('--env and --config exclude each other.')
   if command.CONFIG.value is not None:
@@ -143,10 +165,7 @@ def _config():
       '--env is missing; allowed: '
       f'{", ".join(env_settings.OPTIONS)}, or package.module:Class.'
     )
-  c = settings.defaults(_ENV.value)
-  c.limits.context = 100_000  # Nobody's memory is at stake.
-  c.rollout.lengths = ()
-  return c
+  return command.overridden(settings.defaults(_ENV.value))
 
 
 def _plain_chat():

@@ -19,7 +19,7 @@ from small_run import config
 from actfocus_jax import assemble, evaluation, loop
 from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.agent import games, host, tokenizer
-from actfocus_jax.run import metrics, settings
+from actfocus_jax.run import env_settings, metrics, settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -54,6 +54,19 @@ class Closed(Guess):
 class Strict(Guess):
   def __init__(self, lowest):
     pass
+
+
+class Cardless:
+  def __init__(self, highest=9):
+    raise RuntimeError('no card')
+
+
+class Stepless(Guess):
+  step = None
+
+
+class Silent:
+  """No player: it never responds."""
 '''
 
 
@@ -73,6 +86,7 @@ def own(tmp_path_factory):
   assert 30 <= len(code.strip().splitlines()) <= 45
   (folder / 'guessing.py').write_text(code)
   (folder / 'brittle.py').write_text(BRITTLE)
+  (folder / 'cardless.py').write_text('raise RuntimeError("no card")')
   sys.path.insert(0, str(folder))
   yield folder
   sys.path.remove(str(folder))
@@ -307,7 +321,8 @@ def test_the_paper_s_evaluation_has_goals_enough():
   [
     ('nowhere:Guess', ['env.name', 'nowhere:Guess', 'package.module:Class']),
     ('guessing:Gues', ['env.name', 'guessing:Gues', 'package.module:Class']),
-    ('brittle:Strict', ['lowest', 'no default']),
+    ('brittle:Strict', ['lowest', 'no default', 'allowed: keyword arguments']),
+    ('cardless:Guess', ['env.name', 'RuntimeError: no card', 'cardless.py']),
     ('chess', ['env.name', 'chess', 'frozen_lake']),
     ('frozen_lake+chess', ['env.name', 'chess', 'frozen_lake']),
   ],
@@ -324,6 +339,56 @@ def test_bad_environments_are_refused(own, tmp_path, env, words):
   for word in words:
     assert word in line
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  ('env', 'change', 'words'),
+  [
+    ('guessing:Guess', 'player.options.skill=0.3', 'player.options has none'),
+    ('guessing:Guess', 'env.options.high=3', 'env.options has highest.'),
+    (
+      'sokoban+guessing:Guess',
+      'env.options.highest=3',
+      'did you mean mixture.guess.options.highest?',
+    ),
+  ],
+)
+def test_fields_that_are_not_there_are_refused(own, env, change, words):
+  done = command(
+    'train',
+    f'--config=configs/own.py:env={env}',
+    f'--config.{change}',
+    folder=own,
+  )
+  assert done.returncode == 2, done.stderr
+  (line,) = done.stderr.strip().splitlines()
+  field = change.partition('=')[0]
+  assert line.startswith(f'error: {field} is no field') and words in line
+
+
+def test_what_is_made_must_be_whole(own):
+  def assembled(make, **names):
+    c = settings.defaults(names.get('env', 'guessing:Guess'))
+    c.player.name = names.get('player', 'random')
+    c.env.options.update(names.get('options', {}))
+    (section,) = env_settings.sections(c)
+    with pytest.raises(ValueError) as error:
+      make(c, section)
+    return str(error.value)
+
+  told = assembled(assemble.environment, env='brittle:Stepless')
+  assert told.startswith("env.name is 'brittle:Stepless', which has no method")
+  told = assembled(assemble.environment, env='brittle:Cardless')
+  assert "env.name is 'brittle:Cardless', which cannot be made with" in told
+  assert 'env.options (highest=9): RuntimeError: no card (brittle.py' in told
+  told = assembled(
+    assemble.environment, env='sokoban', options={'boxes': 5, 'rows': 3}
+  )
+  assert told == 'env.options: 5 boxes do not fit into 3 x 6 cells.'
+  told = assembled(lambda c, s: assemble.player(s), player='brittle:Silent')
+  assert "player.name is 'brittle:Silent', which has no method `resp" in told
+  told = assembled(lambda c, s: assemble.player(s), player='brittle:Nobody')
+  assert "player.name is 'brittle:Nobody', which cannot be imported" in told
 
 
 def test_play_by_hand_shows_what_the_model_sees(own):

@@ -1,10 +1,13 @@
 """Which environment an episode plays, and what bounds it."""
 
 import dataclasses
+import reprlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from actfocus_jax.agent import chat
 from actfocus_jax.envs import base
 
 # Of the golden section: multiples of it, modulo 1, fill [0, 1) evenly from the
@@ -13,6 +16,7 @@ from actfocus_jax.envs import base
 # remainders of its seeds only, and with them certain boards.
 _STRIDE = 0.6180339887498949
 _BLOCK = 64
+_WHOLE = 'allowed: a class with reset, step, instructions and actions'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,3 +75,50 @@ def pick(games: Sequence[Game], seed: int) -> Game:
       return game
     place -= game.share
   return games[-1]  # The shares add up only to rounding.
+
+
+def problem(env: Any) -> str | None:
+  """What makes an object no environment.
+
+  Args:
+    env: Of a class of the user's own.
+
+  Returns:
+    What it has and what is allowed, as the end of a sentence that begins with
+    its name; None if it can be played.
+  """
+  for name in ('reset', 'step'):
+    if not callable(getattr(env, name, None)):
+      return f'has no method `{name}`; {_WHOLE}'
+  for name in ('instructions', 'actions'):
+    if not hasattr(env, name):
+      return f'has no `{name}`; {_WHOLE}'
+  if not isinstance(env.instructions, str):
+    return f'has the instructions {_short(env.instructions)}; allowed: a text'
+  names = env.actions
+  is_table = isinstance(names, (tuple, list))
+  if not is_table or not all(isinstance(name, str) for name in names):
+    return (
+      f'has the actions {_short(names)}; allowed: a tuple of names, or () for '
+      'an environment that judges strings itself'
+    )
+  return next(filter(None, (_unplayable(names, name) for name in names)), None)
+
+
+def _unplayable(names: Sequence[str], name: str) -> str | None:
+  """Why no answer means the action of this name, or None if one does."""
+  if chat.parse_answer(f'</think><answer>{name}</answer>') != [name]:
+    return (
+      f'has the action {name!r}, which no answer can name; allowed: text '
+      'without ||, tags of answers or white space around it'
+    )
+  if sum(other.lower() == name.lower() for other in names) > 1:
+    return (
+      f'has several actions that are {name!r} in one case or another; allowed: '
+      'names that differ in more than upper and lower case'
+    )
+  return None
+
+
+def _short(value: Any) -> str:
+  return ' '.join(reprlib.repr(value).split())

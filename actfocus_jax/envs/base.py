@@ -53,7 +53,8 @@ class Environment(Protocol):
   What is not needed to train: `load(board, *, seed=0) -> (state, text)` reads a
   board that is given as text, with the noise of a seed, raises ValueError if it
   is none, and lets boards come from files (boards.py), where one of which
-  `is_solved(state)` is true is refused; `render(state) -> text`;
+  `is_solved(state)` or `is_unsolvable(state)` is true is refused and every line
+  is a board with `boards_are_lines = True`; `render(state) -> text`;
   `evaluation_boards`, an int: after so many seeds (below 10,000, one after the
   other) the boards of evaluation come again; no evaluation counts one twice.
 

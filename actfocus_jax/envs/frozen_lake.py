@@ -153,6 +153,10 @@ class FrozenLake:
     state = State(lake, lake.start, seed, actions_taken=0)
     return state, self.render(state)
 
+  def is_unsolvable(self, state: State) -> bool:
+    """Whether there is no way to the goal."""
+    return shortest_path(state) is None
+
   def transitions(
     self, state: State, action: str
   ) -> list[tuple[float, grid.Cell]]:

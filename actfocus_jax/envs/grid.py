@@ -34,11 +34,11 @@ def parse(board: str, symbols: str) -> dict[Cell, str]:
     ValueError: no rows, rows of unequal length, or an unknown symbol.
   """
   rows = [line.strip() for line in board.strip().splitlines()]
-  if not rows or len({len(row) for row in rows}) != 1:
-    raise ValueError(f'a board needs rows of one length, got {rows}')
   unknown = sorted(set(''.join(rows)) - set(symbols))
   if unknown:
     raise ValueError(f'unknown symbols {unknown}; a board has {list(symbols)}')
+  if not rows or len({len(row) for row in rows}) != 1:
+    raise ValueError(f'a board needs rows of one length, got {rows}')
   return {
     (r, c): symbol for r, row in enumerate(rows) for c, symbol in enumerate(row)
   }

@@ -11,6 +11,7 @@ The life of one step:
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 from actfocus_jax.envs import base, grid, sokoban_generator
@@ -19,6 +20,7 @@ ACTIONS = ('Up', 'Down', 'Left', 'Right')
 STEP_REWARD = -0.1
 BOX_REWARD = 1.0
 SOLVED_REWARD = 10.0
+_SEARCHED = 1_000  # states of a room that is small enough to be searched
 
 _INSTRUCTIONS = """\
 You play Sokoban. Push every box onto a target.
@@ -135,9 +137,16 @@ class Sokoban:
         box, and a target for every box.
     """
     del seed
+    used = set().union(*(line.strip() for line in board.splitlines()))
+    unknown = sorted(used - _PUBLIC - set(_SYMBOLS) - {' '})
+    if unknown:
+      raise ValueError(
+        f'unknown symbols {unknown}; a room has {" ".join(_SYMBOLS)}, or those '
+        'of public level files, # blank - . $ * @ +'
+      )
     if _PUBLIC & set(board):
       board = _from_public(board)
-    cells = grid.parse(board, '#_O√XPS')
+    cells = grid.parse(board, _SYMBOLS)
     players = grid.cells_of(cells, 'PS')
     boxes = frozenset(grid.cells_of(cells, 'X√'))
     targets = frozenset(grid.cells_of(cells, 'O√S'))
@@ -154,6 +163,10 @@ class Sokoban:
   def is_solved(self, state: State) -> bool:
     """Whether nothing is left to do."""
     return is_solved(state)
+
+  def is_unsolvable(self, state: State) -> bool:
+    """Whether little work proves that the room cannot be solved."""
+    return is_unsolvable(state)
 
   def step(self, state: State, action: str) -> tuple[State, base.Step]:
     """Runs one action.
@@ -210,6 +223,7 @@ def boxes_on_targets(state: State) -> int:
   return len(state.boxes & state.room.targets)
 
 
+_SYMBOLS = '#_O√XPS'
 _PUBLIC = frozenset('-.$*@+')
 _TRANSLATION = str.maketrans(' -.$*@+', '__OX√PS')
 
@@ -245,6 +259,38 @@ def solve(state: State, *, most: int | None = None) -> list[str] | None:
     be solved, or was not within `most` states.
   """
   return grid.shortest_path(state, _successors, is_solved, most)
+
+
+def is_unsolvable(state: State) -> bool:
+  """Whether little work proves that a room cannot be solved.
+
+  Args:
+    state: the state.
+
+  Returns:
+    True if a box stands where it could be pushed onto no target though it were
+    alone, or if the room has few states and a search through them found no
+    solution. False says nothing.
+  """
+  if not state.boxes <= _within_reach(state.room):
+    return True
+  cells, boxes = len(state.room.floor), len(state.boxes)
+  is_small = cells * math.comb(cells, boxes) <= _SEARCHED
+  return is_small and solve(state) is None
+
+
+def _within_reach(room: Room) -> set[grid.Cell]:
+  """Cells from which a box that is alone can be pushed onto some target."""
+  found, queue = set(room.targets), [*room.targets]
+  while queue:
+    cell = queue.pop()
+    for row, col in grid.MOVES.values():
+      before = cell[0] - row, cell[1] - col
+      player = before[0] - row, before[1] - col
+      if before not in found and {before, player} <= room.floor:
+        found.add(before)
+        queue.append(before)
+  return found
 
 
 def _successors(state: State) -> Iterator[tuple[str, State]]:

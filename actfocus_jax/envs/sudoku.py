@@ -18,6 +18,7 @@ The life of one step:
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -82,7 +83,6 @@ class Sudoku:
   """The environment; see the module's docstring for its dynamics."""
 
   actions = ()
-  boards_are_lines = True  # in a file of many; see boards.py
 
   def __init__(
     self,
@@ -153,6 +153,18 @@ class Sudoku:
     """
     del seed
     return self._start(sudoku_board.parse(board, self.size))
+
+  def boards_are_lines(self, lines: Sequence[str]) -> bool:
+    """Whether lines of a file are a board each, and not the rows of one.
+
+    Args:
+      lines: those between two blank ones; see boards.py.
+
+    Returns:
+      False for as many lines as a board has rows, with as many cells in each.
+    """
+    widths = {len(''.join(line.split())) for line in lines}
+    return len(lines) != self.size or widths != {self.size}
 
   def is_solved(self, state: State) -> bool:
     """Whether nothing is left to do."""

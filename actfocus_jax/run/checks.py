@@ -1,13 +1,12 @@
 """What each config field allows; a bad value is refused with one sentence."""
 
 import math
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
 
-from actfocus_jax.run import env_settings, settings
+from actfocus_jax.run import env_checks, settings
 
 
 class _Rule(NamedTuple):
@@ -146,7 +145,7 @@ def check(c: ml_collections.ConfigDict):
   _check_batches(c)
   _check_lengths(c)
   _check_heads(c)
-  _check_environments(c)
+  env_checks.check(c)
   _check_seeds(c)
   if c.mesh.data > 0:  # Else it follows from the machine; see check_mesh.
     check_mesh(c, c.mesh.data * c.mesh.fsdp)
@@ -157,6 +156,16 @@ def _check_fields(c: ml_collections.ConfigDict):
   known = settings.flatten(settings.schema_of(c))
   for field in sorted(settings.flatten(c).keys() - known.keys()):
     raise settings.Refused(settings.unknown_field(field, known))
+
+
+# What a mixture has in the section of each environment instead.
+_OF_EACH = (
+  'limits.turns',
+  'limits.max_actions',
+  'limits.action_budget',
+  'env.boards',
+  'player.name',
+)
 
 
 def _check_choices(c: ml_collections.ConfigDict):
@@ -178,9 +187,7 @@ def _check_choices(c: ml_collections.ConfigDict):
         f'{settings.estimator(c)}, which have none; allowed: '
         f'{default[field]!r}, its default.'
       )
-    is_own = field in ('limits.turns', 'limits.max_actions')
-    is_own = is_own or field == 'limits.action_budget'
-    if c.mixture and is_own:
+    if c.mixture and field in _OF_EACH:
       raise settings.Refused(
         f'{field} is {value!r}, but each environment of a mixture has its own; '
         f'allowed: {default[field]!r}, its default, unless there is no mixture.'
@@ -267,100 +274,6 @@ def _check_heads(c: ml_collections.ConfigDict):
       f'warm_start.num_key_value_heads is {w.num_key_value_heads}; allowed: '
       f'divisors of warm_start.num_heads, {w.num_heads}.'
     )
-
-
-# Of our own environments and their players; both ends are allowed.
-_OPTION_BOUNDS = {
-  'size': (2, 16),
-  'blanks': (1, 81),
-  'max_steps': (1, 1000),
-  'results_per_page': (1, 50),
-  'products': (10, 10_000),
-  'frozen_probability': (0.1, 1),
-  'success_probability': (0, 1),
-  'rows': (3, 32),
-  'cols': (3, 32),
-  'boxes': (1, 5),
-  'search_depth': (1, 10_000),
-  'walk_steps': (1, 10_000),
-  'skill': (0, 1),
-  'habit': (0, 1),
-  'length': (1, 100),
-}
-_OPTION_CHOICES = {
-  ('sudoku', 'size'): (4, 9),
-  ('webshop', 'goals'): ('synthetic', 'human'),
-  ('webshop', 'reward'): ('strict', 'graded'),
-}
-
-
-def _check_environments(c: ml_collections.ConfigDict):
-  for section in env_settings.sections(c):
-    if section.name in env_settings.OPTIONS:
-      _check_options(f'{section.field}.options', section.options)
-      _check_option_choices(section)
-      _check_blanks(section)
-      _check_options(f'{section.player_field}.options', section.player.options)
-    if section.boards and not pathlib.Path(section.boards).is_file():
-      raise settings.Refused(
-        f'{section.field}.boards is {section.boards!r}, which is no file; '
-        "allowed: '' or a file of boards."
-      )
-    if section.share <= 0:
-      raise settings.Refused(
-        f'{section.field}.share is {section.share}; allowed: above 0.'
-      )
-    _check_bounds(section)
-  host = c.env
-  if host.time_limit is not None and not (host.threads and host.time_limit > 0):
-    raise settings.Refused(
-      f'env.time_limit is {host.time_limit} with env.threads {host.threads}; '
-      'allowed: None, or seconds above 0 with env.threads 1 or more.'
-    )
-
-
-def _check_options(section: str, options):
-  for name, (low, high) in _OPTION_BOUNDS.items():
-    value = options.get(name)
-    if isinstance(value, (int, float)) and not low <= value <= high:
-      raise settings.Refused(
-        f'{section}.{name} is {value}; allowed: {low:g} to {high:g}.'
-      )
-
-
-def _check_option_choices(section: env_settings.Section):
-  for (env, name), allowed in _OPTION_CHOICES.items():
-    if section.name == env and section.options[name] not in allowed:
-      raise settings.Refused(
-        f'{section.field}.options.{name} is {section.options[name]!r}; '
-        f'allowed: {", ".join(map(str, allowed))}.'
-      )
-
-
-def _check_blanks(section: env_settings.Section):
-  if section.name != 'sudoku' or section.boards:
-    return
-  most = min(
-    section.options.max_steps,
-    section.action_budget,
-    section.turns * section.max_actions,
-  )
-  if section.options.blanks > most:
-    raise settings.Refused(
-      f'{section.field}.options.blanks is {section.options.blanks}, more than '
-      f'the {most} actions of an episode; allowed: that or fewer, or more '
-      f'actions ({section.field}.options.max_steps, '
-      f'{section.limits_field}.action_budget, turns and max_actions).'
-    )
-
-
-def _check_bounds(section: env_settings.Section):
-  for name in ('turns', 'max_actions', 'action_budget'):
-    if getattr(section, name) < 1:
-      raise settings.Refused(
-        f'{section.limits_field}.{name} is {getattr(section, name)}; allowed: '
-        '1 or more.'
-      )
 
 
 def _check_seeds(c: ml_collections.ConfigDict):

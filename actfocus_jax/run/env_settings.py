@@ -1,15 +1,13 @@
 """What a config says of environments: one, one of the user's own, a mixture."""
 
 import dataclasses
-import importlib
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
-from actfocus_jax.run import refusals
+from actfocus_jax.run import own_classes, refusals
 
 # The keyword arguments of each envs.ENVS[name]; instructions='' are its own.
 OPTIONS = {
@@ -114,7 +112,8 @@ def options(env: str) -> dict[str, Any]:
     Keyword arguments.
 
   Raises:
-    Refused: When there is no such environment.
+    Refused: When there is no such environment, or an argument of its class
+      cannot be a field.
   """
   if ':' not in env:
     if env not in OPTIONS:
@@ -123,39 +122,7 @@ def options(env: str) -> dict[str, Any]:
         'package.module:Class for one of your own.'
       )
     return dict(OPTIONS[env])
-  keywords = inspect.signature(load_class('env.name', env)).parameters.values()
-  found = {}
-  for keyword in keywords:
-    if keyword.default is inspect.Parameter.empty:
-      raise refusals.Refused(
-        f'env.name is {env!r}, whose argument {keyword.name!r} has no default; '
-        'allowed: keyword arguments with defaults, which become env.options.'
-      )
-    found[keyword.name] = keyword.default
-  return found
-
-
-def load_class(field: str, name: str) -> type:
-  """The class that 'package.module:Class' names.
-
-  Args:
-    field: Of the config, for the message.
-    name: Importable from where the command runs.
-
-  Returns:
-    The class.
-
-  Raises:
-    Refused: When it cannot be imported.
-  """
-  module, _, attribute = name.partition(':')
-  try:
-    return getattr(importlib.import_module(module), attribute)
-  except (ImportError, AttributeError, ValueError) as error:
-    raise refusals.Refused(
-      f'{field} is {name!r}, which cannot be imported: {error}; allowed: '
-      'package.module:Class, importable from the current directory.'
-    ) from error
+  return own_classes.options('env.name', env)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -348,9 +348,17 @@ def get(c: ConfigDict, field: str):
 
 def unknown_field(field: str, known: Iterable[str]) -> str:
   """The sentence about a field that is not there, with what may be meant."""
-  near = difflib.get_close_matches(field, list(known), n=3, cutoff=0.5)
+  known, has = list(known), ''
+  section, _, name = field.rpartition('.')
+  near = difflib.get_close_matches(field, known, n=3, cutoff=0.5)
+  if section.endswith('options'):  # Those of each environment and player.
+    names = {f: f.rpartition('.')[2] for f in known if '.options.' in f}
+    there = [n for f, n in names.items() if f.startswith(f'{section}.')]
+    has = f'; {section} has {", ".join(there) or "none"}'
+    alike = [name] if there else difflib.get_close_matches(name, names.values())
+    near = [f for f, n in names.items() if n in alike]
   hint = f'; did you mean {" or ".join(near)}?' if near else '.'
-  return f'{field} is no field of the config{hint}'
+  return f'{field} is no field of the config{has}{hint}'
 
 
 def to_json(c: ConfigDict) -> dict[str, Any]:

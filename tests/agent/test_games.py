@@ -2,6 +2,7 @@
 
 import collections
 
+import numpy as np
 import pytest
 
 from actfocus_jax.agent import games
@@ -48,3 +49,53 @@ def test_a_seed_says_it_alone():
   assert [games.pick(played, s) for s in (7, 8, 7)][::2] == [
     games.pick(played, 7)
   ] * 2
+
+
+class Whole:
+  instructions = 'Play.'
+  actions = ('Red', 'blue green')
+
+  def reset(self, seed):
+    pass
+
+  def step(self, state, action):
+    pass
+
+
+@pytest.mark.parametrize('actions', [Whole.actions, ['a', 'b'], (), ('<b>',)])
+def test_an_environment_that_can_be_played_has_no_problem(actions):
+  env = Whole()
+  env.actions = actions
+  assert games.problem(env) is None
+
+
+@pytest.mark.parametrize(
+  ('name', 'value', 'words'),
+  [
+    ('reset', None, 'has no method `reset`; allowed: a class with'),
+    ('step', 'x', 'has no method `step`; allowed: a class with'),
+    ('instructions', None, 'instructions None; allowed: a text'),
+    ('instructions', 7, 'instructions 7; allowed: a text'),
+    ('actions', (1, 2), 'actions (1, 2); allowed: a tuple of names'),
+    ('actions', 'red', "actions 'red'; allowed: a tuple of names"),
+    ('actions', None, 'actions None; allowed: a tuple of names'),
+    ('actions', np.arange(2), 'actions array([0, 1]); allowed: a tuple of'),
+    ('actions', ('c', 'a||b'), "'a||b', which no answer can name; allowed"),
+    ('actions', ('', '  '), "'', which no answer can name; allowed"),
+    ('actions', (' a',), "' a', which no answer can name; allowed"),
+    ('actions', ('</answer>',), 'which no answer can name; allowed'),
+    ('actions', ('Red', 'red'), "several actions that are 'Red' in one case"),
+    ('actions', ('a', 'b', 'a'), "several actions that are 'a' in one case"),
+  ],
+)
+def test_what_is_no_environment_is_told(name, value, words):
+  env = Whole()
+  setattr(env, name, value)
+  assert words in games.problem(env)
+
+
+@pytest.mark.parametrize('name', ['instructions', 'actions'])
+def test_what_is_missing_is_told(name):
+  bare = type('Bare', (), dict(Whole.__dict__))
+  delattr(bare, name)
+  assert f'has no `{name}`' in games.problem(bare())

@@ -37,18 +37,33 @@ OURS = """
 
 def test_a_file_is_cut_at_blank_lines_and_comments():
   first, second = boards.split(LEVELS)
-  assert first.splitlines()[0] == '  ####' and len(first.splitlines()) == 4
-  assert second.splitlines()[1] == '#+-$*-#'
-  assert boards.split('12\n\n34\n; no\n56', lines=True) == ['12', '34', '56']
+  assert (first.line, second.line) == (3, 10)
+  first, second = first.text.splitlines(), second.text.splitlines()
+  assert first[0] == '  ####' and len(first) == 4
+  assert second[1] == '#+-$*-#'
+  lines = boards.split('12\n\n34\n; no\n56\n78', lines=True)
+  assert lines == [(1, '12'), (3, '34'), (5, '56'), (6, '78')]
   assert boards.split('') == [] == boards.split('; nothing\n\n')
+
+
+def test_a_sudoku_may_stand_row_by_row(tmp_path):
+  env = sudoku.Sudoku()
+  line, other = '1234341221434320', '1234341221434301'
+  rows, spaced = '1234\n3412\n2143\n0321', '1 2 3 4\n3412\n2143\n4021'
+  text = f'{line}\n{other}\n\n{rows}\n; so\n{spaced}'
+  written = boards.split(f'{text}\n\n12', lines=env.boards_are_lines)
+  assert written == [(1, line), (2, other), (4, rows), (9, spaced), (14, '12')]
+  played = on_boards(tmp_path, text, env, range(5, 6))
+  assert played.reset(5)[0] == env.load('1234341221434021')[0]
+  assert len(played.train) == 3
 
 
 def test_public_symbols_are_ours():
   env = sokoban.Sokoban()
   first, second = boards.split(LEVELS)
-  assert env.load(first)[0] == env.load(OURS)[0]
-  assert env.load(first)[1] == OURS.strip()
-  assert env.load(second)[1] == '#######\n#S_X√_#\n#######'
+  assert env.load(first.text)[0] == env.load(OURS)[0]
+  assert env.load(first.text)[1] == OURS.strip()
+  assert env.load(second.text)[1] == '#######\n#S_X√_#\n#######'
 
 
 @pytest.mark.parametrize('board', ['#@$#', '@@.$', '@.$?', '$.'])
@@ -139,16 +154,49 @@ class Seedless(Boardless):
     return board, board
 
 
+class Failing(Boardless):
+  """Its `load` is broken."""
+
+  def load(self, board, *, seed=0):
+    raise KeyError(board)
+
+
+class Textless(Boardless):
+  """Nothing is to be seen of its boards."""
+
+  def load(self, board, *, seed=0):
+    return board, None
+
+
 @pytest.mark.parametrize(
   ('text', 'env', 'words'),
   [
     (lakes(7), None, ['7 boards', 'eval.prompts', '8 boards or more']),
-    (lakes(8) + '\n\nSFX', None, ['board 9 is none']),
+    (
+      lakes(8) + '\n\nSFX',
+      None,
+      ['board 9 (line 17) is none', 'begin with `;`'],
+    ),
+    ('Level 1\nSG', None, ['board 1 (line 1) is none: unknown symb', '`;`']),
+    ('SG\n\nSF\nHG\n\nSH\nHG', None, ['board 3 (line 6) cannot be solved']),
+    ('#P_XO#\n\n#P_OX#', sokoban.Sokoban(), ['board 2 (line 3) cannot be']),
+    (
+      '#PzXO#',
+      sokoban.Sokoban(),
+      ["['z']", '# _ O √ X P S, or', '# blank - . $ * @ +'],
+    ),
+    ('12\n34', sudoku.Sudoku(), ['board 1 (line 1) is none', 'has 16 cells']),
     ('', None, ['0 boards']),
     (lakes(8), Boardless(), ['no `load']),
     ('\n\n'.join([lakes(2)] * 4), None, ['of whose 2 different boards']),
-    (lakes(8), Seedless(), ['board 1 is none', 'seed']),
-    ('#P√_#', sokoban.Sokoban(), ['board 1 is none: it is solved already']),
+    (lakes(8), Seedless(), ['board 1 (line 1) is none', 'seed']),
+    (lakes(8), Failing(), ['board 1 (line 1) is none: KeyError:']),
+    (
+      lakes(8),
+      Textless(),
+      ['board 1 (line 1) is none', '`load` gave NoneType'],
+    ),
+    ('#P√_#', sokoban.Sokoban(), ['board 1 (line 1) is solved already']),
     ('1234341221434321', sudoku.Sudoku(), ['solved already']),
   ],
 )
@@ -167,4 +215,37 @@ def test_a_missing_file_is_refused(tmp_path):
       tmp_path / 'none.txt',
       field='env.boards',
       held_out=range(1),
+    )
+
+
+def test_a_byte_order_mark_is_no_symbol(tmp_path):
+  env = on_boards(tmp_path, '\ufeff' + lakes(8))
+  assert [length(env, seed) for seed in (5, 6)] == [3, 7]
+
+
+@pytest.mark.parametrize(
+  ('count', 'held_out'), [(1, 0), (3, 0), (4, 3), (8, 3)]
+)
+def test_a_few_boards_are_enough_to_look_at(tmp_path, count, held_out):
+  path = tmp_path / 'boards.txt'
+  path.write_text(lakes(count))
+  env = boards.OnBoards.read(
+    frozen_lake.FrozenLake(),
+    path,
+    field='env.boards',
+    held_out=range(5, 37),
+    few=True,
+  )
+  assert length(env, 5) == held_out
+  for seed in (36, 37, 10_000):
+    assert length(env, seed) < count
+
+
+def test_no_board_is_not_even_a_few(tmp_path):
+  path = tmp_path / 'boards.txt'
+  path.write_text('; none')
+  lake = frozen_lake.FrozenLake()
+  with pytest.raises(ValueError, match='env.boards is .* of whose 0 boards'):
+    boards.OnBoards.read(
+      lake, path, field='env.boards', held_out=range(1), few=True
     )

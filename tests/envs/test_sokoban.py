@@ -1,6 +1,7 @@
 """Sokoban: text, pushes, rewards, and how hard the generated rooms are."""
 
 import collections
+import random
 
 import numpy as np
 import pytest
@@ -168,6 +169,42 @@ def test_solve_knows_stuck_boxes_and_solved_rooms():
   env = sokoban.Sokoban()
   assert sokoban.solve(env.load('X_P\n___\n__O')[0]) is None
   assert sokoban.solve(env.load('√_P')[0]) == []
+
+
+@pytest.mark.parametrize(
+  ('board', 'unsolvable'),
+  [
+    ('X_P\n___\n__O', True),  # in a corner
+    ('_X_P\n____\n__O_', True),  # at a wall without a target
+    ('_XOP\n____', False),
+    ('P#_XO', True),  # behind a wall: only the search sees it
+    ('P_XXOO', True),  # each alone could be pushed
+    ('P_XO', False),
+    ('√_P', False),
+    (
+      '\n'.join(['P' + '_' * 9, '_XX_XX_OO_', *['_' * 10] * 8, 'OO' + '_' * 8]),
+      False,
+    ),
+  ],
+)
+def test_rooms_are_proven_to_be_unsolvable(board, unsolvable):
+  state, _ = sokoban.Sokoban().load(board)
+  assert sokoban.is_unsolvable(state) == unsolvable
+
+
+def test_no_room_that_can_be_solved_is_called_unsolvable():
+  """Of rooms at random, with every cell as likely to be a box as a target."""
+  rng = random.Random(0)
+  proven = 0
+  for _ in range(300):
+    cells = [*'PXOXO', *rng.choices('__#', k=7)]
+    rng.shuffle(cells)
+    board = '\n'.join(''.join(cells[i : i + 4]) for i in (0, 4, 8))
+    state, _ = sokoban.Sokoban().load(board)
+    proven += sokoban.is_unsolvable(state)
+    if sokoban.solve(state) is not None:
+      assert not sokoban.is_unsolvable(state), board
+  assert proven > 100
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,187 @@
+"""Playing by hand and watching a checkpoint."""
+
+import io
+import os
+import pathlib
+import pty
+import signal
+import subprocess
+import sys
+import types
+
+import pytest
+
+from actfocus_jax import assemble, play
+from actfocus_jax.agent import chat as chat_lib
+from actfocus_jax.agent import episode as episode_lib
+from actfocus_jax.agent import games, host, tokenizer
+from actfocus_jax.envs import base
+from actfocus_jax.run import presets, settings
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+class Counting:
+  """Counts, and breaks at a certain number."""
+
+  instructions = 'Say go.'
+  actions = ('go',)
+
+  def __init__(self, breaks_at=100):
+    self.breaks_at = breaks_at
+
+  def reset(self, seed):
+    if self.breaks_at == 0:
+      raise RuntimeError('broken at once')
+    return 0, 'At 0.'
+
+  def step(self, state, action):
+    if state + 1 == self.breaks_at:
+      raise RuntimeError(f'broken at {state + 1}')
+    return state + 1, base.Step(f'At {state + 1}.', 1.0, done=False)
+
+
+@pytest.fixture(scope='module')
+def chat():
+  return chat_lib.Chat(tokenizer.train([]))
+
+
+def by_hand(chat, env, said, monkeypatch, capsys, **limits):
+  monkeypatch.setattr(sys, 'stdin', io.StringIO(said))
+  game = games.Game('counting', env, games.Limits(**limits))
+  play.by_hand(chat, [game], 3)
+  return capsys.readouterr().out
+
+
+def test_no_context_ends_a_game_by_hand(tmp_path):
+  c = settings.defaults('frozen_lake')
+  presets.tiny(c)
+  maps = tmp_path / 'lakes.txt'
+  maps.write_text('SFG')
+  c.env.boards = str(maps)
+  (game,) = assemble.games(c, by_hand=True)
+  assert game.limits.context > 10**6 and c.limits.context == 512
+  assert game.limits.response_tokens == c.limits.response_tokens
+  assert game.env.reset(123)[0].lake.cols == 3
+  with pytest.raises(ValueError, match='128 boards or more'):
+    assemble.games(c)
+
+
+def test_a_full_context_is_told(chat, monkeypatch, capsys):
+  out = by_hand(
+    chat, Counting(), 'go\ngo\ngo\n', monkeypatch, capsys, context=600
+  )
+  assert 'The context is full: limits.context is 600.\nover after ' in out
+  out = by_hand(chat, Counting(), 'go\n\n', monkeypatch, capsys)
+  assert 'context' not in out and 'left after 1 turns' in out
+
+
+@pytest.mark.parametrize('breaks_at', [0, 2])
+def test_an_environment_that_fails_by_hand_shows_where(
+  chat, monkeypatch, capsys, breaks_at
+):
+  env = Counting(breaks_at)
+  out = by_hand(chat, env, 'go\ngo\ngo\n', monkeypatch, capsys)
+  assert (
+    'Traceback' in out
+    and "raise RuntimeError(f'broken" in out
+    or (breaks_at == 0)
+  )
+  assert 'The environment failed: RuntimeError: broken at' in out
+  assert out.count('read: ') == max(breaks_at - 1, 0)
+
+
+def test_the_response_that_an_environment_failed_on_is_shown(
+  chat, monkeypatch, capsys
+):
+  """Else nobody sees what the checkpoint had said to it."""
+  game = games.Game('counting', Counting(breaks_at=2), games.Limits())
+  episode = episode_lib.Episode(chat, episode_lib.open_episode(chat, game, 3))
+  for thought in ('first', 'second'):
+    ids = chat.respond(f'my {thought} thought', ['go'])
+    (outcome,) = host.Host().run([episode.listen(ids, [0.0] * len(ids))])
+    episode.conclude(outcome)
+  played = types.SimpleNamespace(episodes=[episode])
+  collector = types.SimpleNamespace(
+    shards=1, collect=lambda *args, **kwargs: played
+  )
+  parts = types.SimpleNamespace(chat=chat, model=None, collector=collector)
+  monkeypatch.setattr(assemble, 'checkpoint', lambda *args: (7, None))
+  monkeypatch.setattr(assemble, 'policy', lambda *args: None)
+  monkeypatch.setattr(play, '_STEP', types.SimpleNamespace(value=None))
+  play.watch(settings.defaults(), parts, pathlib.Path('run'), 3)
+  out = capsys.readouterr().out
+  assert out.count('my first thought') == 1 == out.count('my second thought')
+  assert out.index('second') < out.index('The environment failed: RuntimeErr')
+  assert 'checkpoint 7' in out and 'context' not in out
+
+
+# --- The command -------------------------------------------------------------
+
+
+def command(*arguments, **kwargs):
+  return subprocess.run(
+    [sys.executable, '-m', 'actfocus_jax.play', *arguments],
+    cwd=ROOT,
+    env={**os.environ, 'XLA_FLAGS': ''},
+    capture_output=True,
+    timeout=120,
+    check=False,
+    **kwargs,
+  )
+
+
+def test_env_takes_changes_to_its_config_and_stdin_any_bytes(tmp_path):
+  maps = tmp_path / 'lakes.txt'
+  maps.write_text('SFHG\nFFFF')
+  done = command(
+    '--env=frozen_lake',
+    f'--config.env.boards={maps}',
+    '--config.env.options.success_probability=1',
+    input=b'\xff\xfe\nDown\n',
+  )
+  out = done.stdout.decode()
+  assert done.returncode == 0, done.stderr
+  assert 'Board size: 2 rows x 4 cols' in out
+  assert "read: ['\ufffd\ufffd'], 0 run, reward 0, penalty -0.1" in out
+  assert "read: ['Down'], 1 run" in out and '\n__OG\nP___\n' in out
+
+
+def test_ctrl_c_at_the_prompt_ends_quietly():
+  primary, secondary = pty.openpty()
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'actfocus_jax.play', '--env=frozen_lake'],
+    cwd=ROOT,
+    env={**os.environ, 'XLA_FLAGS': ''},
+    stdin=secondary,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  os.close(secondary)
+  out = ''
+  while not out.endswith('<think>'):
+    out += process.stdout.read(1)
+  process.send_signal(signal.SIGINT)
+  rest, err = process.communicate(timeout=60)
+  os.close(primary)
+  assert (process.returncode, rest, err) == (130, '\n', '')
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    (['--env=sokoban', '--model_path=x'], '--model_path needs --workdir'),
+    (['--config=configs/own.py', '--model_path=x'], '--model_path needs --wor'),
+    (['--env=sokoban', '--config.env.name=sudoku'], 'env.name comes with'),
+    (['--env=sokoban', '--config.env.options.box=2'], 'env.options has boxes'),
+    (['--env=sokoban', '--config.env.options.rows=x'], 'env.options.rows=x'),
+    (['--env=sokoban', '--config.env.options.rows=2'], 'allowed: 3 to 32'),
+    (['--workdir=x', '--config.seed=1'], '--config.seed=1 is a change to a co'),
+  ],
+)
+def test_bad_flags_are_refused(arguments, words):
+  done = command(*arguments, text=True)
+  assert done.returncode == 2 and done.stdout == ''
+  (line,) = done.stderr.strip().splitlines()
+  assert line.startswith('error: ') and words in line
