@@ -361,8 +361,8 @@ def test_a_dry_run_says_what_a_step_is_and_needs(tmp_path):
   for words in (
     "* algo = 'ppo'",
     'episodes: 128 (8 groups of 16)',
-    'trajectories trained on: 32',
-    'optimizer updates: 1 of 32',
+    'trajectories trained on: 64',
+    'optimizer updates: 1 of 64',
     'frozen reference: not read',
     'critic: trained',
     'cache',
