@@ -56,6 +56,8 @@ def test_a_sudoku_may_stand_row_by_row(tmp_path):
   played = on_boards(tmp_path, text, env, range(5, 6))
   assert played.reset(5)[0] == env.load('1234341221434021')[0]
   assert len(played.train) == 3
+  for lines in (['1234'] * 3, ['1234'] * 5, [line] * 4, ['1234'] * 3 + [line]):
+    assert env.boards_are_lines(lines), lines
 
 
 def test_public_symbols_are_ours():

@@ -10,7 +10,7 @@ from actfocus_jax.run import checks, env_settings, own_classes, settings
 GAMES = """
 class Game:
   def __init__(
-    self, depth=3, name='x', sizes=(1, 2), *, share: float | None = None
+    self, depth=3, name='x', sizes=(1, 2), *, share: 'float | None' = None
   ):
     self.given = depth, name, sizes, share
 
