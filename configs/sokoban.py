@@ -4,9 +4,10 @@ python -m actfocus_jax.train --config=configs/sokoban.py:size=0.5b \
   --workdir=runs/sokoban
 
 Hardware and time: meant for accelerators at the sizes 0.5b to 7b. size=tiny
-takes two CPU cores EXPECTED_TIME.
-Expected: size=tiny EXPECTED; other sizes have not been measured. Chance: ten
-random actions solve 18 % of the boards.
+takes 25 minutes of CPU time, a third of them for the warm start.
+Expected: size=tiny from 22 % to 39 % held out in 80 steps (seed 0; README.md),
+after 46 % at step 60; other sizes have not been measured. Chance: ten random
+actions solve 18 % of the boards.
 """
 
 from actfocus_jax.run import presets, settings
