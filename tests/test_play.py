@@ -53,12 +53,12 @@ def by_hand(chat, env, said, monkeypatch, capsys, **limits):
   return capsys.readouterr().out
 
 
-def test_no_context_ends_a_game_by_hand(tmp_path):
+def test_no_context_ends_a_game_by_hand(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
   c = settings.defaults('frozen_lake')
   presets.tiny(c)
-  maps = tmp_path / 'lakes.txt'
-  maps.write_text('SFG')
-  c.env.boards = str(maps)
+  (tmp_path / 'lakes.txt').write_text('SFG')
+  c.env.boards = '~/lakes.txt'
   (game,) = assemble.games(c, by_hand=True)
   assert game.limits.context > 10**6 and c.limits.context == 512
   assert game.limits.response_tokens == c.limits.response_tokens
