@@ -66,7 +66,7 @@ def games(
   return tuple(
     games_lib.Game(
       section.label,
-      environment(c, section, few_boards=by_hand),
+      environment(c, section, by_hand=by_hand),
       limits(c, section, **({'context': _ENDLESS} if by_hand else {})),
       section.share,
     )
@@ -75,7 +75,7 @@ def games(
 
 
 def environment(
-  c: ConfigDict, section: env_settings.Section, *, few_boards: bool = False
+  c: ConfigDict, section: env_settings.Section, *, by_hand: bool = False
 ):
   """The environment of one section, on its own boards if it names any."""
   field = f'{section.field}.options'
@@ -90,18 +90,22 @@ def environment(
   else:
     name = f'{section.field}.name'
     env = own_classes.make(name, section.name, field, section.options)
-    problem = games_lib.problem(env)
+    try:
+      problem = games_lib.problem(env)
+    except (Exception, SystemExit) as error:  # A property may do anything.
+      problem = f'cannot be looked at: {own_classes.told(error)}'
     if problem:
       raise ValueError(f'{name} is {section.name!r}, which {problem}.')
   if not section.boards:
-    _check_evaluation(c, section, env)
+    if not by_hand:
+      _check_evaluation(c, section, env)
     return env
   return boards.OnBoards.read(
     env,
     pathlib.Path(section.boards).expanduser(),
     field=f'{section.field}.boards',
     held_out=range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts),
-    few=few_boards,
+    few=by_hand,
   )
 
 

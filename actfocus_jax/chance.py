@@ -11,9 +11,10 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from actfocus_jax import envs
 from actfocus_jax.agent import games as games_lib
 from actfocus_jax.agent import host as host_lib
-from actfocus_jax.envs import players
+from actfocus_jax.envs import boards, players
 
 _PLAYS = 16  # on each board
 
@@ -75,7 +76,9 @@ def _cast(game: games_lib.Game) -> tuple[players.Player, dict[str, Any]] | None:
   if game.env.actions:  # One action at a time: turns make no difference.
     player = players.FOR_ALL['random']
     return player, dict(turns=budget, max_actions=1, budget=budget)
-  player = players.PLAYERS.get(game.name, {}).get('random')
+  env = game.env.env if isinstance(game.env, boards.OnBoards) else game.env
+  known = (name for name, made in envs.ENVS.items() if type(env) is made)
+  player = players.PLAYERS.get(next(known, ''), {}).get('random')
   if player is None:
     return None
   return player, dict(

@@ -10,7 +10,6 @@ included. By hand, answer with actions (`Up || Left`), or with a whole response
 but no limit of tokens does. Without `--seed` it is the first held-out board.
 """
 
-import functools
 import pathlib
 import sys
 
@@ -68,8 +67,8 @@ def by_hand(chat, games, seed: int):
   from actfocus_jax.agent import host
 
   game, place = games_lib.pick(games, seed), host.Host()
-  (reset,) = place.run([functools.partial(game.env.reset, seed)])
-  episode = episode_lib.Episode(chat, episode_lib.opening(chat, game, reset))
+  (opening,) = episode_lib.open_all(chat, place, [game], [seed])
+  episode = episode_lib.Episode(chat, opening)
   print(f'{game.name}, seed {seed}\n{_RULE}')
   shown = 0
   while not episode.over:

@@ -83,6 +83,13 @@ def test_a_game_that_nobody_plays_at_random_has_none(capsys):
   assert not mute.env.resets and not capsys.readouterr().out
 
 
+def test_a_label_selects_no_player():
+  """A class of one's own may be called like one of ours."""
+  mute = games.Game('sudoku', Counter(), LIMITS)
+  mute.env.actions = ()
+  assert level(mute)['random_success'] is None
+
+
 @pytest.mark.parametrize(
   ('limits', 'most'),
   [

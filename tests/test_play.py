@@ -67,6 +67,22 @@ def test_no_context_ends_a_game_by_hand(tmp_path, monkeypatch):
     assemble.games(c)
 
 
+def test_a_shop_of_few_goals_may_be_played_by_hand():
+  c = settings.defaults('webshop')
+  c.env.options.products = 10
+  (game,) = assemble.games(c, by_hand=True)
+  assert game.env.evaluation_boards < c.eval.prompts
+  with pytest.raises(ValueError, match='eval.prompts is 32'):
+    assemble.games(c)
+
+
+def test_a_reset_that_gives_no_pair_is_told_by_hand(chat, monkeypatch, capsys):
+  env = Counting()
+  env.reset = lambda seed: 'hello'
+  out = by_hand(chat, env, 'go\n', monkeypatch, capsys)
+  assert 'The environment failed: ' in out and 'reset returned str' in out
+
+
 def test_a_full_context_is_told(chat, monkeypatch, capsys):
   out = by_hand(
     chat, Counting(), 'go\ngo\ngo\n', monkeypatch, capsys, context=600

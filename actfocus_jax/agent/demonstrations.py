@@ -60,7 +60,7 @@ def play(
     tally = tallies[game.name]
     one, too_long = _play_one(chat, game, players[game.name], seed, hosts)
     tally.count(one, too_long)
-    if not one.failure:
+    if one.turns and not one.failure:
       episodes.append(one)
   for tally in tallies.values():
     tally.close(tell)
@@ -92,7 +92,10 @@ class _Tally:
     if len(self.failures) > _MOST_LOST * self.played:
       raise ValueError(f'{self._lost()}. A model needs more of them.')
     if len(self.too_long) > _MOST_CUT * self.played:
-      raise ValueError(f'{self._cut()}; allowed: at least most of them.')
+      raise ValueError(
+        f'{self._cut()}; allowed: {max(self.too_long)} or more, which fits '
+        'those seen so far.'
+      )
 
   def _lost(self) -> str:
     if not self.failures:
@@ -122,7 +125,13 @@ def _play_one(
   (opening,) = episode_lib.open_all(chat, hosts, [game], [seed])
   episode = episode_lib.Episode(chat, opening)
   while not episode.over:
-    thought, actions = player.respond(game.env, episode.state, rng)
+    try:
+      thought, actions = player.respond(game.env, episode.state, rng)
+    except (Exception, SystemExit) as error:  # It may be anybody's.
+      raise ValueError(
+        f'{game.name}: the player {type(player).__name__} failed with seed '
+        f'{seed}, {type(error).__name__}: {error}'
+      ) from error
     ids = chat.respond(thought, actions)
     if len(ids) > limits.response_tokens:
       return episode, len(ids)

@@ -95,6 +95,9 @@ def problem(env: Any) -> str | None:
       return f'has no `{name}`; {_WHOLE}'
   if not isinstance(env.instructions, str):
     return f'has the instructions {_short(env.instructions)}; allowed: a text'
+  most = getattr(env, 'evaluation_boards', None)
+  if most is not None and not isinstance(most, int):
+    return f'has the evaluation_boards {_short(most)}; allowed: an int'
   names = env.actions
   is_table = isinstance(names, (tuple, list))
   if not is_table or not all(isinstance(name, str) for name in names):

@@ -180,23 +180,27 @@ def _different(env, written: Sequence[Written], file: str) -> list[str]:
       state, seen = env.load(board, seed=0)
       if not isinstance(seen, str):
         raise TypeError(f'`load` gave {type(seen).__name__} as its text')
-    except Exception as error:  # An environment may be anybody's.
-      what = (
-        '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
-      )
-      told = ' '.join(f'{what}{error}'.split())
+      is_new = seen not in found
+      is_solved = is_new and getattr(env, 'is_solved', _no)(state)
+      is_unsolvable = is_new and getattr(env, 'is_unsolvable', _no)(state)
+    except ValueError as error:
+      told = ' '.join(str(error).split())
       raise ValueError(
         f'{where} is none: {told}; lines that are no board begin with `;`.'
       ) from error
-    if seen in found:
-      continue
-    if getattr(env, 'is_solved', _no)(state):
+    except (Exception, SystemExit) as error:  # It may be anybody's.
+      told = ' '.join(f'{type(error).__name__}: {error}'.split())
+      raise ValueError(
+        f'{where} is not read, for the environment failed: {told}; allowed: '
+        'load(board, *, seed=0) -> (state, text).'
+      ) from error
+    if is_solved:
       raise ValueError(f'{where} is solved already; allowed: boards to solve.')
-    if getattr(env, 'is_unsolvable', _no)(state):
+    if is_unsolvable:
       raise ValueError(
         f'{where} cannot be solved; allowed: boards that can be.'
       )
-    found[seen] = board
+    found.setdefault(seen, board)
   return [*found.values()]
 
 

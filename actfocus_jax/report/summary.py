@@ -104,11 +104,11 @@ def write_report(
       (_label(run), rows_lib.read(run / 'eval.jsonl')) for run in runs
     ]
     # Runs on several tasks have no chance level and no mean in common.
+    is_one_task = len({_task(run) for run in runs}) == 1
     chances = {_baselines(run).get('random_success') for run in runs}
-    is_one_task = len(chances) == 1
     plots.overlay(
       labelled,
-      random_success=chances.pop() if is_one_task else None,
+      random_success=chances.pop() if len(chances) == 1 else None,
       path=out / 'curves.png',
     )
     sections += runs_section(labelled, is_one_task=is_one_task)
@@ -325,6 +325,14 @@ def _difference(first: dict[str, Any], last: dict[str, Any]) -> str:
 def _before_training(evals: Rows) -> float | None:
   """Success at step 0: the model as it was given, or after its warm start."""
   return evals[0]['success'] if evals and evals[0]['step'] == 0 else None
+
+
+def _task(workdir: pathlib.Path) -> str:
+  """What a run plays, as text."""
+  config = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
+  fields = ('env.name', 'env.options', 'env.boards', 'mixture')
+  task = {k: v for k, v in config.items() if k.startswith(fields)}
+  return json.dumps(task, sort_keys=True)
 
 
 def _baselines(workdir: pathlib.Path) -> dict[str, Any]:

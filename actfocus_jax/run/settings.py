@@ -388,7 +388,6 @@ def from_json(flat: dict[str, Any]) -> ConfigDict:
       for f in flat
       if f.startswith('mixture.') and f.endswith('.share') and f.count('.') == 2
     ]
-    parts = [part for part in parts if part.startswith('mixture.')]
     env = {flat[f'{part}.name']: flat[f'{part}.share'] for part in parts}
   c = defaults(env)
   known = flatten(c)

@@ -146,7 +146,8 @@ def wordy(plain, every, count, tell=lambda line: None):
 def test_a_response_that_is_too_long_ends_its_demonstration(plain):
   told = []
   episodes = wordy(plain, every=4, count=8, tell=told.append)
-  assert [len(one.turns) for one in episodes] == [2, 2, 2, 0] * 2
+  # Those that end before the first response are no demonstrations.
+  assert [len(one.turns) for one in episodes] == [2] * 6
   (line,) = told
   longest = len(plain.respond('On and on.' * 5, ['On']))
   assert line.endswith(
@@ -159,3 +160,14 @@ def test_a_response_that_is_too_long_ends_its_demonstration(plain):
 def test_a_limit_that_most_responses_break_is_refused(plain, count):
   with pytest.raises(ValueError, match=r'limits.response_tokens is \d+, which'):
     wordy(plain, every=1, count=count)
+
+
+class Broken:
+  def respond(self, env, state, rng):
+    raise KeyError('plan')
+
+
+def test_a_player_that_fails_is_told_of(plain):
+  game = games.Game('counting', Counting(), LIMITS)
+  with pytest.raises(ValueError, match='player Broken .* seed 7, Key'):
+    demonstrations.play(plain, [(game, Broken())], [7])

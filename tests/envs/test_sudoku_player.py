@@ -86,6 +86,12 @@ def test_the_orderly_player_takes_the_first_cell_of_the_list():
   assert thought.startswith('Nothing fits into (3,3), so I change')
 
 
+def test_no_second_cell_that_nothing_fits_into():
+  player = sudoku_player.SudokuOrderly(length=2, skill=0.4, habit=0.4)
+  env = sudoku.Sudoku(blanks=12)
+  players.success_rate(env, player, range(60), turns=12, budget=24)
+
+
 def test_a_number_is_changed_where_nothing_fits():
   stuck = ['3,1,2', '4,3,4']  # (3,3) and (4,1) have no valid number now
   answers = {

@@ -169,7 +169,8 @@ def test_runs_on_several_tasks_have_no_mean(workdir, tmp_path, monkeypatch):
   for name, chance in (('a', 0.1), ('b', 0.2)):
     run = tmp_path / name
     run.mkdir()
-    (run / 'config.json').write_text('{}')
+    config = {'env.name': name, 'seed': 0}
+    (run / 'config.json').write_text(json.dumps(config))
     baselines = {'random_success': chance, 'random_episodes': 10}
     (run / 'baselines.json').write_text(json.dumps(baselines))
     write_lines(run / 'eval.jsonl', EVALS)
@@ -179,7 +180,8 @@ def test_runs_on_several_tasks_have_no_mean(workdir, tmp_path, monkeypatch):
   )
   text = summary.write_report(workdir, workdirs=runs).read_text()
   assert '| b | 10 |' in text and 'Mean' not in text
-  summary.write_report(workdir, workdirs=runs[:1] * 2)
+  text = summary.write_report(workdir, workdirs=runs[:1] * 2).read_text()
+  assert 'Mean 55.0%' in text
   assert [one['random_success'] for one in drawn] == [None, 0.1]
 
 

@@ -92,7 +92,8 @@ class SudokuOrderly(SudokuCareless):
   length: int = 1
 
   def _choose(self, valid: dict[int, list[int]]) -> list[int]:
-    return [*valid][: self.length]
+    first, *others = [*valid][: self.length]
+    return [first, *(index for index in others if valid[index])]
 
 
 def _best_number(state: sudoku.State, index: int) -> int:
