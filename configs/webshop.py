@@ -7,8 +7,10 @@ WEBSHOP is a directory with the public files: items_shuffle_1000.json,
 items_ins_v2_1000.json and so on. Without it, a small shop of the project's own.
 
 Hardware and time: meant for accelerators at the sizes 0.5b to 7b; size=tiny
-runs on two CPU cores.
-Expected: not measured yet at sizes other than tiny; see README.md.
+takes 40 minutes of CPU time, half of them for the warm start.
+Expected: size=tiny from 8 % to 12 % held out in 40 steps (seed 0, an interval
+that includes no gain; README.md); other sizes have not been measured. Chance:
+clicking at random buys what is asked for in 0.2 % of the episodes.
 """
 
 from actfocus_jax.run import presets, settings
