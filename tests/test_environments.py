@@ -153,7 +153,7 @@ def test_a_mixture_with_a_failing_environment_of_ones_own(
   assert chance['random_success'] is None
   (row,) = metrics.read(tmp_path / 'run' / 'metrics.jsonl')
   assert 0 < row['train/failed'] < 1
-  assert row['train/brittle/failed'] == pytest.approx(2 * row['train/failed'])
+  assert row['train/failed'] < row['train/brittle/failed'] <= 1
   assert row['train/frozen_lake/failed'] == 0
   first, last = metrics.read(tmp_path / 'run' / 'eval.jsonl')
   both = [last[f'{name}/success'] for name in ('brittle', 'frozen_lake')]
@@ -192,7 +192,7 @@ def test_resets_that_fail_or_hang_cost_their_own_episodes(
   said = capsys.readouterr().out
   assert 'failed in 16 of 64 demonstrations, first: RuntimeError: no' in said
   assert 'evaluation at step 0: the environment failed in 8 of 16' in said
-  assert 'No chance level: the environment failed, RuntimeError: no' in said
+  assert 'No chance level of closed: the environment failed, Runtime' in said
 
 
 class Resetting:

@@ -165,8 +165,14 @@ def test_env_takes_changes_to_its_config_and_stdin_any_bytes(tmp_path):
 
 def test_ctrl_c_at_the_prompt_ends_quietly():
   primary, secondary = pty.openpty()
+  # A job in the background is started with SIGINT ignored.
+  lines = (
+    'import runpy, signal',
+    'signal.signal(signal.SIGINT, signal.default_int_handler)',
+    'runpy.run_module("actfocus_jax.play", run_name="__main__")',
+  )
   process = subprocess.Popen(
-    [sys.executable, '-m', 'actfocus_jax.play', '--env=frozen_lake'],
+    [sys.executable, '-c', '\n'.join(lines), '--env=frozen_lake'],
     cwd=ROOT,
     env={**os.environ, 'XLA_FLAGS': ''},
     stdin=secondary,
