@@ -110,6 +110,15 @@ def command(module, *arguments, folder, **kwargs):
   )
 
 
+def refusal(folder, env, argument):
+  """The one line with which `train` refuses an environment."""
+  own = f'--config=configs/own.py:env={env}'
+  done = command('train', own, argument, folder=folder)
+  assert done.returncode == 2, done.stderr
+  (line,) = done.stderr.strip().splitlines()
+  return line
+
+
 def test_the_readmes_example_plays_as_it_says(own):
   import guessing
 
@@ -328,14 +337,7 @@ def test_the_paper_s_evaluation_has_goals_enough():
   ],
 )
 def test_bad_environments_are_refused(own, tmp_path, env, words):
-  done = command(
-    'train',
-    f'--config=configs/own.py:env={env}',
-    f'--workdir={tmp_path / "run"}',
-    folder=own,
-  )
-  assert done.returncode == 2, done.stderr
-  (line,) = done.stderr.strip().splitlines()
+  line = refusal(own, env, f'--workdir={tmp_path / "run"}')
   for word in words:
     assert word in line
   assert not (tmp_path / 'run').exists()
@@ -354,14 +356,7 @@ def test_bad_environments_are_refused(own, tmp_path, env, words):
   ],
 )
 def test_fields_that_are_not_there_are_refused(own, env, change, words):
-  done = command(
-    'train',
-    f'--config=configs/own.py:env={env}',
-    f'--config.{change}',
-    folder=own,
-  )
-  assert done.returncode == 2, done.stderr
-  (line,) = done.stderr.strip().splitlines()
+  line = refusal(own, env, f'--config.{change}')
   field = change.partition('=')[0]
   assert line.startswith(f'error: {field} is no field') and words in line
 

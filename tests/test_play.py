@@ -112,7 +112,8 @@ def test_the_response_that_an_environment_failed_on_is_shown(
 ):
   """Else nobody sees what the checkpoint had said to it."""
   game = games.Game('counting', Counting(breaks_at=2), games.Limits())
-  episode = episode_lib.Episode(chat, episode_lib.open_episode(chat, game, 3))
+  (opening,) = episode_lib.open_all(chat, host.Host(), [game], [3])
+  episode = episode_lib.Episode(chat, opening)
   for thought in ('first', 'second'):
     ids = chat.respond(f'my {thought} thought', ['go'])
     (outcome,) = host.Host().run([episode.listen(ids, [0.0] * len(ids))])

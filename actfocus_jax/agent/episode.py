@@ -51,20 +51,6 @@ class Turn:
   result: base.TurnResult
 
 
-def open_episode(chat, game: games.Game, seed: int) -> Opening:
-  """Resets an environment and renders its first prompt.
-
-  Args:
-    chat: The tokenizer bridge.
-    game: What is played.
-    seed: Of the environment.
-
-  Returns:
-    The opening.
-  """
-  return opening(chat, game, base.reset(game.env, seed))
-
-
 def open_all(
   chat, hosts: host.Host, played: Sequence[games.Game], seeds: Sequence[int]
 ) -> list[Opening]:
