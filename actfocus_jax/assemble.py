@@ -313,8 +313,11 @@ def parts(c: ConfigDict) -> Iterator[Parts]:
     made = mesh(c)
     played, hosts = games(c), host(c)
     check_first_prompts(c, played, hosts)
+  # Every process makes the small model for itself, unless it finds it made.
+  own = mesh_lib.local(made, c.warm_start.batch)
+  with jax.set_mesh(own):
+    path = model_path(c, own, played, hosts)
   with jax.set_mesh(made):
-    path = model_path(c, made, played, hosts)
     with refusing_misfits():
       bridge, wanted = chat(c, path), model(c, path, made)
       check_fit(c, bridge, wanted.config)

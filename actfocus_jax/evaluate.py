@@ -12,7 +12,7 @@ import pathlib
 
 from absl import flags
 
-from actfocus_jax import command
+from actfocus_jax import command, distributed
 from actfocus_jax.run import checks, settings
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'A run to evaluate.')
@@ -31,6 +31,7 @@ flags.declare_key_flag('model_path')
 def main(argv: list[str]):
   """Checks the input, then plays the held-out boards."""
   del argv
+  distributed.check()
   c = _config()
   with c.unlocked():
     for flag in (_PROMPTS, _MEMBERS, _TEMPERATURE):
@@ -45,7 +46,8 @@ def main(argv: list[str]):
   # Imported late: it takes seconds, and the checks above should not.
   from actfocus_jax import evaluation
 
-  step, row = evaluation.evaluate_checkpoint(c, workdir, _STEP.value)
+  with distributed.joined(c):
+    step, row = evaluation.evaluate_checkpoint(c, workdir, _STEP.value)
   print(evaluation.line(step, row))
   print(json.dumps({'step': step, **row}))
 

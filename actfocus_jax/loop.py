@@ -21,6 +21,7 @@ from actfocus_jax.agent import episode, records, rollout
 from actfocus_jax.learner import self_check
 from actfocus_jax.learner import step as step_lib
 from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.parallel import processes
 from actfocus_jax.report import summary
 from actfocus_jax.run import (
   compilations,
@@ -66,10 +67,12 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     run = stack.enter_context(
       directory.RunDirectory(workdir, c, model.described())
     )
+    processes.check_equal(model.described()['sha256'], 'the model read')
     state = run.restore(learners.abstract())
     if state is None:
       state = learners.create()
-    run.write('baselines.json', chance.level(c, parts.collector))
+    if processes.is_first():
+      run.write('baselines.json', chance.level(c, parts.collector))
     key = jax.random.key(c.seed)
 
     def evaluate(step: int) -> float:
@@ -86,7 +89,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
       return row['success']
 
     with progress.Progress('train', c.num_steps) as display:
-      done, stalled = int(state.step), False
+      done, stalled, stopped = int(state.step), False, None
       if done == 0:
         evaluate(0)
       elif done >= c.num_steps:
@@ -94,7 +97,11 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
           f'Nothing to train: the run is at step {done}, num_steps is '
           f'{c.num_steps}.'
         )
-      while done < c.num_steps and not stop.requested:
+      while done < c.num_steps:
+        # A signal may have come to one process of several.
+        stopped = processes.first_said(stop.signal)
+        if stopped:
+          break
         # --- One iteration ---------------------------------------------------
         begin = time.perf_counter()
         played = parts.collector.collect(
@@ -139,19 +146,26 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
           run.save(done, state, success)
         if stalled:
           break
-      if stop.requested and done:
+      if stopped and done:
         run.save(done, state, None)  # A step that is saved stays as it is.
 
   if stalled and done < c.num_steps:
-    summary.write_report(workdir)
+    _report(workdir)
     raise settings.Stalled(_why_stalled(c, row))
   if done < c.num_steps:
     saved = ', saved' if done else ', before anything was learned'
     print(
-      f'Stopped by {stop.signal} after step {done} of {c.num_steps}{saved}. '
+      f'Stopped by {stopped} after step {done} of {c.num_steps}{saved}. '
       'The same command goes on from there.'
     )
-  return summary.write_report(workdir)
+  return _report(workdir)
+
+
+def _report(workdir: pathlib.Path) -> pathlib.Path:
+  """Writes the report in the process that writes; where its summary is."""
+  if processes.is_first():
+    return summary.write_report(workdir)
+  return workdir / 'report' / 'summary.md'
 
 
 def evaluate_and_keep(

@@ -11,7 +11,7 @@ import pathlib
 
 from absl import flags
 
-from actfocus_jax import command, dry_run
+from actfocus_jax import command, distributed, dry_run
 from actfocus_jax.run import presets, settings
 
 _DRY_RUN = flags.DEFINE_bool(
@@ -33,6 +33,7 @@ def main(argv: list[str]):
     raise settings.Refused(
       '--workdir is missing; e.g. --workdir=runs/quickstart'
     )
+  distributed.check()
   c = command.config()
   workdir = pathlib.Path(_WORKDIR.value)
   command.check_workdir(workdir, c)
@@ -42,7 +43,8 @@ def main(argv: list[str]):
   # Imported late: it takes seconds, and the checks above should not.
   from actfocus_jax import loop
 
-  report = loop.train(c, workdir).parent.resolve()
+  with distributed.joined(c):
+    report = loop.train(c, workdir).parent.resolve()
   print(
     f'The report is in {report}:\n'
     '  curve.png          the learning curve\n'

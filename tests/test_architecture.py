@@ -19,7 +19,8 @@ ALLOWED = {
   'model': (),
   'envs': (),
   'run': (),
-  'agent': ('model', 'envs', 'algorithm.trajectory'),
+  'parallel': ('run.interrupt', 'run.refusals'),
+  'agent': ('model', 'envs', 'parallel', 'algorithm.trajectory'),
   'learner': ('model', 'algorithm'),
   'report': ('algorithm',),
 }
@@ -28,6 +29,7 @@ WITHOUT_JAX = (
   'envs',
   'run.settings',
   'command',
+  'distributed',
   'model.architecture',
   'model.files',
 )

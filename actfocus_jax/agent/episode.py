@@ -8,7 +8,7 @@ recorded when the id is written.
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -52,7 +52,11 @@ class Turn:
 
 
 def open_all(
-  chat, hosts: host.Host, played: Sequence[games.Game], seeds: Sequence[int]
+  chat,
+  hosts: host.Host,
+  played: Sequence[games.Game],
+  seeds: Sequence[int],
+  owners: Sequence[Collection[int]] | None = None,
 ) -> list[Opening]:
   """Resets environments where they may fail, and renders the first prompts.
 
@@ -61,6 +65,7 @@ def open_all(
     hosts: Where environments run.
     played: A game for each seed.
     seeds: Of the environments.
+    owners: Which processes play each, as of `Host.run`.
 
   Returns:
     The openings; one whose reset failed has a `failure`.
@@ -69,7 +74,8 @@ def open_all(
     [
       functools.partial(base.reset, game.env, seed)
       for game, seed in zip(played, seeds, strict=True)
-    ]
+    ],
+    owners,
   )
   return [
     opening(chat, game, reset)
@@ -122,7 +128,7 @@ class Episode:
     over: Whether nothing more will be sampled.
     failure: Why the environment ended it by failing, or None.
     game: What is played.
-    state: The environment's state.
+    state: The environment's state; None where another process plays.
     text: Of the state.
   """
 

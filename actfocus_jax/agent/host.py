@@ -1,6 +1,7 @@
 """Environments are other people's code: they may be slow, raise, or hang.
 
-A call that raises or takes too long is lost alone; the others of its batch come
+With several processes each runs its own rows' environments and the results are
+told to all. A call that raises or takes too long is lost alone; the others of its batch come
 back whole. Raises whatever it may, SystemExit too: only KeyboardInterrupt in
 the caller's own thread, which is the user's, goes through. Python cannot end a
 thread, so one that hangs is left behind, idle as far as this module is
@@ -12,8 +13,10 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
+
+from actfocus_jax.parallel import processes
 
 _POLL = 0.01  # seconds between two looks at the clock of running calls
 
@@ -62,16 +65,40 @@ class Host:
     self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
     self._workers: list[threading.Thread] = []
 
-  def run(self, calls: Sequence[Callable[[], Any]]) -> list[Any | Failed]:
-    """Runs every call.
+  def run(
+    self,
+    calls: Sequence[Callable[[], Any]],
+    owners: Sequence[Collection[int]] | None = None,
+  ) -> list[Any | Failed]:
+    """Runs every call, or of several processes each its own.
 
     Args:
       calls: Without arguments; pure, for several run at once and none of them
         is tried again.
+      owners: Which processes run each of them; then each returns a pair, whose
+        first half stays with the owners and whose second half all processes
+        are told. None: this process runs all.
 
     Returns:
-      What each returned, in their order, or `Failed`.
+      What each returned, in their order, or `Failed`; (None, second half) of
+      one that others ran.
     """
+    if owners is None or processes.count() == 1:
+      return self._run(calls)
+    me = processes.index()
+    mine = [i for i, owner in enumerate(owners) if me in owner]
+    own = dict(zip(mine, self._run([calls[i] for i in mine]), strict=True))
+    told = processes.exchange(
+      {i: out if isinstance(out, Failed) else out[1] for i, out in own.items()}
+    )
+    outcomes = []
+    for i in range(len(calls)):
+      words = [words[i] for words in told if i in words]
+      failed = next((w for w in words if isinstance(w, Failed)), None)
+      outcomes.append(failed or own.get(i, (None, words[0])))
+    return outcomes
+
+  def _run(self, calls: Sequence[Callable[[], Any]]) -> list[Any | Failed]:
     begin = time.perf_counter()
     if self._threads:
       outcomes = self._run_in_threads(calls)

@@ -15,12 +15,17 @@ The life of one episode:
 
 Shapes are few, so that little is compiled: batches of all slots or of a
 quarter of them, observations and cache views of 1, 2, 4, ... blocks.
+
+Every row shard of the mesh has its own episodes, prompts and slots, so that no
+cache moves between devices. With several processes all of them follow all
+episodes and so decide alike, but each runs the environments of its own rows
+and tells the others what they said.
 """
 
 import collections
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +34,7 @@ import numpy as np
 from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.agent import episode as episode_lib
 from actfocus_jax.agent import games as games_lib
+from actfocus_jax.agent import homes as homes_lib
 from actfocus_jax.agent import host as host_lib
 from actfocus_jax.agent import sampling
 from actfocus_jax.model import architecture
@@ -157,21 +163,25 @@ class Collector:
       ValueError: When the first prompt leaves no room in the context.
     """
     begin, env_begin = time.perf_counter(), self.host.seconds
-    openings = self.open(seeds, game)
     groups = [p for p in range(len(seeds)) for _ in range(members)]
+    homes = homes_lib.Homes.of(groups, mesh_lib.row_owners(self.mesh))
+    openings = self.open(seeds, game, homes.owners_of_groups(groups))
     episodes = [Episode(self.chat, openings[p]) for p in groups]
-    run = _Run(self, policy, key, temperature, openings, episodes, groups)
+    run = _Run(self, policy, key, temperature, openings, episodes, homes)
     run.play()
     seconds = time.perf_counter() - begin
     env_seconds = self.host.seconds - env_begin
     return Rollout(episodes, groups, run.row_steps, seconds, env_seconds)
 
   def open(
-    self, seeds: Sequence[int], game: games_lib.Game | None = None
+    self,
+    seeds: Sequence[int],
+    game: games_lib.Game | None = None,
+    owners: Sequence[Collection[int]] | None = None,
   ) -> list[episode_lib.Opening]:
     """Resets the environments; refuses a prompt that fills the context."""
     played = [game or games_lib.pick(self.games, seed) for seed in seeds]
-    openings = episode_lib.open_all(self.chat, self.host, played, seeds)
+    openings = episode_lib.open_all(self.chat, self.host, played, seeds, owners)
     for opening in openings:
       check_opening(opening)
     return openings
@@ -192,25 +202,26 @@ class _Run:
   """One call of `Collector.collect`: the device's slots, the host's lanes."""
 
   def __init__(
-    self, shape: Collector, policy, key, temperature, openings, episodes, groups
+    self, shape: Collector, policy, key, temperature, openings, episodes, homes
   ):
     self.c = shape
     self.policy = policy
     self.key = key
     self.temperature = np.float32(temperature)
     self.episodes = episodes
-    self.groups = groups
-    self.waiting = collections.deque(
-      row for row, episode in enumerate(episodes) if not episode.over
-    )
+    self.homes = homes
+    self.waiting = [collections.deque() for _ in range(shape.shards)]
+    for row, episode in enumerate(episodes):
+      if not episode.over:
+        self.waiting[self.homes.shard[row]].append(row)
     self.row_steps = 0
     batch = min(shape.slots or len(episodes), len(episodes))
     batch = _round_up(batch, shape.shards)
     self.lanes: list[_Lane | None] = [None] * batch
     self.prompts = self._prefill_prompts(openings)
     cache_length = _round_up(shape.context, shape.cache_block)
-    self.slots = self._place(
-      sampling.empty(policy.config, batch, cache_length, policy.dtype)
+    self.slots = sampling.empty_on(
+      shape.mesh, policy.config, batch, cache_length, policy.dtype
     )
 
   def play(self):
@@ -225,20 +236,21 @@ class _Run:
   # --- The four device calls, with the host's part of each -------------------
 
   def _admit(self):
-    free = [i for i, lane in enumerate(self.lanes) if lane is None]
-    if not free or not self.waiting:
-      return
     group_B, row_B, budget_B = self._int_rows(3)
     group_B -= 1
-    for slot in free[: len(self.waiting)]:
-      row = self.waiting.popleft()
+    for slot, lane in enumerate(self.lanes):
+      waiting = self.waiting[self._shard(slot)]
+      if lane is not None or not waiting:
+        continue
+      row = waiting.popleft()
       budget = self.episodes[row].token_budget
       self.lanes[slot] = _Lane(row, budget=budget)
-      group_B[slot], row_B[slot] = self.groups[row], row
+      group_B[slot], row_B[slot] = self.homes.prompt[row], row
       budget_B[slot] = budget
-    self.slots = sampling.admit(
-      self.slots, self.prompts, *self._rows(group_B, row_B, budget_B)
-    )
+    if (group_B >= 0).any():
+      self.slots = sampling.admit(
+        self.slots, self.prompts, *self._rows(group_B, row_B, budget_B)
+      )
 
   def _decode(self) -> list[int]:
     """Decodes and returns the slots whose turn has ended."""
@@ -279,7 +291,9 @@ class _Run:
       episode.listen(lane.ids, lane.logprobs)
       for episode, lane in zip(episodes, lanes, strict=True)
     ]
-    outcomes = self.c.host.run(calls)
+    outcomes = self.c.host.run(
+      calls, [(self.homes.owner[lane.row],) for lane in lanes]
+    )
     observations = {}
     for slot, lane, episode, outcome in zip(
       ended, lanes, episodes, outcomes, strict=True
@@ -295,19 +309,25 @@ class _Run:
   def _prefill(self, observations: dict[int, list[int]]):
     if not observations:
       return
-    batch = len(self.lanes)
+    shards, each = self.c.shards, self._each()
+    by_shard = [
+      [slot for slot in observations if self._shard(slot) == shard]
+      for shard in range(shards)
+    ]
     quarter = self._quarter()
-    size = quarter if len(observations) <= quarter else batch
+    size = quarter if max(map(len, by_shard)) <= quarter else each
     width = max(len(ids) for ids in observations.values())
     width = _double_up(width, self.c.observation_block)
-    tokens_MT = np.zeros((size, width), np.int32)
-    count_M = np.ones((size,), np.int32)
-    slot_M = np.full((size,), batch, np.int32)
-    budget_M = np.zeros((size,), np.int32)
-    for i, (slot, ids) in enumerate(observations.items()):
-      tokens_MT[i, : len(ids)] = ids
-      count_M[i], slot_M[i] = len(ids), slot
-      budget_M[i] = self.lanes[slot].budget
+    tokens_MT = np.zeros((shards * size, width), np.int32)
+    count_M = np.ones((shards * size,), np.int32)
+    slot_M = np.full((shards * size,), each, np.int32)
+    budget_M = np.zeros((shards * size,), np.int32)
+    for shard, slots in enumerate(by_shard):
+      for i, slot in enumerate(slots, shard * size):
+        ids = observations[slot]
+        tokens_MT[i, : len(ids)] = ids
+        count_M[i], slot_M[i] = len(ids), slot % each
+        budget_M[i] = self.lanes[slot].budget
     view = self._view(
       len(self.episodes[self.lanes[slot].row].ids) for slot in observations
     )
@@ -320,27 +340,31 @@ class _Run:
     )
 
   def _compact(self):
-    """Drops the idle slots when a quarter of the slots holds all episodes."""
-    live = [i for i, lane in enumerate(self.lanes) if lane]
-    quarter = self._quarter()
-    is_small = len(self.lanes) < _LEAST_TO_COMPACT
-    if len(live) > quarter or is_small or quarter == len(self.lanes):
+    """Drops idle slots when a quarter of each shard's holds all its episodes."""
+    quarter, each = self._quarter(), self._each()
+    if len(self.lanes) < _LEAST_TO_COMPACT or quarter == each:
       return
-    idle = [i for i, lane in enumerate(self.lanes) if lane is None]
-    keep = live + idle[: quarter - len(live)]
+    keep = []
+    for first in range(0, len(self.lanes), each):
+      slots = range(first, first + each)
+      live = [i for i in slots if self.lanes[i]]
+      if len(live) > quarter:
+        return
+      idle = [i for i in slots if not self.lanes[i]]
+      keep += live + idle[: quarter - len(live)]
     self.lanes = [self.lanes[i] for i in keep]
-    (keep_M,) = self._rows(np.asarray(keep, np.int32))
-    self.slots = self._place(sampling.compact(self.slots, keep_M))
+    (keep_M,) = self._rows(np.asarray(keep, np.int32) % each)
+    self.slots = sampling.compact(self.slots, keep_M)
 
   # --- Shapes and placement --------------------------------------------------
 
   def _prefill_prompts(self, openings):
-    count = _round_up(len(openings), self.c.shards)
+    prompts = [openings[group] for group in self.homes.groups]
     width = max(len(opening.ids) for opening in openings)
     width = _double_up(width, self.c.observation_block)
-    tokens_PT = np.zeros((count, width), np.int32)
-    length_P = np.ones((count,), np.int32)
-    for p, opening in enumerate(openings):
+    tokens_PT = np.zeros((len(prompts), width), np.int32)
+    length_P = np.ones((len(prompts),), np.int32)
+    for p, opening in enumerate(prompts):
       tokens_PT[p, : len(opening.ids)] = opening.ids
       length_P[p] = len(opening.ids)
     return sampling.prefill_prompts(
@@ -351,23 +375,26 @@ class _Run:
       dtype=self.policy.dtype,
     )
 
+  def _each(self) -> int:
+    """Slots of a shard."""
+    return len(self.lanes) // self.c.shards
+
   def _quarter(self) -> int:
-    batch = len(self.lanes)
-    return min(batch, _round_up(max(batch // 4, 1), self.c.shards))
+    return max(-(-(len(self.lanes) // 4) // self.c.shards), 1)
+
+  def _shard(self, slot: int) -> int:
+    return slot // self._each()
 
   def _view(self, lengths) -> int:
     longest = min(max(lengths), self.c.context)
     view = _double_up(longest, self.c.cache_block)
-    return min(view, self.slots.cache.k_LBSJC.shape[2])
+    return min(view, self.slots.cache.k_BLSN.shape[2])
 
   def _int_rows(self, count: int) -> list[np.ndarray]:
     return [np.zeros((len(self.lanes),), np.int32) for _ in range(count)]
 
   def _rows(self, *arrays):
     return mesh_lib.put_rows(self.c.mesh, arrays)
-
-  def _place(self, slots: sampling.Slots) -> sampling.Slots:
-    return sampling.place(slots, self.c.mesh)
 
 
 def _double_up(n: int, block: int) -> int:

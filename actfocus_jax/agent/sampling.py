@@ -15,9 +15,16 @@ One invariant makes every step the same: the last id of a slot is always
 before it. Feeding the pending id gives the logits of the next one, so prefill
 needs no logits, and a slot that idles feeds its pending id again and again,
 which writes the same keys and values to the same place.
+
+An episode stays on the devices that it began on. Prompts, slots and the rows of
+`prefill` are spread over the row shards of the mesh alike, and a group or slot
+is named by its place *within its shard*, so that no cache ever moves between
+devices. Without a mesh there is one shard.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -27,6 +34,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from actfocus_jax.model import architecture, transformer
+from actfocus_jax.model import mesh as meshes
 
 
 @flax.struct.dataclass
@@ -34,7 +42,7 @@ class Slots:
   """Rows that decode together.
 
   Attributes:
-    cache: Keys and values, [L, B, S, J, C].
+    cache: Keys and values of each slot.
     last_B: The pending id of each slot.
     length_B: Ids in the slot, the pending one included.
     budget_B: Ids that may still be sampled in this turn; 0 idles.
@@ -50,7 +58,10 @@ class Slots:
 
 @flax.struct.dataclass
 class Emitted:
-  """What `decode` sampled: `[steps, B]`, `live` marks what counts."""
+  """What `decode` sampled: `[steps, B]`, `live` marks what counts.
+
+  Every device holds all of it, so that every process can read it.
+  """
 
   token_NB: jax.Array
   logprob_NB: jax.Array
@@ -65,22 +76,27 @@ def empty(config: architecture.Config, batch: int, length: int, dtype) -> Slots:
   return Slots(cache, last_B, jnp.ones_like(last_B), budget_B, row_B)
 
 
-def place(slots: Slots, mesh: jax.sharding.Mesh) -> Slots:
-  """Shards slots over the mesh's data and fsdp axes, key heads over tensor."""
-  rows = ('data', 'fsdp')
-  tensor = mesh.shape['tensor']
-  heads = slots.cache.k_LBSJC.shape[3]
-  head_axis = 'tensor' if heads % tensor == 0 else None
-  cache = NamedSharding(mesh, P(None, rows, None, head_axis, None))
-  row = NamedSharding(mesh, P(rows))
-  shardings = Slots(
-    transformer.Cache(cache, cache),
-    last_B=row,
-    length_B=row,
-    budget_B=row,
-    row_B=row,
-  )
-  return jax.device_put(slots, shardings)
+@functools.cache
+def _empty_on(mesh: jax.sharding.Mesh, heads: int) -> Callable[..., Slots]:
+  """`empty`, compiled, its result sharded; kept, so that it is compiled once."""
+  # A head of keys is not cut in two.
+  heads_axis = 'tensor' if heads % mesh.shape['tensor'] == 0 else None
+  cache = NamedSharding(mesh, P(*meshes.ROWS, None, None, heads_axis))
+  row = meshes.rows(mesh)
+  where = Slots(transformer.Cache(cache, cache), row, row, row, row)
+  return jax.jit(empty, static_argnums=(0, 1, 2, 3), out_shardings=where)
+
+
+def empty_on(
+  mesh: jax.sharding.Mesh,
+  config: architecture.Config,
+  batch: int,
+  length: int,
+  dtype,
+) -> Slots:
+  """`empty`, made where it lives: rows over data and fsdp, heads over tensor."""
+  made = _empty_on(mesh, config.num_key_value_heads)
+  return made(config, batch, length, jnp.dtype(dtype))
 
 
 @functools.partial(jax.jit, static_argnames=('graphdef', 'config', 'dtype'))
@@ -116,7 +132,8 @@ def admit(slots: Slots, prompts: Slots, group_B, row_B, budget_B) -> Slots:
   Args:
     slots: All slots.
     prompts: From `prefill_prompts`.
-    group_B: Which prompt a slot takes; -1 leaves the slot as it is.
+    group_B: Which prompt of its shard a slot takes; -1 leaves the slot as it
+      is.
     row_B: The episode's row, read where a slot starts.
     budget_B: Ids it may sample in its first turn, read where a slot starts.
 
@@ -124,19 +141,23 @@ def admit(slots: Slots, prompts: Slots, group_B, row_B, budget_B) -> Slots:
     The slots.
   """
   new_B = group_B >= 0
-  source_B = jnp.maximum(group_B, 0)
-  width = min(prompts.cache.k_LBSJC.shape[2], slots.cache.k_LBSJC.shape[2])
+  taken = _of_shard(lambda group_B, prompts: _rows(prompts, group_B))(
+    jnp.maximum(group_B, 0), prompts
+  )
+  width = min(prompts.cache.k_BLSN.shape[2], slots.cache.k_BLSN.shape[2])
 
-  def copy(old_LBSJC, prompt_LPSJC):
-    taken = prompt_LPSJC[:, source_B, :width]
-    mask = new_B[None, :, None, None, None]
-    head = jnp.where(mask, taken, old_LBSJC[:, :, :width])
-    return old_LBSJC.at[:, :, :width].set(head)
+  def copy(old_BLSN, prompt_BLSN):
+    head = jnp.where(
+      new_B[:, None, None, None],
+      prompt_BLSN[:, :, :width],
+      old_BLSN[:, :, :width],
+    )
+    return old_BLSN.at[:, :, :width].set(head)
 
   return Slots(
-    cache=jax.tree.map(copy, slots.cache, prompts.cache),
-    last_B=jnp.where(new_B, prompts.last_B[source_B], slots.last_B),
-    length_B=jnp.where(new_B, prompts.length_B[source_B], slots.length_B),
+    cache=jax.tree.map(copy, slots.cache, taken.cache),
+    last_B=jnp.where(new_B, taken.last_B, slots.last_B),
+    length_B=jnp.where(new_B, taken.length_B, slots.length_B),
     budget_B=jnp.where(new_B, budget_B, slots.budget_B),
     row_B=jnp.where(new_B, row_B, slots.row_B),
   )
@@ -156,7 +177,8 @@ def prefill(
     slots: All slots.
     tokens_MT: The new ids, right-padded.
     count_M: How many there are, at least 1 for a slot that takes part.
-    slot_M: Which slot each row is for; padding rows name a slot past the end.
+    slot_M: Which slot of its shard each row is for; padding rows name one past
+      the end.
     budget_M: Ids that may be sampled in the next turn.
     view: Static. At least the length of every slot after this call.
 
@@ -164,24 +186,33 @@ def prefill(
     The slots.
   """
   model = nnx.merge(graphdef, params)
-  last_M, length_M = slots.last_B[slot_M], slots.length_B[slot_M]
+
+  def take(slot_M, slots):
+    cut = jax.tree.map(lambda x_BLSN: x_BLSN[:, :, :view], slots.cache)
+    return _rows((slots.last_B, slots.length_B, cut), slot_M)
+
+  last_M, length_M, part = _of_shard(take)(slot_M, slots)
   fed_MT = jnp.concatenate([last_M[:, None], tokens_MT[:, :-1]], axis=1)
-  part = jax.tree.map(lambda x: x[:, slot_M, :view], slots.cache)
   _, part = model.extend(fed_MT, length_M - 1, part, view=view)
-  cache = jax.tree.map(
-    lambda whole, new: whole.at[:, slot_M, :view].set(new, mode='drop'),
-    slots.cache,
-    part,
-  )
 
-  def put(whole_B, new_M):
-    return whole_B.at[slot_M].set(new_M, mode='drop')
+  def put(slot_M, slots, part, last_M, length_M, budget_M):
+    def write(whole, new):
+      return whole.at[slot_M].set(new, mode='drop')
 
-  return slots.replace(
-    cache=cache,
-    last_B=put(slots.last_B, _pick(tokens_MT, count_M - 1)),
-    length_B=put(slots.length_B, length_M + count_M),
-    budget_B=put(slots.budget_B, budget_M),
+    return slots.replace(
+      cache=jax.tree.map(
+        lambda whole, new: whole.at[slot_M, :, :view].set(new, mode='drop'),
+        slots.cache,
+        part,
+      ),
+      last_B=write(slots.last_B, last_M),
+      length_B=write(slots.length_B, length_M),
+      budget_B=write(slots.budget_B, budget_M),
+    )
+
+  last_M = _pick(tokens_MT, count_M - 1)
+  return _of_shard(put)(
+    slot_M, slots, part, last_M, length_M + count_M, budget_M
   )
 
 
@@ -248,19 +279,33 @@ def decode(
     jnp.zeros((steps, B), bool),
   )
   _, slots, out = jax.lax.while_loop(unfinished, step, (0, slots, out))
-  return slots, out
+  return slots, meshes.keep_replicated(out)
 
 
 @jax.jit
 def compact(slots: Slots, keep_M) -> Slots:
-  """Keeps the slots with the indices `keep_M`, in that order."""
-  return Slots(
-    cache=jax.tree.map(lambda x: x[:, keep_M], slots.cache),
-    last_B=slots.last_B[keep_M],
-    length_B=slots.length_B[keep_M],
-    budget_B=slots.budget_B[keep_M],
-    row_B=slots.row_B[keep_M],
+  """Keeps the slots with the indices `keep_M` in their shard, in that order."""
+  return _of_shard(lambda keep_M, slots: _rows(slots, keep_M))(keep_M, slots)
+
+
+def _of_shard(move: Callable[..., Any]) -> Callable[..., Any]:
+  """Lets every row shard of the ambient mesh move its own rows alone.
+
+  Indices mean rows of the shard then, and heads stay spread over `tensor`.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return move
+  return jax.shard_map(
+    move,
+    in_specs=meshes.ROWS,
+    out_specs=meshes.ROWS,
+    axis_names={'data', 'fsdp'},
   )
+
+
+def _rows(tree: Any, index_M: jax.Array) -> Any:
+  """The rows with these indices; one past the end stands for the last."""
+  return jax.tree.map(lambda x: jnp.take(x, index_M, axis=0, mode='clip'), tree)
 
 
 def _sample(key, row_B, position_B, logits_BV):

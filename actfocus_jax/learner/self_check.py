@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 from actfocus_jax.learner import rows, stages
 from actfocus_jax.learner.stages import Recipe, Trajectory
 from actfocus_jax.learner.state import TrainState
+from actfocus_jax.model import mesh as meshes
 from actfocus_jax.model import scoring
 
 
@@ -161,7 +162,7 @@ def _check_copies(state: TrainState):
       continue
     mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
     used = {axis for part in spec for axis in _axes(part)}
-    sums = np.asarray(_local_sums(mesh, spec)(leaf))
+    sums = meshes.fetch(mesh, _local_sums(mesh, spec)(leaf))
     for i, axis in enumerate(mesh.axis_names):
       copies = np.moveaxis(sums, i, 0)
       if axis not in used and (copies != copies[:1]).any():

@@ -108,9 +108,7 @@ def create(actor: Trained, critic: Trained | None = None) -> TrainState:
   """A fresh state at step 0 around models from `trained`."""
   everywhere = _everywhere(actor.params)
   # Three buffers, not one named thrice: the step donates its state.
-  counts = (
-    jax.device_put(jnp.zeros((), jnp.int32), everywhere) for _ in range(3)
-  )
+  counts = (jnp.zeros((), jnp.int32, device=everywhere) for _ in range(3))
   return TrainState(*counts, actor, critic)
 
 

@@ -17,6 +17,7 @@ from actfocus_jax.learner import stages
 from actfocus_jax.learner import update as update_lib
 from actfocus_jax.learner.stages import Metrics, Ready, Recipe, Trajectory
 from actfocus_jax.learner.state import TrainState
+from actfocus_jax.model import mesh as meshes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +140,8 @@ class TrainStep:
     if recipe.has_reference:
       frozen = stages.score(graphdef, reference, batch, everywhere, recipe)
     said = stages.Said(old, frozen, None)
-    return stages.token_weights(batch, said, key, state.step, recipe)
+    shown = stages.token_weights(batch, said, key, state.step, recipe)
+    return meshes.keep_replicated(shown)  # For every process to read.
 
   def _fused(self, state: TrainState, reference, batch: Trajectory, key):
     weigh_key, order_key = jax.random.split(key)

@@ -189,13 +189,13 @@ def load(
       books.values(), jax.tree.leaves(where), strict=True
     )
   ]
-  _check_finite(books, leaves)
+  _check_finite(books, leaves, mesh)
   params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
   return config, graphdef, params
 
 
 def _check_finite(
-  books: dict[str, tuple[Entry, Any]], leaves: list[jax.Array]
+  books: dict[str, tuple[Entry, Any]], leaves: list[jax.Array], mesh: Mesh
 ) -> None:
   """Raises ValueError naming the first tensor with a NaN or an infinity."""
   sums = [
@@ -203,7 +203,7 @@ def _check_finite(
     for (entry, _), leaf in zip(books.values(), leaves, strict=True)
   ]
   for (entry, _), total in zip(
-    books.values(), jax.device_get(sums), strict=True
+    books.values(), meshes.fetch(mesh, sums), strict=True
   ):
     for name, is_finite in zip(
       entry.names, np.atleast_1d(np.isfinite(total)), strict=True
@@ -269,7 +269,7 @@ def save(
   dtype: Any = None,
   max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-  """Writes a directory that transformers and vLLM load. For one process.
+  """Writes a directory that transformers and vLLM load.
 
   Everything is written into a sibling and renamed at the end, so a directory
   of this name is always whole.
@@ -288,12 +288,15 @@ def save(
 
   Raises:
     ValueError: if the directory exists and is not empty, if `source` is of
-      another architecture, if a number is too large for `dtype`, or if there
-      are several processes.
+      another architecture, if a number is too large for `dtype`, or if
+      other processes hold a part of the parameters.
   """
   directory = pathlib.Path(directory).resolve()
-  if jax.process_count() > 1:
-    raise ValueError('A model directory is written by one process alone.')
+  if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(params)):
+    raise ValueError(
+      'Other processes hold a part of the parameters; a model directory is '
+      'written by one process that holds them all.'
+    )
   if directory.exists() and any(directory.iterdir()):
     raise ValueError(f'{directory} exists and is not empty; name a new one.')
   if source is not None and files.config(pathlib.Path(source)) != config:

@@ -141,6 +141,26 @@ def row_shards(mesh: Any) -> int:
   return mesh.shape.get('data', 1) * mesh.shape.get('fsdp', 1)
 
 
+def local(mesh: Mesh, rows: int) -> Mesh:
+  """Returns a mesh of this process alone, to make something for itself.
+
+  Args:
+    mesh: of the run; it is returned where there are no other processes.
+    rows: of a batch. Where the devices of this process do not divide it, one
+      of them does the work.
+  """
+  if jax.process_count() == 1:
+    return mesh
+  devices = jax.local_devices()
+  return make_mesh(devices=devices[: 1 if rows % len(devices) else None])
+
+
+def row_owners(mesh: Mesh) -> list[int]:
+  """Returns the process of each row shard: that of its first device."""
+  devices = mesh.devices.reshape(row_shards(mesh), -1)
+  return [device.process_index for device in devices[:, 0]]
+
+
 def keep_rows(x: jax.Array) -> jax.Array:
   """Pins the leading axis of an activation to the rows of the ambient mesh.
 
@@ -153,29 +173,46 @@ def keep_rows(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, ROWS)
 
 
+def keep_replicated(tree: Any) -> Any:
+  """Pins arrays to be whole on every device; nothing without a mesh."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return tree
+  return jax.lax.with_sharding_constraint(tree, P())
+
+
 def put_rows(mesh: Mesh, tree: Any) -> Any:
   """Moves host arrays to the devices, split along their leading axis.
 
   Args:
     mesh: the mesh.
-    tree: pytree of numpy arrays with the rows first. With several processes
-      each passes its own rows, in the order of its devices in the mesh.
+    tree: pytree of numpy arrays with the rows first. Every process passes all
+      rows; each device takes its own.
 
   Raises:
     ValueError: if the rows do not divide over the mesh.
   """
-  sharding = rows(mesh)
-  local_shards = max(1, row_shards(mesh) // jax.process_count())
+  sharding, shards = rows(mesh), row_shards(mesh)
 
   def put(x: np.ndarray) -> jax.Array:
-    if x.shape[0] % local_shards:
+    if x.shape[0] % shards:
       raise ValueError(
-        f'{x.shape[0]} rows do not divide over {local_shards} row shards of the'
+        f'{x.shape[0]} rows do not divide over {shards} row shards of the'
         f' mesh {dict(mesh.shape)}.'
       )
-    return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
 
   return jax.tree.map(put, tree)
+
+
+@functools.cache
+def _whole(mesh: Mesh) -> Any:
+  return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+
+
+def fetch(mesh: Mesh, tree: Any) -> Any:
+  """Returns device arrays as numpy arrays, whole in every process."""
+  return jax.device_get(_whole(mesh)(tree))
 
 
 @functools.lru_cache(maxsize=16)

@@ -27,10 +27,15 @@ from actfocus_jax.model import mesh as meshes
 
 @flax.struct.dataclass
 class Cache:
-  """Keys and values of every layer, slot s holding position s of its row."""
+  """Keys and values of every layer, slot s holding position s of its row.
 
-  k_LBSJC: jax.Array
-  v_LBSJC: jax.Array
+  Rows come first and the heads are one axis, N = J * C: so a TPU adds a token
+  in place. Laid out by layers, or by heads of 64 numbers, the cache would be
+  copied at both ends of every call, and padded to twice its size.
+  """
+
+  k_BLSN: jax.Array
+  v_BLSN: jax.Array
 
 
 def init_cache(
@@ -38,7 +43,7 @@ def init_cache(
 ) -> Cache:
   """Returns an empty cache: `length` slots for each of `batch` rows."""
   heads, size = config.num_key_value_heads, config.head_dim
-  shape = (config.num_layers, batch, length, heads, size)
+  shape = (batch, config.num_layers, length, heads * size)
   return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
@@ -224,57 +229,70 @@ class Transformer(nnx.Module):
     Raises:
       ValueError: if view is not within the length of the cache.
     """
-    c, S = self.config, cache.k_LBSJC.shape[2]
+    c, S = self.config, cache.k_BLSN.shape[2]
     B, T = tokens_BT.shape
     if not 0 < view <= S:
       raise ValueError(
         f'view={view} must be within the {S} slots of the cache.'
       )
     position_BT = start_B[:, None] + jnp.arange(T)[None, :]
-    row_B1 = jnp.arange(B)[:, None]
     rotary = attention.rotary(position_BT, c.head_dim, c.rope_theta)
     graphdef, stacked = nnx.split(self.layers)
 
-    def remember(cache_LBSJC, i, new_BTJC):
-      new_BTJC = new_BTJC.astype(cache_LBSJC.dtype)
-      # A scatter: one slice update per row was 3 to 8 times slower on CPU.
-      cache_LBSJC = cache_LBSJC.at[i, row_B1, position_BT].set(
-        new_BTJC, mode='drop'
+    def remember(cache_BLSN, i, new_BTJC):
+      # A scatter: one slice update per row was 3 to 8 times slower on CPU. By
+      # vmap the compiler knows that rows stay apart; with an index of the row
+      # every device would get the new keys of all rows.
+      cache_BLSN = jax.vmap(
+        lambda row_LSJC, position_T, new_TJC: row_LSJC.at[i, position_T].set(
+          new_TJC, mode='drop'
+        )
+      )(
+        cache_BLSN,
+        position_BT,
+        new_BTJC.reshape(B, T, -1).astype(cache_BLSN.dtype),
       )
-      size = (1, B, view, *cache_LBSJC.shape[3:])
-      seen = jax.lax.dynamic_slice(cache_LBSJC, (i, 0, 0, 0, 0), size)
-      return cache_LBSJC, seen[0]
+      size = (B, 1, view, cache_BLSN.shape[3])
+      seen = jax.lax.dynamic_slice(cache_BLSN, (0, i, 0, 0), size)
+      return cache_BLSN, seen[:, 0].reshape(B, view, *new_BTJC.shape[2:])
 
     def layer(carry, params):
-      x_BTD, k_LBSJC, v_LBSJC, i = carry
+      x_BTD, k_BLSN, v_BLSN, i = carry
       block = nnx.merge(graphdef, params)
       with jax.named_scope('attention'):
         q, k, v = block.project(x_BTD, rotary)
-        k_LBSJC, k = remember(k_LBSJC, i, k)
-        v_LBSJC, v = remember(v_LBSJC, i, v)
+        k_BLSN, k = remember(k_BLSN, i, k)
+        v_BLSN, v = remember(v_BLSN, i, v)
         out_BTHC = attention.attend(q, k, v, position_BT)
-      return (block.finish(x_BTD, out_BTHC), k_LBSJC, v_LBSJC, i + 1), None
+      return (block.finish(x_BTD, out_BTHC), k_BLSN, v_BLSN, i + 1), None
 
     # In the carry the cache is updated in place; as xs and ys it would be
     # copied at every step.
-    carry = (self._embed(tokens_BT), cache.k_LBSJC, cache.v_LBSJC, 0)
-    (x_BTD, k_LBSJC, v_LBSJC, _), _ = jax.lax.scan(layer, carry, stacked)
-    return self.norm(x_BTD), Cache(k_LBSJC, v_LBSJC)
+    carry = (self._embed(tokens_BT), cache.k_BLSN, cache.v_BLSN, 0)
+    (x_BTD, k_BLSN, v_BLSN, _), _ = jax.lax.scan(layer, carry, stacked)
+    return self.norm(x_BTD), Cache(k_BLSN, v_BLSN)
 
   def unembedding(self) -> jax.Array:
     """Returns table_DV in float32: the embedding turned over, if tied."""
+    return self._table().astype(jnp.float32)
+
+  def _table(self) -> jax.Array:
     tied = self.config.tie_word_embeddings
-    table = self.embedding[...].T if tied else self.head[...]
-    return table.astype(jnp.float32)
+    return self.embedding[...].T if tied else self.head[...]
 
   def unembed(self, hidden: jax.Array) -> jax.Array:
     """Returns float32 logits [..., V] of hidden states [..., D].
 
     Both operands are float32; on TPU and GPU `jax_default_matmul_precision`
-    says with how many of their bits the hardware multiplies.
+    says with how many of their bits the hardware multiplies. Where both are
+    stored in the same shorter type, they are multiplied as they are and summed
+    in float32: the same numbers, without a float32 copy of the table.
     """
     with jax.named_scope('unembed'):
-      return hidden.astype(jnp.float32) @ self.unembedding()
+      table_DV = self._table()
+      if hidden.dtype != table_DV.dtype:
+        hidden, table_DV = (x.astype(jnp.float32) for x in (hidden, table_DV))
+      return jnp.matmul(hidden, table_DV, preferred_element_type=jnp.float32)
 
   def value(self, hidden: jax.Array) -> jax.Array:
     """Returns float32 values [...] of hidden states [..., D]; critics only."""
@@ -362,6 +380,6 @@ def critic_from(params: nnx.State, shapes: nnx.State) -> nnx.State:
       chex.assert_equal_shape((ours[name], shape))
       return jnp.copy(ours[name])
     everywhere = NamedSharding(sharding.mesh, P())
-    return jax.device_put(jnp.zeros(shape.shape, shape.dtype), everywhere)
+    return jnp.zeros(shape.shape, shape.dtype, device=everywhere)
 
   return jax.tree_util.tree_map_with_path(leaf, shapes)

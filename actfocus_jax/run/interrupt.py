@@ -42,7 +42,8 @@ class Interrupt:
   def __exit__(self, *exception) -> None:
     """Puts the handlers back; who waits outside of this one is told too."""
     for number, handler in self._before.items():
-      signal.signal(number, handler)
+      # None: it was not set from Python, and cannot be put back from here.
+      signal.signal(number, signal.SIG_DFL if handler is None else handler)
       outer = getattr(handler, '__self__', None)
       if self.requested and isinstance(outer, Interrupt):
         outer.requested, outer.signal = True, self.signal

@@ -117,7 +117,7 @@ def test_writes_past_the_cache_are_dropped(tied):
   cache = jax.tree.map(lambda x: x + 5.0, cache)
   start = jnp.array([4, 2, 0])
   _, after = extend(graphdef, params, TOKENS[:, :3], start, cache, 4)
-  written = np.any(np.asarray(after.k_LBSJC) != 5.0, axis=(0, 3, 4))
+  written = np.any(np.asarray(after.k_BLSN) != 5.0, axis=(1, 3))
   np.testing.assert_array_equal(
     written, [[0, 0, 0, 0], [0, 0, 1, 1], [1, 1, 1, 0]]
   )
@@ -192,7 +192,7 @@ def test_bfloat16_is_finite_and_close(tied):
   hidden, cache = extend(
     graphdef, params, TOKENS[:, :1], jnp.zeros(3, int), cache, 16
   )
-  assert hidden.dtype == cache.k_LBSJC.dtype == jnp.bfloat16
+  assert hidden.dtype == cache.k_BLSN.dtype == jnp.bfloat16
   assert np.all(np.isfinite(np.asarray(hidden, np.float32)))
 
 

@@ -1,0 +1,123 @@
+"""The flags by which a command becomes one of several processes of a run.
+
+Nothing is needed where Slurm, Open MPI, Kubernetes or a TPU pod on GKE started
+them; `--distributed=on` asks the machine itself (TPU VMs); elsewhere the three
+of --coordinator, --num_processes and --process_id say it.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import ml_collections
+from absl import flags
+
+from actfocus_jax.run import settings
+
+_DISTRIBUTED = flags.DEFINE_enum(
+  'distributed',
+  'auto',
+  ['auto', 'on', 'off'],
+  'Whether this is one of several processes that the cluster knows of: auto '
+  'looks at the environment variables of Slurm, Open MPI, Kubernetes and TPU '
+  'pods; on is for TPU VMs, which have none.',
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT of process 0, where no cluster tells.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many processes there are; with --coordinator.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which of them this is, from 0; with --coordinator.'
+)
+
+
+def check():
+  """Refuses flags that do not go together, before the slow imports.
+
+  Raises:
+    Refused: One sentence.
+  """
+  given = {
+    'coordinator': _COORDINATOR.value,
+    'num_processes': _NUM_PROCESSES.value,
+    'process_id': _PROCESS_ID.value,
+  }
+  missing = [f'--{name}' for name, value in given.items() if value is None]
+  if len(missing) == 3:
+    return
+  if missing:
+    raise settings.Refused(
+      f'{" and ".join(missing)} is missing; --coordinator, --num_processes and '
+      '--process_id go together, or none of them.'
+    )
+  if _DISTRIBUTED.value == 'off':
+    raise settings.Refused(
+      '--distributed=off and --coordinator exclude each other.'
+    )
+  host, _, port = _COORDINATOR.value.rpartition(':')
+  if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    raise settings.Refused(
+      f'--coordinator is {_COORDINATOR.value!r}; allowed: HOST:PORT with a port '
+      'from 1 to 65535.'
+    )
+  if _NUM_PROCESSES.value < 1:
+    raise settings.Refused(
+      f'--num_processes is {_NUM_PROCESSES.value}; allowed: 1 or more.'
+    )
+  if not 0 <= _PROCESS_ID.value < _NUM_PROCESSES.value:
+    raise settings.Refused(
+      f'--process_id is {_PROCESS_ID.value}; allowed: 0 to '
+      f'{_NUM_PROCESSES.value - 1}, below --num_processes.'
+    )
+
+
+@contextlib.contextmanager
+def joined(c: ml_collections.ConfigDict) -> Iterator[None]:
+  """Joins the other processes, if there are any, and leaves with them.
+
+  A failure ends this process at once, and that ends the others.
+
+  Args:
+    c: The config, which must be that of all processes.
+
+  Raises:
+    Refused: When nothing tells who the others are, or they have other configs.
+  """
+  from actfocus_jax.parallel import processes
+
+  wanted = _DISTRIBUTED.value == 'on' or _COORDINATOR.value
+  if _DISTRIBUTED.value == 'auto' and not wanted:
+    wanted = processes.several()
+  if not wanted:
+    yield
+    return
+  try:
+    processes.start(
+      coordinator=_COORDINATOR.value,
+      num_processes=_NUM_PROCESSES.value,
+      process_id=_PROCESS_ID.value,
+    )
+  except ValueError as error:
+    raise settings.Refused(
+      f'--distributed={_DISTRIBUTED.value}, but {error} Allowed: '
+      '--distributed=off, or --coordinator with --num_processes and '
+      '--process_id.'
+    ) from error
+  with processes.leaving():
+    _check_configs(c)
+    yield
+
+
+def _check_configs(c: ml_collections.ConfigDict):
+  """Refuses processes that were started with different configs."""
+  from actfocus_jax.parallel import processes
+
+  configs = processes.exchange(settings.to_json(c))
+  for i, other in enumerate(configs):
+    field = next((f for f in other if other[f] != configs[0].get(f)), None)
+    if field is not None:
+      raise settings.Refused(
+        f'{field} is {configs[0].get(field)!r} in process 0 and '
+        f'{other[field]!r} in process {i}; all processes need the same config.'
+      )

@@ -1,0 +1,195 @@
+"""Several processes that are one run: how they start, agree and end.
+
+All of them run the same program with the same config. They follow the same
+episodes and hold replicated metrics, so nearly everything that steers the loop
+is equal by construction; what only one of them knows (a signal, the answer of
+an environment, a file) goes through `exchange`. A process that dies ends the
+others: JAX's coordination service misses its heartbeat, or a collective fails.
+
+A single process passes through here without a collective.
+"""
+
+import contextlib
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from actfocus_jax.run import interrupt, refusals
+
+# A process that is silent for so long is dead, in seconds.
+_HEARTBEAT_TIMEOUT = 30
+_LEAST_BYTES = 1024
+
+
+class Disagreement(RuntimeError):
+  """Processes of one run differ where they must not."""
+
+
+# --- Starting and ending -----------------------------------------------------
+
+
+def several(environ: Mapping[str, str] = os.environ) -> str | None:
+  """What says that this process is one of several, or None.
+
+  Only what a cluster sets for the processes that it starts together is looked
+  at; a machine of a pod that is logged into is not one of them.
+
+  Args:
+    environ: Of this process.
+
+  Returns:
+    The name of the cluster, for people.
+  """
+  tasks = {
+    'Slurm': ('SLURM_STEP_NODELIST', 'SLURM_NTASKS'),
+    'Open MPI': ('OMPI_MCA_orte_hnp_uri', 'OMPI_COMM_WORLD_SIZE'),
+    'Open MPI 5': ('PMIX_NAMESPACE', 'OMPI_COMM_WORLD_SIZE'),
+  }
+  for name, (mark, count) in tasks.items():
+    if mark in environ and int(environ.get(count, '1')) > 1:
+      return name
+  if ',' in environ.get('TPU_WORKER_HOSTNAMES', ''):
+    return 'a TPU pod'
+  if int(environ.get('MEGASCALE_NUM_SLICES', '1')) > 1:
+    return 'several TPU slices'
+  is_indexed = 'JOB_COMPLETION_INDEX' in environ
+  if 'KUBERNETES_SERVICE_HOST' in environ and is_indexed:
+    return 'Kubernetes'
+  return None
+
+
+def start(
+  *,
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+):
+  """Joins the other processes. Before anything asks JAX for a device.
+
+  Args:
+    coordinator: HOST:PORT of process 0, with the two below, or all None: then
+      the cluster tells (TPU pod, Slurm, Open MPI, Kubernetes).
+    num_processes: How many there are.
+    process_id: Which one this is, from 0.
+
+  Raises:
+    RuntimeError: When the others do not come, from JAX.
+    ValueError: When nothing tells who the others are, from JAX.
+  """
+  jax.distributed.initialize(
+    coordinator_address=coordinator,
+    num_processes=num_processes,
+    process_id=process_id,
+    heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
+  )
+  if not is_first():  # One of them talks; all of them may complain.
+    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+  """What is raised inside ends this process at once, when there are several.
+
+  The orderly way out waits for all processes, and they wait for this one in
+  the middle of a step. What commands say and exit with stays the same.
+  """
+  try:
+    yield
+  except BaseException as error:
+    if count() == 1:
+      raise
+    codes = {refusals.Refused: 2, interrupt.Stopped: 130, refusals.Halted: 1}
+    code = next((c for t, c in codes.items() if isinstance(error, t)), None)
+    if code is not None:
+      print(f'error: {error}', file=sys.stderr)
+    else:
+      traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+      stream.flush()
+    os._exit(code or 1)
+
+
+def count() -> int:
+  """How many processes there are."""
+  return jax.process_count()
+
+
+def index() -> int:
+  """Which of them this is."""
+  return jax.process_index()
+
+
+def is_first() -> bool:
+  """Whether this is the one that writes and talks."""
+  return index() == 0
+
+
+# --- Agreeing ----------------------------------------------------------------
+
+
+def exchange(value: Any) -> list[Any]:
+  """What each process has to say, in their order.
+
+  A collective: every process calls it, at the same place of the program.
+
+  Args:
+    value: Of this process; picklable.
+
+  Returns:
+    One value a process.
+  """
+  if count() == 1:
+    return [value]
+  said = np.frombuffer(pickle.dumps(value), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(said.size))
+  # Few sizes, for each is compiled.
+  width = _LEAST_BYTES
+  while width < sizes.max():
+    width *= 2
+  padded = np.zeros(width, np.uint8)
+  padded[: said.size] = said
+  everything = multihost_utils.process_allgather(padded)
+  return [
+    pickle.loads(row[:size].tobytes())
+    for row, size in zip(everything, sizes, strict=True)
+  ]
+
+
+def first_said(value: Any) -> Any:
+  """The first value that is not None, in the order of processes; collective."""
+  return next((v for v in exchange(value) if v is not None), None)
+
+
+def check_equal(value: Any, what: str):
+  """Raises Disagreement unless all processes have the same value.
+
+  Args:
+    value: Of this process.
+    what: Names it in the message.
+  """
+  values = exchange(value)
+  other = next((i for i, v in enumerate(values) if v != values[0]), None)
+  if other is not None:
+    raise Disagreement(
+      f'{what} is {values[0]!r} in process 0 and {values[other]!r} in process '
+      f'{other}; all processes need the same.'
+    )
+
+
+def from_first(make: Callable[[], Any]) -> Any:
+  """What process 0 makes, told to all; a collective.
+
+  Args:
+    make: Called in process 0 alone.
+
+  Returns:
+    Its result, in every process.
+  """
+  return exchange(make() if is_first() else None)[0]
