@@ -58,8 +58,8 @@ def check():
   host, _, port = _COORDINATOR.value.rpartition(':')
   if not host or not port.isdigit() or not 0 < int(port) < 65536:
     raise settings.Refused(
-      f'--coordinator is {_COORDINATOR.value!r}; allowed: HOST:PORT with a port '
-      'from 1 to 65535.'
+      f'--coordinator is {_COORDINATOR.value!r}; allowed: HOST:PORT with a '
+      'port from 1 to 65535.'
     )
   if _NUM_PROCESSES.value < 1:
     raise settings.Refused(

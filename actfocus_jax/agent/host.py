@@ -1,11 +1,11 @@
 """Environments are other people's code: they may be slow, raise, or hang.
 
-With several processes each runs its own rows' environments and the results are
-told to all. A call that raises or takes too long is lost alone; the others of its batch come
-back whole. Raises whatever it may, SystemExit too: only KeyboardInterrupt in
-the caller's own thread, which is the user's, goes through. Python cannot end a
-thread, so one that hangs is left behind, idle as far as this module is
-concerned, and another one takes its place.
+With several processes each runs the environments of its own rows, and tells the
+others what they said. A call that raises or takes too long is lost alone; the
+others of its batch come back whole. Raises whatever it may, SystemExit too:
+only KeyboardInterrupt in the caller's own thread, which is the user's, goes
+through. Python cannot end a thread, so one that hangs is left behind, idle as
+far as this module is concerned, and another one takes its place.
 """
 
 import dataclasses

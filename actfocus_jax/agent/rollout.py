@@ -340,7 +340,7 @@ class _Run:
     )
 
   def _compact(self):
-    """Drops idle slots when a quarter of each shard's holds all its episodes."""
+    """Drops slots when a quarter of each shard's holds all its episodes."""
     quarter, each = self._quarter(), self._each()
     if len(self.lanes) < _LEAST_TO_COMPACT or quarter == each:
       return

@@ -78,7 +78,7 @@ def empty(config: architecture.Config, batch: int, length: int, dtype) -> Slots:
 
 @functools.cache
 def _empty_on(mesh: jax.sharding.Mesh, heads: int) -> Callable[..., Slots]:
-  """`empty`, compiled, its result sharded; kept, so that it is compiled once."""
+  """`empty`, compiled, its result sharded; one for each mesh."""
   # A head of keys is not cut in two.
   heads_axis = 'tensor' if heads % mesh.shape['tensor'] == 0 else None
   cache = NamedSharding(mesh, P(*meshes.ROWS, None, None, heads_axis))
@@ -94,7 +94,7 @@ def empty_on(
   length: int,
   dtype,
 ) -> Slots:
-  """`empty`, made where it lives: rows over data and fsdp, heads over tensor."""
+  """`empty`, where it lives: rows over data and fsdp, heads over tensor."""
   made = _empty_on(mesh, config.num_key_value_heads)
   return made(config, batch, length, jnp.dtype(dtype))
 
