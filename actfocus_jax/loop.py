@@ -2,7 +2,10 @@
 
 Read `train` top to bottom like the algorithm box of arXiv 2605.14558. Its
 parts are made by `assemble`; everything that a step draws at random is named
-by the step's number, so a resumed run needs no stored generator.
+by the step's number, so a resumed run needs no stored generator. Boards are
+counted: step n takes the next `rollout.prompts` seeds, so that none repeats and
+none is left out where the number of prompts changes; the checkpoint has the
+next one.
 """
 
 import contextlib
@@ -66,7 +69,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     run = stack.enter_context(
       directory.RunDirectory(workdir, c, model.described())
     )
-    state = run.restore(learners.abstract())
+    state, next_seed = run.restore(learners.abstract())
     if state is None:
       state = learners.create()
     run.write('baselines.json', chance.level(c, parts.collector))
@@ -87,6 +90,8 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
 
     with progress.Progress('train', c.num_steps) as display:
       done, stalled = int(state.step), False
+      for change in run.changes:
+        display.note(f'Going on from step {done}: {change}.')
       if done == 0:
         evaluate(0)
       elif done >= c.num_steps:
@@ -97,9 +102,10 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
       while done < c.num_steps and not stop.requested:
         # --- One iteration ---------------------------------------------------
         begin = time.perf_counter()
+        seeds = range(next_seed, next_seed + c.rollout.prompts)
         played = parts.collector.collect(
           assemble.policy(model, state.actor.params),
-          training_seeds(done, c.rollout.prompts),
+          seeds,
           named_key(key, assemble.ROLLOUT, done),
           members=c.rollout.members,
           temperature=c.rollout.temperature,
@@ -117,7 +123,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
           named_key(key, assemble.UPDATE, done),
           fused=c.learner.fused,
         )
-        done += 1
+        done, next_seed = done + 1, seeds.stop
 
         # --- What happened ---------------------------------------------------
         row = to_row(done, played, learned) | {
@@ -136,11 +142,12 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
         if is_last or (c.eval.every and done % c.eval.every == 0):
           success = evaluate(done)
         if is_last or done % c.checkpoint.every == 0:
-          run.save(done, state, success)
+          run.save(done, state, success, next_seed)
         if stalled:
           break
       if stop.requested and done:
-        run.save(done, state, None)  # A step that is saved stays as it is.
+        # A step that is saved stays as it is.
+        run.save(done, state, None, next_seed)
 
   if stalled and done < c.num_steps:
     summary.write_report(workdir)
@@ -212,12 +219,6 @@ def report_failures(played: rollout.Rollout, when: str, display):
 def named_key(root: jax.Array, stream: int, step: int) -> jax.Array:
   """The key of one stream at one step."""
   return jax.random.fold_in(jax.random.fold_in(root, stream), step)
-
-
-def training_seeds(step: int, prompts: int) -> range:
-  """Boards of an iteration: 10000 + step * P + i; they never repeat."""
-  first = settings.FIRST_TRAINING_SEED + step * prompts
-  return range(first, first + prompts)
 
 
 def to_batch(
