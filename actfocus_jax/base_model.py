@@ -173,7 +173,8 @@ def make(plan: WarmStart, mesh, directory: pathlib.Path):
       if stop.requested:
         raise interrupt.Stopped(
           f'Stopped by {stop.signal} during the warm start, of which nothing '
-          'is kept. The same command starts it again.'
+          'is kept. The same command starts it again.',
+          stop.code,
         )
       rows = mesh_lib.put_rows(mesh, (batch.tokens, batch.valid, batch.sampled))
       state, metrics = supervised.step(

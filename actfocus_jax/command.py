@@ -19,7 +19,14 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from actfocus_jax.model import files
-from actfocus_jax.run import checks, env_settings, interrupt, settings
+from actfocus_jax.run import (
+  checks,
+  continuing,
+  env_settings,
+  interrupt,
+  settings,
+  storage,
+)
 
 CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -45,7 +52,7 @@ def run(main: Callable[[list[str]], None]):
       app.run(main, flags_parser=_parse)
   except interrupt.Stopped as stopped:
     print(stopped)
-    sys.exit(130)
+    sys.exit(stopped.code)
   except settings.Halted as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(1)
@@ -141,6 +148,7 @@ def run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
   Raises:
     Refused: When there is no run, or its model is gone.
   """
+  storage.check_bucket(workdir)
   snapshot = workdir / 'config.json'
   if not snapshot.exists():
     raise settings.Refused(f'--workdir is {workdir}, which holds no run.')
@@ -236,6 +244,10 @@ def check_new(flag: str, directory: pathlib.Path):
   Raises:
     Refused: One sentence.
   """
+  if storage.is_remote(directory):
+    raise settings.Refused(
+      f'{flag} is {directory}; allowed: a directory on this machine.'
+    )
   if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
     raise settings.Refused(
       f'{flag} is {directory}, which is there already; name a new directory.'
@@ -243,20 +255,28 @@ def check_new(flag: str, directory: pathlib.Path):
   check_writable(flag, directory)
 
 
-def check_workdir(workdir: pathlib.Path, c: ml_collections.ConfigDict):
+def check_workdir(
+  workdir: pathlib.Path,
+  c: ml_collections.ConfigDict,
+  *,
+  same_batch: bool = False,
+):
   """Refuses a directory that belongs to something else.
 
   Args:
     workdir: Where the run lives or will live.
     c: The config.
+    same_batch: As of `continuing.difference`.
 
   Raises:
     Refused: One sentence.
   """
+  storage.check_bucket(workdir)
   if workdir.exists() and not workdir.is_dir():
     raise settings.Refused(f'--workdir is {workdir}, which is a file.')
   if not workdir.exists():
-    check_writable('--workdir', workdir)
+    if not storage.is_remote(workdir):
+      check_writable('--workdir', workdir)
     return
   # Dot-files are ours: a start that was killed may have left them alone.
   if all(file.name.startswith('.') for file in workdir.iterdir()):
@@ -267,7 +287,8 @@ def check_workdir(workdir: pathlib.Path, c: ml_collections.ConfigDict):
       f'--workdir is {workdir}, which holds files but no run; allowed: a new '
       'or empty directory, or that of a run to go on with.'
     )
-  change = settings.difference(read_json(snapshot), c)
+  old = read_json(snapshot)
+  change = continuing.difference(old, c, same_batch=same_batch)
   if change:
     raise settings.Refused(
       f'--workdir is {workdir}, whose run had another config: {change}; '

@@ -19,7 +19,7 @@ import ml_collections
 from absl import flags
 
 from actfocus_jax import command
-from actfocus_jax.run import checks, interrupt, metrics, settings
+from actfocus_jax.run import checks, interrupt, metrics, settings, storage
 
 # What --arms and --seeds say; and what a run leaves that has stalled.
 _OF_ARMS = ('seed', 'algo', 'advantage.estimator')
@@ -47,7 +47,7 @@ def main(argv: list[str]):
       f'--arms is {",".join(_ARMS.value)!r}; allowed: two or more, e.g. '
       '--arms=uniform,actfocus'
     )
-  workdir = pathlib.Path(_WORKDIR.value)
+  workdir = storage.path(_WORKDIR.value)
   plans = [
     (arm, seed, _plan(arm, seed))
     for seed in range(_SEEDS.value)
@@ -57,7 +57,7 @@ def main(argv: list[str]):
   _check_different(plans[: len(_ARMS.value)])
   for arm, seed, c in plans:
     run = _run(workdir, arm, seed)
-    command.check_workdir(run, c)
+    command.check_workdir(run, c, same_batch=True)
     command.pin_model(c, run)
   command.check_model(plans[0][2])
 
@@ -68,7 +68,8 @@ def main(argv: list[str]):
         _write(workdir, plans)
   if stop.requested:
     raise interrupt.Stopped(
-      f'Stopped by {stop.signal}. The same command goes on from there.'
+      f'Stopped by {stop.signal}. The same command goes on from there.',
+      stop.code,
     )
   print((workdir / 'comparison.md').read_text())
 

@@ -8,12 +8,11 @@ Prints one line for people and one JSON object; writes nothing.
 """
 
 import json
-import pathlib
 
 from absl import flags
 
 from actfocus_jax import command, distributed
-from actfocus_jax.run import checks, settings
+from actfocus_jax.run import checks, settings, storage
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'A run to evaluate.')
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint; default the newest.')
@@ -41,7 +40,7 @@ def main(argv: list[str]):
       c.mesh = dict(data=-1, fsdp=1, tensor=1)
   checks.check(c)
   command.check_model(c)
-  workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
+  workdir = storage.path(_WORKDIR.value) if _WORKDIR.value else None
 
   # Imported late: it takes seconds, and the checks above should not.
   from actfocus_jax import evaluation
@@ -59,7 +58,7 @@ def _config():
     return command.config()
   if command.CONFIG.value is not None:
     raise settings.Refused('--workdir and --config exclude each other.')
-  return command.run_config(pathlib.Path(_WORKDIR.value))
+  return command.run_config(storage.path(_WORKDIR.value))
 
 
 if __name__ == '__main__':

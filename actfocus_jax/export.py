@@ -10,12 +10,11 @@ the CPU, also beside a training that holds the accelerators.
 """
 
 import os
-import pathlib
 
 from absl import flags
 
 from actfocus_jax import command
-from actfocus_jax.run import settings
+from actfocus_jax.run import settings, storage
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The run.')
 _OUT = flags.DEFINE_string('out', None, 'Directory to write.')
@@ -38,7 +37,8 @@ def main(argv: list[str]):
     raise settings.Refused('--workdir is missing; e.g. --workdir=runs/base')
   if not _OUT.value:
     raise settings.Refused('--out is missing; e.g. --out=models/mine')
-  workdir, out = pathlib.Path(_WORKDIR.value), pathlib.Path(_OUT.value)
+  workdir = storage.path(_WORKDIR.value)
+  out = storage.path(_OUT.value, '--out')
   c = command.run_config(workdir)
   command.check_new('--out', out)
   command.check_model(c)

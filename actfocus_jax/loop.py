@@ -2,13 +2,17 @@
 
 Read `train` top to bottom like the algorithm box of arXiv 2605.14558. Its
 parts are made by `assemble`; everything that a step draws at random is named
-by the step's number, so a resumed run needs no stored generator.
+by the step's number, so a resumed run needs no stored generator. Boards are
+counted: step n takes the next `rollout.prompts` seeds, so that none repeats and
+none is left out where the number of prompts changes; the checkpoint has the
+next one.
 """
 
 import contextlib
 import math
 import pathlib
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +33,7 @@ from actfocus_jax.run import (
   interrupt,
   progress,
   settings,
+  storage,
 )
 
 Row = dict[str, float]
@@ -64,11 +69,8 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     reference = None
     if settings.has_reference(c):
       reference = model.weights(model.dtype)
-    run = stack.enter_context(
-      directory.RunDirectory(workdir, c, model.described())
-    )
-    processes.check_equal(model.described()['sha256'], 'the model read')
-    state = run.restore(learners.abstract())
+    run = stack.enter_context(open_run(workdir, c, model.described()))
+    state, next_seed = run.restore(learners.abstract())
     if state is None:
       state = learners.create()
     if processes.is_first():
@@ -90,6 +92,8 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
 
     with progress.Progress('train', c.num_steps) as display:
       done, stalled, stopped = int(state.step), False, None
+      for change in run.changes:
+        display.note(f'Going on from step {done}: {change}.')
       if done == 0:
         evaluate(0)
       elif done >= c.num_steps:
@@ -101,12 +105,14 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
         # A signal may have come to one process of several.
         stopped = processes.first_said(stop.signal)
         if stopped:
+          stop.request(stopped)
           break
         # --- One iteration ---------------------------------------------------
         begin = time.perf_counter()
+        seeds = range(next_seed, next_seed + c.rollout.prompts)
         played = parts.collector.collect(
           assemble.policy(model, state.actor.params),
-          training_seeds(done, c.rollout.prompts),
+          seeds,
           named_key(key, assemble.ROLLOUT, done),
           members=c.rollout.members,
           temperature=c.rollout.temperature,
@@ -124,7 +130,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
           named_key(key, assemble.UPDATE, done),
           fused=c.learner.fused,
         )
-        done += 1
+        done, next_seed = done + 1, seeds.stop
 
         # --- What happened ---------------------------------------------------
         row = to_row(done, played, learned) | {
@@ -143,11 +149,12 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
         if is_last or (c.eval.every and done % c.eval.every == 0):
           success = evaluate(done)
         if is_last or done % c.checkpoint.every == 0:
-          run.save(done, state, success)
+          run.save(done, state, success, next_seed)
         if stalled:
           break
       if stopped and done:
-        run.save(done, state, None)  # A step that is saved stays as it is.
+        # A step that is saved stays as it is.
+        run.save(done, state, None, next_seed)
 
   if stalled and done < c.num_steps:
     _report(workdir)
@@ -159,6 +166,46 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
       'The same command goes on from there.'
     )
   return _report(workdir)
+
+
+def open_run(
+  workdir: pathlib.Path, c: ml_collections.ConfigDict, model: dict[str, str]
+) -> directory.RunDirectory:
+  """Opens the run directory in every process; the first one writes.
+
+  Args:
+    workdir: Of the run.
+    c: The config.
+    model: As of RunDirectory.
+
+  Returns:
+    The run directory.
+
+  Raises:
+    Refused: As of RunDirectory; when processes read different models; when
+      they do not all see the directory.
+  """
+  processes.check_equal(model['sha256'], f'the sha256 of {model["path"]}')
+  if processes.count() > 1:
+    check_shared(workdir)
+  return directory.RunDirectory(workdir, c, model, writes=processes.is_first())
+
+
+def check_shared(workdir: pathlib.Path):
+  """Refuses a directory that not all processes see, before they wait in it."""
+  mark, word = workdir / '.processes', None
+  if processes.is_first():
+    workdir.mkdir(parents=True, exist_ok=True)
+    word = uuid.uuid4().hex
+    storage.write(mark, word)
+  word = processes.exchange(word)[0]
+  seen = processes.exchange(mark.exists() and mark.read_text() == word)
+  if not all(seen):
+    raise settings.Refused(
+      f'--workdir is {workdir}, of which process {seen.index(False)} does not '
+      'see what process 0 writes there; allowed: a directory that all '
+      'processes share, or gs://BUCKET/FOLDER.'
+    )
 
 
 def _report(workdir: pathlib.Path) -> pathlib.Path:
@@ -226,12 +273,6 @@ def report_failures(played: rollout.Rollout, when: str, display):
 def named_key(root: jax.Array, stream: int, step: int) -> jax.Array:
   """The key of one stream at one step."""
   return jax.random.fold_in(jax.random.fold_in(root, stream), step)
-
-
-def training_seeds(step: int, prompts: int) -> range:
-  """Boards of an iteration: 10000 + step * P + i; they never repeat."""
-  first = settings.FIRST_TRAINING_SEED + step * prompts
-  return range(first, first + prompts)
 
 
 def to_batch(

@@ -16,7 +16,7 @@ import sys
 from absl import flags
 
 from actfocus_jax import command
-from actfocus_jax.run import checks, env_settings, settings
+from actfocus_jax.run import checks, env_settings, settings, storage
 
 _ENV = flags.DEFINE_string(
   'env', None, 'frozen_lake, sokoban, ... or package.module:Class.'
@@ -51,7 +51,7 @@ def _play():
   seed = c.eval.first_seed if _SEED.value is None else _SEED.value
   if _WORKDIR.value:
     with assemble.parts(c) as parts:
-      watch(c, parts, pathlib.Path(_WORKDIR.value), seed)
+      watch(c, parts, storage.path(_WORKDIR.value), seed)
     return
   with assemble.refusing_misfits():
     games = assemble.games(c, by_hand=True)
@@ -147,7 +147,7 @@ def _config():
   if _WORKDIR.value:
     if _ENV.value or command.CONFIG.value is not None:
       raise settings.Refused('--workdir excludes --env and --config.')
-    c = command.run_config(pathlib.Path(_WORKDIR.value))
+    c = command.run_config(storage.path(_WORKDIR.value))
     with c.unlocked():
       c.mesh = dict(data=-1, fsdp=1, tensor=1)
     return c

@@ -3,16 +3,20 @@
 python -m actfocus_jax.train --config=configs/quickstart.py --workdir=DIR
 python -m actfocus_jax.train --config=configs/quickstart.py --dry_run
 
+Ctrl-C and SIGTERM finish the step, save and report; the exit code is 130 or 143
+then, and 0 only without a signal.
+
 Bad input is refused here, before the slow imports; the algorithm is in
 `loop.train`.
 """
 
-import pathlib
+import os
+import sys
 
 from absl import flags
 
 from actfocus_jax import command, distributed, dry_run
-from actfocus_jax.run import presets, settings
+from actfocus_jax.run import interrupt, presets, settings, storage
 
 _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'Print config, work and memory of a step, and stop.'
@@ -35,7 +39,7 @@ def main(argv: list[str]):
     )
   distributed.check()
   c = command.config()
-  workdir = pathlib.Path(_WORKDIR.value)
+  workdir = storage.path(_WORKDIR.value)
   command.check_workdir(workdir, c)
   command.pin_model(c, workdir)
   command.check_model(c)
@@ -43,14 +47,17 @@ def main(argv: list[str]):
   # Imported late: it takes seconds, and the checks above should not.
   from actfocus_jax import loop
 
-  with distributed.joined(c):
-    report = loop.train(c, workdir).parent.resolve()
+  with distributed.joined(c), interrupt.Interrupt() as stop:
+    report = loop.train(c, workdir).parent
+  if not storage.is_remote(report):
+    report = os.path.abspath(report)
   print(
     f'The report is in {report}:\n'
     '  curve.png          the learning curve\n'
     '  trajectories.html  what the agent thought and did, to browse\n'
     '  summary.md         the numbers'
   )
+  sys.exit(stop.code)
 
 
 if __name__ == '__main__':

@@ -12,12 +12,12 @@ pytestmark = pytest.mark.slow
 # The quick start with a shorter warm start and smaller evaluations.
 SHORTER = (
   '--config.eval.prompts=8',
-  '--config.eval.members=4',
+  '--config.eval.members=2',
   '--config.eval.save=2',
   '--config.eval.every=0',
   '--config.checkpoint.every=2',
-  '--config.warm_start.episodes=256',
-  '--config.warm_start.steps=120',
+  '--config.warm_start.episodes=128',
+  '--config.warm_start.steps=60',
 )
 # Of the clock, or of what rounding makes of it.
 NOT_COMPARED = ('time/', 'seconds', 'per_second', 'compiles', 'share_of')

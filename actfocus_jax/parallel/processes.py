@@ -105,15 +105,23 @@ def leaving() -> Iterator[None]:
   except BaseException as error:
     if count() == 1:
       raise
-    codes = {refusals.Refused: 2, interrupt.Stopped: 130, refusals.Halted: 1}
-    code = next((c for t, c in codes.items() if isinstance(error, t)), None)
-    if code is not None:
+    if isinstance(error, _TOLD):
       print(f'error: {error}', file=sys.stderr)
     else:
       traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):
       stream.flush()
-    os._exit(code or 1)
+    os._exit(_code(error))
+
+
+_TOLD = (refusals.Refused, refusals.Halted, interrupt.Stopped)
+
+
+def _code(error: BaseException) -> int:
+  """The exit code that a command would have ended with."""
+  if isinstance(error, interrupt.Stopped):
+    return error.code
+  return 2 if isinstance(error, refusals.Refused) else 1
 
 
 def count() -> int:

@@ -4,6 +4,7 @@ Colours are of the Okabe-Ito set, which survives the common kinds of colour
 blindness; lines are labelled where they end, so no legend has to be matched.
 """
 
+import io
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -244,6 +245,8 @@ def _edges(block, wanted, heights) -> tuple[float, float]:
 
 
 def _write(picture: figure.Figure, path: str | pathlib.Path) -> None:
-  path = pathlib.Path(path)
+  path = rows_lib.place(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  backend_agg.FigureCanvasAgg(picture).print_figure(path, dpi=_DPI)
+  png = io.BytesIO()
+  backend_agg.FigureCanvasAgg(picture).print_figure(png, dpi=_DPI)
+  path.write_bytes(png.getvalue())

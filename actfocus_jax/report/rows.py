@@ -1,8 +1,27 @@
 """Reads the JSON-lines files of a run, also while the run is writing them."""
 
+import importlib.util
 import json
 import pathlib
 from typing import Any
+
+
+def place(path: str | pathlib.Path) -> pathlib.Path:
+  """Returns a path as such: a `pathlib.Path`, or for gs:// an `epath.Path`.
+
+  Raises:
+    ValueError: for gs:// where the package for buckets is missing.
+  """
+  if isinstance(path, pathlib.PurePath):
+    return path
+  if not path.startswith('gs://'):
+    return pathlib.Path(path)
+  if importlib.util.find_spec('gcsfs') is None:
+    raise ValueError(f'{path} needs a package more: pip install gcsfs')
+  # Imported late: it is for buckets only.
+  from etils import epath
+
+  return epath.Path(path)
 
 
 def read(path: str | pathlib.Path) -> list[dict[str, Any]]:
@@ -13,10 +32,10 @@ def read(path: str | pathlib.Path) -> list[dict[str, Any]]:
   Raises:
     ValueError: a whole line is no JSON object; names the line.
   """
-  path = pathlib.Path(path)
+  path = place(path)
   if not path.exists():
     return []
-  lines = path.read_text(encoding='utf-8', errors='replace').split('\n')[:-1]
+  lines = path.read_bytes().decode('utf-8', errors='replace').split('\n')[:-1]
   rows = []
   for number, line in enumerate(lines, start=1):
     try:

@@ -57,6 +57,8 @@ def write_report(
 ) -> pathlib.Path:
   """Writes DIR/report/ from the files of a run, finished or not.
 
+  A run in a bucket has its report there too.
+
   Args:
     workdir: the run.
     workdirs: runs to draw into one picture and to list in one table.
@@ -68,8 +70,8 @@ def write_report(
     FileNotFoundError: a directory is no run.
     ValueError: a file of a run is damaged.
   """
-  workdir = pathlib.Path(workdir)
-  runs = [pathlib.Path(other) for other in workdirs]
+  workdir = rows_lib.place(workdir)
+  runs = [rows_lib.place(other) for other in workdirs]
   for run in (workdir, *runs):
     _require_run(run)
   out = workdir / 'report'

@@ -35,7 +35,7 @@ def write_page(
     The number of episodes in it.
   """
   episodes = read_episodes(rollouts)
-  path = pathlib.Path(path)
+  path = rows_lib.place(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(render(episodes, title=title), encoding='utf-8')
   return len(episodes)
@@ -56,7 +56,7 @@ def read_episodes(rollouts: str | pathlib.Path) -> list[Episode]:
   Returns:
     The episodes as they were written.
   """
-  files = sorted(pathlib.Path(rollouts).glob('step_*.jsonl'))
+  files = sorted(rows_lib.place(rollouts).glob('step_*.jsonl'))
   episodes = [episode for file in files for episode in rows_lib.read(file)]
   return sorted(episodes, key=lambda e: (e['step'], e['group'], e['member']))
 

@@ -6,10 +6,17 @@ The life of one checkpoint:
    into a temporary folder beside the others.
 2. When every byte is there the folder is renamed to its step number. A run
    killed before that leaves a temporary folder, which nobody counts as a
-   checkpoint and the next run removes.
+   checkpoint and the next run removes. A bucket cannot rename a folder: there
+   the object `commit_success.txt` comes last, and a folder without it is no
+   checkpoint.
 3. The newest `keep` checkpoints stay, and the one with the highest success.
 4. `restore` reads each array straight into the sharding asked for, which may
    belong to another mesh than the one that saved it.
+
+On several processes each one writes the shards that it holds, a shard that
+several hold is written once, and the first process renames. All of them make
+the same calls and wait for each other at the end, so all need to see the same
+folder: a shared disk or a bucket.
 
 Everything that touches Orbax is in this file. Orbax sees a flat dict from the
 name of a leaf to the leaf, so the layout on disk does not depend on how Orbax
@@ -22,6 +29,8 @@ from typing import Any
 import jax
 from orbax import checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
+
+from actfocus_jax.run import storage
 
 PyTree = Any
 
@@ -57,7 +66,9 @@ class Checkpoints:
     """
     if keep < 1:
       raise ValueError(f'keep must be at least 1, got {keep}')
-    self._directory = pathlib.Path(directory).absolute()
+    if not storage.is_remote(directory):
+      directory = pathlib.Path(directory).absolute()
+    self._directory = directory
     self._best_metric = best_metric
     self._read_only = read_only
     self._keep = keep

@@ -1,32 +1,47 @@
 """The run directory: the one thing that a run leaves behind.
 
 config.json  model.json  metrics.jsonl  eval.jsonl  baselines.json
-checkpoints/  rollouts/  report/
+config_changes.jsonl  checkpoints/  rollouts/  report/
 
 A run that is killed leaves whole files: rows are appended line by line,
-everything else is written beside its place and renamed.
+everything else is written beside its place and renamed. `storage` and `metrics`
+say what is different in a bucket.
+
+config.json is the newest config; what it changed of an earlier one is a row of
+config_changes.jsonl: {"step": 20, "changed": {"rollout.prompts": [8, 16]}}.
 """
 
 import fcntl
 import json
-import os
 import pathlib
 from collections.abc import Iterable
 from typing import IO, Any
 
 import ml_collections
 
-from actfocus_jax.run import checkpoint, metrics, settings
+from actfocus_jax.run import (
+  checkpoint,
+  continuing,
+  metrics,
+  settings,
+  storage,
+)
+
+_CHANGES = 'config_changes.jsonl'
 
 
 class RunDirectory:
-  """Opens or makes a run directory, for one process at a time.
+  """Opens or makes a run directory, for one run at a time.
 
-  A context manager: leaving it waits for the last checkpoint.
+  A context manager: leaving it waits for the last checkpoint. Of a run on
+  several processes one writes the files. All of them make the same calls, for
+  each saves its own part of a checkpoint, and all must see the same directory.
 
   Attributes:
     metrics: Rows of metrics.jsonl, one per training step.
     evaluations: Rows of eval.jsonl.
+    changes: A sentence for each field that the run goes on with another value
+      of.
   """
 
   def __init__(
@@ -34,6 +49,8 @@ class RunDirectory:
     path: pathlib.Path,
     c: ml_collections.ConfigDict,
     model: dict[str, str],
+    *,
+    writes: bool = True,
   ):
     """Makes the directory, locks it, writes the config and what it starts from.
 
@@ -42,27 +59,33 @@ class RunDirectory:
       c: The config.
       model: What the run starts from: its `path` and `commit`, for people, and
         its `sha256`.
+      writes: False in every process but the first: all but checkpoints is read
+        and never written then, and nothing is locked.
 
     Raises:
       Refused: When another process is training there, or the run there started
         from another model; nothing has been written then.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    self._path = path
-    self._lock = lock(path / '.lock', wait=False)
+    self._path, self._writes, self._c = path, writes, c
+    self._lock = None
+    if writes:
+      path.mkdir(parents=True, exist_ok=True)
+      lease = storage.is_remote(path)
+      self._lock = (storage.Lease if lease else lock)(path / '.lock')
     if (path / 'model.json').exists():
       try:
         check_model(path, model)
       except settings.Refused:
-        self._lock.close()
+        self._unlock()
         raise
-    self.write('model.json', model)
-    self.write('config.json', settings.to_json(c))
-    self.metrics = metrics.MetricsFile(path / 'metrics.jsonl')
-    self.evaluations = metrics.MetricsFile(path / 'eval.jsonl')
     self._checkpoints = checkpoint.Checkpoints(
       path / 'checkpoints', keep=c.checkpoint.keep
     )
+    self.changes = self._note_changes()
+    self.write('model.json', model)
+    self.write('config.json', settings.to_json(c))
+    self.metrics = metrics.MetricsFile(path / 'metrics.jsonl', writes=writes)
+    self.evaluations = metrics.MetricsFile(path / 'eval.jsonl', writes=writes)
 
   def __enter__(self) -> 'RunDirectory':
     """Returns itself."""
@@ -74,9 +97,9 @@ class RunDirectory:
     self._checkpoints.close()
     self.metrics.close()
     self.evaluations.close()
-    self._lock.close()
+    self._unlock()
 
-  def restore(self, wanted):
+  def restore(self, wanted) -> tuple[Any, int]:
     """Reads the newest checkpoint.
 
     What was written after it is dropped: those steps will be done again.
@@ -85,37 +108,94 @@ class RunDirectory:
       wanted: Shapes, dtypes and shardings of the state.
 
     Returns:
-      The state to go on from, or None when there is no checkpoint.
+      The state to go on from, or None when there is no checkpoint; and the
+      seed of the first board that no step up to there has seen.
     """
     latest = self._checkpoints.latest_step()
-    state = None
+    state, next_seed = None, settings.FIRST_TRAINING_SEED
     if latest is not None:
-      state, _ = self._checkpoints.restore(latest, wanted)
-    kept = 0 if latest is None else latest + 1
-    self.metrics.truncate(kept)
-    self.evaluations.truncate(kept)
-    for file in (self._path / 'rollouts').glob('step_*.jsonl'):
-      if int(file.stem.removeprefix('step_')) >= kept:
-        file.unlink()
-    return state
+      state, extra = self._checkpoints.restore(latest, wanted)
+      next_seed = extra.get('next_seed', self._seed_by_counting(latest))
+    self._drop(0 if latest is None else latest + 1)
+    return state, next_seed
 
   def write(self, name: str, content: Any):
     """Writes a JSON file, whole or not at all."""
-    _write(self._path / name, json.dumps(content, indent=2) + '\n')
+    if self._writes:
+      storage.write(self._path / name, json.dumps(content, indent=2) + '\n')
 
   def write_episodes(self, step: int, records: Iterable[dict[str, Any]]):
     """Writes the episodes of one evaluation for the viewer."""
+    if not self._writes:
+      return
     folder = self._path / 'rollouts'
     folder.mkdir(exist_ok=True)
     lines = (json.dumps(record) + '\n' for record in records)
-    _write(folder / f'step_{step:06d}.jsonl', ''.join(lines))
+    storage.write(folder / f'step_{step:06d}.jsonl', ''.join(lines))
 
-  def save(self, step: int, state, success: float | None):
-    """Starts to write a checkpoint; see `Checkpoints.save`."""
-    self._checkpoints.save(step, state, {'step': step}, success=success)
+  def save(self, step: int, state, success: float | None, next_seed: int):
+    """Starts to write a checkpoint; see `Checkpoints.save`.
+
+    Args:
+      step: Finished iterations.
+      state: Of them.
+      success: Held-out success, if it was measured.
+      next_seed: Of the first board that no step has seen.
+
+    Raises:
+      Halted: When another process has taken the directory, which only a bucket
+        allows.
+    """
+    if isinstance(self._lock, storage.Lease):
+      self._lock.check()
+    extra = {'step': step, 'next_seed': next_seed}
+    self._checkpoints.save(step, state, extra, success=success)
+
+  def _drop(self, step: int):
+    """Drops rows and episodes of a step and later ones."""
+    self.metrics.truncate(step)
+    self.evaluations.truncate(step)
+    if not self._writes:
+      return
+    for file in (self._path / 'rollouts').glob('step_*.jsonl'):
+      if int(file.stem.removeprefix('step_')) >= step:
+        file.unlink()
+
+  def _note_changes(self) -> list[str]:
+    """Notes what differs from the config before; it is still in its place."""
+    file = self._path / 'config.json'
+    if not self._writes or not file.exists():
+      return []
+    changed = continuing.changed(json.loads(file.read_text()), self._c)
+    latest = self._checkpoints.latest_step() if changed else None
+    if latest is not None:
+      rows = metrics.read(self._path / _CHANGES)
+      rows.append({'step': latest, 'changed': changed})
+      lines = (json.dumps(row) + '\n' for row in rows)
+      storage.write(self._path / _CHANGES, ''.join(lines))
+    return [
+      f'{field} was {was!r} and is now {now!r}'
+      for field, (was, now) in changed.items()
+      if latest is not None
+    ]
+
+  def _seed_by_counting(self, step: int) -> int:
+    """The next seed where a checkpoint of an earlier version has none.
+
+    Every step up to there had as many prompts as the first config: since
+    prompts may change there is a seed in every checkpoint.
+    """
+    prompts = self._c.rollout.prompts
+    for row in reversed(metrics.read(self._path / _CHANGES)):
+      prompts = row['changed'].get('rollout.prompts', [prompts])[0]
+    return settings.FIRST_TRAINING_SEED + step * prompts
+
+  def _unlock(self):
+    if self._lock is not None:
+      self._lock.close()
 
 
-def lock(path: pathlib.Path, *, wait: bool) -> IO[str]:
+def lock(path: pathlib.Path, *, wait: bool = False) -> IO[str]:
   """Takes a file lock, which ends with the process or with `close`.
 
   Args:
@@ -133,9 +213,7 @@ def lock(path: pathlib.Path, *, wait: bool) -> IO[str]:
     fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
   except BlockingIOError as error:
     file.close()
-    raise settings.Refused(
-      f'--workdir is {path.parent}, where another process is training.'
-    ) from error
+    raise storage.taken(path) from error
   return file
 
 
@@ -187,9 +265,3 @@ def restore_part(path: pathlib.Path, part, step: int | None):
   part, _ = checkpoints.restore(wanted, part)
   checkpoints.close()
   return wanted, part
-
-
-def _write(path: pathlib.Path, text: str):
-  partial = path.with_name(f'.{path.name}.partial')
-  partial.write_text(text)
-  os.replace(partial, path)

@@ -9,7 +9,16 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(Exception):
-  """A signal ended something that cannot be saved half-way."""
+  """A signal ended a command before its work was done.
+
+  Attributes:
+    code: the exit code.
+  """
+
+  def __init__(self, message: str, code: int):
+    """Says what was stopped; the code is that of `Interrupt`."""
+    super().__init__(message)
+    self.code = code
 
 
 class Interrupt:
@@ -31,6 +40,19 @@ class Interrupt:
     self.signal: str | None = None
     self._sigints = 0
     self._before = {}
+
+  @property
+  def code(self) -> int:
+    """The exit code as shells have it: 130 of SIGINT, 143 of SIGTERM, else 0.
+
+    Not 0, though all is saved: what starts jobs anew (a Kubernetes Job, a loop
+    in a batch script) takes 0 for finished work.
+    """
+    return 128 + signal.Signals[self.signal] if self.signal else 0
+
+  def request(self, name: str):
+    """Takes a signal that another process of the run has had."""
+    self.requested, self.signal = True, self.signal or name
 
   def __enter__(self) -> 'Interrupt':
     """Sets the handlers."""

@@ -398,39 +398,3 @@ def from_json(flat: dict[str, Any]) -> ConfigDict:
     parent = get(c, section) if section else c
     parent[name] = tuple(value) if isinstance(value, list) else value
   return c.lock()
-
-
-# What may change when a run is continued in its workdir. Where the model lies
-# may change too: the run knows its fingerprint.
-_CONTINUABLE = (
-  'num_steps',
-  'eval.every',
-  'eval.save',
-  'checkpoint.',
-  'env.threads',
-  'env.time_limit',
-  'mesh.',
-  'model.path',
-  'model.revision',
-)
-
-
-def difference(old: dict[str, Any], c: ConfigDict) -> str | None:
-  """The first field that makes `c` another experiment than `old`.
-
-  Args:
-    old: `to_json` of the run's first config.
-    c: The config now.
-
-  Returns:
-    `field: old value, new value` as a phrase, or None when a run of `old` can
-    go on with `c`.
-  """
-  new = to_json(c)
-  for field in sorted(old.keys() | new.keys()):
-    if field.startswith(_CONTINUABLE):
-      continue
-    if old.get(field) != new.get(field):
-      was, now = old.get(field, 'absent'), new.get(field, 'absent')
-      return f'{field} was {was!r} and is now {now!r}'
-  return None

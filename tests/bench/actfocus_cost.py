@@ -67,10 +67,11 @@ def main(argv):
       parts.model, cases['uniform', 'off'][1].actor.params
     )
     for repeat in range(_REPEATS.value + 1):  # the first one compiles
+      first = 10_000 + repeat * c.rollout.prompts
       begin = time.perf_counter()
       played = parts.collector.collect(
         policy,
-        loop.training_seeds(repeat, c.rollout.prompts),
+        range(first, first + c.rollout.prompts),
         loop.named_key(key, assemble.ROLLOUT, repeat),
         members=c.rollout.members,
         temperature=c.rollout.temperature,

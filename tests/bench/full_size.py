@@ -150,10 +150,11 @@ def iterate(args):
       jax.block_until_ready(state)
     key, row = jax.random.key(0), {}
     for i in range(args.iterations):
+      first = 10_000 + i * c.rollout.prompts
       with memory.phase(f'{i} rollout'):
         played = parts.collector.collect(
           assemble.policy(model, state.actor.params),
-          loop.training_seeds(i, c.rollout.prompts),
+          range(first, first + c.rollout.prompts),
           loop.named_key(key, assemble.ROLLOUT, i),
           members=c.rollout.members,
           temperature=c.rollout.temperature,

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from actfocus_jax.run import checks, env_settings, settings
+from actfocus_jax.run import checks, continuing, env_settings, settings
 
 BOTH = {'frozen_lake': 1.0, 'sokoban': 3.0}
 
@@ -70,7 +70,7 @@ def test_a_config_comes_back_from_json(env):
     assert section.boards == ''
   flat = json.loads(json.dumps(settings.to_json(c)))
   assert settings.to_json(settings.from_json(flat)) == settings.to_json(c)
-  assert settings.difference(flat, c) is None
+  assert continuing.difference(flat, c) is None
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,13 @@ import sys
 
 import pytest
 
-from actfocus_jax.run import checks, env_settings, own_classes, settings
+from actfocus_jax.run import (
+  checks,
+  continuing,
+  env_settings,
+  own_classes,
+  settings,
+)
 
 GAMES = """
 class Game:
@@ -106,7 +112,7 @@ def test_options_are_the_arguments_and_come_back_from_json():
   c.env.options.update(share=0.5, sizes=(3,))
   flat = json.loads(json.dumps(settings.to_json(c)))
   again = settings.from_json(flat)
-  assert settings.difference(flat, again) is None
+  assert continuing.difference(flat, again) is None
   made = own_classes.make(
     'env.name', again.env.name, 'env.options', again.env.options
   )

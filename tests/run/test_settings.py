@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from actfocus_jax.run import checks, presets, settings
+from actfocus_jax.run import checks, continuing, presets, settings
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
@@ -104,9 +104,9 @@ def test_what_may_change_when_a_run_goes_on():
     c.eval.every = 3
     c.checkpoint.keep = 7
     c.mesh.data = 1
-  assert settings.difference(old, c) is None
+  assert continuing.difference(old, c) is None
   c.weights.alpha = 0.2
-  found = settings.difference(old, c)
+  found = continuing.difference(old, c)
   assert found == 'weights.alpha was 0.1 and is now 0.2'
 
 
@@ -114,7 +114,7 @@ def test_eval_boards_may_not_change_in_a_run():
   c = load('quickstart')
   old = settings.to_json(c)
   c.eval.prompts = 8
-  assert 'eval.prompts' in settings.difference(old, c)
+  assert 'eval.prompts' in continuing.difference(old, c)
 
 
 def test_batches_that_do_not_divide():

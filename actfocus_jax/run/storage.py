@@ -1,0 +1,223 @@
+"""Where a run directory lies: on a disk, or in a Google Cloud Storage bucket.
+
+`path` makes either from what the user typed. Both kinds have the methods of
+`pathlib.Path`, with three differences that this file hides:
+
+1. An object appears whole or not at all, so it is written in its place; a file
+   is written beside its place and renamed.
+2. An object cannot be appended to: who appends writes it anew (`metrics`).
+3. There is no file lock. A lease takes its place: an object that its holder
+   writes again every few seconds. Every write names the generation that it
+   replaces, and the bucket refuses any other, so that of two processes one
+   wins. A lease that nobody renews for a minute is free: a run that was killed
+   is gone on with after that minute.
+"""
+
+import importlib.util
+import os
+import pathlib
+import socket
+import threading
+import time
+import uuid
+
+from actfocus_jax.run import refusals
+
+_BUCKET = 'gs://'
+# What epath, Orbax and the lease import for a bucket; one command brings both.
+_PACKAGES = ('gcsfs', 'google.cloud.storage')
+_INSTALL = 'pip install gcsfs'
+
+LEASE_SECONDS = 60.0  # after which one that was not renewed is free
+_RENEWALS = 6  # in that time
+
+
+# --- Paths -------------------------------------------------------------------
+
+
+def path(text: str, flag: str = '--workdir') -> pathlib.Path:
+  """The place that a user named.
+
+  Args:
+    text: A directory, or gs://BUCKET/FOLDER.
+    flag: The name it was given by.
+
+  Returns:
+    A `pathlib.Path`, or for a bucket an `epath.Path`, which is used like one.
+
+  Raises:
+    Refused: For a bucket, where a package is missing or no folder is named.
+  """
+  if not text.startswith(_BUCKET):
+    return pathlib.Path(text)
+  if not all(map(_is_installed, _PACKAGES)):
+    raise refusals.Refused(
+      f'{flag} is {text}, which needs a package more: {_INSTALL}'
+    )
+  bucket, _, folder = text.removeprefix(_BUCKET).partition('/')
+  if not bucket or not folder.strip('/'):
+    raise refusals.Refused(f'{flag} is {text}; allowed: gs://BUCKET/FOLDER.')
+  # Imported late: it is for buckets only.
+  from etils import epath
+
+  return epath.Path(text)
+
+
+def is_remote(place: os.PathLike) -> bool:
+  """Whether a path lies in a bucket."""
+  return os.fspath(place).startswith(_BUCKET)
+
+
+def check_bucket(place: pathlib.Path, flag: str = '--workdir'):
+  """Refuses a bucket that cannot be reached; does nothing for a disk.
+
+  Args:
+    place: From `path`.
+    flag: The name it was given by.
+
+  Raises:
+    Refused: One sentence.
+  """
+  if not is_remote(place):
+    return
+  from google.cloud import storage
+
+  name, _ = _split(place)
+  try:
+    storage.Client().get_bucket(name, timeout=30)
+  except Exception as error:  # Of the network, the credentials, the bucket.
+    told = ' '.join(str(error).split())
+    raise refusals.Refused(
+      f'{flag} is {place}, whose bucket cannot be reached: {told}'
+    ) from error
+
+
+def write(place: pathlib.Path, text: str):
+  """Writes a file, whole or not at all."""
+  if is_remote(place):
+    place.write_text(text)
+    return
+  partial = place.with_name(f'.{place.name}.partial')
+  partial.write_text(text)
+  os.replace(partial, place)
+
+
+def _is_installed(name: str) -> bool:
+  try:
+    return importlib.util.find_spec(name) is not None
+  except ModuleNotFoundError:  # Its parent is missing.
+    return False
+
+
+def _split(place: os.PathLike) -> tuple[str, str]:
+  bucket, _, name = os.fspath(place).removeprefix(_BUCKET).partition('/')
+  return bucket, name
+
+
+# --- One process at a time ---------------------------------------------------
+
+
+class Lease:
+  """An object in a bucket that its holder keeps renewing.
+
+  The generation of the object, a number that every write changes, is both the
+  sign of life and the guard: no clocks are compared.
+  """
+
+  def __init__(self, place: pathlib.Path, seconds: float | None = None):
+    """Takes the lease, after a wait where a dead process left one.
+
+    Args:
+      place: The object.
+      seconds: How long an unrenewed lease counts; LEASE_SECONDS if None.
+
+    Raises:
+      Refused: When its holder is alive, or another process was quicker.
+    """
+    from google.api_core import exceptions
+    from google.cloud import storage
+
+    self._place, self._seconds = place, seconds or LEASE_SECONDS
+    self._refusal = exceptions.PreconditionFailed
+    bucket, name = _split(place)
+    self._bucket, self._name = storage.Client().bucket(bucket), name
+    self._is_lost = False
+    self._mine = f'{socket.gethostname()} {os.getpid()} {uuid.uuid4()}\n'
+    self._generation = self._write(self._generation_left())
+    self._stop = threading.Event()
+    self._thread = threading.Thread(target=self._renew, daemon=True)
+    self._thread.start()
+
+  def check(self):
+    """Raises Halted when another process has taken the lease."""
+    if self._is_lost:
+      raise refusals.Halted(
+        f'Another process has taken {self._place}, since this one could not '
+        f'renew it for {self._seconds:g} seconds. Nothing more is written.'
+      )
+
+  def close(self):
+    """Lets others in."""
+    self._stop.set()
+    self._thread.join()
+    if not self._is_lost:
+      blob = self._bucket.blob(self._name)
+      blob.delete(if_generation_match=self._generation)
+
+  def _generation_left(self) -> int:
+    """The generation of a lease that nobody renews; 0 where there is none."""
+    first = last = self._seen()
+    end = time.monotonic() + self._seconds
+    if first:
+      print(
+        f'{self._place} is there: waiting {self._seconds:g} seconds to see '
+        'whether its process is alive.'
+      )
+    while last and time.monotonic() < end:
+      time.sleep(self._seconds / _RENEWALS)
+      last = self._seen()
+      if last not in (0, first):
+        raise taken(self._place)
+    return last
+
+  def _seen(self) -> int:
+    blob = self._bucket.get_blob(self._name)
+    return blob.generation if blob else 0
+
+  def _write(self, generation: int) -> int:
+    """Replaces one generation; returns the next."""
+    blob = self._bucket.blob(self._name)
+    try:
+      blob.upload_from_string(self._mine, if_generation_match=generation)
+    except self._refusal as error:
+      raise taken(self._place) from error
+    return blob.generation
+
+  def _renew(self):
+    while not self._stop.wait(self._seconds / _RENEWALS):
+      try:
+        self._generation = self._write(self._generation)
+      except refusals.Refused:
+        # A write whose answer was lost counts too: it is ours if it says so.
+        self._is_lost = not self._took_back()
+        if self._is_lost:
+          return
+      except Exception:  # The network: tried again, as long as it is ours.
+        continue
+
+  def _took_back(self) -> bool:
+    try:
+      blob = self._bucket.get_blob(self._name)
+      if blob is None or blob.download_as_text() != self._mine:
+        return False
+      self._generation = blob.generation
+    except Exception:  # Not known: the next renewal will say.
+      return True
+    return True
+
+
+def taken(place: pathlib.Path) -> refusals.Refused:
+  """The refusal of a run directory that another process holds."""
+  return refusals.Refused(
+    f'--workdir is {place.parent}, where another process is training.'
+  )
