@@ -12,7 +12,7 @@ fail() {
 }
 
 # The comment at the head of the script is its help.
-help() {
+usage() {
   awk 'NR > 1 && !/^#/ {exit} NR > 1 {sub(/^# ?/, ""); print}' "$0"
   exit 0
 }
@@ -66,8 +66,8 @@ needs_program() {
 needs_training_flags() {
   local flag
   for flag in --config --workdir; do
-    case " $* " in
-      *" $flag="* | *" $flag "*) ;;
+    case " $*" in
+      *" $flag="*) ;;
       *) fail "$flag is missing among the training flags '$*'; needed are --config=configs/NAME.py and --workdir=DIR" ;;
     esac
   done

@@ -26,7 +26,7 @@ ENVIRONMENT=(--env=PYTHONUNBUFFERED=1)
 ACTION=${1:-}
 case $ACTION in
   image | create | list | logs | delete) shift ;;
-  -h | --help | help) help ;;
+  -h | --help | help) usage ;;
   *) fail "the action is '$ACTION'; allowed are $ACTIONS" ;;
 esac
 while [ $# -gt 0 ]; do
@@ -45,7 +45,7 @@ while [ $# -gt 0 ]; do
     --slice=*) SLICE=${1#*=} ;;
     --worker=*) WORKER=${1#*=} ;;
     --dry-run) DRY_RUN=1 ;;
-    -h | --help) help ;;
+    -h | --help) usage ;;
     --) shift && break ;;
     *) fail "the option is '$1'; allowed are --cluster=, --zone=, --project=, --workload=, --tpu-type=, --num-slices=, --docker-image=, --base-docker-image=, --script-dir=, --max-restarts=, --env=KEY=VALUE, --slice=, --worker=, --dry-run and --help, and after -- the training flags" ;;
   esac
@@ -85,7 +85,7 @@ create() {
   needs_training_flags "$@"
   # The command becomes a line of a pod's specification, where $(...) would be replaced.
   case "$*" in
-    *$'\n'* | *'$('*) fail "a training flag in '$*' holds a line break or \$(, which a pod's command cannot; allowed is all else" ;;
+    *$'\n'* | *"\$("*) fail "a training flag in '$*' holds a line break or \$(, which a pod's command cannot; allowed is all else" ;;
   esac
   local flags=(--workload="$WORKLOAD" --tpu-type="$TYPE" --num-slices="$SLICES")
   if [ -n "$IMAGE" ] && [ -z "$BASE$DIR" ]; then

@@ -46,20 +46,31 @@ PYTHONUNBUFFERED=1 srun "${flags[@]}" .venv/bin/python -m actfocus_jax.train "$@
 step=$!
 
 # srun hands SIGTERM to all processes, which save and end.
-out_of_time=
-trap 'kill -TERM "$step" || true' TERM
-trap 'out_of_time=1; kill -TERM "$step" || true' USR1
+cause=
+# shellcheck disable=SC2317,SC2329  # The traps call it.
+forward() {
+  cause=$1 signalled=1
+  kill -TERM "$step" 2>/dev/null || true
+}
+trap 'forward cancelled' TERM
+trap 'forward time' USR1
 # A signal ends `wait`, not the step.
-while :; do
-  status=0
+signalled=1
+while [ -n "$signalled" ]; do
+  signalled='' status=0
   wait "$step" || status=$?
-  kill -0 "$step" 2>/dev/null || break
 done
 
-# 2 is a refusal, which a second try would meet again.
-if [ "$status" != 0 ] && [ "$status" != 2 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$RESTARTS" ]; then
-  echo "srun ended with $status; the job goes back to the queue"
-  out_of_time=1
-fi
-[ -z "$out_of_time" ] || scontrol requeue "$SLURM_JOB_ID"
+# 2 is a refusal, which a second try would meet again; 143 is scancel's SIGTERM in the first
+# seconds, before training can save.
+case $cause:$status in
+  time:*) scontrol requeue "$SLURM_JOB_ID" ;;
+  :0 | :2 | :143 | cancelled:*) ;;
+  *)
+    if [ "${SLURM_RESTART_COUNT:-0}" -lt "$RESTARTS" ]; then
+      echo "srun ended with $status; the job goes back to the queue"
+      scontrol requeue "$SLURM_JOB_ID"
+    fi
+    ;;
+esac
 exit "$status"

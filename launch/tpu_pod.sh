@@ -25,7 +25,7 @@ NODES=1 RUNTIME='' SPOT='' WORKER=0 NODE=0
 ACTION=${1:-}
 case $ACTION in
   create | status | setup | run | logs | stop | delete) shift ;;
-  -h | --help | help) help ;;
+  -h | --help | help) usage ;;
   *) fail "the action is '$ACTION'; allowed are $ACTIONS" ;;
 esac
 while [ $# -gt 0 ]; do
@@ -40,7 +40,7 @@ while [ $# -gt 0 ]; do
     --worker=*) WORKER=${1#*=} ;;
     --node=*) NODE=${1#*=} ;;
     --dry-run) DRY_RUN=1 ;;
-    -h | --help) help ;;
+    -h | --help) usage ;;
     --) shift && break ;;
     *) fail "the option is '$1'; allowed are --name=, --zone=, --project=, --type=, --node-count=, --runtime-version=, --spot, --worker=, --node=, --dry-run and --help, and after -- what is passed on" ;;
   esac
