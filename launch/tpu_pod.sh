@@ -58,15 +58,15 @@ case $ACTION in
   *) [ $# -eq 0 ] || fail "'$*' stands after -- but $ACTION passes nothing on; allowed with create and run" ;;
 esac
 
-# gcloud VERB [flags], for this pod. Queued resources serve every generation, several slices
+# pod VERB ARGUMENTS: gcloud, at the place of this pod. Queued resources serve every generation, several slices
 # and spot capacity alike, so they are the only way taken.
 pod() {
-  run gcloud compute tpus queued-resources "$1" "$NAME" --project="$PROJECT" --zone="$ZONE" "${@:2}"
+  run gcloud compute tpus queued-resources "$1" --project="$PROJECT" --zone="$ZONE" "${@:2}"
 }
 
 # Runs a shell command in the home directory of every worker at once.
 everywhere() {
-  pod ssh --node=all --worker=all --batch-size=all --command="$1"
+  pod ssh "$NAME" --node=all --worker=all --batch-size=all --command="$1"
 }
 
 create() {
@@ -89,7 +89,7 @@ create() {
     flags+=(--node-id="$NAME")
   fi
   [ -z "$SPOT" ] || flags+=(--spot)
-  pod create "${flags[@]}" "$@"
+  pod create "$NAME" "${flags[@]}" "$@"
 }
 
 setup() {
@@ -113,10 +113,10 @@ start() {
 needs_program gcloud
 case $ACTION in
   create) create "$@" ;;
-  status) pod describe --format='value(state.state)' ;;
+  status) pod describe "$NAME" --format='value(state.state)' ;;
   setup) setup ;;
   run) start "$@" ;;
-  logs) pod ssh --node="$NODE" --worker="$WORKER" --command='bash actfocus_jax/launch/tpu_worker.sh logs' ;;
+  logs) pod ssh "$NAME" --node="$NODE" --worker="$WORKER" --command='bash actfocus_jax/launch/tpu_worker.sh logs' ;;
   stop) everywhere 'bash actfocus_jax/launch/tpu_worker.sh stop' ;;
-  delete) pod delete --force ;;
+  delete) pod delete "$NAME" --force ;;
 esac
