@@ -28,6 +28,22 @@ TRAINING = (
   '--workdir=gs://b/r',
 )
 
+# A Python that makes environments and trains until SIGTERM.
+PYTHON = """
+case "$*" in
+  *version_info*) exit 0 ;;
+  *sys.version*) echo 3.12 ;;
+  *"uv python find"*) echo "$0" ;;
+  *"-m venv"*) mkdir -p "${@: -1}/bin"; cp "$0" "${@: -1}/bin/python" || true ;;
+  *actfocus_jax.train*)
+    echo "step 0"
+    case "$*" in *refused*) echo "error: no"; exit 2 ;; esac
+    trap 'echo saved; exit 0' TERM
+    while :; do sleep 0.05; done
+    ;;
+esac
+"""
+
 _RECORD = """#!/bin/bash
 number=$(ls "$STUB_CALLS" | wc -l)
 printf '%s\\0' "${{0##*/}}" "$@" >"$STUB_CALLS/$(printf '%03d' "$number")"

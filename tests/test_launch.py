@@ -1,4 +1,4 @@
-"""launch/tpu_pod.sh and gke_xpk.sh against stub gcloud, xpk and kubectl."""
+"""launch/tpu_pod.sh and tpu_worker.sh against stub gcloud and Python."""
 
 import contextlib
 import os
@@ -16,9 +16,6 @@ PLACE = ('--project=my-project', '--zone=us-east5-a')
 ALL = ('--node=all', '--worker=all', '--batch-size=all')
 GCLOUD = ('gcloud', 'compute', 'tpus', 'queued-resources')
 WORKER = 'bash actfocus_jax/launch/tpu_worker.sh'
-CLUSTER = ('--cluster=c-1', '--zone=us-east5-a', '--project=my-project')
-XPK = ('--cluster=c-1', '--project=my-project', '--zone=us-east5-a')
-WORKLOAD = ('--workload=run-1', '--tpu-type=v6e-16')
 
 # A worker's home: what ssh's command would do there, or scp's copy.
 GCLOUD_ON_WORKER = """
@@ -31,20 +28,6 @@ if [ "$4" = scp ]; then
   cp "$7" "$HOME/${8#*:}"
 fi
 """
-PYTHON_ON_WORKER = """
-case "$*" in
-  *version_info*) exit 0 ;;
-  *sys.version*) echo 3.12 ;;
-  *"uv python find"*) echo "$0" ;;
-  *"-m venv"*) mkdir -p "${@: -1}/bin"; cp "$0" "${@: -1}/bin/python" || true ;;
-  *actfocus_jax.train*)
-    echo "step 0"
-    case "$*" in *refused*) echo "error: no"; exit 2 ;; esac
-    trap 'echo saved; exit 0' TERM
-    while :; do sleep 0.05; done
-    ;;
-esac
-"""
 
 
 @pytest.fixture
@@ -56,7 +39,7 @@ def machine(tmp_path):
 def worker(machine):
   """The machine, as its own only worker, with a stub of Python."""
   machine.stub('gcloud', GCLOUD_ON_WORKER)
-  machine.stub('python3', PYTHON_ON_WORKER)
+  machine.stub('python3', launch_stubs.PYTHON)
   yield machine
   pid = machine.home / 'actfocus_jax/runs/pod/pid'
   if pid.exists():
@@ -174,14 +157,6 @@ def test_pod_takes_its_place_from_the_environment(machine):
     ('tpu_pod.sh', 'logs', *POD),
     ('tpu_pod.sh', 'stop', *POD),
     ('tpu_pod.sh', 'delete', *POD),
-    ('gke_xpk.sh', 'image', '--docker-image=gcr.io/p/i:1'),
-    (
-      *('gke_xpk.sh', 'create', *CLUSTER, *WORKLOAD, '--docker-image=i'),
-      *('--env=A=b c', '--num-slices=2', '--', *TRAINING, "it's"),
-    ),
-    ('gke_xpk.sh', 'list', *CLUSTER),
-    ('gke_xpk.sh', 'logs', *CLUSTER, '--workload=run-1'),
-    ('gke_xpk.sh', 'delete', *CLUSTER, '--workload=run-1'),
   ],
   ids=lambda arguments: ' '.join(arguments[:2]),
 )
@@ -191,7 +166,7 @@ def test_dry_run_prints_what_is_run(machine, arguments):
 
 def test_training_flags_reach_every_worker_intact(worker):
   tree = worker.home / 'actfocus_jax'
-  launch_stubs.script(tree / '.venv/bin/python', PYTHON_ON_WORKER)
+  launch_stubs.script(tree / '.venv/bin/python', launch_stubs.PYTHON)
   worker.run('tpu_pod.sh', 'setup', *POD)
   worker.forget()
   succeeds(pod(worker, 'run', '--', *TRAINING, *AWKWARD, 'two\nlines'))
@@ -233,7 +208,7 @@ def test_the_life_of_a_pod(worker):
 
 def test_a_stop_that_takes_too_long_is_told(worker):
   succeeds(pod(worker, 'setup'))
-  stubborn = PYTHON_ON_WORKER.replace('echo saved; exit 0', 'echo not yet')
+  stubborn = launch_stubs.PYTHON.replace('echo saved; exit 0', 'echo not yet')
   launch_stubs.script(worker.home / 'actfocus_jax/.venv/bin/python', stubborn)
   succeeds(pod(worker, 'run', '--', *TRAINING))
   result = pod(worker, 'stop', STOP_SECONDS='0.2')
@@ -295,175 +270,54 @@ def test_setup_installs_once(worker):
 
 
 def test_a_failed_installation_is_tried_again(worker):
-  broken = PYTHON_ON_WORKER + '[[ $* != *requirement* ]] || exit 7'
+  broken = launch_stubs.PYTHON + '[[ $* != *requirement* ]] || exit 7'
   worker.stub('python3', broken)
   assert pod(worker, 'setup').returncode == 7
-  worker.stub('python3', PYTHON_ON_WORKER)
+  worker.stub('python3', launch_stubs.PYTHON)
   worker.forget()
   succeeds(pod(worker, 'setup'))
   assert any('jax[tpu]' in call for call in worker.calls())
 
 
-def test_gke_image(machine):
-  succeeds(machine.run('gke_xpk.sh', 'image', '--docker-image=gcr.io/p/i:1'))
-  assert machine.calls() == [
-    [
-      *('docker', 'build', f'--file={machine.root}/launch/Containerfile'),
-      *('--platform=linux/amd64', '--build-arg=ACCELERATOR=tpu'),
-      *('--build-arg=RUN_AS=0', '--tag=gcr.io/p/i:1', str(machine.root)),
-    ],
-    ['docker', 'push', 'gcr.io/p/i:1'],
-  ]
-
-
-@pytest.mark.parametrize(
-  ('options', 'flags', 'distributed'),
-  [
-    (
-      ['--docker-image=gcr.io/p/i:1'],
-      ['--num-slices=1', '--docker-image=gcr.io/p/i:1', '--max-restarts=10'],
-      '',
-    ),
-    (
-      ['--num-slices=2', '--docker-image=i', '--max-restarts=0'],
-      ['--num-slices=2', '--docker-image=i', '--max-restarts=0'],
-      '--distributed=on ',
-    ),
-    (
-      ['--base-docker-image=local:tpu', '--script-dir=/'],
-      [
-        *('--num-slices=1', '--base-docker-image=local:tpu'),
-        *('--script-dir=/', '--max-restarts=10'),
-      ],
-      '',
-    ),
-  ],
-)
-def test_gke_create(machine, options, flags, distributed):
-  arguments = (*CLUSTER, *WORKLOAD, *options, '--env=A=b c', '--', *TRAINING)
-  succeeds(machine.run('gke_xpk.sh', 'create', *arguments))
-  assert machine.calls() == [
-    [
-      *('xpk', 'workload', 'create', *XPK, *WORKLOAD, *flags),
-      '--restart-on-user-code-failure',
-      '--termination-grace-period-seconds=300',
-      *('--env=PYTHONUNBUFFERED=1', '--env=A=b c'),
-      '--command=exec python -m actfocus_jax.train '
-      f'{distributed}{" ".join(TRAINING)}',
-    ]
-  ]
-
-
-def test_gke_list_logs_and_delete(machine):
-  name = '--workload=run-1'
-  succeeds(machine.run('gke_xpk.sh', 'list', *CLUSTER))
-  succeeds(
-    machine.run('gke_xpk.sh', 'logs', *CLUSTER, name, '--slice=1', '--worker=2')
-  )
-  succeeds(machine.run('gke_xpk.sh', 'delete', *CLUSTER, name))
-  jobset = 'jobset.sigs.k8s.io'
-  assert machine.calls() == [
-    ['xpk', 'workload', 'list', *XPK],
-    [
-      *('kubectl', 'logs', '--context=gke_my-project_us-east5_c-1'),
-      *('--follow', '--tail=100', '--all-containers'),
-      f'--selector={jobset}/jobset-name=run-1,{jobset}/job-index=1,'
-      'batch.kubernetes.io/job-completion-index=2',
-    ],
-    ['xpk', 'workload', 'delete', *XPK, name],
-  ]
-
-
-def test_training_flags_and_signals_reach_a_gke_pod(machine):
-  awkward = [flag for flag in AWKWARD if '$(' not in flag]
-  arguments = (*CLUSTER, *WORKLOAD, '--docker-image=i', '--', *TRAINING)
-  succeeds(machine.run('gke_xpk.sh', 'create', *arguments, *awkward, "it's"))
-  (call,) = machine.calls()
-  command = call[-1].removeprefix('--command=')
-  machine.stub('python', PYTHON_ON_WORKER)
-  machine.forget()
-  # xpk puts the command into a subshell and passes SIGTERM on to that.
-  pod_script = machine.root / 'launch/pod.sh'
-  pod_script.write_text(
-    f"trap 'kill -TERM $!' TERM\n({command}) & PID=$!\n"
-    'while kill -0 $PID 2>/dev/null; do sleep 0.05; done\nwait $PID\n'
-  )
-  process = machine.start('pod.sh')
-  try:
-    assert process.stdout.readline() == 'step 0\n'
-    process.terminate()
-    out, err = process.communicate(timeout=10)
-  finally:
-    launch_stubs.end(process)
-  assert (process.returncode, out) == (0, 'saved\n'), err
-  assert machine.calls()[0] == [
-    *('python', '-m', 'actfocus_jax.train', *TRAINING, *awkward, "it's")
-  ]
-
-
 REFUSED = {
-  'tpu_pod.sh': ['action', "''", 'create', 'delete'],
-  'tpu_pod.sh launch': ['action', 'launch', 'setup'],
-  'tpu_pod.sh --dry-run status': ['action', '--dry-run'],
-  'tpu_pod.sh status': ['--name', 'TPU_NAME', "''"],
-  'tpu_pod.sh status --name=-a': ['--name', '-a', 'letter'],
-  'tpu_pod.sh status --name=A': ['--name', 'A'],
-  "tpu_pod.sh status --name='a b'": ['--name', 'a b'],
-  'tpu_pod.sh status --name a': ['--name', '--name='],
-  'tpu_pod.sh status POD --zone=': ['--zone', 'TPU_ZONE'],
-  'tpu_pod.sh status POD --zone=us-east5': ['--zone', 'us-east5'],
-  'tpu_pod.sh status POD --project=-p': ['--project', '-p'],
-  'tpu_pod.sh status POD --speed=1': ['--speed=1', '--spot'],
-  'tpu_pod.sh status POD -- --x': ['--x', 'status', 'create and run'],
-  'tpu_pod.sh create POD': ['--type', 'TPU_TYPE', 'v5litepod-N'],
-  'tpu_pod.sh create POD --type=v5e-16': ['--type', 'v5e-16', 'v5litepod-N'],
-  'tpu_pod.sh create POD --type=v4-8 --node-count=0': ['--node-count', '0'],
-  'tpu_pod.sh create POD --type=- --runtime-version=v': ['--type', "'-'"],
-  'tpu_pod.sh logs POD --worker=all': ['--worker', 'all', '0 or more'],
-  'tpu_pod.sh logs POD --node=-1': ['--node', '-1'],
-  'tpu_pod.sh run POD': ['--config', '--workdir'],
-  'tpu_pod.sh run POD -- --workdir=d': ['--config', 'missing'],
-  'tpu_pod.sh run POD -- --config=c': ['--workdir', 'missing'],
-  'tpu_pod.sh run POD --config=c --workdir=d': ['--config=c', 'after --'],
-  'gke_xpk.sh run': ['action', 'run', 'create'],
-  'gke_xpk.sh list': ['--cluster', 'XPK_CLUSTER'],
-  'gke_xpk.sh list CLUSTER --zone=x': ['--zone', 'x'],
-  'gke_xpk.sh delete CLUSTER': ['--workload', "''"],
-  'gke_xpk.sh delete CLUSTER --workload=-': ['--workload', '-'],
-  'gke_xpk.sh list CLUSTER -- a': ['list', 'create'],
-  'gke_xpk.sh logs CLUSTER --workload=w --slice=x': ['--slice', 'x'],
-  'gke_xpk.sh image': ['--docker-image', "''"],
-  'gke_xpk.sh create NEW': ['--docker-image', '--base-docker-image'],
-  'gke_xpk.sh create NEW --docker-image=i --base-docker-image=b': ['image'],
-  'gke_xpk.sh create NEW --base-docker-image=b --script-dir=/none': ['/none'],
-  'gke_xpk.sh create NEW --num-slices=0': ['--num-slices', '0'],
-  'gke_xpk.sh create NEW --max-restarts=x': ['--max-restarts', 'x'],
-  'gke_xpk.sh create NEW --env=A': ['--env=A', '--env=KEY=VALUE'],
-  "gke_xpk.sh create CLUSTER --workload=w --tpu-type=v6e-8 -- --config='$(a)' "
-  '--workdir=d': ['$(a)', '$('],
+  '': ['action', "''", 'create', 'delete'],
+  'launch': ['action', 'launch', 'setup'],
+  '--dry-run status': ['action', '--dry-run'],
+  'status': ['--name', 'TPU_NAME', "''"],
+  'status --name=-a': ['--name', '-a', 'letter'],
+  'status --name=A': ['--name', 'A'],
+  "status --name='a b'": ['--name', 'a b'],
+  'status --name a': ['--name', '--name='],
+  'status POD --zone=': ['--zone', 'TPU_ZONE'],
+  'status POD --zone=us-east5': ['--zone', 'us-east5'],
+  'status POD --project=-p': ['--project', '-p'],
+  'status POD --speed=1': ['--speed=1', '--spot'],
+  'status POD -- --x': ['--x', 'status', 'create and run'],
+  'create POD': ['--type', 'TPU_TYPE', 'v5litepod-N'],
+  'create POD --type=v5e-16': ['--type', 'v5e-16', 'v5litepod-N'],
+  'create POD --type=v4-8 --node-count=0': ['--node-count', '0'],
+  'create POD --type=- --runtime-version=v': ['--type', "'-'"],
+  'logs POD --worker=all': ['--worker', 'all', '0 or more'],
+  'logs POD --node=-1': ['--node', '-1'],
+  'run POD': ['--config', '--workdir'],
+  'run POD -- --workdir=d': ['--config', 'missing'],
+  'run POD -- --config=c': ['--workdir', 'missing'],
+  'run POD --config=c --workdir=d': ['--config=c', 'after --'],
 }
 
 
 @pytest.mark.parametrize('command', REFUSED)
 def test_refusals(machine, command):
-  command_line = (
-    command.replace('POD', ' '.join(POD))
-    .replace('NEW', f'CLUSTER {" ".join(WORKLOAD)} TRAINING')
-    .replace('CLUSTER', ' '.join(CLUSTER))
-  )
-  words = shlex.split(command_line)
-  if 'TRAINING' in words:
-    words.remove('TRAINING')
-    words += ['--', *TRAINING]
-  assert_refused(machine, machine.run(*words), *REFUSED[command])
+  words = shlex.split(command.replace('POD', shlex.join(POD)))
+  assert_refused(machine, machine.run('tpu_pod.sh', *words), *REFUSED[command])
 
 
 @pytest.mark.parametrize(
   'words',
   [
     ('tpu_pod.sh', 'status', *POD),
-    ('gke_xpk.sh', 'list', *CLUSTER),
-    ('gke_xpk.sh', 'logs', *CLUSTER, '--workload=w'),
+    ('gke_xpk.sh', 'list', *PLACE, '--cluster=c'),
+    ('gke_xpk.sh', 'logs', *PLACE, '--cluster=c', '--workload=w'),
     ('gke_xpk.sh', 'image', '--docker-image=i'),
     ('gpu.sh', '--', '--config=c', '--workdir=runs/x'),
   ],
@@ -491,10 +345,3 @@ def test_the_exit_code_of_a_failing_program_is_the_scripts(machine):
   machine.forget()
   assert pod(machine, 'setup').returncode == 3
   assert [call[0] for call in machine.calls()] == ['mkdir', 'tar', 'gcloud']
-  machine.stub('xpk', 'exit 4')
-  assert machine.run('gke_xpk.sh', 'list', *CLUSTER).returncode == 4
-  machine.stub('docker', 'exit 5')
-  machine.forget()
-  result = machine.run('gke_xpk.sh', 'image', '--docker-image=i')
-  assert result.returncode == 5
-  assert len(machine.calls()) == 1
