@@ -1,34 +1,41 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: makes .venv and installs requirements.txt.
+# Makes .venv and installs requirements.txt; the other scripts source it.
 #
-#   PYTHON   the interpreter that .venv is made with (default python3); 3.11 or newer
+#   PYTHON        the interpreter that .venv is made with (default python3); 3.11 or newer
+#   ACCELERATOR   cpu (default), cuda12, cuda13 or tpu: which build of JAX is installed
 #
-# A second run with the same requirements and interpreter installs nothing.
+# A second run with the same requirements, interpreter and accelerator installs nothing.
+set -euo pipefail
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/commands.sh
+. "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
+
 VENV="$ROOT/.venv"
-# Without PYTHON an environment that is there keeps its interpreter.
-if [ -z "${PYTHON:-}" ] && [ -x "$VENV/bin/python" ] && [ -f "$VENV/.installed" ]; then
-  PYTHON="$VENV/bin/python"
+stamp="$VENV/.installed"
+# An environment that is there keeps what is not said otherwise.
+if [ -x "$VENV/bin/python" ] && [ -f "$stamp" ]; then
+  PYTHON=${PYTHON:-$VENV/bin/python}
+  ACCELERATOR=${ACCELERATOR:-$(cat "$VENV/.accelerator" 2>/dev/null || echo cpu)}
 fi
 PYTHON=${PYTHON:-python3}
+ACCELERATOR=${ACCELERATOR:-cpu}
 
-fail() {
-  echo "error: $*" >&2
-  exit 2
-}
-
+check ACCELERATOR "$ACCELERATOR" 'cpu|cuda12|cuda13|tpu' "cpu, cuda12, cuda13 or tpu"
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
   fail "PYTHON is '$PYTHON', which is no Python of 3.11 or newer; set PYTHON, e.g. PYTHON=python3.12"
 
 wanted="$("$PYTHON" -c 'import sys; print(sys.version)') $(cksum <"$ROOT/requirements.txt")"
-stamp="$VENV/.installed"
+packages=(--requirement "$ROOT/requirements.txt")
+if [ "$ACCELERATOR" != cpu ]; then
+  wanted="$wanted $ACCELERATOR"
+  packages+=("jax[$ACCELERATOR]")
+fi
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
-  echo "Installing requirements.txt into .venv; this happens once and takes a few minutes."
+  echo "Installing requirements.txt for $ACCELERATOR into .venv; this happens once and takes a few minutes."
   rm -f "$stamp"
   "$PYTHON" -m venv --clear "$VENV"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-    --requirement "$ROOT/requirements.txt"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "${packages[@]}"
+  echo "$ACCELERATOR" >"$VENV/.accelerator"
   echo "$wanted" >"$stamp"
 fi
 

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Trains on the GPUs of one box, in a container.
+#
+#   bash launch/gpu.sh [--engine=docker|podman] [--gpus=all|0,1] [--accelerator=cuda12|cuda13] \
+#     [--mount=DIR ...] [--dry-run] -- --config=configs/NAME.py --workdir=runs/RUN [training flags]
+#
+# Needs the NVIDIA driver and its container toolkit. runs/ of this tree and the cache of Hugging
+# Face files (HF_HOME, default ~/.cache/huggingface) are the host's; a relative workdir lies in
+# runs/. --mount shows the container one more directory of the host, such as that of a model,
+# read-only and under its own name. Ctrl-C and SIGTERM save and stop; the same command goes on. Without a container:
+#
+#   ACCELERATOR=cuda12 bash launch/environment.sh && .venv/bin/python -m actfocus_jax.train ...
+set -euo pipefail
+
+# shellcheck source=launch/commands.sh
+. "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
+
+ENGINE=docker GPUS=all ACCELERATOR=cuda12
+mounts=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --engine=*) ENGINE=${1#*=} ;;
+    --gpus=*) GPUS=${1#*=} ;;
+    --accelerator=*) ACCELERATOR=${1#*=} ;;
+    --mount=*) mounts+=("${1#*=}") ;;
+    --dry-run) DRY_RUN=1 ;;
+    -h | --help | help) usage ;;
+    --) shift && break ;;
+    *) fail "the option is '$1'; allowed are --engine=, --gpus=, --accelerator=, --mount=, --dry-run and --help, and after -- the training flags" ;;
+  esac
+  shift
+done
+check --engine "$ENGINE" 'docker|podman' 'docker or podman'
+check --gpus "$GPUS" 'all|[0-9]+(,[0-9]+)*' 'all, or numbers such as 0,1'
+for mount in ${mounts[@]+"${mounts[@]}"}; do
+  [[ $mount == /* && -d $mount ]] || fail "--mount is '$mount'; allowed is the absolute path of a directory"
+done
+check --accelerator "$ACCELERATOR" 'cuda1[23]' 'cuda12 or cuda13'
+needs_training_flags "$@"
+# Only runs/ outlives the container.
+for flag in "$@"; do
+  case $flag in
+    --workdir=runs/* | --workdir=gs://*) ;;
+    --workdir=*) fail "--workdir is '${flag#*=}'; allowed is a directory runs/RUN, which is the host's, or gs://BUCKET/RUN" ;;
+  esac
+done
+needs_program "$ENGINE"
+
+image=actfocus_jax:$ACCELERATOR
+cache=${HF_HOME:-$HOME/.cache/huggingface}
+flags=(
+  # An init process hands signals on and collects what ends; five minutes are for saving.
+  --rm --init --stop-timeout=300
+  # NCCL talks between GPUs through shared memory, and the default is 64 MB.
+  --shm-size=8g
+  # Files in runs/ then belong to who started this.
+  --user="$(id -u):$(id -g)"
+  --volume="$ROOT/runs:/app/runs" --volume="$cache:/cache/huggingface"
+)
+for mount in ${mounts[@]+"${mounts[@]}"}; do flags+=(--volume="$mount:$mount:ro"); done
+if [ "$ENGINE" = podman ]; then
+  flags+=(--userns=keep-id --security-opt=label=disable)
+  IFS=, read -ra numbers <<<"$GPUS"
+  for number in "${numbers[@]}"; do flags+=(--device="nvidia.com/gpu=$number"); done
+elif [ "$GPUS" = all ]; then
+  flags+=(--gpus=all)
+else
+  # The quotes are Docker's: without them it takes what follows the comma for another option.
+  flags+=(--gpus="\"device=$GPUS\"")
+fi
+# The live display wants a terminal, where there is one.
+if [ -t 0 ] && [ -t 1 ]; then flags+=(--interactive --tty); fi
+
+run mkdir -p "$ROOT/runs" "$cache"
+run "$ENGINE" build --file="$ROOT/launch/Containerfile" --build-arg=ACCELERATOR="$ACCELERATOR" --tag="$image" "$ROOT"
+run_last "$ENGINE" run "${flags[@]}" "$image" "$@"

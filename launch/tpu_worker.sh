@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# What launch/tpu_pod.sh has each worker of a pod do, in the tree that it copied there.
+#
+#   bash launch/tpu_worker.sh setup|idle|stop|logs
+#   bash launch/tpu_worker.sh run TRAINING FLAGS
+#
+# Training holds a lock on runs/pod/lock for as long as it lives. So whether it runs is asked
+# of the kernel, and neither a reboot nor a process id used again gives a wrong answer.
+#
+#   START_SECONDS   how long `run` waits for training to refuse its flags (default 5)
+#   STOP_SECONDS    how long `stop` waits for training to save (default 600)
+set -euo pipefail
+
+# shellcheck source=launch/commands.sh
+. "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
+
+cd "$ROOT"
+mkdir -p runs/pod
+
+# ended SECONDS: waits for training to end; fails where it still runs then.
+ended() {
+  flock --timeout "$1" runs/pod/lock true
+}
+
+busy() {
+  fail "training runs already on $(hostname); stop it first with launch/tpu_pod.sh stop"
+}
+
+
+setup() {
+  if [ -z "${PYTHON:-}" ] && [ ! -f .venv/.installed ]; then
+    # The images' own Python may be 3.10; uv brings a newer one into the home directory.
+    PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
+    python3 -m uv python install 3.12
+    PYTHON=$(python3 -m uv python find --managed-python 3.12)
+    export PYTHON
+  fi
+  ACCELERATOR=tpu bash launch/environment.sh
+}
+
+start() {
+  local pid status=0
+  [ -x .venv/bin/python ] || fail "there is no .venv on $(hostname); run launch/tpu_pod.sh setup first"
+  exec 9>>runs/pod/lock
+  flock --nonblock 9 || busy
+  # A session of its own, with no terminal: a dropped ssh does not end it.
+  PYTHONUNBUFFERED=1 setsid nohup .venv/bin/python -m actfocus_jax.train --distributed=on "$@" \
+    </dev/null >>runs/pod/log 2>&1 &
+  pid=$!
+  exec 9>&-
+  echo "$pid" >runs/pod/pid
+  if ended "${START_SECONDS:-5}"; then
+    wait "$pid" || status=$?
+    tail -n 5 runs/pod/log >&2
+    exit "$status"
+  fi
+  echo "training runs on $(hostname) as process $pid"
+}
+
+stop() {
+  if ended 0; then
+    echo "no training runs on $(hostname)"
+    return
+  fi
+  kill -TERM "$(cat runs/pod/pid)"
+  ended "${STOP_SECONDS:-600}" ||
+    fail "training still runs on $(hostname) ${STOP_SECONDS:-600} seconds after SIGTERM; see runs/pod/log there"
+}
+
+case ${1:-} in
+  idle) ended 0 || busy ;;
+  setup | stop) "$1" ;;
+  logs) exec tail -n 100 -F runs/pod/log ;;
+  run) start "${@:2}" ;;
+  *) fail "the action is '${1:-}'; allowed are setup, idle, run, stop and logs" ;;
+esac

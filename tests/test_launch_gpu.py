@@ -1,0 +1,305 @@
+"""launch/slurm.sh and gpu.sh against stubs; the container file; shellcheck."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import launch_stubs
+import pytest
+from launch_stubs import AWKWARD, assert_refused, succeeds
+
+ROOT = launch_stubs.ROOT
+SCRIPTS = sorted((ROOT / 'launch').glob('*.sh'))
+TRAINING = ('--config=configs/quickstart.py', '--workdir=runs/x')
+# What Slurm sets for two nodes of four GPUs.
+JOB = {
+  'SLURM_JOB_ID': '41',
+  'SLURM_NTASKS': '8',
+  'SLURM_NTASKS_PER_NODE': '4',
+  'SLURM_GPUS_ON_NODE': '4',
+}
+SRUN = ['srun', '--kill-on-bad-exit=1', '--gpu-bind=none']
+PYTHON = ['.venv/bin/python', '-m', 'actfocus_jax.train']
+REQUEUE = ['scontrol', 'requeue', '41']
+SRUN_THAT_SAVES = """
+trap 'echo saved; exit 0' TERM
+echo started
+while :; do sleep 0.05; done
+"""
+
+
+@pytest.fixture
+def machine(tmp_path):
+  machine = launch_stubs.Machine(tmp_path)
+  (machine.root / '.venv').mkdir()
+  (machine.root / '.venv/.accelerator').write_text('cuda12\n')
+  # Slurm runs a copy of the script from a directory of its own.
+  machine.environment['SLURM_SUBMIT_DIR'] = str(machine.root)
+  spool = tmp_path / 'spool'
+  shutil.copytree(machine.root / 'launch', spool)
+  machine.spool = spool
+  return machine
+
+
+def slurm(machine, *arguments, **environment):
+  script = str(machine.spool / 'slurm.sh')
+  return machine.run(script, *arguments, **{**JOB, **environment})
+
+
+def gpu(machine, *arguments):
+  return machine.run('gpu.sh', *arguments)
+
+
+def test_slurm_runs_one_process_per_gpu(machine):
+  succeeds(slurm(machine, *TRAINING, *AWKWARD))
+  assert machine.calls() == [[*SRUN, *PYTHON, *TRAINING, *AWKWARD]]
+  machine.forget()
+  succeeds(slurm(machine, *TRAINING, SLURM_CPUS_PER_TASK='6'))
+  assert machine.calls() == [[*SRUN, '--cpus-per-task=6', *PYTHON, *TRAINING]]
+
+
+def test_slurm_one_process_may_have_all_gpus(machine):
+  one = {'SLURM_NTASKS': '1', 'SLURM_NTASKS_PER_NODE': '1'}
+  succeeds(slurm(machine, *TRAINING, **one))
+  assert len(machine.calls()) == 1
+
+
+def test_slurm_asks_for_what_the_script_relies_on():
+  text = (ROOT / 'launch/slurm.sh').read_text()
+  asked = dict(re.findall(r'^#SBATCH --([a-z-]+)=?(.*)$', text, re.M))
+  assert asked['ntasks-per-node'] == asked['gpus-per-node']
+  assert asked['signal'] == 'B:USR1@300'
+  assert 'requeue' in asked
+  assert asked['open-mode'] == 'append'
+  # sbatch reads no directive after the first command.
+  assert text.index('set -euo') > text.rindex('#SBATCH')
+
+
+@pytest.mark.parametrize(
+  ('name', 'requeued'), [('SIGUSR1', True), ('SIGTERM', False)]
+)
+def test_slurm_signals_save_and_only_the_time_requeues(machine, name, requeued):
+  machine.stub('srun', SRUN_THAT_SAVES)
+  script = str(machine.spool / 'slurm.sh')
+  process = machine.start(script, *TRAINING, **JOB)
+  try:
+    assert process.stdout.readline() == 'started\n'
+    process.send_signal(getattr(launch_stubs.signal, name))
+    out, err = process.communicate(timeout=10)
+  finally:
+    launch_stubs.end(process)
+  assert (process.returncode, out) == (0, 'saved\n'), err
+  assert machine.calls()[1:] == ([REQUEUE] if requeued else [])
+
+
+@pytest.mark.parametrize(
+  ('status', 'environment', 'requeued'),
+  [
+    ('0', {}, False),
+    ('1', {}, True),
+    ('134', {'SLURM_RESTART_COUNT': '2'}, True),
+    ('1', {'SLURM_RESTART_COUNT': '3'}, False),
+    ('1', {'RESTARTS': '0'}, False),
+    ('2', {}, False),
+    ('143', {}, False),
+  ],
+)
+def test_slurm_a_died_process_requeues(machine, status, environment, requeued):
+  machine.stub('srun', f'exit {status}')
+  result = slurm(machine, *TRAINING, **environment)
+  assert result.returncode == int(status)
+  assert machine.calls()[1:] == ([REQUEUE] if requeued else [])
+
+
+def test_slurm_refusals(machine):
+  def refused(*words, arguments=TRAINING, **environment):
+    assert_refused(machine, slurm(machine, *arguments, **environment), *words)
+
+  refused('--workdir', 'missing', arguments=TRAINING[:1])
+  refused('sbatch', SLURM_JOB_ID='')
+  refused('sbatch', SLURM_SUBMIT_DIR=str(machine.home))
+  refused('RESTARTS', 'many', RESTARTS='many')
+  refused('--ntasks-per-node', "'1'", '4 GPUs', SLURM_NTASKS_PER_NODE='1')
+  (machine.root / '.venv/.accelerator').write_text('cpu\n')
+  refused('.accelerator', "'cpu'", 'ACCELERATOR=cuda12')
+  (machine.root / '.venv/.accelerator').unlink()
+  refused('.accelerator', "''", 'ACCELERATOR=cuda12')
+
+
+def container(machine, *flags, image='actfocus_jax:cuda12'):
+  user = ':'.join(
+    subprocess.check_output(['id', option], text=True).strip()
+    for option in ('-u', '-g')
+  )
+  return [
+    *('run', '--rm', '--init', '--stop-timeout=300', '--shm-size=8g'),
+    *(f'--user={user}', f'--volume={machine.root}/runs:/app/runs'),
+    f'--volume={machine.home}/.cache/huggingface:/cache/huggingface',
+    *(*flags, image, *TRAINING),
+  ]
+
+
+def build(machine, accelerator='cuda12'):
+  return [
+    *('build', f'--file={machine.root}/launch/Containerfile'),
+    f'--build-arg=ACCELERATOR={accelerator}',
+    *(f'--tag=actfocus_jax:{accelerator}', str(machine.root)),
+  ]
+
+
+def test_gpu_container(machine):
+  succeeds(gpu(machine, '--', *TRAINING))
+  mkdir, *commands = machine.calls()
+  assert mkdir[2:] == [
+    f'{machine.root}/runs',
+    f'{machine.home}/.cache/huggingface',
+  ]
+  assert commands == [
+    ['docker', *build(machine)],
+    ['docker', *container(machine, '--gpus=all')],
+  ]
+
+
+@pytest.mark.parametrize(
+  ('options', 'flags'),
+  [
+    (['--gpus=0,1'], ['--gpus="device=0,1"']),
+    (['--mount=/usr', '--mount=/'], ['/usr:/usr:ro', '/:/:ro']),
+    (['--engine=podman'], ['--device=nvidia.com/gpu=all']),
+    (['--engine=podman', '--gpus=0,3'], ['gpu=0', 'gpu=3']),
+  ],
+)
+def test_gpu_options(machine, options, flags):
+  succeeds(gpu(machine, *options, '--', *TRAINING))
+  engine = 'podman' if '--engine=podman' in options else 'docker'
+  *_, call = machine.calls()
+  assert call[0] == engine
+  if engine == 'podman':
+    rootless = ['--userns=keep-id', '--security-opt=label=disable']
+    names = [flag.split('/')[-1] for flag in flags]
+    devices = [f'--device=nvidia.com/{name}' for name in names]
+    expected = container(machine, *rootless, *devices)
+  elif '--gpus=0,1' in options:
+    expected = container(machine, *flags)
+  else:
+    volumes = [f'--volume={flag}' for flag in flags]
+    expected = container(machine, *volumes, '--gpus=all')
+  assert call[1:] == expected
+
+
+@pytest.mark.parametrize('engine', ['docker', 'podman'])
+def test_gpu_dry_run_prints_what_is_run(machine, engine):
+  launch_stubs.assert_dry_run_tells_the_truth(
+    machine,
+    *('gpu.sh', f'--engine={engine}', '--accelerator=cuda13'),
+    *('--', *TRAINING, *AWKWARD, "two\nlines, and it's"),
+  )
+
+
+def test_gpu_signals_reach_the_container_engine(machine):
+  machine.stub('docker', f'[ "$1" = run ] || exit 0\n{SRUN_THAT_SAVES}')
+  process = machine.start('gpu.sh', '--', *TRAINING)
+  try:
+    assert process.stdout.readline() == 'started\n'
+    process.terminate()
+    out, err = process.communicate(timeout=10)
+  finally:
+    launch_stubs.end(process)
+  assert (process.returncode, out) == (0, 'saved\n'), err
+
+
+def test_gpu_a_failed_build_runs_nothing(machine):
+  machine.stub('docker', 'exit 9')
+  assert gpu(machine, '--', *TRAINING).returncode == 9
+  assert [call[:2] for call in machine.calls()[1:]] == [['docker', 'build']]
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    ([], ['--config', 'missing']),
+    (['--', '--config=c', '--workdir=/tmp/x'], ['--workdir', '/tmp/x', 'runs']),
+    (['--config=c'], ['--config=c', 'after --']),
+    (['--engine=lxc', '--', *TRAINING], ['--engine', 'lxc', 'podman']),
+    (['--gpus=-1', '--', *TRAINING], ['--gpus', '-1', 'all']),
+    (['--accelerator=tpu', '--', *TRAINING], ['tpu', 'cuda12 or cuda13']),
+    (['--mount=runs', '--', *TRAINING], ['--mount', 'runs', 'absolute']),
+    (['--mount=/none', '--', *TRAINING], ['--mount', '/none']),
+  ],
+)
+def test_gpu_refusals(machine, arguments, words):
+  assert_refused(machine, gpu(machine, *arguments), *words)
+
+
+def test_container_file():
+  text = (ROOT / 'launch/Containerfile').read_text()
+  commands = dict(re.findall(r'^([A-Z]+) (.+)$', text, re.M))
+  assert re.fullmatch(r'[a-z]+:[\w.-]+', commands['FROM'])
+  # The exec form: Python itself gets the signals.
+  assert json.loads(commands['ENTRYPOINT'])[0] == 'python'
+  assert commands['USER'] == '$RUN_AS'
+  assert 'ARG RUN_AS=1000' in text
+  for copied in re.findall(r'^COPY (\S+)', text, re.M):
+    assert (ROOT / copied).exists()
+
+
+PYTHON_THAT_INSTALLS = """
+case "$*" in
+  *sys.version*) echo 3.12 ;;
+  *"-m venv"*)
+    mkdir -p "${@: -1}/bin"
+    cp "$0" "${@: -1}/bin/python" 2>/dev/null || true
+    ;;
+esac
+"""
+
+
+def test_an_environment_keeps_its_accelerator(machine):
+  def installs(**environment):
+    machine.forget()
+    succeeds(machine.run('environment.sh', **environment))
+    return [call[-1] for call in machine.calls() if 'pip' in call]
+
+  machine.stub('python3', PYTHON_THAT_INSTALLS)
+  requirements = str(machine.root / 'requirements.txt')
+  assert installs() == [requirements]
+  assert installs() == []
+  assert installs(ACCELERATOR='cuda12') == ['jax[cuda12]']
+  assert installs() == []
+  assert installs(ACCELERATOR='cpu') == [requirements]
+  machine.forget()
+  result = machine.run('environment.sh', ACCELERATOR='gpu')
+  assert_refused(machine, result, 'ACCELERATOR', "'gpu'", 'cuda12')
+
+
+@pytest.mark.parametrize('name', ['tpu_pod.sh', 'gke_xpk.sh', 'gpu.sh'])
+def test_help_is_the_head_of_the_script(machine, name):
+  for flag in ('--help', '-h', 'help'):
+    told = succeeds(machine.run(name, flag))
+    assert f'bash launch/{name} ' in told
+    assert 'set -e' not in told
+    assert len(told.splitlines()) > 9
+  assert machine.calls() == []
+
+
+@pytest.mark.parametrize('path', SCRIPTS, ids=lambda path: path.name)
+def test_scripts_parse_and_are_strict(path):
+  subprocess.run(['bash', '-n', path], check=True)
+  text = path.read_text()
+  assert path.name == 'commands.sh' or 'set -euo pipefail' in text
+  assert '\t' not in text
+
+
+def test_shellcheck():
+  if not shutil.which('shellcheck'):
+    pytest.skip('shellcheck is not installed')
+  checked = [f'launch/{path.name}' for path in SCRIPTS]
+  result = subprocess.run(
+    ['shellcheck', '-x', *checked, '.ci/run'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert result.returncode == 0, result.stdout
