@@ -158,9 +158,7 @@ def _splash(q_BTHC, k_BTJC, v_BTJC, *, interpret: bool) -> jax.Array:
 
 def _block(T: int) -> tuple[int, int]:
   """The block that fills up least, the smaller of two: it skips more."""
-  least = min(_BLOCKS)
-  if T <= least:
-    whole = -(-T // _LANES) * _LANES
-    return whole, whole
   size = min(_BLOCKS, key=lambda size: (-T % size, size))
-  return size, _BLOCKS[size]
+  if size > T:
+    size = -(-T // _LANES) * _LANES
+  return size, _BLOCKS.get(size, size)

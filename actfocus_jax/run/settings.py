@@ -407,9 +407,9 @@ def from_json(flat: dict[str, Any]) -> ConfigDict:
   return c.lock()
 
 
-# What may change when a run is continued in its workdir: it may go on with other
-# devices, and the attention is theirs. Where the model lies may change too: the
-# run knows its fingerprint.
+# What may change when a run is continued in its workdir. Devices may, and with
+# them what attends. Where the model lies may change too: the run knows its
+# fingerprint.
 _CONTINUABLE = (
   'num_steps',
   'eval.every',
