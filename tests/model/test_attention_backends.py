@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from actfocus_jax import assemble, command
+from actfocus_jax import assemble, command, recipe
 from actfocus_jax.model import (
   architecture,
   attention,
@@ -330,7 +330,10 @@ def test_the_mesh_decides_and_not_this_process(monkeypatch):
   monkeypatch.setattr(assemble.files, 'config', lambda path: config)
   c = settings.defaults()
   made = assemble.model(c, 'model', _Elsewhere())
-  assert nnx.merge(made.graphdef, _params(made)).attention == 'splash'
+  c.algo = 'ppo'
+  who = recipe.learners(c, made)
+  assert _attention(made, who.actor.graphdef) == 'splash'
+  assert _attention(made, who.critic.graphdef, is_critic=True) == 'splash'
   assert assemble.model(c, 'model', _mesh(1, 1)).attention == 'xla'
   c.model.attention = 'splash'
   refused = pytest.raises(settings.Refused, match='the devices are cpu')
@@ -338,8 +341,9 @@ def test_the_mesh_decides_and_not_this_process(monkeypatch):
     assemble.model(c, 'model', _mesh(1, 1))
 
 
-def _params(made):
-  return transformer.abstract(made.config, made.dtype)[1]
+def _attention(made, graphdef, **kwargs):
+  _, params = transformer.abstract(made.config, made.dtype, **kwargs)
+  return nnx.merge(graphdef, params).attention
 
 
 def test_a_run_may_go_on_with_another():
