@@ -29,7 +29,13 @@ from actfocus_jax.run import settings
 _CONTINUABLE = (
   *('num_steps', 'eval.every', 'eval.save', 'checkpoint.', 'mesh.'),
   *('env.threads', 'env.time_limit', 'model.path', 'model.revision'),
-  *('model.remat', 'rollout.slots', 'rollout.decode_steps', 'rollout.lengths'),
+  *(
+    'model.remat',
+    'model.attention',
+    'rollout.slots',
+    'rollout.decode_steps',
+    'rollout.lengths',
+  ),
   *('rollout.observation_block', 'rollout.cache_block', 'learner.fused'),
   *('learner.microbatch', 'learner.score_chunk', 'learner.self_check'),
 )
