@@ -25,7 +25,6 @@ from actfocus_jax.learner import state as state_lib
 from actfocus_jax.model import architecture, files, hf, transformer
 from actfocus_jax.model import mesh as mesh_lib
 from actfocus_jax.run import (
-  checks,
   directory,
   env_settings,
   own_classes,

@@ -176,7 +176,6 @@ def param_shardings(mesh: Mesh, rules: Rules, abstract_params: Any) -> Any:
     ValueError: if a parameter has no rule, or if its rule splits an axis that
       the mesh does not divide.
   """
-
   specs = match_rules(rules, abstract_params)
   splits = _splits(specs, abstract_params)
   # Data is left open: no rule splits a parameter over it.

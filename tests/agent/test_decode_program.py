@@ -1,4 +1,4 @@
-"""The compiled decode program: what it moves between devices, and its answer."""
+"""The compiled decode program: what it moves between devices, what it says."""
 
 import re
 
