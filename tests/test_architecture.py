@@ -32,6 +32,7 @@ WITHOUT_JAX = (
   'distributed',
   'model.architecture',
   'model.files',
+  'model.mesh_shapes',
 )
 LONGEST = 450
 
