@@ -24,7 +24,7 @@ from actfocus_jax.model import (
   transformer,
 )
 from actfocus_jax.model import mesh as meshes
-from actfocus_jax.run import settings
+from actfocus_jax.run import continuing, settings
 
 interpreted = functools.partial(kernels.splash, interpret=True)
 SPLASH = 'stablehlo.custom_call @tpu_custom_call'
@@ -350,9 +350,9 @@ def test_a_run_may_go_on_with_another():
   c = settings.defaults()
   before = settings.to_json(c)
   c.model.attention = 'xla'
-  assert settings.difference(before, c) is None
+  assert continuing.difference(before, c) is None
   del before['model.attention']  # A run of before there was a choice.
-  assert settings.difference(before, c) is None
+  assert continuing.difference(before, c) is None
 
 
 def test_a_run_can_be_looked_at_elsewhere(tmp_path, monkeypatch):
