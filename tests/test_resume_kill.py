@@ -26,7 +26,7 @@ from orbax import checkpoint as ocp
 whole = ocp.JsonCheckpointHandler.async_save
 
 async def endless(self, directory, args):
-  written = await whole(self, directory, args)
+  written = await whole(self, directory, args=args)
   return [*written, Never()] if args.item.get('step') == 4 else written
 
 class Never(ocp.future.Future):
