@@ -64,8 +64,9 @@ def rows(workdir: pathlib.Path, name: str) -> list[dict]:
 
 def arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
   """Every array of a checkpoint, by the name of its leaf."""
-  manager = checkpoint.Checkpoints(workdir / 'checkpoints')._open()
-  state = manager.restore(step)['state']
+  store = checkpoint.Checkpoints(workdir / 'checkpoints', read_only=True)
+  state = store._open().restore(step)['state']
+  store.close()
   return {
     jax.tree_util.keystr(path): np.asarray(leaf)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state)

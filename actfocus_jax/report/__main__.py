@@ -5,7 +5,7 @@ python -m actfocus_jax.report --workdir=DIR [--workdirs=DIR1,DIR2,DIR3]
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from actfocus_jax.report import summary
 
@@ -17,6 +17,7 @@ _WORKDIRS = flags.DEFINE_list(
 
 def main(argv: list[str]) -> None:
   """Writes the report and prints where it is; exit code 2 for no run."""
+  logging.set_verbosity(logging.ERROR)  # gcsfs tells of every look-up.
   if len(argv) > 1:
     sys.exit(_fail(f'unexpected argument {argv[1]!r}'))
   try:

@@ -5,7 +5,7 @@ What another batch, mesh or block size keeps, on CPU in float32 and as tested:
 - The same config on the same mesh: bit for bit the run that was never stopped.
 - `rollout.slots`, `decode_steps`, `cache_block`, `observation_block` and
   `lengths`: the same boards, and an id is drawn by its episode's row and its
-  place, so the same ids up to ties that rounding decides; then the same step up
+  place, so the same ids up to ties that rounding decides, and the same step up
   to rounding.
 - `learner.microbatch`, `score_chunk`, `fused`, `model.remat`, `mesh`: the same
   sums in another order, so the same step up to rounding.

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from actfocus_jax.model import architecture, transformer
 from actfocus_jax.model import mesh as meshes
-from actfocus_jax.model import transformer
 
 
 def test_minus_one_takes_the_rest():
@@ -87,6 +88,23 @@ def test_keep_rows_pins_rows_where_it_can():
     # Rows that do not divide are allowed: the last shards hold fewer.
     np.testing.assert_array_equal(pin(jnp.zeros((3, 2))), 1.0)
   np.testing.assert_array_equal(pin(jnp.zeros((8, 2))), 1.0)
+
+
+def test_no_device_makes_the_whole_table_to_look_ids_up():
+  """Neither the embedding nor its gradient, where it lies in columns."""
+  config = architecture.Config(704, 64, 96, 1, 4, 2, 8)
+  mesh = meshes.make_mesh(data=2, fsdp=4)
+  graphdef, params = transformer.create(
+    config, mesh, jax.random.key(0), dtype=jnp.float32
+  )
+
+  def loss(params, tokens_BT):
+    return nnx.merge(graphdef, params).hidden(tokens_BT).sum()
+
+  with jax.set_mesh(mesh):
+    rows = meshes.put_rows(mesh, np.zeros((8, 6), np.int32))
+    text = jax.jit(jax.grad(loss)).lower(params, rows).compile().as_text()
+  assert 'f32[704,16]' in text and 'f32[704,64]' not in text
 
 
 def test_decode_layout_drops_fsdp_and_casts(untied):

@@ -79,8 +79,8 @@ def test_the_nearest_come_first():
   assert near(8, data=3) == [(8, 1, 1), (4, 2, 1), (4, 1, 2)]
   # An open size is never far.
   assert near(8, fsdp=3)[0] == (2, 4, 1)
-  # tensor changes last.
-  assert near(8, data=2, fsdp=2, tensor=4)[0] == (1, 2, 4)
+  # Of those equally far, the one with the smaller tensor.
+  assert near(8, data=2, fsdp=2, tensor=4)[0] == (2, 2, 2)
   assert near(6, data=4, fsdp=1)[0] == (6, 1, 1)
 
 

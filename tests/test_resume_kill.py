@@ -1,0 +1,161 @@
+"""SIGKILL inside of a save, and SIGTERM: the same command goes on."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+import test_end_to_end as whole_run
+
+from actfocus_jax import loop
+from actfocus_jax.run import checkpoint, metrics
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SECONDS = 240  # for what takes 20
+
+# A run whose save of step 4 never ends: everything but the last file is there.
+_DRIVER = """
+import pathlib, sys, time
+from orbax import checkpoint as ocp
+
+whole = ocp.JsonCheckpointHandler.async_save
+
+async def endless(self, directory, args):
+  written = await whole(self, directory, args=args)
+  return [*written, Never()] if args.item.get('step') == 4 else written
+
+class Never(ocp.future.Future):
+  def result(self, timeout=None):
+    pathlib.Path(sys.argv[2], 'inside').touch()
+    time.sleep(1000)
+
+ocp.JsonCheckpointHandler.async_save = endless
+import conftest
+import jax
+import test_end_to_end as whole_run
+from actfocus_jax import loop
+
+jax.config.update('jax_numpy_dtype_promotion', 'standard')
+cache, workdir = map(pathlib.Path, sys.argv[1:])
+loop.train(whole_run.config(cache), workdir / 'run')
+"""
+
+
+@pytest.fixture(scope='module', autouse=True)
+def ordinary_promotion():
+  with jax.numpy_dtype_promotion('standard'):
+    yield
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp('warm_starts')
+
+
+def kill_inside_the_save(cache, folder):
+  """Starts the driver and kills it where its last save stands still."""
+  process = subprocess.Popen(
+    [sys.executable, '-c', _DRIVER, str(cache), str(folder)],
+    cwd=ROOT,
+    env=os.environ | {'PYTHONPATH': f'{ROOT}:{ROOT}/tests'},
+  )
+  try:
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end and process.poll() is None:
+      if (folder / 'inside').exists():
+        break
+      time.sleep(0.1)
+  finally:
+    process.kill()
+  assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_run_killed_inside_a_save_goes_on_from_the_last_whole_one(
+  cache, tmp_path
+):
+  loop.train(whole_run.config(cache), tmp_path / 'whole')
+  kill_inside_the_save(cache, tmp_path)
+  run = tmp_path / 'run'
+  assert (tmp_path / 'inside').exists()
+  # All four steps are written down, but the fourth has half a checkpoint.
+  assert len(metrics.read(run / 'metrics.jsonl')) == 4
+  names = sorted(path.name for path in (run / 'checkpoints').iterdir())
+  assert names[0] == '2' and 'tmp' in names[1] and len(names) == 2
+  read = checkpoint.Checkpoints(run / 'checkpoints', read_only=True)
+  assert read.latest_step() == 2
+  read.close()
+
+  loop.train(whole_run.config(cache), run)
+  whole_run.assert_same_run(tmp_path / 'whole', run)
+  names = sorted(path.name for path in (run / 'checkpoints').iterdir())
+  assert names == ['2', '4']
+
+
+def start(workdir, cache):
+  """The training command at its smallest."""
+  small = {
+    'num_steps': 1000,
+    'env.options.success_probability': 1.0,
+    'limits.turns': 2,
+    'limits.context': 224,
+    'limits.response_tokens': 24,
+    'rollout.prompts': 2,
+    'rollout.members': 2,
+    'rollout.lengths': '()',
+    'selection.ratio': 1.0,
+    'learner.minibatch': 4,
+    'learner.microbatch': 0,
+    'learner.self_check': False,
+    'eval.every': 0,
+    'eval.prompts': 2,
+    'eval.members': 2,
+    'eval.save': 0,
+    'checkpoint.every': 1000,
+    'selection.patience': 1000,
+    'warm_start.cache': cache,
+    'warm_start.episodes': 32,
+    'warm_start.batch': 8,
+    'warm_start.steps': 10,
+    'warm_start.hidden_size': 32,
+  }
+  return subprocess.Popen(
+    [
+      sys.executable,
+      *('-m', 'actfocus_jax.train', '--config=configs/quickstart.py'),
+      f'--workdir={workdir}',
+      *(f'--config.{field}={value}' for field, value in small.items()),
+    ],
+    cwd=ROOT,
+    env={**os.environ, 'XLA_FLAGS': ''},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_a_signal_saves_and_the_exit_code_says_unfinished(
+  cache, tmp_path, number, code
+):
+  process = start(tmp_path / 'run', cache)
+  for line in process.stdout:
+    if line.startswith('train '):
+      process.send_signal(number)
+      break
+  out, err = process.communicate(timeout=SECONDS)
+  assert process.returncode == code, err
+  assert f'Stopped by {signal.Signals(number).name} after step' in out
+  assert 'Traceback' not in err
+  done = len((tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines())
+  extra = tmp_path / 'run' / 'checkpoints' / str(done) / 'extra' / 'metadata'
+  seed = json.loads(extra.read_text())['next_seed']
+  assert seed == 10_000 + 2 * done

@@ -1,0 +1,90 @@
+"""A checkpoint of 8 devices goes on on 4, 2 and 1, and makes the same step."""
+
+import functools
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import small_run
+
+from actfocus_jax import assemble, loop
+from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.run import metrics
+
+# Of the step, and how far rounding may move it, of itself or at most 1e-6.
+CLOSE = {
+  'actor/loss': 1e-4,
+  'actor/grad_norm': 1e-4,
+  'actor/entropy': 1e-4,
+  'actor/clip_fraction': 1e-4,
+  'weights/action_mass': 1e-4,
+  'signal/mean': 1e-4,
+}
+# Fields of the mesh; the number of devices is their product.
+MESHES = {
+  8: dict(mesh__data=1, mesh__fsdp=4, mesh__tensor=2),
+  4: dict(mesh__data=1, mesh__fsdp=2, mesh__tensor=2),
+  2: dict(mesh__data=1, mesh__fsdp=2),
+  1: dict(),
+}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def ordinary_promotion():
+  with jax.numpy_dtype_promotion('standard'):
+    yield
+
+
+def train(cache, workdir, devices, steps):
+  """Trains up to a step on so many devices; returns that step's row."""
+  c = small_run.config(
+    cache,
+    num_steps=steps,
+    checkpoint__every=1,
+    warm_start__num_key_value_heads=2,
+    **MESHES[devices],
+  )
+  whole = mesh_lib.make_mesh
+  part = functools.partial(whole, devices=jax.devices()[:devices])
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(mesh_lib, 'make_mesh', part)
+    assert assemble.mesh(c).size == devices
+    loop.train(c, workdir)
+  return metrics.read(workdir / 'metrics.jsonl')[steps - 1]
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp('warm_starts')
+
+
+@pytest.fixture(scope='module')
+def by_eight(cache, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('eight')
+  train(cache, workdir, 8, 1)
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def next_step(cache, by_eight, tmp_path_factory):
+  """The second step of a run that stays on 8 devices."""
+  workdir = tmp_path_factory.mktemp('stays') / 'run'
+  shutil.copytree(by_eight, workdir)
+  return train(cache, workdir, 8, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('devices', [4, 2, 1])
+def test_next_step_agrees(cache, by_eight, next_step, tmp_path, devices):
+  shutil.copytree(by_eight, tmp_path / 'run')
+  row = train(cache, tmp_path / 'run', devices, 2)
+  first = metrics.read(by_eight / 'metrics.jsonl')[0]
+  assert row['train/tokens'] == next_step['train/tokens']
+  for name, rtol in CLOSE.items():
+    print(devices, name, next_step[name], abs(row[name] - next_step[name]))
+    np.testing.assert_allclose(
+      row[name], next_step[name], rtol=rtol, atol=1e-6, err_msg=name
+    )
+  # And it is another step than the first one.
+  assert abs(first['actor/loss'] - next_step['actor/loss']) > 1e-3
