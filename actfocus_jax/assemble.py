@@ -23,7 +23,7 @@ from actfocus_jax.agent import host as host_lib
 from actfocus_jax.envs import boards, players
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.model import architecture, attention, files, hf, transformer
-from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import (
   directory,
   env_settings,

@@ -28,7 +28,7 @@ from actfocus_jax.algorithm import trajectory
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import supervised
 from actfocus_jax.model import architecture, hf, transformer
-from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import directory as directories
 from actfocus_jax.run import interrupt, progress, settings
 

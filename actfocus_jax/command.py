@@ -18,7 +18,8 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from actfocus_jax.model import files, mesh_shapes
+from actfocus_jax.model import files
+from actfocus_jax.parallel import mesh_shapes
 from actfocus_jax.run import (
   checks,
   continuing,

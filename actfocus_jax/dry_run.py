@@ -9,7 +9,8 @@ import pathlib
 import ml_collections
 
 from actfocus_jax import memory
-from actfocus_jax.model import architecture, files, mesh_shapes
+from actfocus_jax.model import architecture, files
+from actfocus_jax.parallel import mesh_shapes
 from actfocus_jax.run import checks, env_settings, presets, settings
 
 _ITEMSIZE = {'float32': 4, 'bfloat16': 2, 'auto': 2}

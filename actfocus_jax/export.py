@@ -50,7 +50,7 @@ def main(argv: list[str]):
   from actfocus_jax import assemble
   from actfocus_jax.agent import vocabulary
   from actfocus_jax.model import hf
-  from actfocus_jax.model import mesh as mesh_lib
+  from actfocus_jax.parallel import mesh as mesh_lib
 
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   with jax.set_mesh(mesh), assemble.refusing_misfits():

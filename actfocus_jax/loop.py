@@ -24,7 +24,7 @@ from actfocus_jax import assemble, chance, evaluation, recipe
 from actfocus_jax.agent import episode, records, rollout
 from actfocus_jax.learner import self_check
 from actfocus_jax.learner import step as step_lib
-from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.parallel import processes
 from actfocus_jax.report import summary
 from actfocus_jax.run import (

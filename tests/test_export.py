@@ -18,7 +18,7 @@ from flax import nnx
 
 from actfocus_jax import assemble, command, evaluation, loop
 from actfocus_jax.model import architecture, files, hf, transformer
-from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

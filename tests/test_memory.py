@@ -11,7 +11,7 @@ import pytest
 from actfocus_jax import assemble, dry_run, memory, recipe
 from actfocus_jax.learner import stages
 from actfocus_jax.model import architecture, transformer
-from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import checks, presets, settings
 
 LENGTH, ROWS = 256, 4

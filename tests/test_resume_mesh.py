@@ -9,7 +9,7 @@ import pytest
 import small_run
 
 from actfocus_jax import assemble, loop
-from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import metrics
 
 # Of the step, and how far rounding may move it, of itself or at most 1e-6.

@@ -38,7 +38,7 @@ from actfocus_jax.agent import homes as homes_lib
 from actfocus_jax.agent import host as host_lib
 from actfocus_jax.agent import sampling
 from actfocus_jax.model import architecture
-from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.parallel import mesh as mesh_lib
 
 Episode = episode_lib.Episode
 

@@ -34,7 +34,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from actfocus_jax.model import architecture, transformer
-from actfocus_jax.model import mesh as meshes
+from actfocus_jax.parallel import mesh as meshes
 
 
 @flax.struct.dataclass

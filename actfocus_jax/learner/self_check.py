@@ -25,8 +25,8 @@ from jax.sharding import PartitionSpec as P
 from actfocus_jax.learner import rows, stages
 from actfocus_jax.learner.stages import Recipe, Trajectory
 from actfocus_jax.learner.state import TrainState
-from actfocus_jax.model import mesh as meshes
 from actfocus_jax.model import scoring
+from actfocus_jax.parallel import mesh as meshes
 
 
 class Failed(RuntimeError):

@@ -17,7 +17,7 @@ from actfocus_jax.learner import stages
 from actfocus_jax.learner import update as update_lib
 from actfocus_jax.learner.stages import Metrics, Ready, Recipe, Trajectory
 from actfocus_jax.learner.state import TrainState
-from actfocus_jax.model import mesh as meshes
+from actfocus_jax.parallel import mesh as meshes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from actfocus_jax.model import architecture, files, transformer
-from actfocus_jax.model import mesh as meshes
+from actfocus_jax.parallel import mesh as meshes
 
 # Parameter path -> (name in the files, transposed there).
 _HEAD = 'lm_head.weight'

@@ -23,7 +23,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jax.sharding import PartitionSpec as P
 
-from actfocus_jax.model import mesh as meshes
+from actfocus_jax.parallel import mesh as meshes
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 _LANES = 128  # What TPU blocks are multiples of.

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from actfocus_jax.model import architecture, attention
-from actfocus_jax.model import mesh as meshes
+from actfocus_jax.parallel import mesh as meshes
 
 
 @flax.struct.dataclass

@@ -1,1 +1,1 @@
-"""Several processes of one run."""
+"""Many devices, several processes: one program over all of them."""

@@ -27,7 +27,7 @@ from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.agent import demonstrations, episode, games, rollout
 from actfocus_jax.envs import frozen_lake, players
 from actfocus_jax.model import architecture, transformer
-from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.parallel import mesh as mesh_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 QWEN = ROOT.parent / 'shared' / 'data' / 'qwen2.5-tokenizer'

@@ -9,7 +9,7 @@ import pytest
 
 from actfocus_jax.agent import homes, sampling
 from actfocus_jax.model import architecture, transformer
-from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.parallel import mesh as mesh_lib
 
 COLLECTIVE = re.compile(
   r'(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)'

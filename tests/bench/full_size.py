@@ -75,7 +75,7 @@ def make(args):
 
   from actfocus_jax.agent import chat
   from actfocus_jax.model import architecture, hf, transformer
-  from actfocus_jax.model import mesh as mesh_lib
+  from actfocus_jax.parallel import mesh as mesh_lib
 
   raw = json.loads(args.config.read_text())
   config = architecture.Config.from_hf(raw)
@@ -93,7 +93,7 @@ def load(args):
   import jax.numpy as jnp
 
   from actfocus_jax.model import hf
-  from actfocus_jax.model import mesh as mesh_lib
+  from actfocus_jax.parallel import mesh as mesh_lib
 
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   model, before, memory = args.out / 'model', resident(), Memory()

@@ -28,7 +28,7 @@ import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from actfocus_jax.model import architecture, scoring, transformer  # noqa: E402
-from actfocus_jax.model import mesh as meshes  # noqa: E402
+from actfocus_jax.parallel import mesh as meshes  # noqa: E402
 
 FULL, LAYERS = 'full', 'layers'
 

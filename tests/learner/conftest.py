@@ -17,7 +17,7 @@ from actfocus_jax.algorithm import (
 from actfocus_jax.learner import stages
 from actfocus_jax.learner import update as update_lib
 from actfocus_jax.model import architecture, scoring, transformer
-from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.parallel import mesh as mesh_lib
 
 VOCAB = 64
 GROUPS, MEMBERS, LENGTH = 4, 4, 24

@@ -16,7 +16,7 @@ from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import step as step_lib
 from actfocus_jax.learner import update as update_lib
 from actfocus_jax.model import architecture, scoring, transformer
-from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.parallel import mesh as mesh_lib
 
 SLOW = optax.sgd(0.05)
 GAE = functools.partial(estimators.gae, discount=0.99, lam=0.95)

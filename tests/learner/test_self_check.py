@@ -10,7 +10,7 @@ import pytest
 
 from actfocus_jax.learner import self_check
 from actfocus_jax.learner import state as state_lib
-from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.parallel import mesh as mesh_lib
 
 TX = optax.sgd(0.1)
 

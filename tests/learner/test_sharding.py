@@ -14,7 +14,7 @@ from actfocus_jax.algorithm import estimators, losses
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import step as step_lib
 from actfocus_jax.model import architecture, transformer
-from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import checkpoint
 
 # Wide enough for eight devices; 2 key heads, as Qwen2.5 has: over 8 devices a

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from actfocus_jax.learner import state as state_lib
-from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.parallel import mesh as mesh_lib
 
 pytestmark = pytest.mark.usefixtures('optax_promotes')
 

@@ -14,7 +14,7 @@ from actfocus_jax.learner import stages
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import step as step_lib
 from actfocus_jax.learner import update as update_lib
-from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import compilations
 
 # Momentum and decay as AdamW has them, but a step in proportion to the

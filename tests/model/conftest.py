@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from actfocus_jax.model import architecture, transformer
-from actfocus_jax.model import mesh as meshes
+from actfocus_jax.parallel import mesh as meshes
 
 CONFIG = dict(
   vocab_size=96,

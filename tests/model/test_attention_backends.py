@@ -23,7 +23,7 @@ from actfocus_jax.model import (
   scoring,
   transformer,
 )
-from actfocus_jax.model import mesh as meshes
+from actfocus_jax.parallel import mesh as meshes
 from actfocus_jax.run import continuing, settings
 
 interpreted = functools.partial(kernels.splash, interpret=True)

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from actfocus_jax.model import mesh as meshes
 from actfocus_jax.model import scoring, transformer
+from actfocus_jax.parallel import mesh as meshes
 
 TOKENS = np.random.default_rng(4).integers(0, 96, (4, 10), np.int32)
 VALID = np.arange(10)[None, :] < np.array([10, 7, 1, 4])[:, None]

@@ -18,7 +18,7 @@ import pytest
 from flax import nnx
 
 from actfocus_jax.model import architecture, files, hf, scoring, transformer
-from actfocus_jax.model import mesh as meshes
+from actfocus_jax.parallel import mesh as meshes
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 NAMES = [

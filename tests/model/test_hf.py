@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from actfocus_jax.model import architecture, files, hf, transformer
-from actfocus_jax.model import mesh as meshes
+from actfocus_jax.parallel import mesh as meshes
 
 FILE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from actfocus_jax.model import mesh as meshes
 from actfocus_jax.model import scoring, transformer
+from actfocus_jax.parallel import mesh as meshes
 from actfocus_jax.run import compilations
 
 TOKENS = np.random.default_rng(1).integers(0, 96, (4, 10), np.int32)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from actfocus_jax.model import mesh as meshes
 from actfocus_jax.model import transformer
+from actfocus_jax.parallel import mesh as meshes
 
 TOKENS = np.random.default_rng(0).integers(0, 96, (3, 11), np.int32)
 

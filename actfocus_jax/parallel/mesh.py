@@ -17,7 +17,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from actfocus_jax.model import mesh_shapes
+from actfocus_jax.parallel import mesh_shapes
 
 AXES = mesh_shapes.AXES
 ROWS = P(('data', 'fsdp'))

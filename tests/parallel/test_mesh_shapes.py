@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from jax.experimental import mesh_utils
 
-from actfocus_jax.model import architecture, mesh_shapes, transformer
-from actfocus_jax.model import mesh as meshes
+from actfocus_jax.model import architecture, transformer
+from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh_shapes
 
 DEFAULT = dict(data=-1, fsdp=1, tensor=1, dcn_data=-1, dcn_fsdp=1)
 QWEN = architecture.Config(151_936, 896, 4864, 24, 14, 2, 64)
