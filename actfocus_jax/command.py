@@ -227,7 +227,7 @@ def check_model(c: ml_collections.ConfigDict) -> pathlib.Path | None:
       hint = f' {files.how_to_fetch(path, c.model.revision)}'
     raise settings.Refused(f'model.path is {path!r}: {error}{hint}') from error
   try:
-    mesh_shapes.check(c.mesh, mesh_shapes.of_model(config))
+    mesh_shapes.check(c.mesh, config.splits)
   except ValueError as error:
     raise settings.Refused(str(error)) from error
   return directory

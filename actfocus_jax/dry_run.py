@@ -123,7 +123,7 @@ def splits(
   """
   if directory is None and c.model.path and c.model.path not in presets.SHAPES:
     directory = files.locate(c.model.path, c.model.revision)
-  model = mesh_shapes.of_model(shape(c, directory))
+  model = shape(c, directory).splits
   if not c.model.path:  # Set phrases add to its vocabulary.
     model = tuple(part for part in model if part.what != 'vocab_size')
   return mesh_shapes.of_rows(checks.mesh_rows(c)) + model

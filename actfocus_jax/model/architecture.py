@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from actfocus_jax.parallel import mesh_shapes
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -113,6 +115,21 @@ class Config:
   def family(self) -> Family:
     """What its `model_type` says of it."""
     return FAMILIES[self.model_type]
+
+  @property
+  def splits(self) -> tuple[mesh_shapes.Split, ...]:
+    """What `transformer.PARTITION_RULES` cut of a model, as far as sizes go."""
+    query = self.num_heads * self.head_dim
+    key = self.num_key_value_heads * self.head_dim
+    return (
+      mesh_shapes.Split('hidden_size', self.hidden_size, ('fsdp',)),
+      mesh_shapes.Split('vocab_size', self.vocab_size, ('tensor',)),
+      mesh_shapes.Split(
+        'intermediate_size', self.intermediate_size, ('tensor',)
+      ),
+      mesh_shapes.Split('num_attention_heads * head_dim', query, ('tensor',)),
+      mesh_shapes.Split('num_key_value_heads * head_dim', key, ('tensor',)),
+    )
 
   @property
   def num_parameters(self) -> int:

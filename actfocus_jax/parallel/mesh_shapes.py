@@ -14,8 +14,6 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from actfocus_jax.model import architecture
-
 AXES = ('data', 'fsdp', 'tensor')
 DCN = ('dcn_data', 'dcn_fsdp')
 _NAMED = 3  # how many shapes a refusal names
@@ -68,19 +66,6 @@ class Shape:
 
 
 # --- What a model asks for ---------------------------------------------------
-
-
-def of_model(config: architecture.Config) -> tuple[Split, ...]:
-  """What `transformer.PARTITION_RULES` cut of a model, as far as sizes go."""
-  query = config.num_heads * config.head_dim
-  key = config.num_key_value_heads * config.head_dim
-  return (
-    Split('hidden_size', config.hidden_size, ('fsdp',)),
-    Split('vocab_size', config.vocab_size, ('tensor',)),
-    Split('intermediate_size', config.intermediate_size, ('tensor',)),
-    Split('num_attention_heads * head_dim', query, ('tensor',)),
-    Split('num_key_value_heads * head_dim', key, ('tensor',)),
-  )
 
 
 def of_rows(sizes: Mapping[str, int]) -> tuple[Split, ...]:

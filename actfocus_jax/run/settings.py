@@ -215,8 +215,8 @@ def defaults(env: str | Mapping[str, float] = 'frozen_lake') -> ConfigDict:
   )
 
   c.checkpoint = dict(every=10, keep=2)
-  # parallel.mesh.make_mesh: sizes inside a slice, and over slices (dcn_*). One of
-  # each kind may be -1, what the others leave.
+  # parallel.mesh.make_mesh: sizes inside a slice, and over slices (dcn_*). One
+  # of each kind may be -1, what the others leave.
   c.mesh = dict(MESH)
 
   # The scripted player of the demonstrations: envs.players.PLAYERS[env][name],

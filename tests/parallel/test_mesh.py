@@ -11,6 +11,10 @@ from jax.sharding import PartitionSpec as P
 from actfocus_jax.model import architecture, transformer
 from actfocus_jax.parallel import mesh as meshes
 
+CONFIG = architecture.Config(
+  96, 32, 48, 2, 4, 2, 8, rope_theta=100.0, tie_word_embeddings=False
+)
+
 
 def test_minus_one_takes_the_rest():
   mesh = meshes.make_mesh(fsdp=2, tensor=2)
@@ -52,10 +56,9 @@ def test_a_size_that_does_not_divide_is_named():
     meshes.param_shardings(mesh, [('a', P('fsdp'))], {'a': jnp.zeros(3)})
 
 
-def test_every_kernel_of_the_model_is_split(untied):
+def test_every_kernel_of_the_model_is_split():
   """The rules leave only norms and biases whole on an fsdp mesh."""
-  config, _, _ = untied
-  _, shapes = transformer.abstract(config, jnp.float32)
+  _, shapes = transformer.abstract(CONFIG, jnp.float32)
   mesh = meshes.make_mesh(fsdp=8)
   named = meshes.param_shardings(mesh, transformer.PARTITION_RULES, shapes)
   pairs = zip(
@@ -107,11 +110,10 @@ def test_no_device_makes_the_whole_table_to_look_ids_up():
   assert 'f32[704,16]' in text and 'f32[704,64]' not in text
 
 
-def test_decode_layout_drops_fsdp_and_casts(untied):
-  config, _, _ = untied
+def test_decode_layout_drops_fsdp_and_casts():
   mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
   _, params = transformer.create(
-    config, mesh, jax.random.key(0), dtype=jnp.float32
+    CONFIG, mesh, jax.random.key(0), dtype=jnp.float32
   )
   copy = meshes.decode_layout(params, mesh, jnp.bfloat16)
   before = params['layers']['o']['kernel'][...]
@@ -122,9 +124,11 @@ def test_decode_layout_drops_fsdp_and_casts(untied):
   np.testing.assert_array_equal(after, before.astype(jnp.bfloat16))
 
 
-def test_decode_layout_compiles_once_and_shares_nothing(tied):
-  _, _, params = tied
-  mesh = jax.tree.leaves(params)[0].sharding.mesh
+def test_decode_layout_compiles_once_and_shares_nothing():
+  mesh = meshes.make_mesh(devices=jax.devices()[:1])
+  _, params = transformer.create(
+    CONFIG, mesh, jax.random.key(0), dtype=jnp.float32
+  )
   first = meshes.decode_layout(params, mesh, jnp.float32)
   misses = meshes._recast.cache_info().misses
   meshes.decode_layout(params, mesh, jnp.float32)

@@ -92,7 +92,7 @@ def test_the_nearest_are_possible():
     assert data * fsdp <= 4 and data * fsdp * tensor == 8
   # The model asks nothing more of 8: 896 = 2^7 * 7, and 2 key heads of 64 can
   # be cut in quarters.
-  splits += mesh_shapes.of_model(QWEN)
+  splits += QWEN.splits
   assert near(8, splits) == [(4, 1, 2), (2, 1, 4), (2, 2, 2)]
   assert near(24, splits) == []  # the 3 goes neither into rows nor heads
 
@@ -107,13 +107,13 @@ def test_a_refusal_names_them():
   ):
     choose(8, splits=splits, data=8)
   with pytest.raises(ValueError, match='no shape of 3 devices can'):
-    choose(3, splits=splits + mesh_shapes.of_model(QWEN))
+    choose(3, splits=splits + QWEN.splits)
   with pytest.raises(ValueError, match='data=1 fsdp=4 .* dcn_data=2 dcn_fsdp'):
     choose(4, 2, fsdp=3)
 
 
 def test_what_no_machine_can_is_refused_before_there_is_one():
-  model = mesh_shapes.of_model(QWEN)
+  model = QWEN.splits
   mesh_shapes.check(DEFAULT | dict(fsdp=7), model)
   with pytest.raises(ValueError, match='hidden_size, 896, into 3 .* divisors'):
     mesh_shapes.check(DEFAULT | dict(fsdp=3), model)
@@ -127,7 +127,7 @@ def test_what_no_machine_can_is_refused_before_there_is_one():
 
 @pytest.mark.parametrize('tied', [True, False])
 def test_the_sizes_of_a_model_are_those_of_its_parameters(tied):
-  """What `of_model` allows without jax, the partition rules allow with it."""
+  """What `Config.splits` allows without jax, the rules allow with it."""
   config = architecture.Config(96, 20, 72, 2, 4, 2, 6, tie_word_embeddings=tied)
   _, shapes = transformer.abstract(config, jnp.float32)
   allowed = []
@@ -146,9 +146,7 @@ def test_the_sizes_of_a_model_are_those_of_its_parameters(tied):
     except ValueError as error:
       assert 'nearest that fit: data=' in str(error)
     try:
-      mesh_shapes.check(
-        DEFAULT | dict(fsdp=fsdp, tensor=tensor), mesh_shapes.of_model(config)
-      )
+      mesh_shapes.check(DEFAULT | dict(fsdp=fsdp, tensor=tensor), config.splits)
       assert allowed[-1] == (fsdp, tensor)
     except ValueError:
       assert (fsdp, tensor) not in allowed
