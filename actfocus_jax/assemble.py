@@ -249,6 +249,12 @@ def model(c: ConfigDict, path: pathlib.Path, mesh) -> Model:
   return Model(path, config, graphdef, dtype, mesh)
 
 
+def absent_model(config: architecture.Config, mesh, *, dtype, remat) -> Model:
+  """A model without a directory: its shapes can be asked for, nothing else."""
+  graphdef, _ = transformer.abstract(config, dtype, remat=remat)
+  return Model(pathlib.Path(), config, graphdef, dtype, mesh)
+
+
 def checkpoint(
   model: Model, workdir: pathlib.Path, step: int | None
 ) -> tuple[int, Any]:

@@ -205,10 +205,10 @@ class _Run:
     )
     self.row_steps = 0
     batch = min(shape.slots or len(episodes), len(episodes))
-    batch = _round_up(batch, shape.shards)
+    batch = round_up(batch, shape.shards)
     self.lanes: list[_Lane | None] = [None] * batch
     self.prompts = self._prefill_prompts(openings)
-    cache_length = _round_up(shape.context, shape.cache_block)
+    cache_length = round_up(shape.context, shape.cache_block)
     self.slots = self._place(
       sampling.empty(policy.config, batch, cache_length, policy.dtype)
     )
@@ -299,7 +299,7 @@ class _Run:
     quarter = self._quarter()
     size = quarter if len(observations) <= quarter else batch
     width = max(len(ids) for ids in observations.values())
-    width = _double_up(width, self.c.observation_block)
+    width = double_up(width, self.c.observation_block)
     tokens_MT = np.zeros((size, width), np.int32)
     count_M = np.ones((size,), np.int32)
     slot_M = np.full((size,), batch, np.int32)
@@ -335,9 +335,9 @@ class _Run:
   # --- Shapes and placement --------------------------------------------------
 
   def _prefill_prompts(self, openings):
-    count = _round_up(len(openings), self.c.shards)
+    count = round_up(len(openings), self.c.shards)
     width = max(len(opening.ids) for opening in openings)
-    width = _double_up(width, self.c.observation_block)
+    width = double_up(width, self.c.observation_block)
     tokens_PT = np.zeros((count, width), np.int32)
     length_P = np.ones((count,), np.int32)
     for p, opening in enumerate(openings):
@@ -353,11 +353,11 @@ class _Run:
 
   def _quarter(self) -> int:
     batch = len(self.lanes)
-    return min(batch, _round_up(max(batch // 4, 1), self.c.shards))
+    return min(batch, round_up(max(batch // 4, 1), self.c.shards))
 
   def _view(self, lengths) -> int:
     longest = min(max(lengths), self.c.context)
-    view = _double_up(longest, self.c.cache_block)
+    view = double_up(longest, self.c.cache_block)
     return min(view, self.slots.cache.k_LBSJC.shape[2])
 
   def _int_rows(self, count: int) -> list[np.ndarray]:
@@ -370,12 +370,12 @@ class _Run:
     return sampling.place(slots, self.c.mesh)
 
 
-def _double_up(n: int, block: int) -> int:
+def double_up(n: int, block: int) -> int:
   """The first of block, 2 * block, 4 * block, ... that is at least n."""
   while block < n:
     block *= 2
   return block
 
 
-def _round_up(n: int, multiple: int) -> int:
+def round_up(n: int, multiple: int) -> int:
   return -(-n // multiple) * multiple

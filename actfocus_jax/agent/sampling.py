@@ -66,6 +66,11 @@ def empty(config: architecture.Config, batch: int, length: int, dtype) -> Slots:
 
 
 def place(slots: Slots, mesh: jax.sharding.Mesh) -> Slots:
+  """Moves slots to where `slot_shardings` says."""
+  return jax.device_put(slots, slot_shardings(slots, mesh))
+
+
+def slot_shardings(slots: Slots, mesh: jax.sharding.Mesh) -> Slots:
   """Shards slots over the mesh's data and fsdp axes, key heads over tensor."""
   rows = ('data', 'fsdp')
   tensor = mesh.shape['tensor']
@@ -73,14 +78,13 @@ def place(slots: Slots, mesh: jax.sharding.Mesh) -> Slots:
   head_axis = 'tensor' if heads % tensor == 0 else None
   cache = NamedSharding(mesh, P(None, rows, None, head_axis, None))
   row = NamedSharding(mesh, P(rows))
-  shardings = Slots(
+  return Slots(
     transformer.Cache(cache, cache),
     last_B=row,
     length_B=row,
     budget_B=row,
     row_B=row,
   )
-  return jax.device_put(slots, shardings)
 
 
 @functools.partial(jax.jit, static_argnames=('graphdef', 'config', 'dtype'))

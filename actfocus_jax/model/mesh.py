@@ -179,7 +179,7 @@ def put_rows(mesh: Mesh, tree: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def _recast(dtype: Any, out_shardings: tuple[NamedSharding, ...]) -> Any:
+def recast(dtype: Any, out_shardings: tuple[NamedSharding, ...]) -> Any:
   """Returns the compiled copy; kept, so that each iteration reuses it."""
   return jax.jit(
     lambda leaves: tuple(x.astype(dtype) for x in leaves),
@@ -199,11 +199,16 @@ def decode_layout(params: Any, mesh: Mesh, dtype: Any) -> Any:
     mesh: the mesh they live on.
     dtype: dtype of the copy.
   """
+  leaves, treedef = jax.tree.flatten(params)
+  layout = tuple(jax.tree.leaves(decode_shardings(params, mesh)))
+  copied = recast(jax.numpy.dtype(dtype), layout)(tuple(leaves))
+  return jax.tree.unflatten(treedef, copied)
+
+
+def decode_shardings(params: Any, mesh: Mesh) -> Any:
+  """Returns where `decode_layout` puts each parameter."""
 
   def spec(sharding: NamedSharding) -> P:
     return P(*(None if axis == 'fsdp' else axis for axis in sharding.spec))
 
-  leaves, treedef = jax.tree.flatten(params)
-  layout = tuple(NamedSharding(mesh, spec(x.sharding)) for x in leaves)
-  copied = _recast(jax.numpy.dtype(dtype), layout)(tuple(leaves))
-  return jax.tree.unflatten(treedef, copied)
+  return jax.tree.map(lambda x: NamedSharding(mesh, spec(x.sharding)), params)
