@@ -52,7 +52,9 @@ def trips(text: Text, where: Computation, loop: Instruction) -> int | None:
   return max(0, -(-(bound - begin) // (step.number if is_counted else 1)))
 
 
-def _bound(text: Text, where: Computation, given=None) -> tuple[int, int] | None:
+def _bound(
+  text: Text, where: Computation, given=None
+) -> tuple[int, int] | None:
   """(index of the counter, its bound) of the first comparison that has both."""
   given = given or {}
   for one in where.instructions:

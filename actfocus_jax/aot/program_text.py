@@ -238,7 +238,9 @@ def _array(dtype: str, dims_text: str, layout: str) -> Array:
   space = re.search(r'S\((\d+)\)', layout)
   if space and space.group(1) != '0':
     return Array(dtype, dims, 0.0, logical)
-  return Array(dtype, dims, math.prod(_padded(dims, layout)) * itemsize, logical)
+  return Array(
+    dtype, dims, math.prod(_padded(dims, layout)) * itemsize, logical
+  )
 
 
 def _padded(dims: tuple[int, ...], layout: str) -> list[int]:

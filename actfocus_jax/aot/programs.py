@@ -101,6 +101,8 @@ class Run:
     config: architecture.Config,
     mesh: jax.sharding.Mesh,
     work: workload.Workload,
+    *,
+    with_fused: bool = False,
   ):
     """Shapes only; takes a second.
 
@@ -109,11 +111,14 @@ class Run:
       config: Of the model.
       mesh: Of devices that need not exist.
       work: How long episodes are.
+      with_fused: Whether score and update are compiled as one program, too,
+        which takes longer than both.
 
     Raises:
       ValueError: If a parameter cannot be split over the mesh.
     """
     self.c, self.config, self.mesh, self.work = c, config, mesh, work
+    self.with_fused = with_fused
     self.model = assemble.absent_model(
       config, mesh, dtype=dtype_of(c), remat=c.model.remat
     )
@@ -185,6 +190,8 @@ class Run:
   @property
   def usual_length(self) -> int:
     """The padded length of the workload's episodes."""
+    if self.work.is_most:
+      return self.lengths[-1]
     return next(n for n in self.lengths if n >= self.work.length)
 
   # --- The programs ----------------------------------------------------------
@@ -292,7 +299,7 @@ class Run:
       ('reference', 'batch'),
       is_timed=is_usual,
     )
-    if self.c.learner.fused and length == self.lengths[-1]:
+    if self.with_fused and length == self.lengths[-1]:
       yield Program(
         f'score and update in one, length {length}',
         'update',

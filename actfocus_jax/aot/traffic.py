@@ -221,9 +221,7 @@ def _branches(one: Instruction) -> list[str]:
   listed = re.search(r'branch_computations=\{([^}]*)\}', one.attributes)
   if listed:
     return [name.strip().lstrip('%') for name in listed.group(1).split(',')]
-  pair = re.findall(
-    r'(?:true|false)_computation=%?([\w.\-]+)', one.attributes
-  )
+  pair = re.findall(r'(?:true|false)_computation=%?([\w.\-]+)', one.attributes)
   return pair
 
 
@@ -400,19 +398,17 @@ def first_group(attributes: str, layout: Layout) -> np.ndarray:
   if not text:
     return everyone
   text = text.group(1)
-  iota = re.match(
-    r'\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text
-  )
+  iota = re.match(r'\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text)
   if iota:
     shape, dims, order = (
       [int(x) for x in part.split(',')] if part else None
       for part in iota.groups()
     )
     ids = np.arange(math.prod(dims)).reshape(dims)
-    return ids.transpose(order).reshape(shape)[0] if order else ids.reshape(
-      shape
-    )[0]
-  named = re.match(r"mesh\[([^\]]*)\](?:[^{]*)\{([^}]*)\}", text)
+    return (
+      ids.transpose(order).reshape(shape)[0] if order else ids.reshape(shape)[0]
+    )
+  named = re.match(r'mesh\[([^\]]*)\](?:[^{]*)\{([^}]*)\}', text)
   if named:
     return _mesh_group(*named.groups())
   listed = re.match(r'\{\{([\d,]*)\}', text)

@@ -22,6 +22,8 @@ class Workload:
     turns: In an episode.
     context: Most tokens of an episode; what lies beyond is not played.
     steps: Ids sampled between two looks of the host.
+    is_most: Whether all of it is the most that the config allows; batches are
+      then padded to the longest length.
   """
 
   prompt_tokens: int
@@ -30,6 +32,7 @@ class Workload:
   turns: int
   context: int
   steps: int
+  is_most: bool = True
 
   @property
   def length(self) -> int:
