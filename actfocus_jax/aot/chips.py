@@ -44,10 +44,11 @@ class Chip:
 
 
 _GBPS = 1e9 / 8  # Gbit/s in bytes/s
-_FLAT = '1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16'.split()
+_FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 _DEEP = (
-  '2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16'
-).split()
+  *('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8'),
+  *('4x8x8', '8x8x8', '8x8x16', '8x16x16', '16x16x16'),
+)
 
 CHIPS = {
   'v5e': Chip(
@@ -60,7 +61,7 @@ CHIPS = {
     host_chips=4,
     matrix_units=4 * 128 * 128,
     price=1.20,
-    slices=tuple(_FLAT),
+    slices=_FLAT,
   ),
   'v6e': Chip(
     name='v6e',
@@ -72,7 +73,7 @@ CHIPS = {
     host_chips=4,
     matrix_units=4 * 256 * 256,
     price=2.70,
-    slices=tuple(_FLAT),
+    slices=_FLAT,
   ),
   'v5p': Chip(
     name='v5p',
@@ -84,6 +85,6 @@ CHIPS = {
     host_chips=4,
     matrix_units=8 * 128 * 128,
     price=4.20,
-    slices=tuple(_DEEP),
+    slices=_DEEP,
   ),
 }

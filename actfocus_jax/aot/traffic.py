@@ -221,8 +221,7 @@ def _branches(one: Instruction) -> list[str]:
   listed = re.search(r'branch_computations=\{([^}]*)\}', one.attributes)
   if listed:
     return [name.strip().lstrip('%') for name in listed.group(1).split(',')]
-  pair = re.findall(r'(?:true|false)_computation=%?([\w.\-]+)', one.attributes)
-  return pair
+  return re.findall(r'(?:true|false)_computation=%?([\w.\-]+)', one.attributes)
 
 
 # --- Main memory -------------------------------------------------------------
