@@ -22,7 +22,7 @@ from actfocus_jax.agent import games as games_lib
 from actfocus_jax.agent import host as host_lib
 from actfocus_jax.envs import boards, players
 from actfocus_jax.learner import state as state_lib
-from actfocus_jax.model import architecture, files, hf, transformer
+from actfocus_jax.model import architecture, attention, files, hf, transformer
 from actfocus_jax.model import mesh as mesh_lib
 from actfocus_jax.run import (
   checks,
@@ -200,6 +200,7 @@ class Model:
     graphdef: Of the model, computing in `dtype`.
     dtype: Of computation, cache and frozen copies.
     mesh: Where weights go.
+    attention: What whole rows are attended with, of attention.BACKENDS.
   """
 
   path: pathlib.Path
@@ -207,6 +208,7 @@ class Model:
   graphdef: Any
   dtype: Any
   mesh: jax.sharding.Mesh
+  attention: str = 'xla'
 
   def described(self) -> dict[str, str]:
     """What a run remembers of it."""
@@ -245,8 +247,13 @@ def model(c: ConfigDict, path: pathlib.Path, mesh) -> Model:
   """The architecture of a model directory; its weights stay on disk."""
   dtype = compute_dtype(c)
   config = files.config(path)
-  graphdef, _ = transformer.abstract(config, dtype, remat=c.model.remat)
-  return Model(path, config, graphdef, dtype, mesh)
+  # Of the mesh, not of this process: it may compile for other devices.
+  platform = mesh.devices.flat[0].platform
+  chosen = attention.choose(c.model.attention, platform, dtype, config.head_dim)
+  graphdef, _ = transformer.abstract(
+    config, dtype, remat=c.model.remat, attention=chosen
+  )
+  return Model(path, config, graphdef, dtype, mesh, chosen)
 
 
 def absent_model(config: architecture.Config, mesh, *, dtype, remat) -> Model:

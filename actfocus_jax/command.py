@@ -150,6 +150,8 @@ def run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     raise settings.Refused(
       f'--workdir is {workdir}, which holds no run of this version: {error}'
     ) from error
+  with c.unlocked():  # It may be looked at on another machine.
+    c.model.attention = 'auto'
   if MODEL_PATH.value:
     with c.unlocked():
       c.model.path, c.model.revision = MODEL_PATH.value, ''

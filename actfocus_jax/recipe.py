@@ -68,7 +68,11 @@ def learners(c: ConfigDict, model: assemble.Model) -> Learners:
   critic = None
   if c.algo == 'ppo':
     graphdef, _ = transformer.abstract(
-      model.config, model.dtype, remat=c.model.remat, is_critic=True
+      model.config,
+      model.dtype,
+      remat=c.model.remat,
+      attention=model.attention,
+      is_critic=True,
     )
     tx = state_lib.optimizer(**c.critic.optimizer)
     critic = step_lib.Learner(graphdef, tx)

@@ -1,10 +1,13 @@
 """Rotary positions and causal grouped-query attention: one meaning each."""
 
 import functools
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+
+from actfocus_jax.model import kernels
 
 # Masked scores stay finite, so that their gradient is zero and never a NaN.
 _MASKED = -1e30
@@ -116,10 +119,10 @@ def _attend_one(q_BTJGC, k_BSJC, v_BSJC, position_BT) -> jax.Array:
   )
 
 
-def attend_self(
+def attend_in_blocks(
   q_BTHC: jax.Array, k_BTJC: jax.Array, v_BTJC: jax.Array, *, block: int = 64
 ) -> jax.Array:
-  """Causal attention of whole rows to themselves, from position 0 on.
+  """Causal attention of whole rows to themselves, as plain matrix products.
 
   Queries go in at most 8 blocks, each against the keys up to its own end. The
   scores of one block exist at a time and are computed again in the backward
@@ -138,7 +141,6 @@ def attend_self(
   """
   B, T, H, C = q_BTHC.shape
   J = k_BTJC.shape[2]
-  chex.assert_shape((k_BTJC, v_BTJC), (B, T, J, C))
   size = max(block, -(-T // 8))
   q_BTJGC = q_BTHC.reshape(B, T, J, H // J, C)
   out = []
@@ -165,3 +167,87 @@ def _attend_block(q_BTJGC, k_BSJC, v_BSJC) -> jax.Array:
   weight_BJNS = jax.nn.softmax(score_BJNS, axis=-1).astype(v_BSJC.dtype)
   out_BJNC = einsum('bjns,bsjc->bjnc', weight_BJNS, v_BSJC)
   return out_BJNC.reshape(B, J, G, T, C).transpose(0, 3, 1, 2, 4)
+
+
+# Attention of whole rows to themselves; all of them mean the same.
+BACKENDS = {
+  'xla': attend_in_blocks,
+  'splash': kernels.splash,
+  'cudnn': kernels.cudnn,
+}
+
+
+def attend_self(
+  q_BTHC: jax.Array,
+  k_BTJC: jax.Array,
+  v_BTJC: jax.Array,
+  *,
+  backend: str = 'xla',
+) -> jax.Array:
+  """Causal attention of whole rows to themselves, from position 0 on.
+
+  Args:
+    q_BTHC: queries.
+    k_BTJC: keys; H is a multiple of J.
+    v_BTJC: values.
+    backend: a key of BACKENDS, as `choose` gives it.
+
+  Returns:
+    out_BTHC, in the dtype of the queries.
+
+  Raises:
+    ValueError: if the query heads are no multiple of the key heads.
+  """
+  B, T, H, C = q_BTHC.shape
+  J = k_BTJC.shape[2]
+  if H % J:
+    raise ValueError(f'{H} query heads cannot share {J} key heads evenly.')
+  chex.assert_shape((k_BTJC, v_BTJC), (B, T, J, C))
+  return BACKENDS[backend](q_BTHC, k_BTJC, v_BTJC)
+
+
+def choose(wanted: str, platform: str, dtype: Any, size: int) -> str:
+  """Returns the backend of `attend_self` for the devices of a mesh.
+
+  Args:
+    wanted: a key of BACKENDS, or 'auto': the kernel of the platform where
+      there is one for this dtype and head size, else 'xla'.
+    platform: of the devices that will compute, which need not be there: 'cpu',
+      'gpu' or 'tpu'.
+    dtype: of queries, keys and values.
+    size: C, the head size.
+
+  Raises:
+    ValueError: if the wanted backend does not compute this there.
+  """
+  problems = {
+    'xla': '',
+    'splash': _splash_problem(platform),
+    'cudnn': _cudnn_problem(platform, dtype, size),
+  }
+  fits = [name for name, problem in problems.items() if not problem]
+  if wanted == 'auto':
+    return fits[-1]
+  if problems[wanted]:
+    raise ValueError(
+      f'model.attention is {wanted!r}, but {problems[wanted]}; allowed: auto, '
+      f'{", ".join(fits)}.'
+    )
+  return wanted
+
+
+def _splash_problem(platform: str) -> str:
+  if platform == 'tpu':
+    return ''
+  return f'the devices are {platform}, and splash is for tpu'
+
+
+def _cudnn_problem(platform: str, dtype: Any, size: int) -> str:
+  if platform not in ('gpu', 'cuda'):
+    return f'the devices are {platform}, and cudnn is for gpu'
+  if jnp.dtype(dtype) not in (jnp.dtype('bfloat16'), jnp.dtype('float16')):
+    return f'the model computes in {jnp.dtype(dtype)}, and cudnn in bfloat16'
+  # What every generation of GPUs takes.
+  if size % 8 or size > 128:
+    return f'the heads have size {size}, and cudnn takes 8, 16, ... 128'
+  return ''

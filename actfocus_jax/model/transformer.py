@@ -131,6 +131,7 @@ class Transformer(nnx.Module):
     config: the architecture.
     dtype: dtype of the computation; the parameters have their own.
     remat: recompute each layer in the backward pass instead of keeping it.
+    attention: what `hidden` attends with, a key of attention.BACKENDS.
     value_head: [D], what makes a value of a hidden state; None for a policy.
   """
 
@@ -142,10 +143,12 @@ class Transformer(nnx.Module):
     param_dtype: Any = jnp.float32,
     dtype: Any = jnp.float32,
     remat: bool = False,
+    attention: str = 'xla',
     is_critic: bool = False,
   ):
     c = config
     self.config, self.dtype, self.remat = c, jnp.dtype(dtype), remat
+    self.attention = attention
     init = nnx.initializers.normal(c.initializer_range)
     shape = (c.vocab_size, c.hidden_size)
     self.embedding = nnx.Param(init(rngs.params(), shape, param_dtype))
@@ -194,7 +197,7 @@ class Transformer(nnx.Module):
       block = nnx.merge(graphdef, params)
       with jax.named_scope('attention'):
         q, k, v = block.project(x_BTD, rotary)
-        out_BTHC = attention.attend_self(q, k, v)
+        out_BTHC = attention.attend_self(q, k, v, backend=self.attention)
       return block.finish(x_BTD, out_BTHC), None
 
     body = jax.checkpoint(layer, prevent_cse=False) if self.remat else layer
@@ -302,11 +305,16 @@ def abstract(
   *,
   param_dtype: Any = jnp.float32,
   remat: bool = False,
+  attention: str = 'xla',
   is_critic: bool = False,
 ) -> tuple[nnx.GraphDef, nnx.State]:
   """Returns (graphdef, params of ShapeDtypeStructs); allocates nothing."""
   kwargs = dict(
-    param_dtype=param_dtype, dtype=dtype, remat=remat, is_critic=is_critic
+    param_dtype=param_dtype,
+    dtype=dtype,
+    remat=remat,
+    attention=attention,
+    is_critic=is_critic,
   )
   model = nnx.eval_shape(
     lambda: Transformer(config, rngs=nnx.Rngs(0), **kwargs)
@@ -331,7 +339,7 @@ def create(
     mesh: where the parameters are created, by PARTITION_RULES.
     key: PRNG key; the parameters depend on it alone, not on the mesh.
     dtype: dtype of the computation.
-    **kwargs: param_dtype, remat and is_critic, as of Transformer.
+    **kwargs: param_dtype, remat, attention and is_critic, as of Transformer.
   """
   graphdef, shapes = abstract(config, dtype, **kwargs)
   where = meshes.param_shardings(mesh, PARTITION_RULES, shapes)

@@ -57,6 +57,7 @@ _RULES = [
   *_one_of(settings.SIGNALS, 'weights.signal'),
   *_one_of(('auto', 'float32', 'bfloat16'), 'model.dtype'),
   *_one_of(settings.RENDERINGS, 'model.rendering'),
+  *_one_of(settings.ATTENTIONS, 'model.attention'),
   *_one_of(('action', 'top_entropy'), 'weights.scheme'),
   *_one_of(('auto', *settings.ESTIMATORS), 'advantage.estimator'),
   *_one_of(('final', 'turn'), 'advantage.gae.reward_placement'),

@@ -21,6 +21,7 @@ Refused, Halted = refusals.Refused, refusals.Halted
 Stalled = refusals.Stalled
 ALGOS = ('grpo', 'ppo')
 RENDERINGS = ('template', 'plain')  # agent.chat.Chat
+ATTENTIONS = ('auto', 'xla', 'splash', 'cudnn')  # model.attention.choose
 SIGNALS = (
   'energy',
   'entropy',
@@ -105,9 +106,15 @@ def defaults(env: str | Mapping[str, float] = 'frozen_lake') -> ConfigDict:
   # `warm_start`. revision: of a hub id, '' for its main branch. rendering: by
   # the chat template, or `plain` where the template rewrites earlier turns
   # (agent.chat.Chat). dtype of the computation: auto is bfloat16 on
-  # accelerators and float32 on CPU; master weights are float32.
+  # accelerators and float32 on CPU; master weights are float32. attention: of
+  # whole rows, in scoring and update; auto is the kernel of the platform.
   c.model = dict(
-    path='', revision='', rendering='template', dtype='auto', remat=False
+    path='',
+    revision='',
+    rendering='template',
+    dtype='auto',
+    remat=False,
+    attention='auto',
   )
 
   # The keyword arguments of agent.games.Limits; a mixture has turns,
@@ -400,8 +407,9 @@ def from_json(flat: dict[str, Any]) -> ConfigDict:
   return c.lock()
 
 
-# What may change when a run is continued in its workdir. Where the model lies
-# may change too: the run knows its fingerprint.
+# What may change when a run is continued in its workdir. Devices may, and with
+# them what attends. Where the model lies may change too: the run knows its
+# fingerprint.
 _CONTINUABLE = (
   'num_steps',
   'eval.every',
@@ -410,6 +418,7 @@ _CONTINUABLE = (
   'env.threads',
   'env.time_limit',
   'mesh.',
+  'model.attention',
   'model.path',
   'model.revision',
 )

@@ -62,7 +62,7 @@ def test_whole_rows_in_blocks_equal_one_product(block):
     return lambda q, k, v: jnp.sum(jnp.sin(f(q, k, v)))
 
   plain = jax.jit(lambda q, k, v: attention.attend(q, k, v, position))
-  blocks = functools.partial(attention.attend_self, block=block)
+  blocks = functools.partial(attention.attend_in_blocks, block=block)
   np.testing.assert_allclose(blocks(q, k, v), plain(q, k, v), atol=2e-6)
   for a, b in zip(
     jax.grad(total(blocks), argnums=(0, 1, 2))(q, k, v),

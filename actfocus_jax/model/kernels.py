@@ -1,0 +1,164 @@
+"""Causal self-attention by the fused kernels of accelerators.
+
+The life of a call: the rows are filled up to what the mesh divides, a key head
+is repeated if `tensor` asks for it, every device takes its rows and heads, and
+the kernel runs there alone, since a compiler cannot split one. Scores never
+reach memory: it grows with T, not with T * T.
+
+`splash` is the kernel for TPU that comes with jax, `cudnn` the one of NVIDIA's
+library. Both compute what `attention.attend_in_blocks` computes.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_kernel as splash_kernel,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_mask as splash_mask,
+)
+from jax.sharding import PartitionSpec as P
+
+from actfocus_jax.model import mesh as meshes
+
+Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+_LANES = 128  # What TPU blocks are multiples of.
+# Queries, and keys, in a block: (size, how many of its keys at a time). The
+# scores of a block stand in the 16 MiB of a core's vector memory, in float32
+# and several times over in the backward pass.
+_BLOCKS = {512: 512, 768: 384}
+
+
+def splash(
+  q_BTHC: jax.Array,
+  k_BTJC: jax.Array,
+  v_BTJC: jax.Array,
+  *,
+  interpret: bool = False,
+) -> jax.Array:
+  """Causal attention of whole rows to themselves by TPU's splash kernel.
+
+  Args:
+    q_BTHC: queries.
+    k_BTJC: keys; H is a multiple of J.
+    v_BTJC: values.
+    interpret: run the kernel as ordinary operations, on any platform.
+
+  Returns:
+    out_BTHC, in the dtype of the queries.
+  """
+  kernel = functools.partial(_splash, interpret=interpret)
+  return per_device(kernel, q_BTHC, k_BTJC, v_BTJC)
+
+
+def cudnn(q_BTHC: jax.Array, k_BTJC: jax.Array, v_BTJC: jax.Array) -> jax.Array:
+  """Causal attention of whole rows to themselves by cuDNN, for NVIDIA GPUs.
+
+  Args:
+    q_BTHC: queries, bfloat16 or float16.
+    k_BTJC: keys; H is a multiple of J.
+    v_BTJC: values.
+
+  Returns:
+    out_BTHC, in the dtype of the queries.
+  """
+  kernel = functools.partial(
+    jax.nn.dot_product_attention, is_causal=True, implementation='cudnn'
+  )
+  return per_device(kernel, q_BTHC, k_BTJC, v_BTJC)
+
+
+def per_device(
+  kernel: Kernel, q_BTHC: jax.Array, k_BTJC: jax.Array, v_BTJC: jax.Array
+) -> jax.Array:
+  """Runs a kernel on every device of the ambient mesh, on its rows and heads.
+
+  Rows go over `data` and `fsdp`, heads over `tensor`. Where the key heads do
+  not divide over `tensor` but the query heads do, each key head is repeated,
+  and only as often as it takes; where neither do, every device of the axis
+  takes all heads. Without an ambient mesh the kernel is called as it is.
+
+  Args:
+    kernel: (q_BTHC, k_BTJC, v_BTJC) -> out_BTHC, each row and each key head
+      with its query heads for itself.
+    q_BTHC: queries.
+    k_BTJC: keys.
+    v_BTJC: values.
+
+  Returns:
+    out_BTHC.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return kernel(q_BTHC, k_BTJC, v_BTJC)
+  B, H, J = q_BTHC.shape[0], q_BTHC.shape[2], k_BTJC.shape[2]
+  repeat, is_split = _heads(H, J, mesh.shape.get('tensor', 1))
+  fill = -B % meshes.row_shards(mesh)
+  q, k, v = (
+    jnp.pad(x, ((0, fill), (0, 0), (0, 0), (0, 0)))
+    for x in (
+      q_BTHC,
+      jnp.repeat(k_BTJC, repeat, axis=2),
+      jnp.repeat(v_BTJC, repeat, axis=2),
+    )
+  )
+  spec = P(*meshes.ROWS, None, 'tensor' if is_split else None)
+  # All axes are manual, or the compiler would have to split the kernel; what
+  # varies over them is not told by kernels, hence no check.
+  out_BTHC = jax.shard_map(
+    kernel, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
+  )(q, k, v)
+  return out_BTHC[:B]
+
+
+def _heads(H: int, J: int, devices: int) -> tuple[int, bool]:
+  """How often to repeat J key heads, and whether to split over the devices."""
+  if H % devices:
+    return 1, False
+  return devices // math.gcd(J, devices), True
+
+
+def _splash(q_BTHC, k_BTJC, v_BTJC, *, interpret: bool) -> jax.Array:
+  """The kernel on one device, with T filled up to whole blocks.
+
+  What fills up comes last, so no real query sees it.
+  """
+  T, H, C = q_BTHC.shape[1:]
+  size, keys = _block(T)
+  fill = -T % size
+  q_BHTC, k_BJTC, v_BJTC = (
+    jnp.pad(x, ((0, 0), (0, fill), (0, 0), (0, 0))).swapaxes(1, 2)
+    for x in (q_BTHC, k_BTJC, v_BTJC)
+  )
+  causal = splash_mask.CausalMask((T + fill, T + fill))
+  attend_row = splash_kernel.make_splash_mha(
+    splash_mask.MultiHeadMask([causal] * H),
+    block_sizes=splash_kernel.BlockSizes(
+      block_q=size,
+      block_kv=size,
+      block_kv_compute=keys,
+      block_q_dkv=size,
+      block_kv_dkv=size,
+      block_kv_dkv_compute=keys,
+      use_fused_bwd_kernel=True,
+    ),
+    head_shards=1,
+    q_seq_shards=1,
+    interpret=interpret,
+  )
+  # The kernel itself does not divide the scores by sqrt(C).
+  q_BHTC = (q_BHTC.astype(jnp.float32) * C**-0.5).astype(q_BHTC.dtype)
+  out_BHTC = jax.vmap(attend_row)(q_BHTC, k_BJTC, v_BJTC)
+  return out_BHTC.swapaxes(1, 2)[:, :T]
+
+
+def _block(T: int) -> tuple[int, int]:
+  """The block that fills up least, the smaller of two: it skips more."""
+  size = min(_BLOCKS, key=lambda size: (-T % size, size))
+  if size > T:
+    size = -(-T // _LANES) * _LANES
+  return size, _BLOCKS.get(size, size)
