@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import safetensors
 
-from actfocus_jax import base_model, envs
+from actfocus_jax import base_model, dry_run, envs
 from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.agent import episode, rollout
 from actfocus_jax.agent import games as games_lib
@@ -25,7 +25,6 @@ from actfocus_jax.learner import state as state_lib
 from actfocus_jax.model import architecture, attention, files, hf, transformer
 from actfocus_jax.model import mesh as mesh_lib
 from actfocus_jax.run import (
-  checks,
   directory,
   env_settings,
   own_classes,
@@ -41,10 +40,8 @@ _FIRST_PROMPTS = 32  # of each game, looked at before a model is made
 
 
 def mesh(c: ConfigDict) -> jax.sharding.Mesh:
-  """The mesh of the run, after a check that the batches fit it."""
-  made = mesh_lib.make_mesh(**c.mesh)
-  checks.check_mesh(c, mesh_lib.row_shards(made))
-  return made
+  """The mesh of the run; it cuts the batches and the model evenly."""
+  return mesh_lib.make_mesh(**c.mesh, splits=dry_run.splits(c))
 
 
 def games(

@@ -18,7 +18,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from actfocus_jax.model import files
+from actfocus_jax.model import files, mesh_shapes
 from actfocus_jax.run import checks, env_settings, interrupt, settings
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -211,12 +211,16 @@ def check_model(c: ml_collections.ConfigDict) -> pathlib.Path | None:
   except ValueError as error:
     raise settings.Refused(str(error)) from error
   try:
-    files.check(directory)
+    config = files.check(directory)
   except ValueError as error:
     hint = ''
     if files.is_hub_id(path):
       hint = f' {files.how_to_fetch(path, c.model.revision)}'
     raise settings.Refused(f'model.path is {path!r}: {error}{hint}') from error
+  try:
+    mesh_shapes.check(c.mesh, mesh_shapes.of_model(config))
+  except ValueError as error:
+    raise settings.Refused(str(error)) from error
   return directory
 
 

@@ -9,7 +9,7 @@ import pathlib
 import ml_collections
 
 from actfocus_jax import memory
-from actfocus_jax.model import architecture, files
+from actfocus_jax.model import architecture, files, mesh_shapes
 from actfocus_jax.run import checks, env_settings, presets, settings
 
 _ITEMSIZE = {'float32': 4, 'bfloat16': 2, 'auto': 2}
@@ -29,9 +29,9 @@ def describe(
     Several lines for people.
 
   Raises:
-    Refused: When the mesh cannot share the batches.
+    Refused: When the mesh cannot share the batches or the model.
   """
-  checks.check_mesh(c, max(c.mesh.data, 1) * c.mesh.fsdp)
+  check_mesh(c, directory)
   lines = ['Config:']
   default = settings.flatten(settings.schema_of(c))
   for field, value in sorted(settings.flatten(c).items()):
@@ -49,8 +49,9 @@ def describe(
     lines.append(
       '  (model.dtype=auto counted as 2 bytes; on a CPU it is float32, 4 bytes)'
     )
-  if c.mesh.data < 1:
-    lines.append('  (mesh.data=-1 counted as 1)')
+  is_open = [f'mesh.{name}' for name, size in c.mesh.items() if size < 1]
+  if is_open:
+    lines.append(f'  ({" and ".join(is_open)}, -1, counted as 1)')
   return '\n'.join(lines)
 
 
@@ -74,7 +75,7 @@ def needs(
   c: ml_collections.ConfigDict, config: architecture.Config
 ) -> dict[str, float]:
   """`memory.per_device` with the numbers of a config."""
-  data = max(c.mesh.data, 1)
+  m = {name: max(size, 1) for name, size in c.mesh.items()}
   episodes = max(
     c.rollout.prompts * c.rollout.members, c.eval.prompts * c.eval.members
   )
@@ -86,12 +87,45 @@ def needs(
     microbatch=c.learner.microbatch or c.learner.minibatch,
     score_chunk=c.learner.score_chunk,
     has_reference=settings.has_reference(c),
-    data=data,
-    fsdp=c.mesh.fsdp,
-    tensor=c.mesh.tensor,
+    data=m['data'] * m['dcn_data'],
+    fsdp=m['fsdp'] * m['dcn_fsdp'],
+    tensor=m['tensor'],
     itemsize=_ITEMSIZE[c.model.dtype],
     updates=_updates(c),
   )
+
+
+def check_mesh(c: ml_collections.ConfigDict, directory: pathlib.Path | None):
+  """Refuses a mesh that cuts no machine's share of batches or model evenly.
+
+  Args:
+    c: A checked config.
+    directory: As of `describe`.
+
+  Raises:
+    Refused: One sentence with the nearest shapes.
+  """
+  try:
+    mesh_shapes.check(c.mesh, splits(c, directory))
+  except ValueError as error:
+    raise settings.Refused(str(error)) from error
+
+
+def splits(
+  c: ml_collections.ConfigDict, directory: pathlib.Path | None = None
+) -> tuple[mesh_shapes.Split, ...]:
+  """What the mesh of a run must cut into equal parts: batches and the model.
+
+  Args:
+    c: A checked config.
+    directory: Of the model; None looks for it, where one is named.
+  """
+  if directory is None and c.model.path and c.model.path not in presets.SHAPES:
+    directory = files.locate(c.model.path, c.model.revision)
+  model = mesh_shapes.of_model(shape(c, directory))
+  if not c.model.path:  # Set phrases add to its vocabulary.
+    model = tuple(part for part in model if part.what != 'vocab_size')
+  return mesh_shapes.of_rows(checks.mesh_rows(c)) + model
 
 
 def _updates(c: ml_collections.ConfigDict) -> int:

@@ -37,7 +37,7 @@ def main(argv: list[str]):
       if flag.value is not None:
         c.eval[flag.name] = flag.value
     if _WORKDIR.value:  # A run may be evaluated on another machine.
-      c.mesh = dict(data=-1, fsdp=1, tensor=1)
+      c.mesh = dict(settings.MESH)
   checks.check(c)
   command.check_model(c)
   workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None

@@ -149,7 +149,7 @@ def _config():
       raise settings.Refused('--workdir excludes --env and --config.')
     c = command.run_config(pathlib.Path(_WORKDIR.value))
     with c.unlocked():
-      c.mesh = dict(data=-1, fsdp=1, tensor=1)
+      c.mesh = dict(settings.MESH)
     return c
   if _STEP.value is not None:
     raise settings.Refused('--step needs --workdir.')

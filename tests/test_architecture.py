@@ -30,6 +30,7 @@ WITHOUT_JAX = (
   'command',
   'model.architecture',
   'model.files',
+  'model.mesh_shapes',
 )
 LONGEST = 450
 

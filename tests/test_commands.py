@@ -409,6 +409,18 @@ def test_a_dry_run_refuses_a_mesh_that_cannot_share(tmp_path):
   assert_refused(result, 'learner.microbatch', '4', 'multiples of 8')
 
 
+def test_a_dry_run_refuses_a_mesh_that_cannot_share_the_model(tmp_path):
+  """Before any device: with all sizes fixed, the nearest shapes are known."""
+  result = command(
+    'train',
+    '--config=configs/sokoban.py:size=0.5b',
+    '--config.mesh.data=1',
+    '--config.mesh.tensor=3',
+    '--dry_run',
+  )
+  assert_refused(result, 'vocab_size', '151936', '3 equal parts', 'no shape')
+
+
 def test_help_is_no_failure():
   result = command('compare', '--help')
   assert result.returncode == 0

@@ -2,7 +2,8 @@
 
 Axes: `data` copies the parameters, `fsdp` splits them and the rows, `tensor`
 splits heads, hidden units and the vocabulary. All are `AxisType.Auto`: the
-compiler places what the rules leave open.
+compiler places what the rules leave open. Over several slices `data` (and, if
+asked, `fsdp`) is the outer axis: `mesh_shapes` says which sizes there are.
 """
 
 import functools
@@ -12,10 +13,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-AXES = ('data', 'fsdp', 'tensor')
+from actfocus_jax.model import mesh_shapes
+
+AXES = mesh_shapes.AXES
 ROWS = P(('data', 'fsdp'))
 
 Rules = Sequence[tuple[str, P]]
@@ -26,35 +30,97 @@ def make_mesh(
   data: int = -1,
   fsdp: int = 1,
   tensor: int = 1,
+  dcn_data: int = -1,
+  dcn_fsdp: int = 1,
   devices: Sequence[jax.Device] | None = None,
+  splits: Sequence[mesh_shapes.Split] = (),
 ) -> Mesh:
   """Returns a mesh over all devices, or over `devices` if they are named.
 
   Args:
-    data: size of the axis; one of the three may be -1: what the others leave.
+    data: size inside a slice; one of the first three may be -1: what the others
+      leave of a slice.
     fsdp: see data.
     tensor: see data.
+    dcn_data: size over slices, by which the axis `data` is longer; one of the
+      two may be -1: what the other leaves of the slices.
+    dcn_fsdp: the same for `fsdp`.
     devices: the devices to use; None takes every device of every process.
+    splits: what the mesh must cut into equal parts.
 
   Raises:
-    ValueError: if the sizes do not multiply to the number of devices.
+    ValueError: if the sizes do not multiply to the number of devices, or leave
+      a split uneven; the sentence names the nearest sizes that fit.
   """
   devices = jax.devices() if devices is None else list(devices)
-  sizes = {'data': data, 'fsdp': fsdp, 'tensor': tensor}
-  open_axes = [axis for axis, size in sizes.items() if size == -1]
-  fixed = int(np.prod([size for size in sizes.values() if size != -1]))
-  if open_axes and fixed > 0 and len(devices) % fixed == 0:
-    sizes[open_axes[0]] = len(devices) // fixed
-  shape = tuple(sizes.values())
-  if min(shape) < 1 or np.prod(shape) != len(devices):
-    raise ValueError(
-      f'mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fit'
-      f' {len(devices)} devices: the sizes must be positive and multiply to'
-      ' that number, and at most one may be -1 (what the others leave).'
-    )
-  return jax.make_mesh(
-    shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+  wanted = dict(
+    data=data, fsdp=fsdp, tensor=tensor, dcn_data=dcn_data, dcn_fsdp=dcn_fsdp
   )
+  parts = slices(devices, max(dcn_data, 1) * max(dcn_fsdp, 1))
+  shape = mesh_shapes.choose(wanted, len(parts[0]), len(parts), splits)
+  types = (AxisType.Auto,) * len(AXES)
+  if len(parts) == 1:
+    return jax.make_mesh(shape.inside, AXES, axis_types=types, devices=devices)
+  return Mesh(arrange(parts, shape), AXES, axis_types=types)
+
+
+def slices(
+  devices: Sequence[jax.Device], asked: int = 1
+) -> list[list[jax.Device]]:
+  """Returns the devices by what a fast network joins, in the order of slices.
+
+  TPU devices know their slice. Where all lie in one, or know of none, they are
+  one slice; unless more are asked for: then the processes, in their order, are
+  dealt out to as many groups (one process a node, or one a device: either way
+  neighbours share a group).
+
+  Args:
+    devices: the devices of the mesh.
+    asked: how many slices the sizes `dcn_*` speak of, as far as they are fixed.
+
+  Raises:
+    ValueError: if the slices are unequal, or the processes do not make as many
+      groups.
+  """
+  by_slice = _grouped(devices, lambda d: getattr(d, 'slice_index', None) or 0)
+  if len(by_slice) == 1 and asked > 1:
+    by_process = _grouped(devices, lambda d: d.process_index)
+    count = len(by_process)
+    if count % asked:
+      raise ValueError(
+        f'mesh.dcn_data and mesh.dcn_fsdp ask for {asked} slices, but all'
+        f' devices lie in one and the {count} processes do not make {asked}'
+        f' equal groups; allowed: divisors of {count}, or -1 and 1.'
+      )
+    each = count // asked
+    by_slice = [
+      sum(by_process[i : i + each], []) for i in range(0, count, each)
+    ]
+  counts = [len(part) for part in by_slice]
+  if len(set(counts)) > 1:
+    raise ValueError(f'the slices have {counts} devices; they must be equal.')
+  return by_slice
+
+
+def _grouped(devices, key) -> list[list[jax.Device]]:
+  groups: dict[int, list[jax.Device]] = {}
+  for device in devices:
+    groups.setdefault(key(device), []).append(device)
+  return [groups[index] for index in sorted(groups)]
+
+
+def arrange(
+  parts: Sequence[Sequence[jax.Device]], shape: mesh_shapes.Shape
+) -> np.ndarray:
+  """Returns the devices as an array with the axes of the mesh.
+
+  Along an axis the devices of one slice are neighbours, as of
+  `mesh_utils.create_hybrid_device_mesh`, which knows no groups of processes.
+  """
+  blocks = np.empty(len(parts), object)
+  for i, part in enumerate(parts):
+    blocks[i] = mesh_utils.create_device_mesh(shape.inside, part)
+  return np.block(blocks.reshape(shape.outside).tolist())
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -110,20 +176,35 @@ def param_shardings(mesh: Mesh, rules: Rules, abstract_params: Any) -> Any:
     ValueError: if a parameter has no rule, or if its rule splits an axis that
       the mesh does not divide.
   """
-
-  def check(path: tuple[Any, ...], leaf: Any, sharding: NamedSharding) -> Any:
-    try:
-      sharding.shard_shape(leaf.shape)
-    except ValueError as error:
+  specs = match_rules(rules, abstract_params)
+  splits = _splits(specs, abstract_params)
+  # Data is left open: no rule splits a parameter over it.
+  wanted = {**mesh.shape, 'data': -1, 'dcn_data': -1, 'dcn_fsdp': 1}
+  for split in splits:
+    if split.size % np.prod([mesh.shape[axis] for axis in split.axes]):
+      shapes = mesh_shapes.nearest(wanted, mesh.size, splits=splits)
       raise ValueError(
-        f'parameter {path_name(path)} of shape {leaf.shape} cannot be split as'
-        f' {sharding.spec} over the mesh {dict(mesh.shape)}: choose fsdp and'
-        ' tensor sizes that divide it.'
-      ) from error
-    return sharding
+        f'{split.what} cannot be split over {" * ".join(split.axes)} of the'
+        f' mesh {dict(mesh.shape)}: {split.size} of it are no multiple; nearest'
+        f' that fit: {", or ".join(map(str, shapes))}.'
+      )
+  return shardings(mesh, specs)
 
-  named = shardings(mesh, match_rules(rules, abstract_params))
-  return jax.tree_util.tree_map_with_path(check, abstract_params, named)
+
+def _splits(specs: Any, abstract_params: Any) -> list[mesh_shapes.Split]:
+  """What the specs ask of each axis of each parameter."""
+
+  def of(path: tuple[Any, ...], leaf: Any, spec: P):
+    named = f'parameter {path_name(path)} of shape {leaf.shape}'
+    for size, axes in zip(leaf.shape, spec, strict=False):
+      if axes is not None:
+        axes = axes if isinstance(axes, tuple) else (axes,)
+        yield mesh_shapes.Split(named, size, axes)
+
+  found = jax.tree_util.tree_map_with_path(
+    lambda *leaf: list(of(*leaf)), abstract_params, specs
+  )
+  return jax.tree.leaves(found)
 
 
 def rows(mesh: Mesh) -> NamedSharding:
@@ -151,6 +232,19 @@ def keep_rows(x: jax.Array) -> jax.Array:
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, ROWS)
+
+
+def keep_columns(x_BTD: jax.Array) -> jax.Array:
+  """Pins what was looked up in a table whose columns lie over `fsdp`.
+
+  Rows over `data`, columns where they are. From there to `keep_rows` it is one
+  exchange within `fsdp`; without this stop XLA makes the whole batch on every
+  device first ("involuntary full rematerialization"), and in the backward pass
+  the gradient of the whole table. Does nothing without an ambient mesh.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return x_BTD
+  return jax.lax.with_sharding_constraint(x_BTD, P('data', None, 'fsdp'))
 
 
 def put_rows(mesh: Mesh, tree: Any) -> Any:

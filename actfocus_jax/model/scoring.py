@@ -204,7 +204,10 @@ def _per_row_block(score: Callable[..., Scores]) -> Callable[..., Scores]:
     return score(table_DV, *rows)
 
   def wrapped(table_DV, *rows):
-    if mesh.empty or rows[0].shape[0] % meshes.row_shards(mesh):
+    # With one block for all rows there is nothing to do alone (and XLA fails
+    # at sums over manual axes of size 1 beside a `tensor` axis).
+    shards = 1 if mesh.empty else meshes.row_shards(mesh)
+    if shards == 1 or rows[0].shape[0] % shards:
       return score(table_DV, *rows)
     specs = (P(), *(meshes.ROWS for _ in rows))
     return jax.shard_map(

@@ -166,10 +166,11 @@ class Transformer(nnx.Module):
     if not (c.tie_word_embeddings or is_critic):
       self.head = nnx.Param(init(rngs.params(), shape[::-1], param_dtype))
 
-  def _embed(self, tokens_BT: jax.Array) -> jax.Array:
+  def _embed(self, tokens_BT: jax.Array, *, split: bool = False) -> jax.Array:
     with jax.named_scope('embed'):
       # jnp.take fills with NaN: an id outside the vocabulary is seen at once.
       x_BTD = jnp.take(self.embedding[...], tokens_BT, axis=0)
+      x_BTD = meshes.keep_columns(x_BTD) if split else x_BTD
       return meshes.keep_rows(x_BTD.astype(self.dtype))
 
   def hidden(self, tokens_BT: jax.Array) -> jax.Array:
@@ -201,7 +202,7 @@ class Transformer(nnx.Module):
       return block.finish(x_BTD, out_BTHC), None
 
     body = jax.checkpoint(layer, prevent_cse=False) if self.remat else layer
-    x_BTD, _ = jax.lax.scan(body, self._embed(tokens_BT), stacked)
+    x_BTD, _ = jax.lax.scan(body, self._embed(tokens_BT, split=True), stacked)
     return self.norm(x_BTD)
 
   def extend(

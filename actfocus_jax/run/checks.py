@@ -107,8 +107,10 @@ _RULES = [
   *_at_least(1, 'warm_start.episodes', 'warm_start.batch'),
   *_at_least(2, 'warm_start.steps'),  # a warm-up and a decay
   *_at_least(260, 'warm_start.vocab_size'),
-  *_at_least(1, 'mesh.fsdp', 'mesh.tensor'),
-  _Rule('mesh.data', lambda x: x == -1 or x >= 1, '-1 (the rest) or 1 or more'),
+  *[
+    _Rule(f'mesh.{f}', lambda x: x == -1 or x >= 1, '-1 (the rest), 1 or more')
+    for f in settings.MESH
+  ],
 ]
 
 
@@ -148,8 +150,8 @@ def check(c: ml_collections.ConfigDict):
   _check_heads(c)
   env_checks.check(c)
   _check_seeds(c)
-  if c.mesh.data > 0:  # Else it follows from the machine; see check_mesh.
-    check_mesh(c, c.mesh.data * c.mesh.fsdp)
+  _check_open_sizes(c)
+  check_mesh(c, known_shards(c))
 
 
 def _check_fields(c: ml_collections.ConfigDict):
@@ -316,6 +318,36 @@ def _check_lengths(c: ml_collections.ConfigDict):
     )
 
 
+def _check_open_sizes(c: ml_collections.ConfigDict):
+  """Refuses a mesh of which two sizes would be what the others leave."""
+  for names in (('data', 'fsdp', 'tensor'), ('dcn_data', 'dcn_fsdp')):
+    fields = [f'mesh.{name}' for name in names if c.mesh[name] == -1]
+    if len(fields) > 1:
+      raise settings.Refused(
+        f'{fields[0]} and {fields[1]} are both -1, what the other sizes leave; '
+        f'allowed: -1 for one of {", ".join(names)}.'
+      )
+
+
+def known_shards(c: ml_collections.ConfigDict) -> int:
+  """Into how many parts the mesh cuts rows, open sizes counted as 1.
+
+  With them it is a multiple of this, on whatever machine.
+  """
+  names = ('data', 'fsdp', 'dcn_data', 'dcn_fsdp')
+  return math.prod(max(c.mesh[name], 1) for name in names)
+
+
+def mesh_rows(c: ml_collections.ConfigDict) -> dict[str, int]:
+  """The numbers of rows that the mesh must cut into equal parts, by field."""
+  return {
+    'rollout.prompts': c.rollout.prompts,
+    'eval.prompts': c.eval.prompts,
+    'learner.minibatch': c.learner.minibatch,
+    'learner.microbatch': c.learner.microbatch or c.learner.minibatch,
+  }
+
+
 def check_mesh(c: ml_collections.ConfigDict, shards: int):
   """Refuses batches that the mesh cannot split.
 
@@ -326,13 +358,7 @@ def check_mesh(c: ml_collections.ConfigDict, shards: int):
   Raises:
     Refused: One sentence.
   """
-  sizes = {
-    'rollout.prompts': c.rollout.prompts,
-    'eval.prompts': c.eval.prompts,
-    'learner.minibatch': c.learner.minibatch,
-    'learner.microbatch': c.learner.microbatch or c.learner.minibatch,
-  }
-  for field, size in sizes.items():
+  for field, size in mesh_rows(c).items():
     if size % shards:
       raise settings.Refused(
         f'{field} is {size}, which the {shards} devices of the mesh axes data '

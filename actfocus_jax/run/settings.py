@@ -48,6 +48,9 @@ ESTIMATORS_OF = {
   'ppo': ('gae', 'turn_gae'),
 }
 
+# The default mesh: every device holds its own rows and all of the parameters.
+MESH = dict(data=-1, fsdp=1, tensor=1, dcn_data=-1, dcn_fsdp=1)
+
 # Boards of training have seeds from here on, those of evaluation below.
 FIRST_TRAINING_SEED = 10_000
 
@@ -212,7 +215,9 @@ def defaults(env: str | Mapping[str, float] = 'frozen_lake') -> ConfigDict:
   )
 
   c.checkpoint = dict(every=10, keep=2)
-  c.mesh = dict(data=-1, fsdp=1, tensor=1)  # model.mesh.make_mesh
+  # model.mesh.make_mesh: sizes inside a slice, and over slices (dcn_*). One of
+  # each kind may be -1, what the others leave.
+  c.mesh = dict(MESH)
 
   # The scripted player of the demonstrations: envs.players.PLAYERS[env][name],
   # its fields replaced by player.options, or 'package.module:Class'.

@@ -127,6 +127,27 @@ def test_batches_that_do_not_divide():
     checks.check_mesh(c, 3)
 
 
+def test_sizes_of_the_mesh():
+  """-1 once inside a slice and once over slices; all others count for rows."""
+  c = load('quickstart')
+  assert checks.known_shards(c) == 1
+  c.mesh.update(data=2, fsdp=-1, dcn_data=-1, dcn_fsdp=2)
+  checks.check(c)
+  assert checks.known_shards(c) == 4
+  c.mesh.dcn_fsdp = 3
+  with pytest.raises(ValueError, match='rollout.prompts is 8.*multiples of 6'):
+    checks.check(c)
+  c.mesh.update(data=-1, dcn_fsdp=1)
+  with pytest.raises(ValueError, match='mesh.data and mesh.fsdp are both -1'):
+    checks.check(c)
+  c.mesh.update(data=1, dcn_fsdp=-1)
+  with pytest.raises(ValueError, match='mesh.dcn_data and mesh.dcn_fsdp are'):
+    checks.check(c)
+  c.mesh.update(dcn_fsdp=0)
+  with pytest.raises(ValueError, match='mesh.dcn_fsdp is 0; allowed: -1'):
+    checks.check(c)
+
+
 def test_lengths_must_rise_to_the_context():
   c = load('quickstart')
   c.rollout.lengths = (512, 384)

@@ -1,0 +1,116 @@
+"""The compiled decode program: what it moves between devices, what it says."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from actfocus_jax.agent import sampling
+from actfocus_jax.model import architecture, transformer
+from actfocus_jax.model import mesh as mesh_lib
+
+# No size is the product or the multiple of others, so that a gathered weight
+# cannot be taken for something else; 2 key heads.
+CONFIG = architecture.Config(
+  704, 64, 96, 3, 8, 2, 8, rope_theta=100.0, tie_word_embeddings=False
+)
+SLOTS, LENGTH, STEPS = 16, 40, 5
+GATHER = re.compile(r'= \(?(.*?)\)? all-gather(?:-start)?\(')
+
+
+def gathered(text):
+  """Shapes that the all-gathers of a compiled program give."""
+  for result in GATHER.findall(text):
+    for dims in re.findall(r'\w+\[([\d,]*)\]', result):
+      yield tuple(int(n) for n in dims.split(',') if n)
+
+
+def gathered_parameters(text, layout):
+  """The gathers that give a parameter, or one layer of it.
+
+  Anywhere: what stands before the loop is moved once per call of a few steps.
+
+  Args:
+    text: of the program.
+    layout: the parameters; a gather gives all of one, or what a device holds.
+  """
+  shapes = set()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(layout):
+    is_stacked = mesh_lib.path_name(path).startswith('layers/')
+    for shape in (leaf.shape, leaf.sharding.shard_shape(leaf.shape)):
+      layer = shape[is_stacked:]
+      if len(layer) == 2:
+        shapes |= {shape, layer, layer[::-1], (1, *layer)}
+  return sorted(set(gathered(text)) & shapes)
+
+
+def model(mesh):
+  return transformer.create(CONFIG, mesh, jax.random.key(0), dtype=jnp.float32)
+
+
+def slots(mesh):
+  """Half of the slots have something to say."""
+  empty = sampling.empty(CONFIG, SLOTS, LENGTH, jnp.float32)
+  row_B = jnp.arange(SLOTS, dtype=jnp.int32)
+  return sampling.place(
+    empty.replace(last_B=3 + row_B, row_B=row_B, budget_B=STEPS * (row_B % 2)),
+    mesh,
+  )
+
+
+def decode_arguments(mesh, graphdef, params):
+  key, temperature = jax.random.key(1), jnp.ones(())
+  static = dict(steps=STEPS, view=LENGTH, stop_ids=(1,))
+  return (graphdef, params, slots(mesh), key, temperature), static
+
+
+def program(mesh, graphdef, params):
+  with jax.set_mesh(mesh):
+    given, static = decode_arguments(mesh, graphdef, params)
+    return sampling.decode.lower(*given, **static).compile().as_text()
+
+
+@pytest.mark.parametrize(
+  'sizes', [dict(data=2, fsdp=2, tensor=2), dict(fsdp=8, data=1)]
+)
+def test_decoding_gathers_no_parameter(sizes):
+  """In the decode layout; as the learner holds them, every kernel is."""
+  mesh = mesh_lib.make_mesh(**sizes)
+  graphdef, params = model(mesh)
+  layout = mesh_lib.decode_layout(params, mesh, jnp.float32)
+  assert gathered_parameters(program(mesh, graphdef, layout), layout) == []
+  split = gathered_parameters(program(mesh, graphdef, params), layout)
+  assert len(split) >= 3, 'kernels are gathered, and this test must see it'
+
+
+@pytest.mark.parametrize('tensor', [2, 4, 8])
+def test_key_heads_that_do_not_divide_decode_alike(tensor):
+  """2 key heads over 4 and 8 devices: the cache is whole on each of them."""
+  answers = []
+  for mesh in (
+    mesh_lib.make_mesh(devices=jax.devices()[:1]),
+    mesh_lib.make_mesh(tensor=tensor),
+  ):
+    graphdef, params = model(mesh)
+    params = mesh_lib.decode_layout(params, mesh, jnp.float32)
+    with jax.set_mesh(mesh):
+      given, static = decode_arguments(mesh, graphdef, params)
+      answers.append(jax.device_get(sampling.decode(*given, **static)))
+  (one, said), (several, found) = answers
+  assert said.live_NB.any() and not said.live_NB.all()
+  np.testing.assert_array_equal(found.token_NB, said.token_NB)
+  np.testing.assert_allclose(found.logprob_NB, said.logprob_NB, atol=1e-5)
+  np.testing.assert_allclose(
+    several.cache.k_LBSJC, one.cache.k_LBSJC, atol=1e-5
+  )
+
+
+def test_the_cache_is_split_where_heads_divide():
+  for tensor, heads in ((2, 1), (4, 2)):
+    mesh = mesh_lib.make_mesh(tensor=tensor)
+    cache = slots(mesh).cache.k_LBSJC
+    rows = SLOTS // mesh_lib.row_shards(mesh)
+    shape = cache.sharding.shard_shape(cache.shape)
+    assert shape == (3, rows, LENGTH, heads, 8)

@@ -1,0 +1,203 @@
+"""Where every array of the state lives, and that no mesh changes the update."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from actfocus_jax.algorithm import estimators, losses
+from actfocus_jax.learner import state as state_lib
+from actfocus_jax.learner import step as step_lib
+from actfocus_jax.model import architecture, transformer
+from actfocus_jax.model import mesh as mesh_lib
+from actfocus_jax.run import checkpoint
+
+# Wide enough for eight devices; 2 key heads, as Qwen2.5 has: over 8 devices a
+# quarter of a head each.
+CONFIG = architecture.Config(
+  64, 64, 96, 2, 4, 2, 16, rope_theta=100.0, tie_word_embeddings=False
+)
+SHAPES = {
+  **{f'fsdp{n}tensor{8 // n}': (1, n, 8 // n) for n in (1, 2, 4, 8)},
+  'data2fsdp2tensor2': (2, 2, 2),
+}
+LARGE = 1024  # a leaf of more numbers must be split
+# Adam's moments; the large eps makes its step go with the gradient, where it
+# would make much of a rounding error.
+TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.3, eps=1.0))
+GAE = functools.partial(estimators.gae, discount=0.99, lam=0.95)
+
+
+def mesh_of(name):
+  return mesh_lib.make_mesh(
+    **dict(zip(mesh_lib.AXES, SHAPES[name], strict=True))
+  )
+
+
+def fresh(mesh):
+  """(TrainStep learners, a PPO state on the mesh), the critic's head not 0."""
+  graphdef, params = transformer.create(
+    CONFIG, mesh, jax.random.key(0), dtype=jnp.float32
+  )
+  critic, shapes = transformer.abstract(CONFIG, jnp.float32, is_critic=True)
+  judge = transformer.critic_from(params, shapes)
+  judge['value_head'][...] += jnp.linspace(-1, 1, CONFIG.hidden_size)
+  state = state_lib.create(
+    state_lib.trained(params, TX), state_lib.trained(judge, TX)
+  )
+  return step_lib.Learner(graphdef, TX), step_lib.Learner(critic, TX), state
+
+
+@pytest.fixture(scope='module')
+def step(batch, recipe):
+  """One PPO step from the fresh state: (state before, after, metrics).
+
+  The policy's half of it reads nothing of the critic but the advantages;
+  with `critic=False` it is GRPO.
+  """
+
+  def run(mesh, critic=True):
+    with jax.set_mesh(mesh), jax.numpy_dtype_promotion('standard'):
+      actor, judge, state = fresh(mesh)
+      changes = dict(minibatch=8, microbatch=8, ratio=0.5)
+      if critic:
+        loss = functools.partial(losses.value_loss, clip=0.2)
+        changes |= dict(advantage=GAE, value_loss=loss, needs_spread=False)
+      else:
+        judge, state = None, state.replace(critic=None)
+      stepper = step_lib.TrainStep(actor, recipe(**changes), critic=judge)
+      frozen = jax.tree.map(lambda x: 1.1 * x, state.actor.params)
+      before = jax.tree.map(jnp.copy, state)  # The step donates its state.
+      rows = mesh_lib.put_rows(mesh, batch)
+      return before, *stepper.fused(state, frozen, rows, jax.random.key(9))
+
+  return run
+
+
+def not_split(tree):
+  """Names of the large leaves that some device holds more than its part of."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    name = mesh_lib.path_name(path)
+    if leaf.size < LARGE or name.endswith('norm/scale'):
+      continue
+    mesh = leaf.sharding.mesh.shape
+    parts = mesh['fsdp'] * mesh['tensor']
+    if np.prod(leaf.sharding.shard_shape(leaf.shape)) != leaf.size // parts:
+      yield f'{name}: {leaf.sharding.spec}'
+
+
+def unlike_parameter(trained):
+  """Names of the optimizer's moments that lie elsewhere than the parameter."""
+  where = {
+    mesh_lib.path_name(path): leaf.sharding
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trained.params)
+  }
+  moments = jax.tree_util.tree_leaves_with_path(trained.opt_state)
+  found = 0
+  for path, leaf in moments:
+    name = mesh_lib.path_name(path)
+    of = next((n for n in where if name.endswith(f'/{n}')), None)
+    found += of is not None
+    if of and not leaf.sharding.is_equivalent_to(where[of], leaf.ndim):
+      yield f'{name}: {leaf.sharding}'
+  assert found == 2 * len(where)  # Adam's first and second
+
+
+def assert_placed(state):
+  assert list(not_split(state)) == []
+  for trained in (state.actor, state.critic):
+    assert list(unlike_parameter(trained)) == []
+
+
+def restored(state, folder):
+  """The state after a way through a checkpoint."""
+  checkpoints = checkpoint.Checkpoints(folder)
+  checkpoints.save(1, state, {})
+  actor, critic = (
+    state_lib.abstract_trained(jax.tree.map(abstract, x.params), TX)
+    for x in (state.actor, state.critic)
+  )
+  again, _ = checkpoints.restore(1, state_lib.abstract(actor, critic))
+  checkpoints.close()
+  return again
+
+
+def abstract(x):
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def test_a_replicated_leaf_is_named():
+  mesh = mesh_of('data2fsdp2tensor2')
+  with jax.set_mesh(mesh):
+    _, _, state = fresh(mesh)
+  everywhere = NamedSharding(mesh, P())
+  moved = jax.tree_util.tree_map_with_path(
+    lambda path, x: (
+      jax.device_put(x, everywhere)
+      if 'nu' in jax.tree_util.keystr(path) and 'gate' in str(path)
+      else x
+    ),
+    state.actor,
+  )
+  (name,) = not_split(moved)
+  assert 'nu' in name and 'layers/gate/kernel' in name
+  assert len(list(unlike_parameter(moved))) == 1
+  # Half of the mesh is not enough either.
+  half = NamedSharding(mesh, P(None, 'fsdp'))
+  kernel = state.actor.params['layers']['gate']['kernel'][...]
+  assert list(not_split({'gate': jax.device_put(kernel, half)}))
+
+
+def same(found, wanted, **tolerance):
+  paths = jax.tree_util.tree_leaves_with_path(wanted)
+  for (path, value), other in zip(paths, jax.tree.leaves(found), strict=True):
+    np.testing.assert_allclose(
+      other, value, err_msg=jax.tree_util.keystr(path), **tolerance
+    )
+
+
+@pytest.fixture(scope='module')
+def alone(step):
+  """The step on one device, with and without a critic."""
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+  return {
+    critic: jax.device_get(step(mesh, critic)) for critic in (True, False)
+  }
+
+
+def assert_same_update(found, wanted):
+  """Two (state before, after, metrics), to float tolerance."""
+  (_, state, metrics), (before, wanted, wanted_metrics) = found, wanted
+  for trained in ('actor', 'critic') if wanted.critic else ('actor',):
+    moved = jax.tree.map(
+      lambda a, b: np.abs(a - b).max(),
+      getattr(before, trained).params,
+      getattr(wanted, trained).params,
+    )
+    assert min(jax.tree.leaves(moved)) > 1e-5
+  same(state, wanted, rtol=0, atol=1e-5)
+  same(metrics, wanted_metrics, rtol=1e-4, atol=1e-5)
+  assert float(metrics['actor/grad_norm']) > 1e-3
+
+
+@pytest.mark.parametrize('name', SHAPES)
+def test_every_mesh_makes_the_same_update(name, step, alone, tmp_path):
+  """Of PPO; and nothing is replicated by accident on the way.
+
+  Fresh, stepped, and restored from a checkpoint.
+  """
+  before, after, metrics = step(mesh_of(name))
+  assert len(jax.tree.leaves(before)) > 90
+  assert_same_update((before, after, metrics), alone[True])
+  for state in (before, after, restored(after, tmp_path)):
+    assert_placed(state)
+
+
+def test_a_mesh_makes_the_same_update_of_grpo(step, alone):
+  found = step(mesh_of('data2fsdp2tensor2'), critic=False)
+  assert_same_update(found, alone[False])
