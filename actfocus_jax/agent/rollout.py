@@ -378,4 +378,5 @@ def double_up(n: int, block: int) -> int:
 
 
 def round_up(n: int, multiple: int) -> int:
+  """The first multiple that is at least n."""
   return -(-n // multiple) * multiple

@@ -114,7 +114,7 @@ def answer(
   else:
     tried = [choice.given(q.c, q.config, q.where)]
   for chosen in tried:
-    note(f'mesh {chosen.axes}')
+    note(f'mesh {chosen.shape}')
     told = _told(q, chosen, devices, memory, note, until_full=len(tried) > 1)
     gc.collect()
     jax.clear_caches()
@@ -124,7 +124,7 @@ def answer(
 
 
 def _told(q: Question, chosen, devices, memory, note, *, until_full):
-  mesh = make_mesh(chosen.axes, devices)
+  mesh = mesh_lib.make_mesh(**chosen.c.mesh, devices=devices)
   run = programs.Run(chosen.c, q.config, mesh, q.work, with_fused=q.with_fused)
   costs = measure.all_programs(
     run, q.where, memory, note=note, until_full=until_full
@@ -139,17 +139,6 @@ def _told(q: Question, chosen, devices, memory, note, *, until_full):
     price=q.where.chip.price if q.price is None else q.price,
   )
   return told | {'assumptions': estimate.assumptions(q.work)}
-
-
-def make_mesh(axes: dict[str, int], devices) -> jax.sharding.Mesh:
-  """The mesh of training; slices follow each other along `data`."""
-  if topology.slice_of(devices[-1]) == 0:
-    return mesh_lib.make_mesh(**axes, devices=devices)
-  import numpy as np
-
-  kinds = (jax.sharding.AxisType.Auto,) * len(axes)
-  shaped = np.array(devices).reshape(tuple(axes.values()))
-  return jax.sharding.Mesh(shaped, tuple(axes), axis_types=kinds)
 
 
 def _refused(q: Question, found, memory: float) -> dict[str, Any]:

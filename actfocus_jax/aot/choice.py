@@ -1,10 +1,10 @@
 """Which mesh: the least split one that fits, by formula and then by compiling.
 
-Every mesh of the slice's chips is a candidate whose rows the batches divide
-and whose weights the model divides. Micro-batches grow to the number of row
-shards where the config's are smaller. Least split means: no tensor axis if
-possible, then the smallest fsdp axis, for what is not split need not be
-gathered. Several slices are joined along `data`.
+Every mesh of the slice's chips is a candidate that cuts batches and model into
+equal parts. Micro-batches grow to the number of row shards where the config's
+are smaller. Least split means: no tensor axis if possible, then the smallest
+fsdp axis, for what is not split need not be gathered. Several slices are
+joined along `data`.
 """
 
 import copy
@@ -15,7 +15,7 @@ import ml_collections
 
 from actfocus_jax import dry_run
 from actfocus_jax.aot import topology
-from actfocus_jax.model import architecture
+from actfocus_jax.model import architecture, mesh_shapes
 from actfocus_jax.run import checks, settings
 
 # The formula leaves out what a compiler adds, and overstates what it saves.
@@ -28,16 +28,13 @@ class Candidate:
 
   Attributes:
     c: The config with mesh and micro-batch set.
+    shape: The mesh.
     by_formula: Bytes of a chip, from `memory.per_device`.
   """
 
   c: ml_collections.ConfigDict
+  shape: mesh_shapes.Shape
   by_formula: float
-
-  @property
-  def axes(self) -> dict[str, int]:
-    """The sizes of the mesh axes."""
-    return {name: self.c.mesh[name] for name in ('data', 'fsdp', 'tensor')}
 
 
 def candidates(
@@ -46,12 +43,8 @@ def candidates(
   where: topology.Topology,
 ) -> list[Candidate]:
   """All meshes that can run the config, the least split first."""
-  found = []
-  for axes in _meshes(where):
-    adapted = _adapted(c, config, axes)
-    if adapted is not None:
-      found.append(Candidate(adapted, dry_run.needs(adapted, config)['total']))
-  return found
+  found = (_adapted(c, config, shape, where) for shape in _meshes(where))
+  return [one for one in found if one is not None]
 
 
 def given(
@@ -64,19 +57,10 @@ def given(
   Raises:
     Refused: One sentence.
   """
-  c = copy.deepcopy(c)
-  rest = c.mesh.fsdp * c.mesh.tensor
-  data = where.chips // rest if c.mesh.data == -1 else c.mesh.data
-  if data * rest != where.chips or data < 1:
-    raise settings.Refused(
-      f'mesh data={c.mesh.data}, fsdp={c.mesh.fsdp}, tensor={c.mesh.tensor} '
-      f'does not fit the {where.chips} chips of {where}; allowed: sizes that '
-      'multiply to that number, or --mesh=auto.'
-    )
-  with c.unlocked():
-    c.mesh.data = data
-  checks.check_mesh(c, data * c.mesh.fsdp)
-  return Candidate(c, dry_run.needs(c, config)['total'])
+  try:
+    return _candidate(copy.deepcopy(c), config, c.mesh.to_dict(), where)
+  except ValueError as error:
+    raise settings.Refused(f'On {where}: {error}') from error
 
 
 def promising(found: list[Candidate], memory: float) -> list[Candidate]:
@@ -86,14 +70,12 @@ def promising(found: list[Candidate], memory: float) -> list[Candidate]:
   return fit + sorted(near, key=lambda one: one.by_formula)
 
 
-def _meshes(where: topology.Topology) -> Iterator[tuple[int, int, int]]:
-  chips = where.chips
+def _meshes(where: topology.Topology) -> Iterator[mesh_shapes.Shape]:
+  chips = where.slice_chips
   for tensor in _divisors(chips):
-    for fsdp in _divisors(where.slice_chips):
-      if chips % (tensor * fsdp) == 0:
-        data = chips // (tensor * fsdp)
-        if data % where.slices == 0:
-          yield data, fsdp, tensor
+    for fsdp in _divisors(chips // tensor):
+      data = chips // (tensor * fsdp)
+      yield mesh_shapes.Shape(data, fsdp, tensor, dcn_data=where.slices)
 
 
 def _divisors(n: int) -> list[int]:
@@ -103,25 +85,32 @@ def _divisors(n: int) -> list[int]:
 def _adapted(
   c: ml_collections.ConfigDict,
   config: architecture.Config,
-  axes: tuple[int, int, int],
-) -> ml_collections.ConfigDict | None:
+  shape: mesh_shapes.Shape,
+  where: topology.Topology,
+) -> Candidate | None:
   """The config on a mesh; None if that cannot run it."""
-  data, fsdp, tensor = axes
-  shards = data * fsdp
-  heads = config.num_heads % tensor or config.num_key_value_heads % tensor
-  widths = (config.hidden_size, config.intermediate_size, config.vocab_size)
-  uneven = widths[0] % fsdp or widths[1] % tensor or widths[2] % tensor
-  if heads or uneven:
-    return None
   c = copy.deepcopy(c)
+  shards = shape.total['data'] * shape.total['fsdp']
+  least = c.learner.microbatch or c.learner.minibatch
+  sizes = (n for n in _divisors(c.learner.minibatch) if n >= least)
   with c.unlocked():
-    c.mesh.update(data=data, fsdp=fsdp, tensor=tensor)
-    least = c.learner.microbatch or c.learner.minibatch
-    whole = c.learner.minibatch
-    sizes = (n for n in _divisors(whole) if n >= least and n % shards == 0)
-    c.learner.microbatch = next(sizes, least)
+    fitting = (n for n in sizes if n % shards == 0)
+    c.learner.microbatch = next(fitting, least)
   try:
-    checks.check_mesh(c, shards)
-  except settings.Refused:
+    return _candidate(c, config, dataclasses.asdict(shape), where)
+  except ValueError:
     return None
-  return c
+
+
+def _candidate(c, config, sizes: dict[str, int], where) -> Candidate:
+  """A candidate of which every size is known.
+
+  Raises:
+    ValueError: When the mesh leaves something uneven.
+  """
+  splits = mesh_shapes.of_rows(checks.mesh_rows(c))
+  splits += mesh_shapes.of_model(config)
+  shape = mesh_shapes.choose(sizes, where.slice_chips, where.slices, splits)
+  with c.unlocked():
+    c.mesh.update(dataclasses.asdict(shape))
+  return Candidate(c, shape, dry_run.needs(c, config)['total'])

@@ -51,7 +51,7 @@ def report(
     'topology': str(where),
     'chips': where.chips,
     'hosts': where.hosts,
-    'mesh': chosen.axes,
+    'mesh': dict(run.mesh.shape),
     'microbatch': chosen.c.learner.microbatch,
     'workload': dataclasses.asdict(run.work) | {'length': run.work.length},
     'fits': fits,

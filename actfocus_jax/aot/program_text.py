@@ -155,20 +155,21 @@ def condition_of(loop: Instruction) -> str:
 
 def parse(text: str) -> Text:
   """Reads `compiled.as_text()`."""
-  computations, entry = {}, ''
-  name, lines = '', []
+  computations, entry, name = {}, '', ''
+  lines: list[str] = []
   for line in text.splitlines():
     head = _COMPUTATION.match(line)
-    if head:
+    if head and not name:
       name, lines = head.group(2), []
       entry = name if head.group(1) else entry
-    elif line.startswith('}') and name:
-      computations[name] = Computation(name, tuple(lines))
+    elif line == '}' and name:
+      found = (_instruction(one) for one in lines)
+      computations[name] = Computation(name, tuple(filter(None, found)))
       name = ''
-    elif name:
-      one = _instruction(line)
-      if one is not None:
-        lines.append(one)
+    elif _HEAD.match(line):
+      lines.append(line)
+    elif name and lines:
+      lines[-1] += line  # What is said of kernels takes several lines.
   return Text(computations, entry)
 
 

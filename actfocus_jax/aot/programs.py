@@ -6,6 +6,7 @@ that what is compiled here is what would run there.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -86,12 +87,6 @@ class Parts:
     }
 
 
-def dtype_of(c: ml_collections.ConfigDict) -> Any:
-  """The dtype of the computation on a TPU."""
-  auto = c.model.dtype == 'auto'
-  return jnp.dtype(jnp.bfloat16 if auto else c.model.dtype)
-
-
 class Run:
   """The programs of one config on one mesh."""
 
@@ -119,9 +114,7 @@ class Run:
     """
     self.c, self.config, self.mesh, self.work = c, config, mesh, work
     self.with_fused = with_fused
-    self.model = assemble.absent_model(
-      config, mesh, dtype=dtype_of(c), remat=c.model.remat
-    )
+    self.model = assemble.shaped(c, pathlib.Path(), config, mesh)
     self.who = recipe.learners(c, self.model)
     self.step = recipe.train_step(c, self.who)
     self.shards = mesh_lib.row_shards(mesh)

@@ -332,8 +332,7 @@ def _kernels(text, one: Instruction) -> list[str]:
   """Names of the kernels that an instruction calls."""
   if one.opcode != 'custom-call' or 'tpu_custom_call' not in one.attributes:
     return []
-  named = re.search(r'op_name="([^"]*)"', one.attributes)
-  return [named.group(1).rsplit('/', 1)[-1] if named else one.name]
+  return [re.sub(r'[.\d]*$', '', one.name)]
 
 
 def _collectives(text, one: Instruction) -> Iterator[Instruction]:
