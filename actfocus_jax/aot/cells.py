@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import ml_collections
 
-import actfocus_jax
+from actfocus_jax import assemble
 from actfocus_jax.aot import (
   choice,
   estimate,
@@ -74,7 +74,7 @@ class Question:
 
 def _code() -> str:
   """A fingerprint of the sources that a program is made of."""
-  root = pathlib.Path(actfocus_jax.__file__).parent
+  root = pathlib.Path(assemble.__file__).parent
   digest = hashlib.sha256()
   for room in _ROOMS:
     for file in sorted((root / room).rglob('*.py')):

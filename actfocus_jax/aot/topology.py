@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import re
 from typing import Any
 
 from actfocus_jax.aot import chips
@@ -66,16 +67,29 @@ def parse(text: str, slices: int = 1) -> Topology:
     )
   chip = chips.CHIPS[kind]
   if shape not in chip.slices:
-    near = difflib.get_close_matches(shape, chip.slices, n=1, cutoff=0.0)
+    near = _nearest(shape, chip.slices)
     raise settings.Refused(
       f'--topology is {text!r}; slices of {kind}: {", ".join(chip.slices)}; '
-      f'the nearest is {kind}:{near[0]}.'
+      f'the nearest is {kind}:{near}.'
     )
   if not 1 <= slices <= MOST_SLICES:
     raise settings.Refused(
       f'--slices is {slices}; allowed: 1 to {MOST_SLICES}.'
     )
   return Topology(chip, shape, slices)
+
+
+def _nearest(shape: str, allowed: tuple[str, ...]) -> str:
+  """The slice of about as many chips; of several, the one written alike."""
+  sizes = [int(size) for size in re.findall(r'\d+', shape)] or [1]
+  wanted = max(math.prod(sizes), 1)
+
+  def distance(one: str) -> tuple[float, float]:
+    chips_of_one = math.prod(int(size) for size in one.split('x'))
+    alike = difflib.SequenceMatcher(None, shape, one).ratio()
+    return abs(math.log(chips_of_one / wanted)), -alike
+
+  return min(allowed, key=distance)
 
 
 def all_of(kind: str) -> list[Topology]:
