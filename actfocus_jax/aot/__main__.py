@@ -139,12 +139,14 @@ def _several():
   efficiency = _efficiency()
   _prepare()
 
-  from actfocus_jax.aot import many
+  from actfocus_jax.aot import many, scale
 
   asks = many.Asks(_config_of, _workload, efficiency, _PRICE.value, out, _note)
   out.mkdir(parents=True, exist_ok=True)
   if _TABLE.value:
     print(many.table_of(asks, _SIZES.value, _ALGOS.value, wheres))
+  if _SCALE.value:
+    print(scale.run(asks))
 
 
 def _config_of(size: str, algo: str, **changes: int):
