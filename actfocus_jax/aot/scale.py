@@ -163,7 +163,8 @@ def markdown(points: list[dict[str, Any]]) -> str:
   """All points, a row each."""
   lines = [
     '| batch | chips | slices | mesh | episodes | rollout, score, update, '
-    'host: s | bound by | tokens/s at most | $ an iteration | $ a million tokens |',
+    'host: s | bound by | tokens/s at most | $ an iteration | '
+    '$ a million tokens |',
     '|---|---|---|---|---|---|---|---|---|---|',
   ]
   for one in points:
