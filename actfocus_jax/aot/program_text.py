@@ -31,6 +31,8 @@ _ARRAY = re.compile(r'([a-z]+\d*\w*)\[([\d,]*)\](\{[^{}]*\})?')
 _HEAD = re.compile(r'\s*(ROOT )?%?([\w.\-]+) = ')
 _OPCODE = re.compile(r' ?([a-z][a-z0-9\-]*)\(')
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$')
+# Of one that another core runs: `}, execution_thread="sparsecore"`.
+_END = re.compile(r'^\}(, execution_thread="\w+")?$')
 _NAME = re.compile(r'%([\w.\-]+)')
 _TILE = re.compile(r'T\(([\d,]+)\)')
 _CALLED = re.compile(r'(?:calls|to_apply|condition|body)=%?([\w.\-]+)')
@@ -162,7 +164,7 @@ def parse(text: str) -> Text:
     if head and not name:
       name, lines = head.group(2), []
       entry = name if head.group(1) else entry
-    elif line == '}' and name:
+    elif _END.match(line) and name:
       found = (_instruction(one) for one in lines)
       computations[name] = Computation(name, tuple(filter(None, found)))
       name = ''

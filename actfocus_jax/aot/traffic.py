@@ -206,7 +206,7 @@ def _executed(
       yield from _executed(text, body, repeated, trips)
       condition = program_text.condition_of(one)
       yield from _executed(text, condition, repeated, trips)
-    elif one.opcode == 'call':
+    elif one.opcode in ('call', 'call-start', 'async-start'):
       for inner in one.called:
         yield from _executed(text, inner, times, trips)
     elif one.opcode == 'conditional':
@@ -245,7 +245,12 @@ def _moved(
     _read(text, where, one, operand, i)
     for i, operand in enumerate(one.operands)
   )
-  return read + _written(text, where, one)
+  written = _written(text, where, one)
+  if one.opcode.endswith('-start'):
+    # What is under way names its operands beside its results.
+    given = (where.by_name.get(operand) for operand in one.operands)
+    written -= sum(source.size for source in given if source)
+  return read + max(written, 0.0)
 
 
 def _read(text, where, one: Instruction, operand: str, index: int) -> float:
@@ -339,7 +344,7 @@ def _collectives(text, one: Instruction) -> Iterator[Instruction]:
   """The collective that an instruction is, or those that are fused in it."""
   if _kind(one):
     yield one
-  elif one.opcode in ('fusion', 'async-start'):
+  elif one.opcode == 'fusion':
     for name in one.called:
       for inner in text.computations[name].instructions:
         yield from _collectives(text, inner)

@@ -59,8 +59,6 @@ def make_mesh(
   parts = slices(devices, max(dcn_data, 1) * max(dcn_fsdp, 1))
   shape = mesh_shapes.choose(wanted, len(parts[0]), len(parts), splits)
   types = (AxisType.Auto,) * len(AXES)
-  if len(parts) == 1:
-    return jax.make_mesh(shape.inside, AXES, axis_types=types, devices=devices)
   return Mesh(arrange(parts, shape), AXES, axis_types=types)
 
 
@@ -119,7 +117,10 @@ def arrange(
   """
   blocks = np.empty(len(parts), object)
   for i, part in enumerate(parts):
-    blocks[i] = mesh_utils.create_device_mesh(shape.inside, part)
+    # Sizes need not be products of the slice's own: tensor=2 on 4x4.
+    blocks[i] = mesh_utils.create_device_mesh(
+      shape.inside, part, allow_split_physical_axes=True
+    )
   return np.block(blocks.reshape(shape.outside).tolist())
 
 

@@ -164,6 +164,41 @@ def test_a_scan_reads_each_layer_once():
   assert layers <= moved < 4.5 * layers
 
 
+def test_what_another_core_does_counts_once():
+  text = program_text.parse(
+    '%put (c: f32[1000,8], i: s32[1], r: f32[1,8]) -> f32[1000,8] {\n'
+    '  %c = f32[1000,8]{1,0} parameter(0)\n'
+    '  %i = s32[1]{0} parameter(1)\n'
+    '  %r = f32[1,8]{1,0} parameter(2)\n'
+    '  ROOT %s = f32[1000,8]{1,0} scatter(%c, %i, %r), to_apply=%x\n'
+    '}, execution_thread="sparsecore"\n\n'
+    'ENTRY %main (c: f32[1000,8], i: s32[1], r: f32[1,8]) -> f32[1000,8] {\n'
+    '  %c = f32[1000,8]{1,0} parameter(0)\n'
+    '  %i = s32[1]{0} parameter(1)\n'
+    '  %r = f32[1,8]{1,0} parameter(2)\n'
+    '  %b = ((f32[1000,8]{1,0}, s32[1]{0}, f32[1,8]{1,0}), f32[1000,8]{1,0}) '
+    'call-start(%c, %i, %r), to_apply=%put\n'
+    '  ROOT %e = f32[1000,8]{1,0} call-done(%b)\n'
+    '}\n'
+  )
+  # The index and the row are read, the row is written.
+  assert traffic.measure(text, EIGHT).read_written == 4 + 32 + 32
+
+
+def test_what_is_under_way_writes_its_results_only():
+  text = program_text.parse(
+    'ENTRY %main (a: f32[100]) -> f32[800] {\n'
+    '  %a = f32[100]{0} parameter(0)\n'
+    '  %b = (f32[100]{0}, f32[800]{0}) all-gather-start(%a), '
+    'replica_groups=[1,8]<=[8], dimensions={0}\n'
+    '  ROOT %e = f32[800]{0} all-gather-done(%b)\n'
+    '}\n'
+  )
+  found = traffic.measure(text, EIGHT)
+  assert found.read_written == 400 + 3200
+  assert found.ici == 3200 * 7 / 8
+
+
 # --- Between devices ---------------------------------------------------------
 
 

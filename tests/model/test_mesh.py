@@ -108,8 +108,8 @@ def test_decode_layout_compiles_once_and_shares_nothing(tied):
   _, _, params = tied
   mesh = jax.tree.leaves(params)[0].sharding.mesh
   first = meshes.decode_layout(params, mesh, jnp.float32)
-  misses = meshes._recast.cache_info().misses
+  misses = meshes.recast.cache_info().misses
   meshes.decode_layout(params, mesh, jnp.float32)
-  assert meshes._recast.cache_info().misses == misses
+  assert meshes.recast.cache_info().misses == misses
   ours, copy = params['embedding'][...], first['embedding'][...]
   assert ours.unsafe_buffer_pointer() != copy.unsafe_buffer_pointer()
