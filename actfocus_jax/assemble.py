@@ -179,12 +179,11 @@ def collector(c: ConfigDict, chat, games, mesh, host) -> rollout.Collector:
   )
 
 
-def compute_dtype(c: ConfigDict):
+def compute_dtype(c: ConfigDict, platform: str):
   """float32 on CPU and bfloat16 elsewhere, unless the config says."""
   if c.model.dtype != 'auto':
     return jnp.dtype(c.model.dtype)
-  is_cpu = jax.default_backend() == 'cpu'
-  return jnp.dtype(jnp.float32 if is_cpu else jnp.bfloat16)
+  return jnp.dtype(jnp.float32 if platform == 'cpu' else jnp.bfloat16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,10 +241,16 @@ class Model:
 
 def model(c: ConfigDict, path: pathlib.Path, mesh) -> Model:
   """The architecture of a model directory; its weights stay on disk."""
-  dtype = compute_dtype(c)
-  config = files.config(path)
+  return shaped(c, path, files.config(path), mesh)
+
+
+def shaped(
+  c: ConfigDict, path: pathlib.Path, config: architecture.Config, mesh
+) -> Model:
+  """A model of a known shape; only its weights are asked of the directory."""
   # Of the mesh, not of this process: it may compile for other devices.
   platform = mesh.devices.flat[0].platform
+  dtype = compute_dtype(c, platform)
   chosen = attention.choose(c.model.attention, platform, dtype, config.head_dim)
   graphdef, _ = transformer.abstract(
     config, dtype, remat=c.model.remat, attention=chosen

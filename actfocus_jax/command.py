@@ -92,7 +92,7 @@ def config_with(arguments: str) -> ml_collections.ConfigDict:
   """
   if CONFIG.value is None:
     config()  # Which says what is missing.
-  c = _read_config(_config_values(sys.argv)[-1], arguments)
+  c = read_config(_config_values(sys.argv)[-1], arguments)
   with c.unlocked():
     for field, value in overrides().items():
       if not settings.has_field(c, field):
@@ -103,7 +103,7 @@ def config_with(arguments: str) -> ml_collections.ConfigDict:
   return c
 
 
-def _read_config(named: str, arguments: str = '') -> ml_collections.ConfigDict:
+def read_config(named: str, arguments: str = '') -> ml_collections.ConfigDict:
   """The config of `FILE[:arguments]`, with more arguments behind those."""
   path, _, given = named.partition(':')
   spec = importlib.util.spec_from_file_location('chosen_config', path)
@@ -428,7 +428,7 @@ def _refusal(error: BaseException | None) -> settings.Refused | None:
 def _fields(argv: list[str]) -> list[str]:
   """The fields of the config of a command line, or what all configs have."""
   try:
-    return list(settings.flatten(_read_config(_config_values(argv)[-1])))
+    return list(settings.flatten(read_config(_config_values(argv)[-1])))
   except Exception:  # There is none, or it is what went wrong.
     schemas = [
       settings.flatten(settings.defaults(env)) for env in env_settings.OPTIONS

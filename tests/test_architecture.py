@@ -23,6 +23,15 @@ ALLOWED = {
   'agent': ('model', 'envs', 'parallel', 'algorithm.trajectory'),
   'learner': ('model', 'parallel', 'algorithm'),
   'report': ('algorithm',),
+  # A command with rooms of its own, which nobody imports.
+  'aot': (
+    'agent',
+    'learner',
+    'model',
+    'run',
+    *('assemble', 'recipe'),
+    *('dry_run', 'command'),
+  ),
 }
 # Read by people and by scripts before there is a device, or without one.
 WITHOUT_JAX = (

@@ -216,10 +216,10 @@ class _Run:
         self.waiting[self.homes.shard[row]].append(row)
     self.row_steps = 0
     batch = min(shape.slots or len(episodes), len(episodes))
-    batch = _round_up(batch, shape.shards)
+    batch = round_up(batch, shape.shards)
     self.lanes: list[_Lane | None] = [None] * batch
     self.prompts = self._prefill_prompts(openings)
-    cache_length = _round_up(shape.context, shape.cache_block)
+    cache_length = round_up(shape.context, shape.cache_block)
     self.slots = sampling.empty_on(
       shape.mesh, policy.config, batch, cache_length, policy.dtype
     )
@@ -317,7 +317,7 @@ class _Run:
     quarter = self._quarter()
     size = quarter if max(map(len, by_shard)) <= quarter else each
     width = max(len(ids) for ids in observations.values())
-    width = _double_up(width, self.c.observation_block)
+    width = double_up(width, self.c.observation_block)
     tokens_MT = np.zeros((shards * size, width), np.int32)
     count_M = np.ones((shards * size,), np.int32)
     slot_M = np.full((shards * size,), each, np.int32)
@@ -361,7 +361,7 @@ class _Run:
   def _prefill_prompts(self, openings):
     prompts = [openings[group] for group in self.homes.groups]
     width = max(len(opening.ids) for opening in openings)
-    width = _double_up(width, self.c.observation_block)
+    width = double_up(width, self.c.observation_block)
     tokens_PT = np.zeros((len(prompts), width), np.int32)
     length_P = np.ones((len(prompts),), np.int32)
     for p, opening in enumerate(prompts):
@@ -387,7 +387,7 @@ class _Run:
 
   def _view(self, lengths) -> int:
     longest = min(max(lengths), self.c.context)
-    view = _double_up(longest, self.c.cache_block)
+    view = double_up(longest, self.c.cache_block)
     return min(view, self.slots.cache.k_BLSN.shape[2])
 
   def _int_rows(self, count: int) -> list[np.ndarray]:
@@ -397,12 +397,13 @@ class _Run:
     return mesh_lib.put_rows(self.c.mesh, arrays)
 
 
-def _double_up(n: int, block: int) -> int:
+def double_up(n: int, block: int) -> int:
   """The first of block, 2 * block, 4 * block, ... that is at least n."""
   while block < n:
     block *= 2
   return block
 
 
-def _round_up(n: int, multiple: int) -> int:
+def round_up(n: int, multiple: int) -> int:
+  """The first multiple that is at least n."""
   return -(-n // multiple) * multiple

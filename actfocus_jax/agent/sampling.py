@@ -76,14 +76,26 @@ def empty(config: architecture.Config, batch: int, length: int, dtype) -> Slots:
   return Slots(cache, last_B, jnp.ones_like(last_B), budget_B, row_B)
 
 
-@functools.cache
-def _empty_on(mesh: jax.sharding.Mesh, heads: int) -> Callable[..., Slots]:
-  """`empty`, compiled, its result sharded; one for each mesh."""
-  # A head of keys is not cut in two.
+def slot_shardings(mesh: jax.sharding.Mesh, heads: int) -> Slots:
+  """Where slots live: rows over data and fsdp, heads over tensor.
+
+  Args:
+    mesh: Of the run.
+    heads: Of keys; one is not cut in two, so that they may be whole.
+
+  Returns:
+    A sharding for each array.
+  """
   heads_axis = 'tensor' if heads % mesh.shape['tensor'] == 0 else None
   cache = NamedSharding(mesh, P(*meshes.ROWS, None, None, heads_axis))
   row = meshes.rows(mesh)
-  where = Slots(transformer.Cache(cache, cache), row, row, row, row)
+  return Slots(transformer.Cache(cache, cache), row, row, row, row)
+
+
+@functools.cache
+def _empty_on(mesh: jax.sharding.Mesh, heads: int) -> Callable[..., Slots]:
+  """`empty`, compiled, its result sharded; one for each mesh."""
+  where = slot_shardings(mesh, heads)
   return jax.jit(empty, static_argnums=(0, 1, 2, 3), out_shardings=where)
 
 
@@ -94,7 +106,7 @@ def empty_on(
   length: int,
   dtype,
 ) -> Slots:
-  """`empty`, where it lives: rows over data and fsdp, heads over tensor."""
+  """`empty`, made where `slot_shardings` says."""
   made = _empty_on(mesh, config.num_key_value_heads)
   return made(config, batch, length, jnp.dtype(dtype))
 

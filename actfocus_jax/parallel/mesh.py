@@ -59,8 +59,6 @@ def make_mesh(
   parts = slices(devices, max(dcn_data, 1) * max(dcn_fsdp, 1))
   shape = mesh_shapes.choose(wanted, len(parts[0]), len(parts), splits)
   types = (AxisType.Auto,) * len(AXES)
-  if len(parts) == 1:
-    return jax.make_mesh(shape.inside, AXES, axis_types=types, devices=devices)
   return Mesh(arrange(parts, shape), AXES, axis_types=types)
 
 
@@ -119,7 +117,7 @@ def arrange(
   """
   blocks = np.empty(len(parts), object)
   for i, part in enumerate(parts):
-    # 8 x 2 on a torus of 4 x 4 is allowed, as it is by jax.make_mesh.
+    # Sizes need not be products of the torus's own: 8 x 2 on 4 x 4.
     blocks[i] = mesh_utils.create_device_mesh(
       shape.inside, part, allow_split_physical_axes=True
     )
@@ -313,7 +311,7 @@ def fetch(mesh: Mesh, tree: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def _recast(dtype: Any, out_shardings: tuple[NamedSharding, ...]) -> Any:
+def recast(dtype: Any, out_shardings: tuple[NamedSharding, ...]) -> Any:
   """Returns the compiled copy; kept, so that each iteration reuses it."""
   return jax.jit(
     lambda leaves: tuple(x.astype(dtype) for x in leaves),
@@ -333,11 +331,16 @@ def decode_layout(params: Any, mesh: Mesh, dtype: Any) -> Any:
     mesh: the mesh they live on.
     dtype: dtype of the copy.
   """
+  leaves, treedef = jax.tree.flatten(params)
+  layout = tuple(jax.tree.leaves(decode_shardings(params, mesh)))
+  copied = recast(jax.numpy.dtype(dtype), layout)(tuple(leaves))
+  return jax.tree.unflatten(treedef, copied)
+
+
+def decode_shardings(params: Any, mesh: Mesh) -> Any:
+  """Returns where `decode_layout` puts each parameter."""
 
   def spec(sharding: NamedSharding) -> P:
     return P(*(None if axis == 'fsdp' else axis for axis in sharding.spec))
 
-  leaves, treedef = jax.tree.flatten(params)
-  layout = tuple(NamedSharding(mesh, spec(x.sharding)) for x in leaves)
-  copied = _recast(jax.numpy.dtype(dtype), layout)(tuple(leaves))
-  return jax.tree.unflatten(treedef, copied)
+  return jax.tree.map(lambda x: NamedSharding(mesh, spec(x.sharding)), params)

@@ -130,8 +130,8 @@ def test_decode_layout_compiles_once_and_shares_nothing():
     CONFIG, mesh, jax.random.key(0), dtype=jnp.float32
   )
   first = meshes.decode_layout(params, mesh, jnp.float32)
-  misses = meshes._recast.cache_info().misses
+  misses = meshes.recast.cache_info().misses
   meshes.decode_layout(params, mesh, jnp.float32)
-  assert meshes._recast.cache_info().misses == misses
+  assert meshes.recast.cache_info().misses == misses
   ours, copy = params['embedding'][...], first['embedding'][...]
   assert ours.unsafe_buffer_pointer() != copy.unsafe_buffer_pointer()

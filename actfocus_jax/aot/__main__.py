@@ -1,0 +1,264 @@
+"""Compiles a run for a TPU slice that is not there: memory, work, time.
+
+python -m actfocus_jax.aot --config=configs/sokoban.py:size=3b,algo=ppo \
+  --topology=v5e:4x4
+python -m actfocus_jax.aot --table --out=runs/aot
+
+It needs libtpu, no TPU, and neither weights nor the network:
+`pip install "jax[tpu]"` in an environment of its own, for with libtpu
+installed other commands look for a TPU. Bad input is refused here, before the
+slow imports.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import sys
+
+import ml_collections
+from absl import flags
+
+from actfocus_jax import command, dry_run
+from actfocus_jax.aot import chips, roofline, topology, workload
+from actfocus_jax.model import architecture, files
+from actfocus_jax.run import env_settings, presets, settings
+
+_TOPOLOGY = flags.DEFINE_string(
+  'topology', None, f'KIND:SHAPE, KIND one of {", ".join(chips.CHIPS)}.'
+)
+_SLICES = flags.DEFINE_integer('slices', 1, 'How many of them, joined by DCN.')
+_MESH = flags.DEFINE_enum(
+  'mesh',
+  None,
+  ['auto', 'config'],
+  'auto: the least split mesh that fits; config: that of the config. Without '
+  'it, auto where the config leaves its mesh at the default.',
+)
+_PROMPT = flags.DEFINE_integer(
+  'prompt_tokens', 512, 'Of the opening of an episode, an assumption.'
+)
+_OBSERVATION = flags.DEFINE_integer(
+  'observation_tokens', 128, 'Of each later observation, an assumption.'
+)
+_RESPONSE = flags.DEFINE_integer(
+  'response_tokens', None, 'Sampled in a turn; without it, the most.'
+)
+_TURNS = flags.DEFINE_integer(
+  'turns', None, 'In an episode; without it, the most.'
+)
+_REACHED = flags.DEFINE_list(
+  'reached',
+  ['1', '1', '1'],
+  'Shares of the peaks of compute, memory and network that are taken to be '
+  'reached; 1,1,1 makes the times bounds.',
+)
+_PRICE = flags.DEFINE_float(
+  'price', None, 'Dollars per chip and hour; without it, the list price.'
+)
+_FUSED = flags.DEFINE_bool(
+  'fused', False, 'Compile score and update as one program, too; slow.'
+)
+_JSON = flags.DEFINE_string('json', None, 'A file for all figures.')
+_TABLE = flags.DEFINE_bool(
+  'table', False, 'All sizes and algorithms on all --topologies, into --out.'
+)
+_SCALE = flags.DEFINE_bool(
+  'scale', False, 'From 1 to 4,096 chips, as a plot, into --out.'
+)
+_OUT = flags.DEFINE_string('out', None, 'Directory of --table and --scale.')
+_TOPOLOGIES = flags.DEFINE_list(
+  'topologies', ['v5e:4x4', 'v6e:4x4', 'v5p:2x2x4'], 'Of the table.'
+)
+_SIZES = flags.DEFINE_list('sizes', ['0.5b', '1.5b', '3b'], 'Of the table.')
+_ALGOS = flags.DEFINE_list('algos', list(settings.ALGOS), 'Of the table.')
+flags.declare_key_flag('config')
+
+_TABLE_CONFIG = 'configs/sokoban.py'
+
+
+def main(argv: list[str]):
+  """Checks the input, then compiles."""
+  del argv
+  if _TABLE.value or _SCALE.value:
+    _several()
+    return
+  if not _TOPOLOGY.value:
+    raise settings.Refused('--topology is missing; e.g. --topology=v5e:4x4')
+  where = topology.parse(_TOPOLOGY.value, _SLICES.value)
+  c = command.config()
+  config, work = _shape(c), _workload(c)
+  efficiency = _efficiency()
+  if _JSON.value:
+    command.check_writable('--json', pathlib.Path(_JSON.value))
+  _prepare()
+
+  # Imported late: it takes seconds, and jax must not look for a TPU.
+  from actfocus_jax.aot import cells, table
+
+  told = cells.answer(
+    cells.Question(
+      c,
+      config,
+      where,
+      work,
+      efficiency,
+      price=_PRICE.value,
+      is_auto=_is_auto(c),
+      with_fused=_FUSED.value,
+    ),
+    note=_note,
+  )
+  told['config'] = f'{pathlib.Path(c.model.path).name or "the small model"}, '
+  told['config'] += c.algo
+  if _JSON.value:
+    pathlib.Path(_JSON.value).write_text(json.dumps(told, indent=1))
+  if 'refused' in told:
+    print(f'{told["config"]} on {told["topology"]}: {told["refused"]}.')
+    return
+  print(table.describe(told))
+
+
+def _several():
+  """The table and the plot, each cell of which is kept in --out."""
+  if not _OUT.value:
+    raise settings.Refused('--out is missing; e.g. --out=runs/aot')
+  out = pathlib.Path(_OUT.value)
+  command.check_writable('--out', out)
+  wheres = [topology.parse(text) for text in _TOPOLOGIES.value]
+  for flag, values, allowed in (
+    ('--sizes', _SIZES.value, tuple(presets.MODELS)),
+    ('--algos', _ALGOS.value, settings.ALGOS),
+  ):
+    for value in values:
+      if value not in allowed:
+        raise settings.Refused(
+          f'{flag} has {value!r}; allowed: {", ".join(allowed)}.'
+        )
+  efficiency = _efficiency()
+  _prepare()
+
+  from actfocus_jax.aot import many, scale
+
+  asks = many.Asks(_config_of, _workload, efficiency, _PRICE.value, out, _note)
+  out.mkdir(parents=True, exist_ok=True)
+  if _TABLE.value:
+    print(many.table_of(asks, _SIZES.value, _ALGOS.value, wheres))
+  if _SCALE.value:
+    print(scale.run(asks))
+
+
+def _config_of(size: str, algo: str, **changes: int):
+  """A config of the paper's settings, and the shape of its model."""
+  path = _TABLE_CONFIG
+  if command.CONFIG.value is None and not pathlib.Path(path).is_file():
+    raise settings.Refused(
+      f'{path} is not here; name a config file by --config.'
+    )
+  arguments = f'size={size},algo={algo}'
+  if command.CONFIG.value is None:
+    c = command.read_config(path, arguments)
+  else:
+    c = command.config_with(arguments)
+  with c.unlocked():
+    for field, value in changes.items():
+      section, name = field.split('__')
+      c[section][name] = value
+  return c, _shape(c)
+
+
+def _shape(c: ml_collections.ConfigDict) -> architecture.Config:
+  """The architecture, known or of a directory; nothing is fetched."""
+  path = c.model.path
+  if not path or path in presets.SHAPES:
+    return dry_run.shape(c, None)
+  directory = pathlib.Path(path).expanduser()
+  if not (directory / 'config.json').is_file():
+    raise settings.Refused(
+      f'model.path is {path!r}; allowed: {", ".join(presets.SHAPES)}, or a '
+      'directory with a config.json. Nothing is fetched here.'
+    )
+  try:
+    return files.config(directory)
+  except ValueError as error:
+    raise settings.Refused(f'model.path is {path!r}: {error}') from error
+
+
+def _workload(c: ml_collections.ConfigDict) -> workload.Workload:
+  """How long episodes are, from the flags and the limits of the config."""
+  most, turns = c.limits.response_tokens, env_settings.most_turns(c)
+  for flag, value, limit in (
+    ('--prompt_tokens', _PROMPT.value, c.limits.context - 1),
+    ('--observation_tokens', _OBSERVATION.value, c.limits.context - 1),
+    ('--response_tokens', _RESPONSE.value, most),
+    ('--turns', _TURNS.value, turns),
+  ):
+    if value is not None and not 1 <= value <= limit:
+      raise settings.Refused(f'{flag} is {value}; allowed: 1 to {limit}.')
+  return workload.Workload(
+    prompt_tokens=_PROMPT.value,
+    observation_tokens=_OBSERVATION.value,
+    response_tokens=_RESPONSE.value or most,
+    turns=_TURNS.value or turns,
+    context=c.limits.context,
+    steps=c.rollout.decode_steps,
+    is_most=_RESPONSE.value is None and _TURNS.value is None,
+  )
+
+
+def _efficiency() -> roofline.Efficiency:
+  try:
+    shares = [float(text) for text in _REACHED.value]
+  except ValueError:
+    shares = []
+  if len(shares) != 3 or not all(0 < x <= 1 for x in shares):
+    raise settings.Refused(
+      f'--reached is {",".join(_REACHED.value)!r}; allowed: three numbers '
+      'above 0 and up to 1, of compute, memory and network.'
+    )
+  if _PRICE.value is not None and not (
+    math.isfinite(_PRICE.value) and _PRICE.value >= 0
+  ):
+    raise settings.Refused(f'--price is {_PRICE.value}; allowed: 0 or more.')
+  return roofline.Efficiency(*shares)
+
+
+def _is_auto(c: ml_collections.ConfigDict) -> bool:
+  if _MESH.value:
+    return _MESH.value == 'auto'
+  default = settings.schema_of(c).mesh
+  return c.mesh.to_dict() == default.to_dict()
+
+
+def _prepare():
+  """Makes jax compile for a TPU without looking for one.
+
+  Raises:
+    Refused: When libtpu is not installed.
+  """
+  if importlib.util.find_spec('libtpu') is None:
+    raise settings.Refused(
+      'libtpu is not installed; `pip install "jax[tpu]"` in an environment of '
+      'its own brings it (no TPU is needed, but with it other commands look '
+      'for one).'
+    )
+  os.environ.update(
+    JAX_PLATFORMS='cpu',
+    TPU_SKIP_MDS_QUERY='1',
+    TPU_MIN_LOG_LEVEL='3',
+    TPU_STDERR_LOG_LEVEL='3',
+    TF_CPP_MIN_LOG_LEVEL='3',
+    # Several of these processes may run at a time: none of them has a TPU.
+    ALLOW_MULTIPLE_LIBTPU_LOAD='1',
+    TPU_ACCELERATOR_TYPE='v5litepod-4',
+    TPU_WORKER_HOSTNAMES='localhost',
+  )
+
+
+def _note(text: str):
+  print(f'  {text}', file=sys.stderr, flush=True)
+
+
+if __name__ == '__main__':
+  command.run(main)

@@ -1,0 +1,117 @@
+"""Which mesh: the least split one that fits, by formula and then by compiling.
+
+Every mesh of the slice's chips is a candidate that cuts batches and model into
+equal parts. Micro-batches grow to the number of row shards where the config's
+are smaller. Least split means: no tensor axis if possible, then the smallest
+fsdp axis, for what is not split need not be gathered. Several slices are
+joined along `data`.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+
+import ml_collections
+
+from actfocus_jax import dry_run
+from actfocus_jax.aot import topology
+from actfocus_jax.model import architecture
+from actfocus_jax.parallel import mesh_shapes
+from actfocus_jax.run import checks, settings
+
+# The formula leaves out what a compiler adds, and overstates what it saves.
+_SLACK = 1.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+  """A mesh, and the config that runs on it.
+
+  Attributes:
+    c: The config with mesh and micro-batch set.
+    shape: The mesh.
+    by_formula: Bytes of a chip, from `memory.per_device`.
+  """
+
+  c: ml_collections.ConfigDict
+  shape: mesh_shapes.Shape
+  by_formula: float
+
+
+def candidates(
+  c: ml_collections.ConfigDict,
+  config: architecture.Config,
+  where: topology.Topology,
+) -> list[Candidate]:
+  """All meshes that can run the config, the least split first."""
+  found = (_adapted(c, config, shape, where) for shape in _meshes(where))
+  return [one for one in found if one is not None]
+
+
+def given(
+  c: ml_collections.ConfigDict,
+  config: architecture.Config,
+  where: topology.Topology,
+) -> Candidate:
+  """The mesh that the config names, on the chips of a slice.
+
+  Raises:
+    Refused: One sentence.
+  """
+  try:
+    return _candidate(copy.deepcopy(c), config, c.mesh.to_dict(), where)
+  except ValueError as error:
+    raise settings.Refused(f'On {where}: {error}') from error
+
+
+def promising(found: list[Candidate], memory: float) -> list[Candidate]:
+  """Those that may fit, in the order in which to try them."""
+  fit = [one for one in found if one.by_formula <= memory]
+  near = [one for one in found if memory < one.by_formula <= _SLACK * memory]
+  return fit + sorted(near, key=lambda one: one.by_formula)
+
+
+def _meshes(where: topology.Topology) -> Iterator[mesh_shapes.Shape]:
+  chips = where.slice_chips
+  for tensor in _divisors(chips):
+    for fsdp in _divisors(chips // tensor):
+      data = chips // (tensor * fsdp)
+      yield mesh_shapes.Shape(data, fsdp, tensor, dcn_data=where.slices)
+
+
+def _divisors(n: int) -> list[int]:
+  return [k for k in range(1, n + 1) if n % k == 0]
+
+
+def _adapted(
+  c: ml_collections.ConfigDict,
+  config: architecture.Config,
+  shape: mesh_shapes.Shape,
+  where: topology.Topology,
+) -> Candidate | None:
+  """The config on a mesh; None if that cannot run it."""
+  c = copy.deepcopy(c)
+  shards = shape.total['data'] * shape.total['fsdp']
+  least = c.learner.microbatch or c.learner.minibatch
+  sizes = (n for n in _divisors(c.learner.minibatch) if n >= least)
+  with c.unlocked():
+    fitting = (n for n in sizes if n % shards == 0)
+    c.learner.microbatch = next(fitting, least)
+  try:
+    return _candidate(c, config, dataclasses.asdict(shape), where)
+  except ValueError:
+    return None
+
+
+def _candidate(c, config, sizes: dict[str, int], where) -> Candidate:
+  """A candidate of which every size is known.
+
+  Raises:
+    ValueError: When the mesh leaves something uneven.
+  """
+  splits = mesh_shapes.of_rows(checks.mesh_rows(c))
+  splits += config.splits
+  shape = mesh_shapes.choose(sizes, where.slice_chips, where.slices, splits)
+  with c.unlocked():
+    c.mesh.update(dataclasses.asdict(shape))
+  return Candidate(c, shape, dry_run.needs(c, config)['total'])

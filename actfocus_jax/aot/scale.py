@@ -1,0 +1,208 @@
+"""From one chip to thousands: a bound on speed and cost of a training run.
+
+Two ways to use more chips. *The paper's batch* is cut finer and finer, until
+there is no row left to cut. *A batch that grows* keeps 16 episodes and 4
+trained rows on every chip. Every point is compiled, so what it sends between
+chips and slices is what the program sends; what the host does between calls is
+an assumption, `Host`.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+from actfocus_jax.aot import chips, many, topology
+
+SIZE, ALGO = '3b', 'ppo'
+MOST_IN_SLICE = {'v5e': 256, 'v6e': 256, 'v5p': 4096}
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+  """Seconds on the host; assumptions, to be replaced by measurements.
+
+  Attributes:
+    call: Of a call to the device, until its result is there.
+    slot: Of reading what one slot has sampled in a call.
+    turn: Of one turn: decoding the text, playing it, encoding what is seen.
+  """
+
+  call: float = 2e-3
+  slot: float = 20e-6
+  turn: float = 1e-3
+
+  def seconds(self, told: dict[str, Any], episodes: int) -> float:
+    """Of an iteration; hosts share the slots, and wait for each other."""
+    decoding = sum(
+      one['calls']
+      for one in told['programs']
+      if one['name'].startswith('decode,')
+    )
+    own = episodes / told['hosts']
+    turns = told['workload']['turns']
+    called = told['iteration']['calls'] * self.call
+    return called + own * (decoding * self.slot + turns * self.turn)
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """One curve.
+
+  Attributes:
+    name: In the legend.
+    kind: Of chips.
+    counts: Of chips.
+    grows: Whether the batch grows with them.
+  """
+
+  name: str
+  kind: str
+  counts: tuple[int, ...]
+  grows: bool
+
+
+LINES = (
+  Line("v5p, the paper's batch", 'v5p', (1, 4, 8, 16, 32, 64, 128), False),
+  Line('v5p, batch grows', 'v5p', (4, 16, 64, 512, 4096), True),
+  Line('v5e, batch grows', 'v5e', (16, 256, 512, 4096), True),
+)
+
+
+def run(asks: many.Asks, host: Host | None = None) -> str:
+  """Compiles every point; writes scale.json, scale.md and scale.png.
+
+  Args:
+    asks: How to ask.
+    host: What the host takes.
+
+  Returns:
+    The table as Markdown.
+  """
+  host = host or Host()
+  points = []
+  for line in LINES:
+    for count in line.counts:
+      points.append(_point(asks, line, count, host))
+      (asks.out / 'scale.json').write_text(json.dumps(points, indent=1))
+  text = markdown(points)
+  (asks.out / 'scale.md').write_text(f'{text}\n')
+
+  from actfocus_jax.aot import plot
+
+  plot.scale(points, asks.out / 'scale.png')
+  return text
+
+
+def _point(
+  asks: many.Asks, line: Line, count: int, host: Host
+) -> dict[str, Any]:
+  where = slices_of(line.kind, count)
+  point = {'line': line.name, 'kind': line.kind, 'chips': count}
+  if where is None:
+    return point | {'refused': f'{line.kind} has no slice of {count}'}
+  changes = growing(count) if line.grows else {}
+  told = asks.ask(SIZE, ALGO, where, **changes)
+  if not told['fits']:
+    return point | {'refused': told.get('refused', 'does not fit')}
+  prompts = changes.get('rollout__prompts', 8)
+  return point | summary(told, prompts * 16, host)
+
+
+def growing(count: int) -> dict[str, int]:
+  """A batch in proportion to the chips: 16 episodes and 4 rows on each."""
+  prompts = max(8, count)
+  return {
+    'rollout__prompts': prompts,
+    'rollout__slots': 0,
+    'learner__minibatch': 4 * prompts,
+    'eval__prompts': max(32, prompts),
+  }
+
+
+def slices_of(kind: str, count: int) -> topology.Topology | None:
+  """As few slices as hold so many chips; None if none do."""
+  each = min(count, MOST_IN_SLICE[kind])
+  for where in topology.all_of(kind):
+    if where.chips == each:
+      return dataclasses.replace(where, slices=count // each)
+  return None
+
+
+def summary(told: dict[str, Any], episodes: int, host: Host) -> dict[str, Any]:
+  """A point of a curve."""
+  iteration = told['iteration']
+  seconds = dict(iteration['seconds'])
+  del seconds['all']
+  seconds['host'] = host.seconds(told, episodes)
+  whole = sum(seconds.values())
+  dollars = whole / 3600 * told['chips'] * told['price']
+  return {
+    'topology': told['topology'],
+    'mesh': told['mesh'],
+    'episodes': episodes,
+    'seconds': seconds | {'all': whole},
+    'tokens_per_second': iteration['tokens'] / whole,
+    'dollars': dollars,
+    'dollars_per_million': dollars / iteration['tokens'] * 1e6,
+    'bounds': {
+      phase: _binds(told, phase) for phase in ('rollout', 'score', 'update')
+    },
+    'dcn_seconds': sum(
+      one['calls'] * one['times']['dcn'] for one in told['programs']
+    ),
+  }
+
+
+def _binds(told: dict[str, Any], phase: str) -> str:
+  """What binds the dearest program of a phase."""
+  own = [one for one in told['programs'] if one['phase'] == phase]
+  return max(own, key=lambda one: one['calls'] * one['call_seconds'])['bound']
+
+
+def markdown(points: list[dict[str, Any]]) -> str:
+  """All points, a row each."""
+  lines = [
+    '| batch | chips | slices | mesh | episodes | rollout, score, update, '
+    'host: s | bound by | tokens/s at most | $ an iteration | '
+    '$ a million tokens |',
+    '|---|---|---|---|---|---|---|---|---|---|',
+  ]
+  for one in points:
+    start = f'| {one["line"]} | {one["chips"]:,} |'
+    if 'refused' in one:
+      lines.append(f'{start} {one["refused"]} | | | | | | | |')
+      continue
+    mesh = ' x '.join(f'{k} {n}' for k, n in one['mesh'].items() if n > 1)
+    parts = ('rollout', 'score', 'update', 'host')
+    seconds = ', '.join(f'{one["seconds"][part]:.2f}' for part in parts)
+    lines.append(
+      f'{start} {one["topology"]} | {mesh} | {one["episodes"]:,} | {seconds} | '
+      f'{", ".join(one["bounds"].values())} | '
+      f'{one["tokens_per_second"]:,.0f} | {one["dollars"]:.3f} | '
+      f'{one["dollars_per_million"]:.2f} |'
+    )
+  return '\n'.join(lines)
+
+
+def most_chips(points: list[dict[str, Any]], line: str) -> int | None:
+  """The largest number of chips on which a line still runs."""
+  able = [
+    one['chips'] for one in points if one['line'] == line and 'seconds' in one
+  ]
+  return max(able, default=None)
+
+
+def efficiency(points: list[dict[str, Any]], line: str) -> dict[int, float]:
+  """Speed per chip, as a share of that on the fewest chips of the line."""
+  own = [one for one in points if one['line'] == line and 'seconds' in one]
+  if not own:
+    return {}
+  speed = {x['chips']: x['tokens_per_second'] / x['chips'] for x in own}
+  first = speed[min(speed)]
+  return {count: value / first for count, value in speed.items()}
+
+
+def prices() -> str:
+  """The prices that are assumed, in a sentence."""
+  named = (f'{c.name} ${c.price:.2f}' for c in chips.CHIPS.values())
+  return f'Prices per chip and hour are assumed: {", ".join(named)}.'

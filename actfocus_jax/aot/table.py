@@ -1,0 +1,135 @@
+"""What `estimate.report` found, as text for people and as Markdown."""
+
+from collections.abc import Sequence
+from typing import Any
+
+_GB = 1e9
+
+
+def describe(told: dict[str, Any]) -> str:
+  """One config on one topology, in full."""
+  memory = told['memory']
+  mesh = ', '.join(f'{name}={size}' for name, size in told['mesh'].items())
+  lines = [
+    f'{told["config"]} on {told["topology"]}: {told["chips"]} chips, '
+    f'{told["hosts"]} hosts; mesh {mesh}, micro-batches of '
+    f'{told["microbatch"]}',
+    '',
+    f'Memory of a chip, GB ({memory["usable"] / _GB:.2f} usable):',
+  ]
+  for part, size in memory['parts'].items():
+    if size:
+      lines.append(f'  {part:<16} {size / _GB:8.2f}')
+  lines += ['', *_programs(told), '', _verdict(told)]
+  lines += ['', *_collectives(told)]
+  if 'iteration' in told:
+    lines += ['', *_iteration(told)]
+  return '\n'.join(lines)
+
+
+def _programs(told: dict[str, Any]) -> list[str]:
+  head = (
+    f'{"program":<30} {"calls":>6} {"GB":>7} {"TFLOP":>8} {"GB moved":>9} '
+    f'{"GB sent":>8} {"ms":>8} {"ms*":>8}  bound'
+  )
+  lines = [head]
+  for one in told['programs']:
+    if not one['flops'] + one['read_written']:
+      why = 'does not compile: not enough memory'
+    else:
+      why = one['bound']
+    lines.append(
+      f'{one["name"]:<30} {one["calls"]:6.0f} {one["needed"] / _GB:7.2f} '
+      f'{one["flops"] / 1e12:8.3f} {one["read_written"] / _GB:9.3f} '
+      f'{(one["ici"] + one["dcn"]) / _GB:8.3f} '
+      f'{one["call_seconds"] * 1e3:8.2f} {one["compiler_seconds"] * 1e3:8.2f}'
+      f'  {why}'
+    )
+  lines.append(
+    'GB: needed with all that is in memory then. TFLOP, GB moved, GB sent and '
+    'ms: of one chip in one call, ms as the roofline bounds it;'
+  )
+  lines.append(
+    'ms*: by the cycles that the compiler itself expects, without collectives.'
+  )
+  return lines
+
+
+def _verdict(told: dict[str, Any]) -> str:
+  memory = told['memory']
+  does = 'Fits' if told['fits'] else 'Does not fit'
+  return (
+    f'{does}: the largest program, {memory["program"]}, needs '
+    f'{memory["needed"] / _GB:.2f} of {memory["usable"] / _GB:.2f} GB; by '
+    f'formula {memory["by_formula"] / _GB:.2f}.'
+  )
+
+
+def _collectives(told: dict[str, Any]) -> list[str]:
+  lines = ['Collectives of a call: kind, mesh axes, number, GB a chip sends']
+  for one in told['programs']:
+    for c in one['collectives']:
+      sent = c['ici'] + c['dcn']
+      if sent < 1e6:
+        continue
+      away = ' (to other slices)' if c['dcn'] > c['ici'] else ''
+      lines.append(
+        f'  {one["name"]:<30} {c["kind"]:<19} {c["axes"]:<14} '
+        f'{c["count"]:8.0f} {sent / _GB:9.3f}{away}'
+      )
+  if len(lines) == 1:
+    lines.append('  none above 1 MB')
+  kernels = ', '.join(told['kernels']) or 'none'
+  return [*lines, f'Kernels in the programs: {kernels}']
+
+
+def _iteration(told: dict[str, Any]) -> list[str]:
+  iteration = told['iteration']
+  seconds = iteration['seconds']
+  parts = ', '.join(
+    f'{name} {value:.2f}' for name, value in seconds.items() if name != 'all'
+  )
+  return [
+    told['assumptions'],
+    f'An iteration takes at least {seconds["all"]:.2f} s ({parts}); by the '
+    f"compiler's cycles {iteration['compiler_seconds']:.2f} s. "
+    f'{iteration["calls"]:.0f} calls, {iteration["tokens"]:,} sampled tokens, '
+    f'at most {iteration["tokens_per_second"]:,.0f} a second, at least '
+    f'${iteration["dollars"]:.4f} at ${told["price"]:.2f} per chip and hour.',
+  ]
+
+
+def markdown(cells: Sequence[dict[str, Any]]) -> str:
+  """Several configs and topologies, a row each."""
+  lines = [
+    '| model | algorithm | slice | mesh | GB of a chip | decided by | '
+    'rollout, score, update: s at least | by cycles, s | tokens/s at most | '
+    '$ at least |',
+    '|---|---|---|---|---|---|---|---|---|---|',
+  ]
+  for one in cells:
+    lines.append(_row(one))
+  return '\n'.join(lines)
+
+
+def _row(one: dict[str, Any]) -> str:
+  start = f'| {one["size"]} | {one["algo"]} | {one["topology"]} |'
+  if 'refused' in one:
+    return f'{start} {one["refused"]} | | | | | | |'
+  memory = one['memory']
+  mesh = ' x '.join(
+    f'{name} {size}' for name, size in one['mesh'].items() if size > 1
+  )
+  needed = f'{memory["needed"] / _GB:.1f} of {memory["usable"] / _GB:.1f}'
+  first = f'{start} {mesh or "one chip"} | {needed} | {memory["program"]} |'
+  if not one['fits']:
+    return f'{first} does not fit | | | |'
+  iteration = one['iteration']
+  seconds = iteration['seconds']
+  phases = ', '.join(
+    f'{seconds[name]:.1f}' for name in ('rollout', 'score', 'update')
+  )
+  return (
+    f'{first} {phases} | {iteration["compiler_seconds"]:.1f} | '
+    f'{iteration["tokens_per_second"]:,.0f} | {iteration["dollars"]:.3f} |'
+  )

@@ -1,0 +1,78 @@
+"""The command line: refusals at once; with libtpu, a whole answer."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import conftest
+import pytest
+
+CONFIG = '--config=configs/sokoban.py:size=0.5b'
+
+
+def aot(*arguments):
+  return subprocess.run(
+    [sys.executable, '-m', 'actfocus_jax.aot', *arguments],
+    cwd=conftest.ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'sentence'),
+  [
+    ((CONFIG,), '--topology is missing'),
+    ((CONFIG, '--topology=v5e:3x3'), 'the nearest is v5e:'),
+    (('--topology=v5e:4x4',), '--config is missing'),
+    (
+      (CONFIG, '--topology=v5e:4x4', '--response_tokens=500'),
+      '--response_tokens is 500; allowed: 1 to 400.',
+    ),
+    ((CONFIG, '--topology=v5e:4x4', '--reached=1,2,1'), '--reached is '),
+    ((CONFIG, '--topology=v5e:4x4', '--price=-1'), '--price is -1.0'),
+    (('--table',), '--out is missing'),
+    (('--table', '--out=x', '--sizes=9b'), "--sizes has '9b'"),
+    (
+      (CONFIG, '--topology=v5e:4x4', '--config.model.path=some/model'),
+      "model.path is 'some/model'; allowed: Qwen/",
+    ),
+  ],
+)
+def test_bad_input_is_one_sentence(arguments, sentence):
+  done = aot(*arguments)
+  assert done.returncode == 2 and not done.stdout
+  (line,) = done.stderr.splitlines()
+  assert line.startswith('error: ') and sentence in line
+  assert not (conftest.ROOT / 'x').exists()
+
+
+HAS_LIBTPU = importlib.util.find_spec('libtpu') is not None
+
+
+@pytest.mark.skipif(HAS_LIBTPU, reason='libtpu is installed')
+def test_without_libtpu_it_says_where_to_get_it():
+  done = aot(CONFIG, '--topology=v5e:2x2')
+  assert done.returncode == 2 and not done.stdout
+  assert 'pip install "jax[tpu]"' in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_LIBTPU, reason='libtpu is not installed')
+def test_a_slice_that_is_not_there(tmp_path):
+  file = tmp_path / 'told.json'
+  done = aot(
+    '--config=configs/quickstart.py',
+    '--config.model.dtype=bfloat16',
+    '--topology=v5e:2x2',
+    '--prompt_tokens=100',
+    f'--json={file}',
+  )
+  assert done.returncode == 0, done.stderr
+  told = json.loads(file.read_text())
+  assert told['fits'] and told['chips'] == 4
+  assert 15e9 < told['memory']['usable'] < 17.2e9
+  assert 'Fits' in done.stdout and 'at least' in done.stdout
+  assert any('splash' in name for name in told['kernels'])

@@ -1,0 +1,286 @@
+"""Roofline and workload by hand; topologies; the parts of a run's memory."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from actfocus_jax.aot import (
+  chips,
+  choice,
+  measure,
+  programs,
+  roofline,
+  table,
+  topology,
+  workload,
+)
+from actfocus_jax.model import architecture
+from actfocus_jax.parallel import mesh as mesh_lib
+from actfocus_jax.run import presets, settings
+
+V5E = chips.CHIPS['v5e']
+QWEN = architecture.Config(**presets.SHAPES[presets.MODELS['3b']])
+
+
+def paper(algo='ppo', **changes):
+  c = settings.defaults('sokoban')
+  choice_of = dict(size='3b', algo=algo, weights='actfocus', estimator='auto')
+  c.selection.ratio = 0.25
+  presets.apply(c, choice_of)
+  c.rollout.update(changes)
+  return c
+
+
+# --- Roofline ----------------------------------------------------------------
+
+
+def test_the_slowest_of_four_binds():
+  times = roofline.times(
+    V5E, flops=197e12, read_written=2 * 819e9, ici=100e9, dcn=0.0
+  )
+  assert (times.compute, times.memory, times.ici) == (1.0, 2.0, 0.5)
+  assert (times.seconds, times.bound) == (2.0, 'memory')
+  times = roofline.times(V5E, flops=0.0, read_written=0.0, dcn=3.125e9)
+  assert (times.seconds, times.bound) == (1.0, 'dcn')
+
+
+def test_what_is_reached_divides_the_peaks():
+  half = roofline.Efficiency(0.5, 0.25, 0.1)
+  times = roofline.times(
+    V5E, flops=197e12, read_written=819e9, ici=200e9, efficiency=half
+  )
+  assert (times.compute, times.memory) == (2.0, 4.0)
+  assert times.ici == pytest.approx(10.0)
+
+
+def test_clocks_follow_from_the_peaks():
+  ghz = {name: chip.clock / 1e9 for name, chip in chips.CHIPS.items()}
+  assert ghz == pytest.approx({'v5e': 1.5, 'v6e': 1.75, 'v5p': 1.75}, rel=0.01)
+
+
+# --- Topologies --------------------------------------------------------------
+
+
+def test_a_topology_counts_its_chips():
+  where = topology.parse('v5p:2x2x4')
+  assert (where.chips, where.hosts, str(where)) == (16, 4, 'v5p:2x2x4')
+  where = topology.parse('v5e:16x16', slices=16)
+  assert (where.chips, where.hosts) == (4096, 1024)
+  assert str(where) == '16 x v5e:16x16'
+  assert topology.parse('v5e:1x1').hosts == 1
+
+
+@pytest.mark.parametrize('kind', chips.CHIPS)
+def test_slices_are_listed_from_the_smallest_on(kind):
+  sizes = [where.chips for where in topology.all_of(kind)]
+  assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize(
+  ('text', 'slices', 'sentence'),
+  [
+    ('v9:4x4', 1, "'v9:4x4'; allowed: KIND:SHAPE with KIND one of v5e, v6e"),
+    ('v5e', 1, 'slices of v5e: 1x1, 2x2'),
+    ('v5e:4x5', 1, 'the nearest is v5e:4x4'),
+    ('v5p:4x4', 1, 'the nearest is v5p:2x2x4'),
+    ('v5e:4x4', 0, '--slices is 0; allowed: 1 to'),
+  ],
+)
+def test_other_topologies_are_refused(text, slices, sentence):
+  with pytest.raises(settings.Refused, match=sentence):
+    topology.parse(text, slices)
+
+
+# --- Workload ----------------------------------------------------------------
+
+
+def test_the_calls_of_an_episode():
+  # 10 + 20, observation 5, 20, 5, then 10 of the 20 that the context leaves.
+  work = workload.Workload(10, 5, 20, 4, context=70, steps=8)
+  assert work.length == 70
+  assert work.sampled == 20 + 20 + 10
+  # 8, 8 and 4 ids of the first two turns, 8 and 2 of the last one.
+  assert work.decoding() == dict.fromkeys((18, 26, 30, 43, 51, 55, 68, 70), 1.0)
+  assert work.turn_ends() == {35: 3.0, 60: 3.0}
+  assert work.sampled_share(100) == 0.5
+
+
+# --- Which mesh --------------------------------------------------------------
+
+
+def test_the_least_split_mesh_comes_first():
+  where = topology.parse('v5e:2x4')
+  found = choice.candidates(paper(), QWEN, where)
+  shapes = [one.shape.inside for one in found]
+  assert shapes[:4] == [(8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 8, 1)]
+  assert all(math.prod(shape) == 8 for shape in shapes)
+  assert [one.c.learner.microbatch for one in found[:4]] == [8, 8, 8, 8]
+  memory = found[3].by_formula
+  tried = choice.promising(found, memory)
+  assert tried[0].shape.inside == (1, 8, 1)
+  assert choice.promising(found, memory / 100) == []
+
+
+def test_prompts_bound_the_rows():
+  # 8 prompts: more than 8 row shards need a tensor axis.
+  found = choice.candidates(paper(), QWEN, topology.parse('v5e:4x4'))
+  assert found and all(one.shape.tensor > 1 for one in found)
+  found = choice.candidates(paper(prompts=32), QWEN, topology.parse('v5e:4x4'))
+  assert found[0].shape.inside == (16, 1, 1)
+
+
+def test_the_mesh_of_the_config_must_fit():
+  c = paper()
+  c.mesh.fsdp = 3
+  with pytest.raises(settings.Refused, match='On v5e:4x4: mesh .*fsdp=3'):
+    choice.given(c, QWEN, topology.parse('v5e:4x4'))
+  c.mesh.update(fsdp=8, tensor=2)
+  with pytest.raises(settings.Refused, match='microbatch, 4, into 8'):
+    choice.given(c, QWEN, topology.parse('v5e:4x4'))
+  c.learner.microbatch = 8
+  given = choice.given(c, QWEN, topology.parse('v5e:4x4'))
+  assert given.shape.inside == (1, 8, 2)
+
+
+# --- Memory ------------------------------------------------------------------
+
+SMALL = architecture.Config(256, 64, 128, 2, 4, 2, 16)
+
+
+def small_run(mesh, algo='ppo'):
+  c = settings.defaults('sokoban')
+  c.algo = algo
+  c.model.dtype = 'float32'
+  c.limits.update(context=128, response_tokens=16, turns=2)
+  c.learner.update(minibatch=32, microbatch=8)
+  work = workload.Workload(20, 10, 16, 2, context=128, steps=8)
+  return programs.Run(c, SMALL, mesh, work)
+
+
+@pytest.fixture
+def run():
+  return small_run(mesh_lib.make_mesh(data=2, fsdp=4))
+
+
+def test_parts_are_split_as_the_mesh_says(run):
+  parts = {k: measure.per_chip(v) for k, v in run.parts.named().items()}
+  numbers = SMALL.num_parameters
+  # Norms and biases are not split: 4 x 64, 64 and 2 x (64 + 32 + 32) numbers.
+  whole = 2 * 2 * 64 + 64 + 2 * (64 + 32 + 32)
+  assert parts['actor'] == 4 * ((numbers - whole) / 4 + whole)
+  assert parts['critic'] == parts['actor'] + 4 * 64
+  assert parts['optimizers'] == pytest.approx(
+    2 * (parts['actor'] + parts['critic']), abs=100
+  )
+  assert parts['decoding copy'] == 4 * numbers  # Not split over fsdp.
+  cache = 2 * 2 * 128 * 128 * 2 * 16 * 4
+  assert parts['cache'] == pytest.approx(cache / 8, rel=0.01)
+
+
+def test_what_is_outside_and_what_is_given_is_everything(run):
+  """No part is counted twice or forgotten while a program runs."""
+  parts = {k: measure.per_chip(v) for k, v in run.parts.named().items()}
+  held = dict(run.parts.named())
+  ids = {
+    id(leaf): part
+    for part, tree in held.items()
+    for leaf in jax.tree.leaves(tree)
+  }
+  assert len(ids) >= len(parts)
+  always = {'actor', 'critic', 'optimizers', 'reference'}
+  rolling = always | {'decoding copy', 'cache', 'prompt cache'}
+  given = {
+    'decoding copy': {'actor'},
+    'prefill of prompts': {'decoding copy'},
+    'admit': {'cache', 'prompt cache'},
+    'prefill, view 128': {'decoding copy', 'cache'},
+    'decode, view 128': {'decoding copy', 'cache'},
+    'score, length 128': {'actor', 'critic', 'reference', 'batch'},
+    'update, length 128': {'actor', 'critic', 'optimizers'},
+  }
+  for program in run.programs():
+    both = set(program.beside) | given[program.name]
+    if program.phase != 'rollout':
+      assert both == always | {'batch'}
+    else:
+      assert always <= both | {'actor'} and both <= rolling
+
+
+def test_every_program_compiles_and_is_costed(run):
+  """Small, on CPU devices: what a TPU would be asked for."""
+  where = topology.Topology(V5E, '2x4')
+  with jax.numpy_dtype_promotion('standard'):
+    costs = measure.all_programs(run, where, 1e9, note=lambda text: None)
+  by_name = {one.name: one for one in costs}
+  assert list(by_name) == [program.name for program in run.programs()]
+  for one in costs:
+    assert one.fits and one.needed == pytest.approx(
+      one.arguments + one.temporaries + one.outside
+    )
+  # 8 steps of 16 slots a device: 2 FLOPs for each number of the matrices (576
+  # stand in norms and biases), and 4 for each of 64 head channels and 128
+  # positions of each of 2 layers.
+  one_id = 2 * (SMALL.num_parameters - 576) + 4 * 64 * 128 * 2
+  assert by_name['decode, view 128'].flops == 8 * 16 * one_id
+  update = by_name['update, length 128']
+  tokens = 128 * 128 / 8  # All groups are kept: four mini-batches of 32.
+  rule = 6 * tokens * 2 * SMALL.num_parameters
+  assert rule < update.flops < 2 * rule
+  gathers = {c.axes for c in update.collectives if c.kind == 'all-gather'}
+  assert any('fsdp' in axes for axes in gathers)
+
+
+def test_without_a_critic_there_is_less(run):
+  alone = small_run(run.mesh, algo='grpo')
+  assert alone.parts.named()['critic'] is None
+  both, one = (measure.per_chip(x.parts.state) for x in (run, alone))
+  assert both == pytest.approx(2 * one, rel=0.05)
+
+
+def test_what_a_refusal_to_compile_says():
+  used = 'RESOURCE_EXHAUSTED: ... Used 17.92G of 15.75G hbm. Exceeded by 2.2G'
+  assert measure.asked(used) == (17.92 * 2**30, 15.75 * 2**30)
+  other = (
+    'Ran out of memory on HBM, the total memory required for HLO temporaries '
+    '(8.00T) exceeds available HBM (15.75G).'
+  )
+  assert measure.asked(other) == (8 * 2**40, 15.75 * 2**30)
+  assert measure.asked('INVALID_ARGUMENT: no') is None
+
+
+def test_a_row_of_the_table():
+  told = {
+    'size': '3B',
+    'algo': 'ppo',
+    'topology': 'v5e:4x4',
+    'mesh': {'data': 1, 'fsdp': 8, 'tensor': 2},
+    'memory': {'needed': 12.34e9, 'usable': 16.9e9, 'program': 'update'},
+    'fits': True,
+    'iteration': {
+      'seconds': {'rollout': 1.23, 'score': 2.0, 'update': 3.0, 'all': 6.23},
+      'compiler_seconds': 9.87,
+      'tokens_per_second': 41091.2,
+      'dollars': 0.0332,
+    },
+  }
+  row = table.markdown([told]).splitlines()[-1]
+  assert row == (
+    '| 3B | ppo | v5e:4x4 | fsdp 8 x tensor 2 | 12.3 of 16.9 | update | 1.2, '
+    '2.0, 3.0 | 9.9 | 41,091 | 0.033 |'
+  )
+  full = table.markdown([told | {'fits': False}]).splitlines()[-1]
+  assert 'does not fit' in full and '41,091' not in full
+
+
+def test_keys_have_a_size():
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  mesh = mesh_lib.make_mesh()
+  placed = jax.ShapeDtypeStruct(
+    (), key.dtype, sharding=mesh_lib.replicated(mesh)
+  )
+  number = jax.ShapeDtypeStruct(
+    (8, 4), jnp.bfloat16, sharding=mesh_lib.rows(mesh)
+  )
+  assert measure.per_chip([placed, number]) == 8 + 8
