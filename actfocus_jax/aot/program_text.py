@@ -36,6 +36,7 @@ _END = re.compile(r'^\}(, execution_thread="\w+")?$')
 _NAME = re.compile(r'%([\w.\-]+)')
 _TILE = re.compile(r'T\(([\d,]+)\)')
 _CALLED = re.compile(r'(?:calls|to_apply|condition|body)=%?([\w.\-]+)')
+_NOT_KNOWN = 2**62  # The largest number stands for no estimate.
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
@@ -93,7 +94,8 @@ class Instruction:
   def cycles(self) -> int:
     """The compiler's own estimate; 0 where it gives none."""
     found = _CYCLES.search(self.attributes)
-    return int(found.group(1)) if found else 0
+    cycles = int(found.group(1)) if found else 0
+    return cycles if cycles < _NOT_KNOWN else 0
 
 
 @dataclasses.dataclass(frozen=True)

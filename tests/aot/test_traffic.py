@@ -59,6 +59,20 @@ def test_sizes_are_padded_to_tiles(shape, size, logical):
   assert (array.size, array.logical) == (size, logical)
 
 
+@pytest.mark.parametrize(
+  ('told', 'cycles'), [('120', 120), ('9223372036854775807', 0)]
+)
+def test_cycles_are_those_that_the_compiler_expects(told, cycles):
+  text = program_text.parse(
+    'ENTRY %main (a: f32[8]) -> f32[8] {\n'
+    '  %a = f32[8]{0} parameter(0)\n'
+    '  ROOT %b = f32[8]{0} negate(%a), '
+    f'backend_config={{"estimated_cycles":"{told}"}}\n'
+    '}\n'
+  )
+  assert traffic.measure(text, EIGHT).cycles == cycles
+
+
 def test_a_tuple_has_all_its_arrays():
   shape = '(f32[2]{0}, /*index=1*/bf16[3,4]{1,0}, (s32[], u8[5]))'
   found = program_text.arrays(shape)
