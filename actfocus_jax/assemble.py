@@ -1,7 +1,6 @@
 """From a config to the parts of a run: one small function per part.
 
-With `recipe` this is the place of choice: `env` and `player.name` are looked up
-here, in literal dicts, and nobody further down knows their names.
+What is played is made by `casting`, who learns by `recipe`.
 """
 
 import contextlib
@@ -15,19 +14,17 @@ import jax.numpy as jnp
 import ml_collections
 import safetensors
 
-from actfocus_jax import base_model, dry_run, envs
+from actfocus_jax import base_model, casting, dry_run
 from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.agent import episode, rollout
 from actfocus_jax.agent import games as games_lib
 from actfocus_jax.agent import host as host_lib
-from actfocus_jax.envs import boards, players
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.model import architecture, attention, files, hf, transformer
 from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import (
   directory,
   env_settings,
-  own_classes,
   settings,
 )
 
@@ -35,118 +32,12 @@ ConfigDict = ml_collections.ConfigDict
 
 # Names of the random streams below the run's root key.
 ROLLOUT, UPDATE, EVALUATION = range(3)
-_ENDLESS = 10**8  # a context that nobody fills
 _FIRST_PROMPTS = 32  # of each game, looked at before a model is made
 
 
 def mesh(c: ConfigDict) -> jax.sharding.Mesh:
   """The mesh of the run; it cuts the batches and the model evenly."""
   return mesh_lib.make_mesh(**c.mesh, splits=dry_run.splits(c))
-
-
-def games(
-  c: ConfigDict, *, by_hand: bool = False
-) -> tuple[games_lib.Game, ...]:
-  """What a run plays.
-
-  Args:
-    c: The config.
-    by_hand: Whether it is played without a model: then no context ends an
-      episode, and a file may hold any number of boards.
-
-  Returns:
-    A game for each environment.
-
-  Raises:
-    ValueError: One sentence on what cannot be made.
-  """
-  return tuple(
-    games_lib.Game(
-      section.label,
-      environment(c, section, by_hand=by_hand),
-      limits(c, section, **({'context': _ENDLESS} if by_hand else {})),
-      section.share,
-    )
-    for section in env_settings.sections(c)
-  )
-
-
-def environment(
-  c: ConfigDict, section: env_settings.Section, *, by_hand: bool = False
-):
-  """The environment of one section, on its own boards if it names any."""
-  field = f'{section.field}.options'
-  if section.name in envs.ENVS:
-    options = dict(section.options)
-    options['instructions'] = options['instructions'] or None
-    try:
-      env = envs.ENVS[section.name](**options)
-    except (TypeError, ValueError) as error:
-      told = str(error).rstrip('.')
-      raise ValueError(f'{field}: {told}.') from error
-  else:
-    name = f'{section.field}.name'
-    env = own_classes.make(name, section.name, field, section.options)
-    try:
-      problem = games_lib.problem(env)
-    except (Exception, SystemExit) as error:  # A property may do anything.
-      problem = f'cannot be looked at: {own_classes.told(error)}'
-    if problem:
-      raise ValueError(f'{name} is {section.name!r}, which {problem}.')
-  if not section.boards:
-    if not by_hand:
-      _check_evaluation(c, section, env)
-    return env
-  return boards.OnBoards.read(
-    env,
-    pathlib.Path(section.boards).expanduser(),
-    field=f'{section.field}.boards',
-    held_out=range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts),
-    few=by_hand,
-  )
-
-
-def _check_evaluation(c: ConfigDict, section: env_settings.Section, env):
-  """Raises ValueError where an evaluation would count a board twice."""
-  most = getattr(env, 'evaluation_boards', None)
-  if most is not None and c.eval.prompts > most:
-    raise ValueError(
-      f'eval.prompts is {c.eval.prompts}, but {section.name!r} with these '
-      f'{section.field}.options has {most} different boards for evaluation; '
-      f'allowed: 1 to {most}.'
-    )
-
-
-def player(section: env_settings.Section):
-  """The scripted player whose demonstrations warm-start the small model."""
-  name, field = section.player.name, f'{section.player_field}.name'
-  if ':' in name:
-    made = own_classes.make(field, name, f'{section.player_field}.options', {})
-    if callable(getattr(made, 'respond', None)):
-      return made
-    raise ValueError(
-      f'{field} is {name!r}, which has no method `respond`; allowed: a class '
-      'with respond(env, state, rng) -> (thought, actions).'
-    )
-  choices = players.PLAYERS.get(section.name, players.FOR_ALL)
-  if name not in choices:
-    raise ValueError(
-      f'{field} is {name!r}; allowed for {section.name}: {", ".join(choices)}, '
-      'or package.module:Class for one of your own.'
-    )
-  try:
-    given = {k: v for k, v in section.player.options.items() if v is not None}
-    return dataclasses.replace(choices[name], **given)
-  except TypeError as error:
-    raise ValueError(f'{section.player_field}.options: {error}.') from error
-
-
-def limits(
-  c: ConfigDict, section: env_settings.Section, **others: int
-) -> games_lib.Limits:
-  """What bounds an episode; `others` go before the config."""
-  own = {name: getattr(section, name) for name in env_settings.limits('')}
-  return games_lib.Limits(**{**c.limits, **own, **others})
 
 
 def chat(c: ConfigDict, path: pathlib.Path) -> chat_lib.Chat:
@@ -158,11 +49,6 @@ def chat(c: ConfigDict, path: pathlib.Path) -> chat_lib.Chat:
     )
   except ValueError as error:
     raise ValueError(f'The tokenizer in {path}: {error}') from error
-
-
-def host(c: ConfigDict) -> host_lib.Host:
-  """Where the environments of a run are reset and stepped."""
-  return host_lib.Host(c.env.threads, c.env.time_limit)
 
 
 def collector(c: ConfigDict, chat, games, mesh, host) -> rollout.Collector:
@@ -320,7 +206,7 @@ def parts(c: ConfigDict) -> Iterator[Parts]:
   """
   with refusing_misfits():
     made = mesh(c)
-    played, hosts = games(c), host(c)
+    played, hosts = casting.games(c), casting.host(c)
     check_first_prompts(c, played, hosts)
   # Every process makes the small model for itself, unless it finds it made.
   own = mesh_lib.local(made, c.warm_start.batch)
@@ -399,12 +285,12 @@ def warm_start(
     described=described,
     cast=tuple(
       zip(
-        played or games(c),
-        [player(section) for section in sections],
+        played or casting.games(c),
+        [casting.player(section) for section in sections],
         strict=True,
       )
     ),
-    hosts=hosts or host(c),
+    hosts=hosts or casting.host(c),
     **c.warm_start,
   )
 

@@ -15,7 +15,7 @@ import sys
 
 from absl import flags
 
-from actfocus_jax import command
+from actfocus_jax import casting, command
 from actfocus_jax.run import checks, env_settings, settings, storage
 
 _ENV = flags.DEFINE_string(
@@ -54,7 +54,7 @@ def _play():
       watch(c, parts, storage.path(_WORKDIR.value), seed)
     return
   with assemble.refusing_misfits():
-    games = assemble.games(c, by_hand=True)
+    games = casting.games(c, by_hand=True)
     chat = assemble.chat(c, directory) if directory else _plain_chat()
   sys.stdin.reconfigure(errors='replace')  # A terminal may send any bytes.
   by_hand(chat, games, seed)

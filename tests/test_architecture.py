@@ -28,6 +28,7 @@ ALLOWED = {
     'agent',
     'learner',
     'model',
+    'parallel',
     'run',
     *('assemble', 'recipe'),
     *('dry_run', 'command'),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import transformers
 
-from actfocus_jax import assemble, base_model, envs
+from actfocus_jax import assemble, base_model, casting, envs
 from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.agent import demonstrations
 from actfocus_jax.envs import players
@@ -114,15 +114,15 @@ def test_unknown_player_and_options_are_refused(tmp_path):
   c = config(tmp_path)
   c.player.name = 'grandmaster'
   with pytest.raises(ValueError, match='player.name.*grandmaster.*careless'):
-    assemble.player(section(c))
+    casting.player(section(c))
   c = config(tmp_path)
   c.player.options.charm = 1.0
   with pytest.raises(ValueError, match='player.options.*charm'):
-    assemble.player(section(c))
+    casting.player(section(c))
   c = config(tmp_path)
   c.env.options.holes = 3
   with pytest.raises(ValueError, match='env.options.*holes'):
-    assemble.environment(c, section(c))
+    casting.environment(c, section(c))
 
 
 @pytest.mark.parametrize('name', env_settings.OPTIONS)
@@ -142,7 +142,7 @@ def test_instructions_of_the_users_own(tmp_path):
   c = config(tmp_path)
   own = assemble.warm_start(c).directory
   c.env.options.instructions = 'Reach G.'
-  assert assemble.environment(c, section(c)).instructions == 'Reach G.'
+  assert casting.environment(c, section(c)).instructions == 'Reach G.'
   assert assemble.warm_start(c).directory != own
 
 

@@ -16,7 +16,7 @@ import jax
 import pytest
 from small_run import config
 
-from actfocus_jax import assemble, evaluation, loop
+from actfocus_jax import assemble, casting, evaluation, loop
 from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.agent import games, host, tokenizer
 from actfocus_jax.run import env_settings, metrics, settings
@@ -294,7 +294,7 @@ def shop_config(prompts, **options):
 
 def test_no_evaluation_counts_a_goal_twice():
   """10 products give 61 goals, of which a third is for evaluation."""
-  (game,) = assemble.games(shop_config(20, products=10))
+  (game,) = casting.games(shop_config(20, products=10))
   first = settings.defaults().eval.first_seed
   goals = {game.env.reset(seed)[0].goal for seed in range(first, first + 21)}
   assert len(goals) == game.env.evaluation_boards == 20
@@ -303,22 +303,22 @@ def test_no_evaluation_counts_a_goal_twice():
     r'different boards for evaluation; allowed: 1 to 20\.'
   )
   with pytest.raises(ValueError, match=sentence):
-    assemble.games(shop_config(21, products=10))
+    casting.games(shop_config(21, products=10))
 
 
 def test_a_shop_of_a_mixture_has_goals_enough():
   c = settings.defaults({'frozen_lake': 1.0, 'webshop': 1.0})
   c.mixture.webshop.options.products = 10
   with pytest.raises(ValueError, match=r'with these mixture\.webshop\.options'):
-    assemble.games(c)
+    casting.games(c)
   c.eval.prompts = 20
-  assert len(assemble.games(c)) == 2
+  assert len(casting.games(c)) == 2
 
 
 def test_the_paper_s_evaluation_has_goals_enough():
   path = ROOT / 'configs' / 'webshop.py'
   c = runpy.run_path(str(path))['get_config']('size=tiny')
-  (game,) = assemble.games(c)
+  (game,) = casting.games(c)
   assert game.env.evaluation_boards >= c.eval.prompts == 256
 
 
@@ -371,18 +371,18 @@ def test_what_is_made_must_be_whole(own):
       make(c, section)
     return str(error.value)
 
-  told = assembled(assemble.environment, env='brittle:Stepless')
+  told = assembled(casting.environment, env='brittle:Stepless')
   assert told.startswith("env.name is 'brittle:Stepless', which has no method")
-  told = assembled(assemble.environment, env='brittle:Cardless')
+  told = assembled(casting.environment, env='brittle:Cardless')
   assert "env.name is 'brittle:Cardless', which cannot be made with" in told
   assert 'env.options (highest=9): RuntimeError: no card (brittle.py' in told
   told = assembled(
-    assemble.environment, env='sokoban', options={'boxes': 5, 'rows': 3}
+    casting.environment, env='sokoban', options={'boxes': 5, 'rows': 3}
   )
   assert told == 'env.options: 5 boxes do not fit into 3 x 6 cells.'
-  told = assembled(lambda c, s: assemble.player(s), player='brittle:Silent')
+  told = assembled(lambda c, s: casting.player(s), player='brittle:Silent')
   assert "player.name is 'brittle:Silent', which has no method `resp" in told
-  told = assembled(lambda c, s: assemble.player(s), player='brittle:Nobody')
+  told = assembled(lambda c, s: casting.player(s), player='brittle:Nobody')
   assert "player.name is 'brittle:Nobody', which cannot be imported" in told
 
 

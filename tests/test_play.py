@@ -11,7 +11,7 @@ import types
 
 import pytest
 
-from actfocus_jax import assemble, play
+from actfocus_jax import assemble, casting, play
 from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.agent import episode as episode_lib
 from actfocus_jax.agent import games, host, tokenizer
@@ -59,21 +59,21 @@ def test_no_context_ends_a_game_by_hand(tmp_path, monkeypatch):
   presets.tiny(c)
   (tmp_path / 'lakes.txt').write_text('SFG')
   c.env.boards = '~/lakes.txt'
-  (game,) = assemble.games(c, by_hand=True)
+  (game,) = casting.games(c, by_hand=True)
   assert game.limits.context > 10**6 and c.limits.context == 512
   assert game.limits.response_tokens == c.limits.response_tokens
   assert game.env.reset(123)[0].lake.cols == 3
   with pytest.raises(ValueError, match='128 boards or more'):
-    assemble.games(c)
+    casting.games(c)
 
 
 def test_a_shop_of_few_goals_may_be_played_by_hand():
   c = settings.defaults('webshop')
   c.env.options.products = 10
-  (game,) = assemble.games(c, by_hand=True)
+  (game,) = casting.games(c, by_hand=True)
   assert game.env.evaluation_boards < c.eval.prompts
   with pytest.raises(ValueError, match='eval.prompts is 32'):
-    assemble.games(c)
+    casting.games(c)
 
 
 def test_a_reset_that_gives_no_pair_is_told_by_hand(chat, monkeypatch, capsys):
