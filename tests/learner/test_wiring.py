@@ -398,7 +398,9 @@ def test_the_estimator_has_its_numbers(name):
 def test_each_optimizer_has_its_own_rate(optax_promotes):
   """Adam's first step is the rate itself."""
   tiny = architecture.Config(VOCAB, WIDTH, 8, 1, 2, 1, 4)
-  model = types.SimpleNamespace(config=tiny, dtype=jnp.float32, graphdef=None)
+  model = types.SimpleNamespace(
+    config=tiny, dtype=jnp.float32, graphdef=None, attention='xla'
+  )
   rates = dict(actor=0.5, critic=0.25)
   c = config_of(
     algo='ppo',
