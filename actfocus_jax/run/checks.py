@@ -358,11 +358,16 @@ def check_mesh(c: ml_collections.ConfigDict, shards: int):
   Raises:
     Refused: One sentence.
   """
-  for field, size in mesh_rows(c).items():
+  sizes = mesh_rows(c)
+  for field, size in sizes.items():
     if size % shards:
+      common = math.gcd(*sizes.values())
+      fitting = [n for n in range(1, common + 1) if common % n == 0]
+      near = sorted(fitting, key=lambda n: abs(math.log(n / shards)))[:3]
       raise settings.Refused(
         f'{field} is {size}, which the {shards} devices of the mesh axes data '
-        f'and fsdp cannot share equally; allowed: multiples of {shards}.'
+        f'and fsdp cannot share equally; allowed: multiples of {shards}, or '
+        f'a mesh whose data * fsdp is {", ".join(map(str, sorted(near)))}.'
       )
 
 

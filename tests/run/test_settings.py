@@ -123,7 +123,10 @@ def test_batches_that_do_not_divide():
   with pytest.raises(ValueError, match='learner.microbatch is 5.*32'):
     checks.check(c)
   c = load('quickstart')
-  with pytest.raises(ValueError, match='rollout.prompts is 8.*multiples of 3'):
+  with pytest.raises(
+    ValueError,
+    match='rollout.prompts is 8.*multiples of 3, or a mesh .* is 2, 4, 8.',
+  ):
     checks.check_mesh(c, 3)
 
 
