@@ -47,22 +47,15 @@ def _speed(axes, points):
   for i, (name, own) in enumerate(_lines(points).items()):
     x = [one['chips'] for one in own]
     y = [one['tokens_per_second'] for one in own]
-    axes.plot(x, y, color=_COLORS[i], marker=_MARKS[i], label=name)
+    share = scales.efficiency(points, name)[x[-1]]
+    label = f'{name}: at {x[-1]:,} {share:.0%} of dotted'
+    axes.plot(x, y, color=_COLORS[i], marker=_MARKS[i], label=label)
     ideal = [y[0] * count / x[0] for count in x]
     axes.plot(x, ideal, color=_COLORS[i], linestyle=':', linewidth=1)
-    share = scales.efficiency(points, name)[x[-1]]
-    axes.annotate(
-      f'{share:.0%} of proportional',
-      (x[-1], y[-1]),
-      textcoords='offset points',
-      xytext=(-6, -16),
-      ha='right',
-      fontsize=8,
-      color=_COLORS[i],
-    )
   axes.set_title('sampled tokens a second, at most (dotted: in proportion)')
   _chips_axis(axes, points)
   axes.set_yscale('log')
+  axes.margins(y=0.2)
   axes.legend(fontsize=8, loc='upper left')
 
 
@@ -84,6 +77,7 @@ def _cost(axes, points):
   axes.set_title('dollars a million sampled tokens, at least')
   _chips_axis(axes, points)
   axes.set_yscale('log')
+  axes.margins(y=0.1)
   axes.yaxis.set_major_formatter(ticker.FormatStrFormatter('$%.2f'))
   axes.yaxis.set_minor_formatter(ticker.NullFormatter())
 
