@@ -22,6 +22,7 @@ from actfocus_jax.agent import host as host_lib
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.model import architecture, attention, files, hf, transformer
 from actfocus_jax.parallel import mesh as mesh_lib
+from actfocus_jax.parallel import processes
 from actfocus_jax.run import (
   directory,
   env_settings,
@@ -164,7 +165,9 @@ def checkpoint(
   directory.check_model(workdir, model.described())
   actor = state_lib.Trained(model.abstract_weights(), None)
   wanted = state_lib.TrainState(None, None, None, actor)
-  step, restored = directory.restore_part(workdir, wanted, step)
+  step, restored = directory.restore_part(
+    workdir, wanted, step, agreed=processes.of_first
+  )
   return step, restored.actor.params
 
 

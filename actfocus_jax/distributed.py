@@ -1,8 +1,9 @@
 """The flags by which a command becomes one of several processes of a run.
 
-Nothing is needed where Slurm, Open MPI, Kubernetes or a TPU pod on GKE started
-them; `--distributed=on` asks the machine itself (TPU VMs); elsewhere the three
-of --coordinator, --num_processes and --process_id say it.
+Nothing is needed where Slurm, Open MPI or GKE (a TPU slice of several hosts)
+started them; `--distributed=on` asks the machine itself (TPU VMs) or Kubernetes
+(an indexed Job, with the package `kubernetes`); elsewhere --coordinator,
+--num_processes and --process_id say it.
 """
 
 import contextlib
@@ -18,8 +19,8 @@ _DISTRIBUTED = flags.DEFINE_enum(
   'auto',
   ['auto', 'on', 'off'],
   'Whether this is one of several processes that the cluster knows of: auto '
-  'looks at the environment variables of Slurm, Open MPI, Kubernetes and TPU '
-  'pods; on is for TPU VMs, which have none.',
+  'looks at the environment variables of Slurm, Open MPI and TPU pods on GKE; '
+  'on is for TPU VMs and Kubernetes, which have none that say so.',
 )
 _COORDINATOR = flags.DEFINE_string(
   'coordinator', None, 'HOST:PORT of process 0, where no cluster tells.'
@@ -115,9 +116,12 @@ def _check_configs(c: ml_collections.ConfigDict):
 
   configs = processes.exchange(settings.to_json(c))
   for i, other in enumerate(configs):
-    field = next((f for f in other if other[f] != configs[0].get(f)), None)
+    first = configs[0]
+    fields = sorted(first.keys() | other.keys())
+    field = next((f for f in fields if first.get(f) != other.get(f)), None)
     if field is not None:
       raise settings.Refused(
-        f'{field} is {configs[0].get(field)!r} in process 0 and '
-        f'{other[field]!r} in process {i}; all processes need the same config.'
+        f'{field} is {first.get(field)!r} in process 0 and '
+        f'{other.get(field)!r} in process {i}; all processes need the same '
+        'config.'
       )

@@ -38,6 +38,9 @@ from actfocus_jax.run import (
 
 Row = dict[str, float]
 
+# Seconds in which a shared directory must show what another process wrote.
+_SEEN_WITHIN = 40.0
+
 
 def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
   """Trains, or goes on training, in `workdir`.
@@ -70,7 +73,9 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     if settings.has_reference(c):
       reference = model.weights(model.dtype)
     run = stack.enter_context(open_run(workdir, c, model.described()))
-    state, next_seed = run.restore(learners.abstract())
+    state, next_seed = run.restore(
+      learners.abstract(), agreed=processes.of_first
+    )
     if state is None:
       state = learners.create()
     if processes.is_first():
@@ -91,21 +96,20 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
       return row['success']
 
     with progress.Progress('train', c.num_steps) as display:
-      done, stalled, stopped = int(state.step), False, None
+      done, stalled = int(state.step), False
       for change in run.changes:
         display.note(f'Going on from step {done}: {change}.')
-      if done == 0:
+      stopped = stop.agreed(processes.first_said)
+      if done == 0 and not stopped:
         evaluate(0)
       elif done >= c.num_steps:
         display.note(
           f'Nothing to train: the run is at step {done}, num_steps is '
           f'{c.num_steps}.'
         )
-      while done < c.num_steps:
-        # A signal may have come to one process of several.
-        stopped = processes.first_said(stop.signal)
-        if stopped:
-          stop.request(stopped)
+      # A signal may have come to one process of several.
+      while not (stopped := stop.agreed(processes.first_said)):
+        if done >= c.num_steps:
           break
         # --- One iteration ---------------------------------------------------
         begin = time.perf_counter()
@@ -185,7 +189,12 @@ def open_run(
     Refused: As of RunDirectory; when processes read different models; when
       they do not all see the directory.
   """
-  processes.check_equal(model['sha256'], f'the sha256 of {model["path"]}')
+  processes.check_equal(
+    model['sha256'],
+    f'the sha256 of {model["path"]}',
+    'the same files in all processes; a warm start can be shared by '
+    'warm_start.cache, or its directory copied',
+  )
   if processes.count() > 1:
     check_shared(workdir)
   return directory.RunDirectory(workdir, c, model, writes=processes.is_first())
@@ -198,8 +207,14 @@ def check_shared(workdir: pathlib.Path):
     workdir.mkdir(parents=True, exist_ok=True)
     word = uuid.uuid4().hex
     storage.write(mark, word)
-  word = processes.exchange(word)[0]
-  seen = processes.exchange(mark.exists() and mark.read_text() == word)
+  word = processes.of_first(word)
+  end = time.monotonic() + _SEEN_WITHIN
+  while not (is_seen := _reads(mark, word)) and time.monotonic() < end:
+    list(workdir.parent.iterdir())  # Asks a network's file system anew.
+    time.sleep(1.0)
+  seen = processes.exchange(is_seen)
+  if processes.is_first():
+    mark.unlink()
   if not all(seen):
     raise settings.Refused(
       f'--workdir is {workdir}, of which process {seen.index(False)} does not '
@@ -208,10 +223,18 @@ def check_shared(workdir: pathlib.Path):
     )
 
 
+def _reads(mark: pathlib.Path, word: str) -> bool:
+  return mark.exists() and mark.read_text() == word
+
+
 def _report(workdir: pathlib.Path) -> pathlib.Path:
-  """Writes the report in the process that writes; where its summary is."""
+  """Writes the report in the process that writes; where its summary is.
+
+  The others wait for it: who leaves early with an error ends the writer too.
+  """
   if processes.is_first():
-    return summary.write_report(workdir)
+    summary.write_report(workdir)
+  processes.exchange(None)
   return workdir / 'report' / 'summary.md'
 
 

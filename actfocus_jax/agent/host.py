@@ -85,6 +85,8 @@ class Host:
     """
     if owners is None or processes.count() == 1:
       return self._run(calls)
+    if not calls:
+      return []
     me = processes.index()
     mine = [i for i, owner in enumerate(owners) if me in owner]
     own = dict(zip(mine, self._run([calls[i] for i in mine]), strict=True))
@@ -95,7 +97,8 @@ class Host:
     for i in range(len(calls)):
       words = [words[i] for words in told if i in words]
       failed = next((w for w in words if isinstance(w, Failed)), None)
-      outcomes.append(failed or own.get(i, (None, words[0])))
+      state = own[i][0] if i in own and not failed else None
+      outcomes.append(failed or (state, words[0]))
     return outcomes
 
   def _run(self, calls: Sequence[Callable[[], Any]]) -> list[Any | Failed]:

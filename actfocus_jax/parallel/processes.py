@@ -13,8 +13,9 @@ import contextlib
 import os
 import pickle
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,11 +26,11 @@ from actfocus_jax.run import interrupt, refusals
 
 # A process that is silent for so long is dead, in seconds.
 _HEARTBEAT_TIMEOUT = 30
-_LEAST_BYTES = 1024
-
-
-class Disagreement(RuntimeError):
-  """Processes of one run differ where they must not."""
+_FRAME_BYTES = 1024
+_LENGTH_BYTES = 4
+# Seconds that process 0 stays when all processes end with the same sentence:
+# the others cannot end in order without it.
+_LINGER = 5.0
 
 
 # --- Starting and ending -----------------------------------------------------
@@ -39,7 +40,8 @@ def several(environ: Mapping[str, str] = os.environ) -> str | None:
   """What says that this process is one of several, or None.
 
   Only what a cluster sets for the processes that it starts together is looked
-  at; a machine of a pod that is logged into is not one of them.
+  at; a machine of a pod that is logged into is not one of them. A pod of an
+  indexed Kubernetes Job may or may not be, so it has to be told.
 
   Args:
     environ: Of this process.
@@ -59,9 +61,6 @@ def several(environ: Mapping[str, str] = os.environ) -> str | None:
     return 'a TPU pod'
   if int(environ.get('MEGASCALE_NUM_SLICES', '1')) > 1:
     return 'several TPU slices'
-  is_indexed = 'JOB_COMPLETION_INDEX' in environ
-  if 'KUBERNETES_SERVICE_HOST' in environ and is_indexed:
-    return 'Kubernetes'
   return None
 
 
@@ -111,6 +110,8 @@ def leaving() -> Iterator[None]:
       traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):
       stream.flush()
+    if isinstance(error, _TOLD) and is_first():
+      time.sleep(_LINGER)
     os._exit(_code(error))
 
 
@@ -155,19 +156,26 @@ def exchange(value: Any) -> list[Any]:
   """
   if count() == 1:
     return [value]
-  said = np.frombuffer(pickle.dumps(value), np.uint8)
-  sizes = multihost_utils.process_allgather(np.int32(said.size))
-  # Few sizes, for each is compiled.
-  width = _LEAST_BYTES
-  while width < sizes.max():
+  said = pickle.dumps(value)
+  said = len(said).to_bytes(_LENGTH_BYTES, 'big') + said
+  frames = _gathered(said[:_FRAME_BYTES], _FRAME_BYTES)
+  sizes = [int.from_bytes(frame[:_LENGTH_BYTES], 'big') for frame in frames]
+  # Few widths, for each is compiled; most have enough of the first.
+  width = _FRAME_BYTES
+  while width < max(sizes) + _LENGTH_BYTES:
     width *= 2
-  padded = np.zeros(width, np.uint8)
-  padded[: said.size] = said
-  everything = multihost_utils.process_allgather(padded)
+  if width > _FRAME_BYTES:
+    frames = _gathered(said, width)
   return [
-    pickle.loads(row[:size].tobytes())
-    for row, size in zip(everything, sizes, strict=True)
+    pickle.loads(frame[_LENGTH_BYTES : _LENGTH_BYTES + size])
+    for frame, size in zip(frames, sizes, strict=True)
   ]
+
+
+def _gathered(said: bytes, width: int) -> list[bytes]:
+  """What each process says, filled up to the same width."""
+  row = np.frombuffer(said.ljust(width, b'\0'), np.uint8)
+  return [one.tobytes() for one in multihost_utils.process_allgather(row)]
 
 
 def first_said(value: Any) -> Any:
@@ -175,29 +183,26 @@ def first_said(value: Any) -> Any:
   return next((v for v in exchange(value) if v is not None), None)
 
 
-def check_equal(value: Any, what: str):
-  """Raises Disagreement unless all processes have the same value.
+def of_first(value: Any) -> Any:
+  """What process 0 has; a collective."""
+  return exchange(value)[0]
+
+
+def check_equal(value: Any, what: str, allowed: str):
+  """Refuses processes that do not have the same value; a collective.
 
   Args:
     value: Of this process.
-    what: Names it in the message.
+    what: Names it in the sentence.
+    allowed: What would do.
+
+  Raises:
+    Refused: One sentence.
   """
   values = exchange(value)
   other = next((i for i, v in enumerate(values) if v != values[0]), None)
   if other is not None:
-    raise Disagreement(
+    raise refusals.Refused(
       f'{what} is {values[0]!r} in process 0 and {values[other]!r} in process '
-      f'{other}; all processes need the same.'
+      f'{other}; allowed: {allowed}.'
     )
-
-
-def from_first(make: Callable[[], Any]) -> Any:
-  """What process 0 makes, told to all; a collective.
-
-  Args:
-    make: Called in process 0 alone.
-
-  Returns:
-    Its result, in every process.
-  """
-  return exchange(make() if is_first() else None)[0]

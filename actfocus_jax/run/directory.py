@@ -14,7 +14,7 @@ config_changes.jsonl: {"step": 20, "changed": {"rollout.prompts": [8, 16]}}.
 import fcntl
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import IO, Any
 
 import ml_collections
@@ -28,6 +28,11 @@ from actfocus_jax.run import (
 )
 
 _CHANGES = 'config_changes.jsonl'
+
+
+def _own(seen: Any) -> Any:
+  """One process agrees with itself."""
+  return seen
 
 
 class RunDirectory:
@@ -99,19 +104,23 @@ class RunDirectory:
     self.evaluations.close()
     self._unlock()
 
-  def restore(self, wanted) -> tuple[Any, int]:
+  def restore(
+    self, wanted, *, agreed: Callable[[Any], Any] = _own
+  ) -> tuple[Any, int]:
     """Reads the newest checkpoint.
 
     What was written after it is dropped: those steps will be done again.
 
     Args:
       wanted: Shapes, dtypes and shardings of the state.
+      agreed: Makes the newest step that this process sees the one that all
+        processes of the run read.
 
     Returns:
       The state to go on from, or None when there is no checkpoint; and the
       seed of the first board that no step up to there has seen.
     """
-    latest = self._checkpoints.latest_step()
+    latest = agreed(self._checkpoints.latest_step())
     state, next_seed = None, settings.FIRST_TRAINING_SEED
     if latest is not None:
       state, extra = self._checkpoints.restore(latest, wanted)
@@ -238,7 +247,13 @@ def check_model(path: pathlib.Path, model: dict[str, str]):
     )
 
 
-def restore_part(path: pathlib.Path, part, step: int | None):
+def restore_part(
+  path: pathlib.Path,
+  part,
+  step: int | None,
+  *,
+  agreed: Callable[[Any], Any] = _own,
+):
   """Reads part of a checkpoint, such as the parameters alone.
 
   Args:
@@ -246,6 +261,7 @@ def restore_part(path: pathlib.Path, part, step: int | None):
     part: Shapes, dtypes and shardings in the structure of the train state;
       None for what is not wanted.
     step: Of the checkpoint; None is the newest.
+    agreed: As of `RunDirectory.restore`, of all steps.
 
   Returns:
     The step and the part.
@@ -254,7 +270,7 @@ def restore_part(path: pathlib.Path, part, step: int | None):
     Refused: When there is no such checkpoint.
   """
   checkpoints = checkpoint.Checkpoints(path / 'checkpoints', read_only=True)
-  steps = checkpoints.all_steps()
+  steps = agreed(checkpoints.all_steps())
   wanted = step if step is not None else max(steps, default=None)
   if wanted not in steps:
     checkpoints.close()

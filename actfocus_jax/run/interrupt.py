@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -50,15 +51,25 @@ class Interrupt:
     """
     return 128 + signal.Signals[self.signal] if self.signal else 0
 
-  def request(self, name: str):
-    """Takes a signal that another process of the run has had."""
-    self.requested, self.signal = True, self.signal or name
+  def agreed(self, first_said: Callable[[str | None], str | None]):
+    """The signal that any process of the run has had, or None.
+
+    Args:
+      first_said: Tells all processes what one of them says; a collective.
+    """
+    name = first_said(self.signal)
+    if name:
+      self.requested, self.signal = True, self.signal or name
+    return name
 
   def __enter__(self) -> 'Interrupt':
     """Sets the handlers."""
     if threading.current_thread() is threading.main_thread():
       for number in _SIGNALS:
         self._before[number] = signal.signal(number, self._handle)
+        outer = getattr(self._before[number], '__self__', None)
+        if isinstance(outer, Interrupt) and outer.requested:
+          self.requested, self.signal = True, outer.signal
     return self
 
   def __exit__(self, *exception) -> None:
