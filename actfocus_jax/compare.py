@@ -61,6 +61,15 @@ def main(argv: list[str]):
     command.pin_model(c, run)
   command.check_model(plans[0][2])
 
+  # Imported late: it takes a second, and the checks above should not.
+  from actfocus_jax.parallel import processes
+
+  cluster = processes.several()
+  if cluster:
+    raise settings.Refused(
+      f'compare runs in one process, and {cluster} has started several; '
+      'allowed: one task.'
+    )
   with interrupt.Interrupt() as stop:
     for arm, seed, c in plans:
       if not stop.requested:

@@ -75,6 +75,16 @@ def test_refused(arguments, words, tmp_path):
 
 
 @pytest.mark.slow
+def test_several_tasks_do_not_compare(tmp_path, monkeypatch):
+  monkeypatch.setenv('SLURM_STEP_NODELIST', 'n1')
+  monkeypatch.setenv('SLURM_NTASKS', '2')
+  out = tmp_path / 'out'
+  done = compare('--arms=uniform,actfocus', *SMALL, f'--workdir={out}')
+  assert done.returncode == 2
+  assert 'one process, and Slurm has started several' in done.stderr
+  assert not out.exists()
+
+
 def test_it_trains_what_is_missing_and_compares(tmp_path):
   workdir = tmp_path / 'all'
   arguments = (

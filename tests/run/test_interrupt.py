@@ -69,3 +69,19 @@ def test_who_waits_outside_is_told_too():
     with interrupt.Interrupt():
       os.kill(os.getpid(), signal.SIGTERM)
     assert (outer.requested, outer.signal) == (True, 'SIGTERM')
+
+
+def test_an_inner_one_knows_what_came_before_it():
+  with interrupt.Interrupt() as outer:
+    signal.raise_signal(signal.SIGTERM)
+    with interrupt.Interrupt() as inner:
+      assert (inner.requested, inner.signal) == (True, 'SIGTERM')
+    assert outer.requested
+
+
+def test_the_signal_of_another_process_counts():
+  with interrupt.Interrupt() as stop:
+    assert stop.agreed(lambda own: own) is None
+    assert not stop.requested and stop.code == 0
+    assert stop.agreed(lambda own: 'SIGTERM') == 'SIGTERM'
+    assert (stop.requested, stop.code) == (True, 143)
