@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import safetensors
 
-from actfocus_jax import base_model, casting, dry_run
+from actfocus_jax import base_model, casting, sizes
 from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.agent import episode, rollout
 from actfocus_jax.agent import games as games_lib
@@ -38,7 +38,7 @@ _FIRST_PROMPTS = 32  # of each game, looked at before a model is made
 
 def mesh(c: ConfigDict) -> jax.sharding.Mesh:
   """The mesh of the run; it cuts the batches and the model evenly."""
-  return mesh_lib.make_mesh(**c.mesh, splits=dry_run.splits(c))
+  return mesh_lib.make_mesh(**c.mesh, splits=sizes.splits(c))
 
 
 def chat(c: ConfigDict, path: pathlib.Path) -> chat_lib.Chat:
@@ -136,9 +136,15 @@ def shaped(
 ) -> Model:
   """A model of a known shape; only its weights are asked of the directory."""
   # Of the mesh, not of this process: it may compile for other devices.
-  platform = mesh.devices.flat[0].platform
-  dtype = compute_dtype(c, platform)
-  chosen = attention.choose(c.model.attention, platform, dtype, config.head_dim)
+  device = mesh.devices.flat[0]
+  dtype = compute_dtype(c, device.platform)
+  chosen = attention.choose(
+    c.model.attention,
+    device.platform,
+    dtype,
+    config.head_dim,
+    getattr(device, 'compute_capability', ''),  # Of GPUs only.
+  )
   graphdef, _ = transformer.abstract(
     config, dtype, remat=c.model.remat, attention=chosen
   )

@@ -8,10 +8,9 @@ import pathlib
 
 import ml_collections
 
-from actfocus_jax import memory
-from actfocus_jax.model import architecture, files
-from actfocus_jax.parallel import mesh_shapes
-from actfocus_jax.run import checks, env_settings, presets, settings
+from actfocus_jax import memory, sizes
+from actfocus_jax.model import architecture
+from actfocus_jax.run import checks, env_settings, settings
 
 _ITEMSIZE = {'float32': 4, 'bfloat16': 2, 'auto': 2}
 
@@ -32,7 +31,7 @@ def describe(
   Raises:
     Refused: When the mesh cannot share the batches or the model.
   """
-  check_mesh(c, directory)
+  sizes.check_splits(c, directory)
   lines = ['Config:']
   default = settings.flatten(settings.schema_of(c))
   for field, value in sorted(settings.flatten(c).items()):
@@ -44,7 +43,7 @@ def describe(
   lines += [f'  {name}: {value}' for name, value in work(c).items()]
   lines.append('')
   lines.append('Memory of one device by formula, GB:')
-  for part, size in needs(c, shape(c, directory)).items():
+  for part, size in needs(c, sizes.shape(c, directory)).items():
     lines.append(f'  {part:<14} {size / 1e9:8.2f}')
   if c.model.dtype == 'auto':
     lines.append(
@@ -96,63 +95,6 @@ def needs(
   )
 
 
-def check_mesh(c: ml_collections.ConfigDict, directory: pathlib.Path | None):
-  """Refuses a mesh that cuts no machine's share of batches or model evenly.
-
-  Args:
-    c: A checked config.
-    directory: As of `describe`.
-
-  Raises:
-    Refused: One sentence with the nearest shapes.
-  """
-  try:
-    mesh_shapes.check(c.mesh, splits(c, directory))
-  except ValueError as error:
-    raise settings.Refused(str(error)) from error
-
-
-def splits(
-  c: ml_collections.ConfigDict, directory: pathlib.Path | None = None
-) -> tuple[mesh_shapes.Split, ...]:
-  """What the mesh of a run must cut into equal parts: batches and the model.
-
-  Args:
-    c: A checked config.
-    directory: Of the model; None looks for it, where one is named.
-  """
-  if directory is None and c.model.path and c.model.path not in presets.SHAPES:
-    directory = files.locate(c.model.path, c.model.revision)
-  model = shape(c, directory).splits
-  if not c.model.path:  # Set phrases add to its vocabulary.
-    model = tuple(part for part in model if part.what != 'vocab_size')
-  return mesh_shapes.of_rows(checks.mesh_rows(c)) + model
-
-
 def _updates(c: ml_collections.ConfigDict) -> int:
   """Optimizer updates of one step."""
   return checks.kept_rows(c) // c.learner.minibatch * c.learner.epochs
-
-
-def shape(
-  c: ml_collections.ConfigDict, directory: pathlib.Path | None
-) -> architecture.Config:
-  """The architecture of the model, known or read from its config.json."""
-  if directory is not None:
-    return files.config(directory)
-  known = presets.SHAPES.get(c.model.path)
-  return architecture.Config(**known) if known else small(c)
-
-
-def small(c: ml_collections.ConfigDict) -> architecture.Config:
-  """About the small model of `warm_start`; set phrases add to its tokens."""
-  w = c.warm_start
-  return architecture.Config(
-    vocab_size=w.vocab_size,
-    hidden_size=w.hidden_size,
-    intermediate_size=w.intermediate_size,
-    num_layers=w.num_layers,
-    num_heads=w.num_heads,
-    num_key_value_heads=w.num_key_value_heads,
-    head_dim=w.hidden_size // w.num_heads,
-  )

@@ -31,7 +31,7 @@ ALLOWED = {
     'parallel',
     'run',
     *('assemble', 'recipe'),
-    *('dry_run', 'command'),
+    *('dry_run', 'sizes', 'command'),
   ),
 }
 # Read by people and by scripts before there is a device, or without one.
@@ -43,6 +43,7 @@ WITHOUT_JAX = (
   'model.architecture',
   'model.files',
   'parallel.mesh_shapes',
+  'sizes',
 )
 LONGEST = 450
 

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from actfocus_jax import dry_run
+from actfocus_jax import sizes
 from actfocus_jax.model import architecture
 from actfocus_jax.run import settings
 
@@ -396,7 +396,7 @@ def test_a_dry_run_reads_the_config_json_of_a_directory(tmp_path):
   model.mkdir()
   config = architecture.Config(96, 32, 48, 2, 4, 2, 8)
   (model / 'config.json').write_text(json.dumps(config.to_hf()))
-  assert dry_run.shape(settings.defaults(), model) == config
+  assert sizes.shape(settings.defaults(), model) == config
 
 
 def test_a_dry_run_refuses_a_mesh_that_cannot_share(tmp_path):

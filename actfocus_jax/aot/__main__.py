@@ -20,7 +20,7 @@ import sys
 import ml_collections
 from absl import flags
 
-from actfocus_jax import command, dry_run
+from actfocus_jax import command, sizes
 from actfocus_jax.aot import chips, roofline, topology, workload
 from actfocus_jax.model import architecture, files
 from actfocus_jax.run import env_settings, presets, settings
@@ -172,7 +172,7 @@ def _shape(c: ml_collections.ConfigDict) -> architecture.Config:
   """The architecture, known or of a directory; nothing is fetched."""
   path = c.model.path
   if not path or path in presets.SHAPES:
-    return dry_run.shape(c, None)
+    return sizes.shape(c, None)
   directory = pathlib.Path(path).expanduser()
   if not (directory / 'config.json').is_file():
     raise settings.Refused(

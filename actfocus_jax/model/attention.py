@@ -1,6 +1,7 @@
 """Rotary positions and causal grouped-query attention: one meaning each."""
 
 import functools
+import re
 from typing import Any
 
 import chex
@@ -206,7 +207,9 @@ def attend_self(
   return BACKENDS[backend](q_BTHC, k_BTJC, v_BTJC)
 
 
-def choose(wanted: str, platform: str, dtype: Any, size: int) -> str:
+def choose(
+  wanted: str, platform: str, dtype: Any, size: int, capability: str = ''
+) -> str:
   """Returns the backend of `attend_self` for the devices of a mesh.
 
   Args:
@@ -216,6 +219,8 @@ def choose(wanted: str, platform: str, dtype: Any, size: int) -> str:
       'gpu' or 'tpu'.
     dtype: of queries, keys and values.
     size: C, the head size.
+    capability: `compute_capability` of a device, such as '9.0'; '' where it has
+      none or is not there to tell, which stands in no kernel's way.
 
   Raises:
     ValueError: if the wanted backend does not compute this there.
@@ -223,7 +228,7 @@ def choose(wanted: str, platform: str, dtype: Any, size: int) -> str:
   problems = {
     'xla': '',
     'splash': _splash_problem(platform),
-    'cudnn': _cudnn_problem(platform, dtype, size),
+    'cudnn': _cudnn_problem(platform, dtype, size, capability),
   }
   fits = [name for name, problem in problems.items() if not problem]
   if wanted == 'auto':
@@ -242,9 +247,17 @@ def _splash_problem(platform: str) -> str:
   return f'the devices are {platform}, and splash is for tpu'
 
 
-def _cudnn_problem(platform: str, dtype: Any, size: int) -> str:
+def _cudnn_problem(
+  platform: str, dtype: Any, size: int, capability: str
+) -> str:
   if platform not in ('gpu', 'cuda'):
     return f'the devices are {platform}, and cudnn is for gpu'
+  # Its fused attention begins with Ampere. AMD's have names: 'gfx942'.
+  number = re.fullmatch(r'(\d+)(\.\d+)?', capability)
+  if capability and (number is None or int(number[1]) < 8):
+    return (
+      f'the devices have compute capability {capability}, and cudnn needs 8.0'
+    )
   if jnp.dtype(dtype) not in (jnp.dtype('bfloat16'), jnp.dtype('float16')):
     return f'the model computes in {jnp.dtype(dtype)}, and cudnn in bfloat16'
   # What every generation of GPUs takes.

@@ -67,10 +67,11 @@ def slices(
 ) -> list[list[jax.Device]]:
   """Returns the devices by what a fast network joins, in the order of slices.
 
-  TPU devices know their slice. Where all lie in one, or know of none, they are
-  one slice; unless more are asked for: then the processes, in their order, are
-  dealt out to as many groups (one process a node, or one a device: either way
-  neighbours share a group).
+  TPU devices know their slice. Where all lie in one, they are one slice, and so
+  are devices of any other kind, whatever `slice_index` they have: GPUs may have
+  one for each node. Unless more are asked for: then the processes, in their
+  order, are dealt out to as many groups (one process a node, or one a device:
+  either way neighbours share a group).
 
   Args:
     devices: the devices of the mesh.
@@ -80,7 +81,7 @@ def slices(
     ValueError: if the slices are unequal, or the processes do not make as many
       groups.
   """
-  by_slice = _grouped(devices, lambda d: getattr(d, 'slice_index', None) or 0)
+  by_slice = _grouped(devices, _slice_index)
   if len(by_slice) == 1 and asked > 1:
     by_process = _grouped(devices, lambda d: d.process_index)
     count = len(by_process)
@@ -98,6 +99,12 @@ def slices(
   if len(set(counts)) > 1:
     raise ValueError(f'the slices have {counts} devices; they must be equal.')
   return by_slice
+
+
+def _slice_index(device: jax.Device) -> int:
+  if device.platform != 'tpu':
+    return 0
+  return getattr(device, 'slice_index', None) or 0
 
 
 def _grouped(devices, key) -> list[list[jax.Device]]:

@@ -67,10 +67,24 @@ def difference(
 
 
 def changed(
-  old: dict[str, Any], c: ml_collections.ConfigDict
+  old: dict[str, Any], c: ml_collections.ConfigDict, *, commit: str = ''
 ) -> dict[str, list[Any]]:
-  """The fields that differ: their value in `old`, which is JSON, and in `c`."""
+  """The fields that differ: their value in `old`, which is JSON, and in `c`.
+
+  Args:
+    old: `to_json` of the run's config. A field that an earlier version did not
+      have counts as its default, as of `settings.from_json`.
+    c: The config now.
+    commit: Of the hub, that the model's files are of. A `model.revision` that
+      was left open and now names it says the same.
+
+  Returns:
+    Field -> [old value, new value].
+  """
   new = settings.to_json(c)
+  old = settings.to_json(settings.schema_of(c)) | old
+  if commit and (old['model.revision'], new['model.revision']) == ('', commit):
+    old['model.revision'] = commit
   return {
     field: [old.get(field, 'absent'), new.get(field, 'absent')]
     for field in sorted(old.keys() | new.keys())

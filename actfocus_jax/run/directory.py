@@ -11,6 +11,7 @@ config.json is the newest config; what it changed of an earlier one is a row of
 config_changes.jsonl: {"step": 20, "changed": {"rollout.prompts": [8, 16]}}.
 """
 
+import contextlib
 import fcntl
 import json
 import pathlib
@@ -41,6 +42,10 @@ class RunDirectory:
   A context manager: leaving it waits for the last checkpoint. Of a run on
   several processes one writes the files. All of them make the same calls, for
   each saves its own part of a checkpoint, and all must see the same directory.
+
+  In a bucket another process may take a directory whose holder was not heard
+  of for a while. Whatever writes there, rows included, raises Halted from then
+  on: the files are the other's.
 
   Attributes:
     metrics: Rows of metrics.jsonl, one per training step.
@@ -77,20 +82,22 @@ class RunDirectory:
       path.mkdir(parents=True, exist_ok=True)
       lease = storage.is_remote(path)
       self._lock = (storage.Lease if lease else lock)(path / '.lock')
-    if (path / 'model.json').exists():
-      try:
-        check_model(path, model)
-      except settings.Refused:
-        self._unlock()
-        raise
+    self.metrics, self.evaluations = (
+      metrics.MetricsFile(path / name, writes=writes, check=self._check)
+      for name in ('metrics.jsonl', 'eval.jsonl')
+    )
     self._checkpoints = checkpoint.Checkpoints(
       path / 'checkpoints', keep=c.checkpoint.keep
     )
-    self.changes = self._note_changes()
-    self.write('model.json', model)
-    self.write('config.json', settings.to_json(c))
-    self.metrics = metrics.MetricsFile(path / 'metrics.jsonl', writes=writes)
-    self.evaluations = metrics.MetricsFile(path / 'eval.jsonl', writes=writes)
+    try:
+      if (path / 'model.json').exists():
+        check_model(path, model)
+      self.changes = self._note_changes(model)
+      self.write('model.json', model)
+      self.write('config.json', settings.to_json(c))
+    except BaseException:  # Nobody would leave the context that is not entered.
+      self._unlock()
+      raise
 
   def __enter__(self) -> 'RunDirectory':
     """Returns itself."""
@@ -98,11 +105,12 @@ class RunDirectory:
 
   def __exit__(self, *exception):
     """Waits for the last checkpoint and lets others in."""
-    self._checkpoints.wait()
-    self._checkpoints.close()
-    self.metrics.close()
-    self.evaluations.close()
-    self._unlock()
+    with contextlib.ExitStack() as last:  # Others get in whatever fails.
+      last.callback(self._unlock)
+      last.callback(self.evaluations.close)
+      last.callback(self.metrics.close)
+      last.callback(self._checkpoints.close)
+      self._checkpoints.wait()
 
   def restore(
     self, wanted, *, agreed: Callable[[Any], Any] = _own
@@ -131,12 +139,14 @@ class RunDirectory:
   def write(self, name: str, content: Any):
     """Writes a JSON file, whole or not at all."""
     if self._writes:
+      self._check()
       storage.write(self._path / name, json.dumps(content, indent=2) + '\n')
 
   def write_episodes(self, step: int, records: Iterable[dict[str, Any]]):
     """Writes the episodes of one evaluation for the viewer."""
     if not self._writes:
       return
+    self._check()
     folder = self._path / 'rollouts'
     folder.mkdir(exist_ok=True)
     lines = (json.dumps(record) + '\n' for record in records)
@@ -150,13 +160,8 @@ class RunDirectory:
       state: Of them.
       success: Held-out success, if it was measured.
       next_seed: Of the first board that no step has seen.
-
-    Raises:
-      Halted: When another process has taken the directory, which only a bucket
-        allows.
     """
-    if isinstance(self._lock, storage.Lease):
-      self._lock.check()
+    self._check()
     extra = {'step': step, 'next_seed': next_seed}
     self._checkpoints.save(step, state, extra, success=success)
 
@@ -166,22 +171,28 @@ class RunDirectory:
     self.evaluations.truncate(step)
     if not self._writes:
       return
+    self._check()
     for file in (self._path / 'rollouts').glob('step_*.jsonl'):
       if int(file.stem.removeprefix('step_')) >= step:
         file.unlink()
 
-  def _note_changes(self) -> list[str]:
+  def _note_changes(self, model: dict[str, str]) -> list[str]:
     """Notes what differs from the config before; it is still in its place."""
     file = self._path / 'config.json'
     if not self._writes or not file.exists():
       return []
-    changed = continuing.changed(json.loads(file.read_text()), self._c)
+    changed = continuing.changed(
+      json.loads(file.read_text()), self._c, commit=model.get('commit', '')
+    )
     latest = self._checkpoints.latest_step() if changed else None
     if latest is not None:
       rows = metrics.read(self._path / _CHANGES)
-      rows.append({'step': latest, 'changed': changed})
-      lines = (json.dumps(row) + '\n' for row in rows)
-      storage.write(self._path / _CHANGES, ''.join(lines))
+      row = {'step': latest, 'changed': changed}
+      # It is there where a kill left the row but not the new config.json.
+      if rows[-1:] != [row]:
+        lines = (json.dumps(each) + '\n' for each in [*rows, row])
+        self._check()
+        storage.write(self._path / _CHANGES, ''.join(lines))
     return [
       f'{field} was {was!r} and is now {now!r}'
       for field, (was, now) in changed.items()
@@ -198,6 +209,11 @@ class RunDirectory:
     for row in reversed(metrics.read(self._path / _CHANGES)):
       prompts = row['changed'].get('rollout.prompts', [prompts])[0]
     return settings.FIRST_TRAINING_SEED + step * prompts
+
+  def _check(self):
+    """Raises Halted when another process has taken the directory."""
+    if isinstance(self._lock, storage.Lease):
+      self._lock.check()
 
   def _unlock(self):
     if self._lock is not None:

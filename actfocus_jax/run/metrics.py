@@ -17,7 +17,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from actfocus_jax.run import storage
@@ -28,17 +28,25 @@ _NONFINITE = 'nonfinite'
 class MetricsFile:
   """A file of rows; every row is a flat dict with an integer 'step'."""
 
-  def __init__(self, path: str | pathlib.Path, *, writes: bool = True):
+  def __init__(
+    self,
+    path: str | pathlib.Path,
+    *,
+    writes: bool = True,
+    check: Callable[[], None] = lambda: None,
+  ):
     """Names the file, which is made by the first `append`.
 
     Args:
       path: of the file, or of an object in a bucket.
       writes: False where another process writes the same rows: `append` and
         `truncate` do nothing then.
+      check: called before each write; raises where the file has come to be
+        another process's.
     """
     remote = storage.is_remote(path)
     self._path = path if remote else pathlib.Path(path)
-    self._writes = writes
+    self._writes, self._check = writes, check
     self._file = None
     self._lines: list[str] | None = None  # of an object, once it is read
 
@@ -54,6 +62,7 @@ class MetricsFile:
     line = json.dumps(_encode(row), allow_nan=False) + '\n'
     if not self._writes:
       return
+    self._check()
     if storage.is_remote(self._path):
       if self._lines is None:
         self.truncate(math.inf)
@@ -79,6 +88,7 @@ class MetricsFile:
     self.close()
     if not self._writes:
       return
+    self._check()
     is_there = self._path.exists()
     found = _lines(self._path) if is_there else []
     kept = [f'{line}\n' for line, row in found if row['step'] < step]

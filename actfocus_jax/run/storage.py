@@ -69,7 +69,11 @@ def is_remote(place: os.PathLike) -> bool:
 
 
 def check_bucket(place: pathlib.Path, flag: str = '--workdir'):
-  """Refuses a bucket that cannot be reached; does nothing for a disk.
+  """Refuses a bucket that cannot be used; does nothing for a disk.
+
+  The objects of a folder are listed, as everything here needs, and the bucket
+  itself is asked about, as Orbax does whenever it looks for checkpoints: a role
+  for objects alone lacks that, and the run would fail at its first checkpoint.
 
   Args:
     place: From `path`.
@@ -82,13 +86,22 @@ def check_bucket(place: pathlib.Path, flag: str = '--workdir'):
     return
   from google.cloud import storage
 
-  name, _ = _split(place)
+  name, folder = _split(place)
   try:
-    storage.Client().get_bucket(name, timeout=30)
+    client = storage.Client()
+    list(client.list_blobs(name, prefix=folder, max_results=1, timeout=30))
   except Exception as error:  # Of the network, the credentials, the bucket.
     told = ' '.join(str(error).split())
     raise refusals.Refused(
       f'{flag} is {place}, whose bucket cannot be reached: {told}'
+    ) from error
+  try:
+    client.get_bucket(name, timeout=30)
+  except Exception as error:
+    told = ' '.join(str(error).split())
+    raise refusals.Refused(
+      f'{flag} is {place}, whose objects can be listed, but Orbax also needs '
+      f'storage.buckets.get (role Storage Legacy Bucket Reader): {told}'
     ) from error
 
 
@@ -157,12 +170,20 @@ class Lease:
       )
 
   def close(self):
-    """Lets others in."""
+    """Lets others in; where it cannot, they wait until the lease is free."""
     self._stop.set()
     self._thread.join()
-    if not self._is_lost:
+    if self._is_lost:
+      return
+    try:
       blob = self._bucket.blob(self._name)
       blob.delete(if_generation_match=self._generation)
+    except Exception as error:  # It must not hide how the run itself ended.
+      told = ' '.join(str(error).split())
+      print(
+        f'{self._place} could not be removed and is free in '
+        f'{self._seconds:g} seconds: {told}'
+      )
 
   def _generation_left(self) -> int:
     """The generation of a lease that nobody renews; 0 where there is none."""

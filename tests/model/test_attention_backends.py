@@ -8,6 +8,7 @@ cuDNN cannot be tested here, only that it is called.
 import contextlib
 import functools
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -312,22 +313,54 @@ def test_names_are_those_of_the_config():
 
 
 class _Elsewhere:
-  """The mesh of a slice that is not there."""
+  """The mesh of a slice that is not there, or of a GPU."""
 
-  devices = np.array([type('Device', (), {'platform': 'tpu'})()])
+  def __init__(self, platform='tpu', **attributes):
+    device = types.SimpleNamespace(platform=platform, **attributes)
+    self.devices = np.array([device])
+
+
+SMALL = architecture.Config(
+  vocab_size=96,
+  hidden_size=32,
+  intermediate_size=48,
+  num_layers=1,
+  num_heads=2,
+  num_key_value_heads=1,
+  head_dim=16,
+)
+
+
+@pytest.mark.parametrize(
+  ('capability', 'name'),
+  [
+    ('7.0', 'xla'),
+    ('7.5', 'xla'),
+    ('8.0', 'cudnn'),
+    ('9.0', 'cudnn'),
+    ('10.0', 'cudnn'),
+    ('gfx942', 'xla'),
+    (None, 'cudnn'),
+  ],
+)
+def test_cudnn_is_for_gpus_that_can(monkeypatch, capability, name):
+  monkeypatch.setattr(assemble.files, 'config', lambda path: SMALL)
+  known = {} if capability is None else {'compute_capability': capability}
+  gpu = _Elsewhere('gpu', **known)
+  c = settings.defaults()
+  assert assemble.model(c, 'model', gpu).attention == name
+  c.model.attention = 'cudnn'
+  if name == 'cudnn':
+    assert assemble.model(c, 'model', gpu).attention == name
+    return
+  told = f"'cudnn', but .* capability {capability}, .*allowed: auto, xla.$"
+  refused = pytest.raises(settings.Refused, match=told)
+  with refused, assemble.refusing_misfits():
+    assemble.model(c, 'model', gpu)
 
 
 def test_the_mesh_decides_and_not_this_process(monkeypatch):
-  config = architecture.Config(
-    vocab_size=96,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=1,
-    num_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-  )
-  monkeypatch.setattr(assemble.files, 'config', lambda path: config)
+  monkeypatch.setattr(assemble.files, 'config', lambda path: SMALL)
   c = settings.defaults()
   made = assemble.model(c, 'model', _Elsewhere())
   c.algo = 'ppo'

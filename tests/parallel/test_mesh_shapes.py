@@ -26,14 +26,22 @@ def near(count, splits=(), **sizes):
   return [shape.inside for shape in shapes]
 
 
-def devices(slices, each, processes=1):
-  """Things that look like devices of several slices."""
+class Pretended(types.SimpleNamespace):
+  """A device by its attributes; a mesh asks for its hash."""
+
+  __hash__ = object.__hash__
+
+
+def devices(slices, each, processes=1, platform='tpu'):
+  """Things that look like devices of several slices: cubes of TPU, or nodes."""
   return [
-    types.SimpleNamespace(
+    Pretended(
       id=i,
-      platform='cpu',
+      platform=platform,
       device_kind='pretended',
       process_index=i // (each // processes),
+      coords=(i % 2, i // 2 % 2, i % each // 4),
+      core_on_chip=0,
       **({'slice_index': i // each} if slices > 1 else {}),
     )
     for i in range(slices * each)
@@ -184,6 +192,18 @@ def test_processes_are_slices_where_somebody_asks():
     meshes.slices(hosts, 3)
   with pytest.raises(ValueError, match='the 1 processes do not make 2'):
     meshes.make_mesh(dcn_data=2)
+
+
+def test_nodes_of_gpus_are_one_slice_until_somebody_asks():
+  nodes = devices(2, 8, platform='gpu')
+  assert {d.slice_index for d in nodes} == {0, 1}
+  assert [len(part) for part in meshes.slices(nodes)] == [16]
+  # So fsdp may go over nodes without a word about slices.
+  whole = meshes.make_mesh(fsdp=16, devices=nodes)
+  assert whole.shape['fsdp'] == 16
+  assert [len(part) for part in meshes.slices(nodes, 2)] == [8, 8]
+  with pytest.raises(ValueError, match='2 slices of 8 devices'):
+    meshes.make_mesh(fsdp=16, devices=devices(2, 8))
 
 
 def test_unequal_slices_are_refused():

