@@ -12,14 +12,13 @@ import jax
 import pytest
 import test_end_to_end as whole_run
 
-from actfocus_jax import loop
 from actfocus_jax.run import checkpoint, metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SECONDS = 240  # for what takes 20
 
 # A run whose save of step 4 never ends: everything but the last file is there.
-_DRIVER = """
+_ENDLESS = """
 import pathlib, sys, time
 from orbax import checkpoint as ocp
 
@@ -35,14 +34,19 @@ class Never(ocp.future.Future):
     time.sleep(1000)
 
 ocp.JsonCheckpointHandler.async_save = endless
+"""
+# In processes of their own: what this one has compiled before, and how, may
+# round otherwise.
+_TRAIN = """
+import pathlib, sys
 import conftest
 import jax
 import test_end_to_end as whole_run
 from actfocus_jax import loop
 
 jax.config.update('jax_numpy_dtype_promotion', 'standard')
-cache, workdir = map(pathlib.Path, sys.argv[1:])
-loop.train(whole_run.config(cache), workdir / 'run')
+cache, folder = map(pathlib.Path, sys.argv[1:3])
+loop.train(whole_run.config(cache), folder / sys.argv[3])
 """
 
 
@@ -57,13 +61,17 @@ def cache(tmp_path_factory):
   return tmp_path_factory.mktemp('warm_starts')
 
 
-def kill_inside_the_save(cache, folder):
-  """Starts the driver and kills it where its last save stands still."""
-  process = subprocess.Popen(
-    [sys.executable, '-c', _DRIVER, str(cache), str(folder)],
+def training(code, cache, folder, name):
+  return subprocess.Popen(
+    [sys.executable, '-c', code, str(cache), str(folder), name],
     cwd=ROOT,
     env=os.environ | {'PYTHONPATH': f'{ROOT}:{ROOT}/tests'},
   )
+
+
+def kill_inside_the_save(cache, folder):
+  """Starts the driver and kills it where its last save stands still."""
+  process = training(_ENDLESS + _TRAIN, cache, folder, 'run')
   try:
     end = time.monotonic() + SECONDS
     while time.monotonic() < end and process.poll() is None:
@@ -79,7 +87,7 @@ def kill_inside_the_save(cache, folder):
 def test_a_run_killed_inside_a_save_goes_on_from_the_last_whole_one(
   cache, tmp_path
 ):
-  loop.train(whole_run.config(cache), tmp_path / 'whole')
+  assert training(_TRAIN, cache, tmp_path, 'whole').wait(SECONDS) == 0
   kill_inside_the_save(cache, tmp_path)
   run = tmp_path / 'run'
   assert (tmp_path / 'inside').exists()
@@ -91,7 +99,7 @@ def test_a_run_killed_inside_a_save_goes_on_from_the_last_whole_one(
   assert read.latest_step() == 2
   read.close()
 
-  loop.train(whole_run.config(cache), run)
+  assert training(_TRAIN, cache, tmp_path, 'run').wait(SECONDS) == 0
   whole_run.assert_same_run(tmp_path / 'whole', run)
   names = sorted(path.name for path in (run / 'checkpoints').iterdir())
   assert names == ['2', '4']
