@@ -26,15 +26,14 @@ class Homes:
     """Spreads rows with these groups evenly over shards with these owners."""
     shards = len(owners)
     shard = [row * shards // len(groups) for row in range(len(groups))]
-    own = [
-      sorted({g for g, home in zip(groups, shard, strict=True) if home == s})
-      for s in range(shards)
+    # Of each shard: group -> its place among those of the shard.
+    own: list[dict[int, int]] = [{} for _ in owners]
+    prompt = [
+      own[s].setdefault(group, len(own[s]))
+      for group, s in zip(groups, shard, strict=True)
     ]
     most = max(map(len, own))
-    prompt = [
-      own[s].index(group) for group, s in zip(groups, shard, strict=True)
-    ]
-    filled = [(mine + [groups[0]] * most)[:most] for mine in own]
+    filled = [[*mine, *[groups[0]] * (most - len(mine))] for mine in own]
     return cls(
       shard,
       [owners[s] for s in shard],

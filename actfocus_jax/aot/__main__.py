@@ -33,7 +33,7 @@ _MESH = flags.DEFINE_enum(
   'mesh',
   None,
   ['auto', 'config'],
-  'auto: the least split mesh that fits; config: that of the config. Without '
+  'auto: the fastest mesh that fits, by formula; config: its own. Without '
   'it, auto where the config leaves its mesh at the default.',
 )
 _PROMPT = flags.DEFINE_integer(

@@ -88,8 +88,8 @@ def answer(
 ) -> dict[str, Any]:
   """Compiles the programs of a config for a topology.
 
-  Meshes are tried from the least split one on until one fits; of none that
-  fits, the last one is reported.
+  Meshes are tried from the fastest one on, by formula, until one fits; of none
+  that fits, the last one is reported.
 
   Args:
     question: What is asked.
@@ -107,12 +107,12 @@ def answer(
   devices = topology.devices(q.where)
   memory = measure.usable(devices)
   if q.is_auto:
-    found = choice.candidates(q.c, q.config, q.where)
+    found = choice.candidates(q.c, q.config, q.where, q.work)
     tried = choice.promising(found, memory)
     if not tried:
       return _refused(q, found, memory)
   else:
-    tried = [choice.given(q.c, q.config, q.where)]
+    tried = [choice.given(q.c, q.config, q.where, q.work)]
   for chosen in tried:
     note(f'mesh {chosen.shape}')
     told = _told(q, chosen, devices, memory, note, until_full=len(tried) > 1)
@@ -147,7 +147,7 @@ def _refused(q: Question, found, memory: float) -> dict[str, Any]:
   if not found:
     return told | {
       'refused': f'no mesh of {q.where.chips} chips divides '
-      f'{q.c.rollout.prompts} prompts, mini-batches of '
+      f'{q.c.rollout.prompts * q.c.rollout.members} episodes, mini-batches of '
       f'{q.c.learner.minibatch} and the heads of the model'
     }
   least = min(one.by_formula for one in found)

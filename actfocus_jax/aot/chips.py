@@ -3,7 +3,9 @@
 Peaks are Google's data sheets (cloud.google.com/tpu/docs, pages v5e, v5p and
 v6e, read in 2026). Interconnect figures are those of one direction, all links
 of a chip together. Prices are an assumption: on-demand list prices in the USA,
-before any discount, as they stood in early 2026; `--price` says otherwise.
+before any discount, as they stood in early 2026; `--price` says otherwise. The
+time of a hop is the rule of thumb of "How to Scale Your Model"
+(jax-ml.github.io/scaling-book, part 3).
 """
 
 import dataclasses
@@ -43,6 +45,7 @@ class Chip:
     return self.flops / (2 * self.matrix_units)
 
 
+HOP = 1e-6  # Seconds from a chip to its neighbour, however little is sent.
 _GBPS = 1e9 / 8  # Gbit/s in bytes/s
 _FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 _DEEP = (

@@ -1,10 +1,9 @@
-"""Which mesh: the least split one that fits, by formula and then by compiling.
+"""Which mesh: the fastest one that fits, by formula and then by compiling.
 
 Every mesh of the slice's chips is a candidate that cuts batches and model into
 equal parts. Micro-batches grow to the number of row shards where the config's
-are smaller. Least split means: no tensor axis if possible, then the smallest
-fsdp axis, for what is not split need not be gathered. Several slices are
-joined along `data`.
+are smaller. Of meshes that are equally fast the least split one is first.
+Several slices are joined along `data`.
 """
 
 import copy
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 import ml_collections
 
 from actfocus_jax import dry_run
-from actfocus_jax.aot import topology
+from actfocus_jax.aot import ranking, topology, workload
 from actfocus_jax.model import architecture
 from actfocus_jax.parallel import mesh_shapes
 from actfocus_jax.run import checks, settings
@@ -31,27 +30,32 @@ class Candidate:
     c: The config with mesh and micro-batch set.
     shape: The mesh.
     by_formula: Bytes of a chip, from `memory.per_device`.
+    seconds: Of an iteration, from `ranking.seconds`.
   """
 
   c: ml_collections.ConfigDict
   shape: mesh_shapes.Shape
   by_formula: float
+  seconds: float
 
 
 def candidates(
   c: ml_collections.ConfigDict,
   config: architecture.Config,
   where: topology.Topology,
+  work: workload.Workload,
 ) -> list[Candidate]:
-  """All meshes that can run the config, the least split first."""
-  found = (_adapted(c, config, shape, where) for shape in _meshes(where))
-  return [one for one in found if one is not None]
+  """All meshes that can run the config, the fastest first."""
+  found = (_adapted(c, config, shape, where, work) for shape in _meshes(where))
+  able = [one for one in found if one is not None]
+  return sorted(able, key=lambda one: one.seconds)
 
 
 def given(
   c: ml_collections.ConfigDict,
   config: architecture.Config,
   where: topology.Topology,
+  work: workload.Workload,
 ) -> Candidate:
   """The mesh that the config names, on the chips of a slice.
 
@@ -59,7 +63,7 @@ def given(
     Refused: One sentence.
   """
   try:
-    return _candidate(copy.deepcopy(c), config, c.mesh.to_dict(), where)
+    return _candidate(copy.deepcopy(c), config, c.mesh.to_dict(), where, work)
   except ValueError as error:
     raise settings.Refused(f'On {where}: {error}') from error
 
@@ -72,6 +76,7 @@ def promising(found: list[Candidate], memory: float) -> list[Candidate]:
 
 
 def _meshes(where: topology.Topology) -> Iterator[mesh_shapes.Shape]:
+  """The least split first."""
   chips = where.slice_chips
   for tensor in _divisors(chips):
     for fsdp in _divisors(chips // tensor):
@@ -88,6 +93,7 @@ def _adapted(
   config: architecture.Config,
   shape: mesh_shapes.Shape,
   where: topology.Topology,
+  work: workload.Workload,
 ) -> Candidate | None:
   """The config on a mesh; None if that cannot run it."""
   c = copy.deepcopy(c)
@@ -98,12 +104,14 @@ def _adapted(
     fitting = (n for n in sizes if n % shards == 0)
     c.learner.microbatch = next(fitting, least)
   try:
-    return _candidate(c, config, dataclasses.asdict(shape), where)
+    return _candidate(c, config, dataclasses.asdict(shape), where, work)
   except ValueError:
     return None
 
 
-def _candidate(c, config, sizes: dict[str, int], where) -> Candidate:
+def _candidate(
+  c, config, sizes: dict[str, int], where, work: workload.Workload
+) -> Candidate:
   """A candidate of which every size is known.
 
   Raises:
@@ -114,4 +122,9 @@ def _candidate(c, config, sizes: dict[str, int], where) -> Candidate:
   shape = mesh_shapes.choose(sizes, where.slice_chips, where.slices, splits)
   with c.unlocked():
     c.mesh.update(dataclasses.asdict(shape))
-  return Candidate(c, shape, dry_run.needs(c, config)['total'])
+  return Candidate(
+    c,
+    shape,
+    dry_run.needs(c, config)['total'],
+    ranking.seconds(c, config, shape, where, work),
+  )

@@ -84,6 +84,7 @@ def _program(
     read_written=cost.read_written,
     ici=cost.ici,
     dcn=cost.dcn,
+    hops=cost.hops,
     efficiency=efficiency,
   )
   return dataclasses.asdict(cost) | {

@@ -19,7 +19,14 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from actfocus_jax.aot import flops, program_text, programs, topology, traffic
+from actfocus_jax.aot import (
+  collectives,
+  flops,
+  program_text,
+  programs,
+  topology,
+  traffic,
+)
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 _SIZE = r'([\d.]+)([KMGT]?)i?B?'
@@ -64,7 +71,7 @@ class Cost:
   read_written: float
   copied: float
   cycles: float
-  collectives: tuple[traffic.Collective, ...]
+  collectives: tuple[collectives.Collective, ...]
   kernels: dict[str, float]
   arguments: float
   temporaries: float
@@ -82,6 +89,11 @@ class Cost:
   def dcn(self) -> float:
     """Bytes that a chip sends to other slices."""
     return sum(one.dcn for one in self.collectives)
+
+  @property
+  def hops(self) -> float:
+    """From neighbour to neighbour within its slice, one after the other."""
+    return sum(one.hops for one in self.collectives)
 
 
 def per_chip(tree: Any) -> float:
@@ -146,7 +158,9 @@ def all_programs(
     A cost for each.
   """
   outside = {k: per_chip(v) for k, v in run.parts.named().items()}
-  layout = traffic.Layout(dict(run.mesh.shape), where.slice_chips)
+  layout = collectives.Layout(
+    dict(run.mesh.shape), where.slice_chips, where.dimensions
+  )
   costs = []
   with jax.set_mesh(run.mesh):
     # What needs the most comes first, where one refusal is enough.
@@ -168,7 +182,7 @@ def _rank(program: programs.Program) -> int:
 
 def _one(
   program: programs.Program,
-  layout: traffic.Layout,
+  layout: collectives.Layout,
   outside: float,
   memory: float,
 ) -> Cost:

@@ -2,8 +2,8 @@
 
 A program needs at least as long as its matrix products take at the peak of the
 matrix units, its bytes at the bandwidth of the memory, and what it sends at
-that of the links; at best all of these overlap, so the longest counts. Reached
-shares below 1 divide the peaks.
+that of the links, or as long as a message is on its way; at best all of these
+overlap, so the longest counts. Reached shares below 1 divide the peaks.
 """
 
 import dataclasses
@@ -27,7 +27,8 @@ class Times:
   Attributes:
     compute: Of the matrix products.
     memory: Of what is read and written.
-    ici: Of what a chip sends within its slice.
+    ici: Of what a chip sends within its slice, or of the hops if they last
+      longer.
     dcn: Of what it sends to other slices.
   """
 
@@ -55,6 +56,7 @@ def times(
   read_written: float,
   ici: float = 0.0,
   dcn: float = 0.0,
+  hops: float = 0.0,
   efficiency: Efficiency | None = None,
 ) -> Times:
   """Seconds of one call.
@@ -65,6 +67,7 @@ def times(
     read_written: Bytes of main memory.
     ici: Bytes sent within the slice.
     dcn: Bytes sent to other slices.
+    hops: Within the slice, one after the other.
     efficiency: Shares of the peaks; None is all of them.
 
   Returns:
@@ -74,6 +77,6 @@ def times(
   return Times(
     flops / (chip.flops * e.compute),
     read_written / (chip.hbm_bandwidth * e.memory),
-    ici / (chip.ici_bandwidth * e.network),
+    max(ici / (chip.ici_bandwidth * e.network), hops * chips.HOP),
     dcn / (chip.dcn_bandwidth * e.network),
   )

@@ -32,6 +32,11 @@ class Topology:
     return math.prod(int(size) for size in self.shape.split('x'))
 
   @property
+  def dimensions(self) -> int:
+    """In which a chip has neighbours."""
+    return self.shape.count('x') + 1
+
+  @property
   def chips(self) -> int:
     """Chips of all slices."""
     return self.slice_chips * self.slices

@@ -339,10 +339,13 @@ def known_shards(c: ml_collections.ConfigDict) -> int:
 
 
 def mesh_rows(c: ml_collections.ConfigDict) -> dict[str, int]:
-  """The numbers of rows that the mesh must cut into equal parts, by field."""
+  """The numbers of rows that the mesh must cut into equal parts, by field.
+
+  Boards need not be cut evenly: a shard plays episodes, and reads the openings
+  of those boards that it needs.
+  """
   return {
-    'rollout.prompts': c.rollout.prompts,
-    'eval.prompts': c.eval.prompts,
+    'rollout.prompts * rollout.members': c.rollout.prompts * c.rollout.members,
     'learner.minibatch': c.learner.minibatch,
     'learner.microbatch': c.learner.microbatch or c.learner.minibatch,
   }

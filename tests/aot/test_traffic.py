@@ -9,11 +9,11 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from actfocus_jax.aot import loops, program_text, traffic
+from actfocus_jax.aot import collectives, loops, program_text, traffic
 from actfocus_jax.parallel import mesh as mesh_lib
 
-EIGHT = traffic.Layout({'data': 2, 'fsdp': 4, 'tensor': 1}, 8)
-TWO_SLICES = traffic.Layout({'data': 2, 'fsdp': 4, 'tensor': 1}, 4)
+EIGHT = collectives.Layout({'data': 2, 'fsdp': 4, 'tensor': 1}, 8)
+TWO_SLICES = collectives.Layout({'data': 2, 'fsdp': 4, 'tensor': 1}, 4)
 
 
 def compiled(function, *shapes, specs):
@@ -297,7 +297,7 @@ def test_a_collective_spread_over_fusions_counts_once():
   ],
 )
 def test_groups_in_every_notation(notation, group):
-  found = traffic.first_group(f', replica_groups={notation}, x=1', EIGHT)
+  found = collectives.first_group(f', replica_groups={notation}, x=1', EIGHT)
   np.testing.assert_array_equal(found, group)
 
 
@@ -314,3 +314,13 @@ def test_a_permutation_within_and_between_slices():
   (across,) = traffic.measure(text, TWO_SLICES).collectives
   assert (inside.axes, inside.ici, inside.dcn) == ('data', 400, 0)
   assert (across.ici, across.dcn) == (0, 400)
+
+
+def test_messages_hop_from_neighbour_to_neighbour():
+  # Half way around each dimension: a square of 16, a cube of 64.
+  assert collectives.hops(1, 2) == 0.0
+  assert collectives.hops(2, 2) == pytest.approx(2**0.5)
+  assert collectives.hops(2, 3) > 1.0
+  assert collectives.hops(16, 2) == 4.0
+  assert collectives.hops(64, 3) == pytest.approx(6.0)
+  assert collectives.hops(4096, 3) == pytest.approx(24.0)

@@ -125,7 +125,7 @@ def test_batches_that_do_not_divide():
   c = load('quickstart')
   with pytest.raises(
     ValueError,
-    match='rollout.prompts is 8.*multiples of 3, or a mesh .* is 2, 4, 8.',
+    match='rollout.members is 128.*multiples of 3, or a mesh .* is 2, 4, 8.',
   ):
     checks.check_mesh(c, 3)
 
@@ -138,7 +138,7 @@ def test_sizes_of_the_mesh():
   checks.check(c)
   assert checks.known_shards(c) == 4
   c.mesh.dcn_fsdp = 3
-  with pytest.raises(ValueError, match='rollout.prompts is 8.*multiples of 6'):
+  with pytest.raises(ValueError, match='members is 128.*multiples of 6'):
     checks.check(c)
   c.mesh.update(data=-1, dcn_fsdp=1)
   with pytest.raises(ValueError, match='mesh.data and mesh.fsdp are both -1'):
