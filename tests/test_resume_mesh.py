@@ -1,4 +1,4 @@
-"""A checkpoint of 8 devices goes on on 4, 2 and 1, and makes the same step."""
+"""Steps on 8 devices are those on 4, 2 and 1; a checkpoint goes on there."""
 
 import functools
 import shutil
@@ -36,15 +36,12 @@ def ordinary_promotion():
     yield
 
 
-def train(cache, workdir, devices, steps):
+def train(cache, workdir, devices, steps, **changes):
   """Trains up to a step on so many devices; returns that step's row."""
-  c = small_run.config(
-    cache,
-    num_steps=steps,
-    checkpoint__every=1,
-    warm_start__num_key_value_heads=2,
-    **MESHES[devices],
+  fixed = dict(
+    num_steps=steps, checkpoint__every=1, warm_start__num_key_value_heads=2
   )
+  c = small_run.config(cache, **(fixed | MESHES[devices] | changes))
   whole = mesh_lib.make_mesh
   part = functools.partial(whole, devices=jax.devices()[:devices])
   with pytest.MonkeyPatch.context() as patch:
@@ -52,6 +49,14 @@ def train(cache, workdir, devices, steps):
     assert assemble.mesh(c).size == devices
     loop.train(c, workdir)
   return metrics.read(workdir / 'metrics.jsonl')[steps - 1]
+
+
+def assert_close(row, expected):
+  for name, rtol in CLOSE.items():
+    print(name, expected[name], abs(row[name] - expected[name]))
+    np.testing.assert_allclose(
+      row[name], expected[name], rtol=rtol, atol=1e-6, err_msg=name
+    )
 
 
 @pytest.fixture(scope='module')
@@ -81,10 +86,17 @@ def test_next_step_agrees(cache, by_eight, next_step, tmp_path, devices):
   row = train(cache, tmp_path / 'run', devices, 2)
   first = metrics.read(by_eight / 'metrics.jsonl')[0]
   assert row['train/tokens'] == next_step['train/tokens']
-  for name, rtol in CLOSE.items():
-    print(devices, name, next_step[name], abs(row[name] - next_step[name]))
-    np.testing.assert_allclose(
-      row[name], next_step[name], rtol=rtol, atol=1e-6, err_msg=name
-    )
+  assert_close(row, next_step)
   # And it is another step than the first one.
   assert abs(first['actor/loss'] - next_step['actor/loss']) > 1e-3
+
+
+@pytest.mark.slow
+def test_fewer_boards_than_row_shards(cache, tmp_path):
+  """Each of 8 shards plays half of a group; the step is that of one device."""
+  boards = dict(rollout__prompts=4, rollout__members=4, eval__prompts=3)
+  mesh = dict(mesh__data=2, mesh__fsdp=4, mesh__tensor=1)
+  row = train(cache, tmp_path / 'eight', 8, 1, **boards, **mesh)
+  alone = train(cache, tmp_path / 'one', 1, 1, **boards)
+  assert row['train/tokens'] == alone['train/tokens']
+  assert_close(row, alone)
