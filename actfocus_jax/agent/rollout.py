@@ -36,6 +36,7 @@ from actfocus_jax.agent import episode as episode_lib
 from actfocus_jax.agent import games as games_lib
 from actfocus_jax.agent import homes as homes_lib
 from actfocus_jax.agent import host as host_lib
+from actfocus_jax.agent import lanes as lanes_lib
 from actfocus_jax.agent import sampling
 from actfocus_jax.model import architecture
 from actfocus_jax.parallel import mesh as mesh_lib
@@ -89,16 +90,6 @@ def joined(parts: Sequence[Rollout]) -> Rollout:
     sum(part.seconds for part in parts),
     sum(part.env_seconds for part in parts),
   )
-
-
-@dataclasses.dataclass
-class _Lane:
-  """The host's view of one slot."""
-
-  row: int
-  ids: list[int] = dataclasses.field(default_factory=list)
-  logprobs: list[float] = dataclasses.field(default_factory=list)
-  budget: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +208,8 @@ class _Run:
     self.row_steps = 0
     batch = min(shape.slots or len(episodes), len(episodes))
     batch = round_up(batch, shape.shards)
-    self.lanes: list[_Lane | None] = [None] * batch
+    most = max(game.limits.response_tokens for game in shape.games)
+    self.lanes = lanes_lib.Lanes(batch, most)
     self.prompts = self._prefill_prompts(openings)
     cache_length = round_up(shape.context, shape.cache_block)
     self.slots = sampling.empty_on(
@@ -228,7 +220,7 @@ class _Run:
     """Until every episode is over."""
     while True:
       self._admit()
-      if not any(self.lanes):
+      if not self.lanes.live_B.any():
         return
       self._compact()
       self._prefill(self._finish_turns(self._decode()))
@@ -236,17 +228,18 @@ class _Run:
   # --- The four device calls, with the host's part of each -------------------
 
   def _admit(self):
+    if not any(self.waiting):
+      return
     group_B, row_B, budget_B = self._int_rows(3)
     group_B -= 1
-    for slot, lane in enumerate(self.lanes):
+    for slot in (~self.lanes.live_B).nonzero()[0].tolist():
       waiting = self.waiting[self._shard(slot)]
-      if lane is not None or not waiting:
+      if not waiting:
         continue
       row = waiting.popleft()
-      budget = self.episodes[row].token_budget
-      self.lanes[slot] = _Lane(row, budget=budget)
+      self._start(slot, row)
       group_B[slot], row_B[slot] = self.homes.prompt[row], row
-      budget_B[slot] = budget
+      budget_B[slot] = self.lanes.budget_B[slot]
     if (group_B >= 0).any():
       self.slots = sampling.admit(
         self.slots, self.prompts, *self._rows(group_B, row_B, budget_B)
@@ -254,11 +247,6 @@ class _Run:
 
   def _decode(self) -> list[int]:
     """Decodes and returns the slots whose turn has ended."""
-    view = self._view(
-      len(self.episodes[lane.row].ids) + len(lane.ids) + self.c.decode_steps
-      for lane in self.lanes
-      if lane
-    )
     self.slots, out = sampling.decode(
       self.policy.graphdef,
       self.policy.params,
@@ -266,54 +254,48 @@ class _Run:
       self.key,
       self.temperature,
       steps=self.c.decode_steps,
-      view=view,
+      view=self._view(self.lanes.longest + self.c.decode_steps),
       stop_ids=self.c.chat.stop_ids,
     )
     out = jax.device_get(out)
     self.row_steps += int(out.live_NB.any(axis=1).sum()) * len(self.lanes)
-    ended = []
-    for slot, lane in enumerate(self.lanes):
-      if lane is None:
-        continue
-      live = out.live_NB[:, slot]
-      lane.ids.extend(out.token_NB[live, slot].tolist())
-      lane.logprobs.extend(out.logprob_NB[live, slot].tolist())
-      stopped = lane.ids[-1] in self.c.chat.stop_ids
-      if stopped or len(lane.ids) >= lane.budget:
-        ended.append(slot)
-    return ended
+    ended = self.lanes.take(
+      out.token_NB, out.logprob_NB, out.live_NB, self.c.chat.stop_ids
+    )
+    return ended.tolist()
 
   def _finish_turns(self, ended: list[int]) -> dict[int, list[int]]:
     """Plays the ended turns; returns the observation ids by slot."""
-    lanes = [self.lanes[slot] for slot in ended]
-    episodes = [self.episodes[lane.row] for lane in lanes]
+    rows = self.lanes.row_B[ended].tolist()
     calls = [
-      episode.listen(lane.ids, lane.logprobs)
-      for episode, lane in zip(episodes, lanes, strict=True)
+      self.episodes[row].listen(*self.lanes.said(slot))
+      for slot, row in zip(ended, rows, strict=True)
     ]
     outcomes = self.c.host.run(
-      calls, [(self.homes.owner[lane.row],) for lane in lanes]
+      calls, [(self.homes.owner[row],) for row in rows]
     )
     observations = {}
-    for slot, lane, episode, outcome in zip(
-      ended, lanes, episodes, outcomes, strict=True
-    ):
-      ids = episode.conclude(outcome)
+    for slot, row, outcome in zip(ended, rows, outcomes, strict=True):
+      ids = self.episodes[row].conclude(outcome)
       if ids is None:
-        self.lanes[slot] = None
+        self.lanes.leave(slot)
       else:
         observations[slot] = ids
-        self.lanes[slot] = _Lane(lane.row, budget=episode.token_budget)
+        self._start(slot, row)
     return observations
+
+  def _start(self, slot: int, row: int):
+    """The next turn of an episode begins in a slot."""
+    episode = self.episodes[row]
+    self.lanes.start(slot, row, len(episode.ids), episode.token_budget)
 
   def _prefill(self, observations: dict[int, list[int]]):
     if not observations:
       return
     shards, each = self.c.shards, self._each()
-    by_shard = [
-      [slot for slot in observations if self._shard(slot) == shard]
-      for shard in range(shards)
-    ]
+    by_shard: list[list[int]] = [[] for _ in range(shards)]
+    for slot in observations:
+      by_shard[self._shard(slot)].append(slot)
     quarter = self._quarter()
     size = quarter if max(map(len, by_shard)) <= quarter else each
     width = max(len(ids) for ids in observations.values())
@@ -327,10 +309,8 @@ class _Run:
         ids = observations[slot]
         tokens_MT[i, : len(ids)] = ids
         count_M[i], slot_M[i] = len(ids), slot % each
-        budget_M[i] = self.lanes[slot].budget
-    view = self._view(
-      len(self.episodes[self.lanes[slot].row].ids) for slot in observations
-    )
+        budget_M[i] = self.lanes.budget_B[slot]
+    view = self._view(self.lanes.length_B[list(observations)].max())
     self.slots = sampling.prefill(
       self.policy.graphdef,
       self.policy.params,
@@ -344,16 +324,15 @@ class _Run:
     quarter, each = self._quarter(), self._each()
     if len(self.lanes) < _LEAST_TO_COMPACT or quarter == each:
       return
-    keep = []
-    for first in range(0, len(self.lanes), each):
-      slots = range(first, first + each)
-      live = [i for i in slots if self.lanes[i]]
-      if len(live) > quarter:
-        return
-      idle = [i for i in slots if not self.lanes[i]]
-      keep += live + idle[: quarter - len(live)]
-    self.lanes = [self.lanes[i] for i in keep]
-    (keep_M,) = self._rows(np.asarray(keep, np.int32) % each)
+    live_SN = self.lanes.live_B.reshape(-1, each)
+    if live_SN.sum(axis=1).max() > quarter:
+      return
+    # Of each shard the live ones first, all in their order.
+    order_SN = np.argsort(~live_SN, axis=1, kind='stable')
+    keep_SN = order_SN[:, :quarter].astype(np.int32)
+    first_S1 = np.arange(0, len(self.lanes), each)[:, None]
+    self.lanes.keep((first_S1 + keep_SN).reshape(-1))
+    (keep_M,) = self._rows(keep_SN.reshape(-1))
     self.slots = sampling.compact(self.slots, keep_M)
 
   # --- Shapes and placement --------------------------------------------------
@@ -385,9 +364,8 @@ class _Run:
   def _shard(self, slot: int) -> int:
     return slot // self._each()
 
-  def _view(self, lengths) -> int:
-    longest = min(max(lengths), self.c.context)
-    view = double_up(longest, self.c.cache_block)
+  def _view(self, longest: int) -> int:
+    view = double_up(min(longest, self.c.context), self.c.cache_block)
     return min(view, self.slots.cache.k_BLSN.shape[2])
 
   def _int_rows(self, count: int) -> list[np.ndarray]:
