@@ -82,7 +82,8 @@ def by_hand(chat, games, seed: int):
     ids = chat.tokenizer.encode(text, add_special_tokens=False)
     ids.append(chat.stop_ids[0])
     shown += len(ids)
-    (outcome,) = place.run([episode.listen(ids, [0.0] * len(ids))])
+    episode.hear(ids, [0.0] * len(ids))
+    (outcome,) = place.run([episode.turn()])
     episode.conclude(outcome)
     if not episode.failure:
       _tell(episode.turns[-1])

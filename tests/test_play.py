@@ -116,7 +116,8 @@ def test_the_response_that_an_environment_failed_on_is_shown(
   episode = episode_lib.Episode(chat, opening)
   for thought in ('first', 'second'):
     ids = chat.respond(f'my {thought} thought', ['go'])
-    (outcome,) = host.Host().run([episode.listen(ids, [0.0] * len(ids))])
+    episode.hear(ids, [0.0] * len(ids))
+    (outcome,) = host.Host().run([episode.turn()])
     episode.conclude(outcome)
   played = types.SimpleNamespace(episodes=[episode])
   collector = types.SimpleNamespace(

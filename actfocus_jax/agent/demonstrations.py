@@ -137,7 +137,8 @@ def _play_one(
       return episode, len(ids)
     if len(ids) > episode.token_budget:  # The context ends here.
       break
-    (outcome,) = hosts.run([episode.listen(ids, [0.0] * len(ids))])
+    episode.hear(ids, [0.0] * len(ids))
+    (outcome,) = hosts.run([episode.turn()])
     episode.conclude(outcome)
   return episode, None
 

@@ -118,6 +118,25 @@ def anchor_of(text: str) -> int:
   return zlib.crc32(text.encode()) - 2**31
 
 
+@dataclasses.dataclass(frozen=True)
+class Concluded:
+  """What became of a turn, for those who do not play it.
+
+  Attributes:
+    response: As it was read; None where the environment failed.
+    result: Of the environment; None where it failed.
+    ids: The next prompt increment, or None when the episode is over.
+    truncated: Whether the context ended it.
+    failure: Why the environment ended it by failing, or None.
+  """
+
+  response: chat_lib.Response | None = None
+  result: base.TurnResult | None = None
+  ids: list[int] | None = None
+  truncated: bool = False
+  failure: host.Failed | None = None
+
+
 class Episode:
   """Ids with their provenance, and the environment's state beside them.
 
@@ -138,7 +157,7 @@ class Episode:
     self._limits = opening.game.limits
     self._system_count = opening.system_count
     self._logprobs: list[float] = []
-    self._prompt = 0
+    self._prompt = self._start = 0
     self._response: chat_lib.Response | None = None
     self.game = opening.game
     self.state, self.text = opening.state, opening.text
@@ -166,24 +185,28 @@ class Episode:
     Returns:
       The ids of the next prompt increment, or None when the episode is over.
     """
-    return self.conclude(self.listen(sampled, logprobs)())
+    self.hear(sampled, logprobs)
+    return self.conclude(self.turn()()).ids
 
-  def listen(
-    self, sampled: Sequence[int], logprobs: Sequence[float]
-  ) -> Callable[[], tuple[base.State, base.TurnResult]]:
-    """Takes a whole response; `respond` is this, the call, and `conclude`.
+  def hear(self, sampled: Sequence[int], logprobs: Sequence[float]):
+    """Takes a whole response; `respond` is this, `turn`, and `conclude`.
 
     Args:
       sampled: Ids as sampled, stop id included when there is one.
       logprobs: Behaviour log-prob of each.
+    """
+    self.ids.extend(sampled)
+    self._logprobs.extend(logprobs)
+    self._start = len(self.ids) - len(sampled)
+
+  def turn(self) -> Callable[[], tuple[base.State, base.TurnResult]]:
+    """Reads the response that was heard.
 
     Returns:
       The environment's part: a call that changes nothing here, so that
       another thread can make it.
     """
-    self.ids.extend(sampled)
-    self._logprobs.extend(logprobs)
-    self._response = self._chat.read(sampled)
+    self._response = self._chat.read(self.ids[self._start :])
     return functools.partial(
       base.play_turn,
       self.game.env,
@@ -197,27 +220,37 @@ class Episode:
 
   def conclude(
     self, outcome: tuple[base.State, base.TurnResult] | host.Failed
-  ) -> list[int] | None:
+  ) -> Concluded:
     """Takes what became of the turn, renders what comes next.
 
     Args:
-      outcome: Of the call that `listen` returned.
+      outcome: Of the call that `turn` returned.
 
     Returns:
-      The ids of the next prompt increment, or None when the episode is over.
+      What another process needs to `follow`.
     """
     if isinstance(outcome, host.Failed):
       self.failure, self.over = outcome, True
-      return None
+      return Concluded(failure=outcome)
     self.state, result = outcome
-    stop = len(self.ids)
-    start = stop - len(self._response.action)
-    anchor = anchor_of(self.text)
+    self._finish(self._response, result)
+    ids = self._next_prompt(result)
+    return Concluded(self._response, result, ids, self.truncated)
+
+  def follow(self, concluded: Concluded):
+    """Takes what another process, which plays it, concluded of the turn."""
+    self.state, self.failure = None, concluded.failure
+    if not self.failure:
+      self._finish(concluded.response, concluded.result)
+    self.truncated, self.over = concluded.truncated, concluded.ids is None
+    self.ids.extend(concluded.ids or ())
+
+  def _finish(self, response: chat_lib.Response, result: base.TurnResult):
+    stop, anchor = len(self.ids), anchor_of(self.text)
     self.turns.append(
-      Turn(self._prompt, start, stop, anchor, self._response, result)
+      Turn(self._prompt, self._start, stop, anchor, response, result)
     )
     self._prompt, self.text = stop, result.text
-    return self._next_prompt(result)
 
   def _next_prompt(self, result: base.TurnResult) -> list[int] | None:
     spent = self.actions_left <= 0 or len(self.turns) >= self._limits.turns

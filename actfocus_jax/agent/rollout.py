@@ -18,8 +18,8 @@ quarter of them, observations and cache views of 1, 2, 4, ... blocks.
 
 Every row shard of the mesh has its own episodes, prompts and slots, so that no
 cache moves between devices. With several processes all of them follow all
-episodes and so decide alike, but each runs the environments of its own rows
-and tells the others what they said.
+episodes and so decide alike, but each reads, plays and renders those of its own
+rows alone, and tells the others what came of it.
 """
 
 import collections
@@ -40,6 +40,7 @@ from actfocus_jax.agent import lanes as lanes_lib
 from actfocus_jax.agent import sampling
 from actfocus_jax.model import architecture
 from actfocus_jax.parallel import mesh as mesh_lib
+from actfocus_jax.parallel import processes
 
 Episode = episode_lib.Episode
 
@@ -267,22 +268,36 @@ class _Run:
   def _finish_turns(self, ended: list[int]) -> dict[int, list[int]]:
     """Plays the ended turns; returns the observation ids by slot."""
     rows = self.lanes.row_B[ended].tolist()
-    calls = [
-      self.episodes[row].listen(*self.lanes.said(slot))
-      for slot, row in zip(ended, rows, strict=True)
-    ]
-    outcomes = self.c.host.run(
-      calls, [(self.homes.owner[row],) for row in rows]
-    )
+    for slot, row in zip(ended, rows, strict=True):
+      self.episodes[row].hear(*self.lanes.said(slot))
+    concluded = self._play_turns(rows)
     observations = {}
-    for slot, row, outcome in zip(ended, rows, outcomes, strict=True):
-      ids = self.episodes[row].conclude(outcome)
-      if ids is None:
+    for slot, row in zip(ended, rows, strict=True):
+      if concluded[row].ids is None:
         self.lanes.leave(slot)
       else:
-        observations[slot] = ids
+        observations[slot] = concluded[row].ids
         self._start(slot, row)
     return observations
+
+  def _play_turns(self, rows: list[int]) -> dict[int, episode_lib.Concluded]:
+    """Each process reads, plays and renders its own, and tells the others."""
+    if not rows:
+      return {}
+    me = processes.index()
+    own = [row for row in rows if self.homes.owner[row] == me]
+    outcomes = self.c.host.run([self.episodes[row].turn() for row in own])
+    concluded = {
+      row: self.episodes[row].conclude(outcome)
+      for row, outcome in zip(own, outcomes, strict=True)
+    }
+    others = {}
+    for process, words in enumerate(processes.exchange(concluded)):
+      if process != me:
+        others |= words
+    for row, words in others.items():
+      self.episodes[row].follow(words)
+    return concluded | others
 
   def _start(self, slot: int, row: int):
     """The next turn of an episode begins in a slot."""

@@ -1,7 +1,9 @@
 """Episodes played by hand: each way to end, and who wrote which token."""
 
 import dataclasses
+import pickle
 
+import jax
 import numpy as np
 import pytest
 
@@ -219,6 +221,42 @@ def test_a_cut_response_is_closed_by_a_token_nobody_sampled(chat):
   assert batch.turn[0, turn.stop - 1 : turn.stop + 1].tolist() == [0, 1]
 
 
+# --- Another process plays it ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('moves', 'limits'),
+  [
+    ((['Right', 'Right'], ['Right']), {}),  # The goal ends it.
+    ((['Down'], [], ['Up', 'Down']), {}),  # The turns end it.
+    ((['Down'], ['Up']), {'context': 150}),  # The context ends it.
+    ((['Down', 'Up'], None), {}),  # The environment fails.
+  ],
+)
+def test_who_follows_holds_the_same_row(chat, moves, limits):
+  own, other = start(chat, **limits), start(chat, **limits)
+  for actions in moves:
+    ids = chat.respond('so', actions or ['Up'])
+    said = ids, logprobs_of(len(own.turns), len(ids))
+    own.hear(*said)
+    other.hear(*said)
+    call = own.turn()
+    outcome = call() if actions is not None else host.Failed('boom')
+    other.follow(pickle.loads(pickle.dumps(own.conclude(outcome))))
+    assert other.ids == own.ids and other.over == own.over
+    assert other.token_budget == own.token_budget and other.state is None
+    if own.over:
+      break
+  assert own.over and own.truncated == other.truncated == bool(limits)
+  assert own.turns == other.turns and own.failure == other.failure
+  rows = [
+    episode_lib.to_trajectory([one], [0], length=500, pad=chat.pad_id)
+    for one in (own, other)
+  ]
+  for mine, theirs in zip(*map(jax.tree.leaves, rows), strict=True):
+    np.testing.assert_array_equal(mine, theirs)
+
+
 # --- Environments that fail --------------------------------------------------
 
 
@@ -229,8 +267,9 @@ def test_a_failed_turn_ends_the_episode_and_teaches_nothing(chat):
   say(lost, chat, 'Right')
   ids = chat.respond('so', ['Right'])
   failure = host.Failed('boom')
-  lost.listen(ids, [0.0] * len(ids))
-  assert lost.conclude(failure) is None
+  lost.hear(ids, [0.0] * len(ids))
+  lost.turn()
+  assert lost.conclude(failure).ids is None
   assert lost.over and lost.failure is failure and not lost.success
   assert lost.ids[-len(ids) :] == ids and len(lost.turns) == 1
   length = max(len(one.ids) for one in (whole, lost))

@@ -1,13 +1,15 @@
 """What the host does for an episode, without a device: a part at a time.
 
 Plays a config with made-up responses of a fixed length, so that no model is
-needed. `keep book` is what every call to decode costs, for each slot.
+needed. `follow` is what a turn costs those who do not play it, with what is
+sent; `keep book` is what every call to decode costs, for each slot.
 
   PYTHONPATH=. python tests/bench/host_cost.py --tokenizer=QWEN \
     --config=configs/sokoban.py:size=3b
 """
 
 import argparse
+import pickle
 import statistics
 import time
 from collections.abc import Callable
@@ -51,43 +53,26 @@ def main():
 def play(chat, game, seeds: range) -> Times:
   """Plays an episode from each seed; seconds of a part, of one of them."""
   times: Times = {}
-  begin = time.perf_counter()
-  openings = [
-    episode_lib.opening(chat, game, base.reset(game.env, seed))
-    for seed in seeds
+  openings = timed(
+    times,
+    'opening',
+    seeds,
+    lambda seed: episode_lib.opening(chat, game, base.reset(game.env, seed)),
+  )
+  pairs = [
+    (episode_lib.Episode(chat, one), episode_lib.Episode(chat, one))
+    for one in openings
   ]
-  times['opening'] = (time.perf_counter() - begin) / len(seeds)
-  episodes = [episode_lib.Episode(chat, opening) for opening in openings]
-  thought = 'so the box must go left then ' * TOKENS
-  said = chat.respond(thought, game.env.actions[:1])
-  said = said[: TOKENS - 12] + chat.respond('', game.env.actions[:1])[-12:]
-  turns = 0
-  parts = {'read a turn': 0.0, 'play a turn': 0.0, 'render a turn': 0.0}
-  while playing := [one for one in episodes if not one.over]:
-    turns += len(playing)
-    room = [said[-one.token_budget :] for one in playing]
-    calls = timed(
-      parts,
-      'read a turn',
-      lambda playing=playing, room=room: [
-        one.listen(ids, [-1.0] * len(ids))
-        for one, ids in zip(playing, room, strict=True)
-      ],
-    )
-    done = timed(
-      parts, 'play a turn', lambda calls=calls: [call() for call in calls]
-    )
-    timed(
-      parts,
-      'render a turn',
-      lambda playing=playing, done=done: [
-        one.conclude(outcome)
-        for one, outcome in zip(playing, done, strict=True)
-      ],
-    )
-  times |= {name: seconds / turns for name, seconds in parts.items()}
-  begin = time.perf_counter()
+  said, turns = response(chat, game), 0
+  while live := [pair for pair in pairs if not pair[0].over]:
+    turns += len(live)
+    play_turn(times, live, said)
+  for part in ('hear', 'read', 'play', 'render', 'follow'):
+    times[f'{part} a turn'] = times.pop(part) / turns
+  times['opening'] /= len(seeds)
+  episodes = [episode for episode, _ in pairs]
   length = max(len(one.ids) for one in episodes)
+  begin = time.perf_counter()
   episode_lib.to_trajectory(
     episodes, [0] * len(episodes), length=length, pad=chat.pad_id
   )
@@ -95,6 +80,35 @@ def play(chat, game, seeds: range) -> Times:
   times['keep book of a slot'] = book()
   times['turns, number'] = turns / len(seeds) / 1e3
   return times
+
+
+def response(chat, game) -> list[int]:
+  """Ids of a long thought and a valid action."""
+  thought = 'so the box must go left then ' * TOKENS
+  action = chat.respond('', game.env.actions[:1])
+  return chat.respond(thought, game.env.actions[:1])[:TOKENS] + action
+
+
+def play_turn(times: Times, pairs, said: list[int]):
+  """A turn of every episode, and of the copy that only follows it."""
+  for pair in pairs:
+    ids = said[-pair[0].token_budget :]
+    timed(times, 'hear', pair, lambda one, ids=ids: one.hear(ids, ids))
+  playing = [episode for episode, _ in pairs]
+  calls = timed(times, 'read', playing, lambda one: one.turn())
+  outcomes = timed(times, 'play', calls, lambda call: call())
+  concluded = timed(
+    times,
+    'render',
+    list(zip(playing, outcomes, strict=True)),
+    lambda pair: pair[0].conclude(pair[1]),
+  )
+  begin = time.perf_counter()
+  told = pickle.loads(pickle.dumps(concluded))
+  for (_, follower), words in zip(pairs, told, strict=True):
+    follower.follow(words)
+  times['follow'] = times.get('follow', 0.0) + time.perf_counter() - begin
+  assert [one.ids for one, _ in pairs] == [one.ids for _, one in pairs]
 
 
 def book(slots: int = 4096, steps: int = 8) -> float:
@@ -109,11 +123,11 @@ def book(slots: int = 4096, steps: int = 8) -> float:
   return (time.perf_counter() - begin) / calls / slots
 
 
-def timed(times: Times, name: str, call: Callable[[], Any]) -> Any:
-  """Calls, and adds how long it took."""
+def timed(times: Times, name: str, things, call: Callable[[Any], Any]) -> list:
+  """Calls for each thing, and adds how long that took."""
   begin = time.perf_counter()
-  out = call()
-  times[name] += time.perf_counter() - begin
+  out = [call(thing) for thing in things]
+  times[name] = times.get(name, 0.0) + time.perf_counter() - begin
   return out
 
 
