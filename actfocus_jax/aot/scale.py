@@ -14,34 +14,47 @@ from typing import Any
 from actfocus_jax.aot import chips, many, topology
 
 SIZE, ALGO = '3b', 'ppo'
+_MEMBERS = 16  # The paper's, of a group.
 MOST_IN_SLICE = {'v5e': 256, 'v6e': 256, 'v5p': 4096}
 
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-  """Seconds on the host; assumptions, to be replaced by measurements.
+  """Seconds on the host, of which none overlap with the device's.
+
+  The first is an assumption. The others are what `tests/bench/host_cost.py`
+  measured with Qwen2.5's tokenizer, Sokoban and responses of 400 tokens on a
+  core of an AMD EPYC (Zen 5). Hosts play in parallel what is theirs, but each
+  follows all episodes.
 
   Attributes:
     call: Of a call to the device, until its result is there.
-    slot: Of reading what one slot has sampled in a call.
-    turn: Of one turn: decoding the text, playing it, encoding what is seen.
+    own_turn: Of a turn: reading, playing and rendering it.
+    turn: Of a turn of anybody: hearing it, and following what became of it.
+    slot: Of any slot in a call to decode.
+    opening: Of any board: rendering the first prompt.
+    episode: Of any episode: laying it out in the batch.
   """
 
   call: float = 2e-3
-  slot: float = 20e-6
-  turn: float = 1e-3
+  own_turn: float = 0.19e-3
+  turn: float = 25e-6
+  slot: float = 0.13e-6
+  opening: float = 0.72e-3
+  episode: float = 0.1e-3
 
-  def seconds(self, told: dict[str, Any], episodes: int) -> float:
-    """Of an iteration; hosts share the slots, and wait for each other."""
+  def seconds(self, told: dict[str, Any], prompts: int, members: int) -> float:
+    """Of an iteration with so many boards and members of a group."""
     decoding = sum(
       one['calls']
       for one in told['programs']
       if one['name'].startswith('decode,')
     )
-    own = episodes / told['hosts']
-    turns = told['workload']['turns']
+    episodes, turns = prompts * members, told['workload']['turns']
+    followed = decoding * self.slot + turns * self.turn + self.episode
+    own = episodes / told['hosts'] * turns * self.own_turn
     called = told['iteration']['calls'] * self.call
-    return called + own * (decoding * self.slot + turns * self.turn)
+    return called + own + episodes * followed + prompts * self.opening
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +118,7 @@ def _point(
   if not told['fits']:
     return point | {'refused': told.get('refused', 'does not fit')}
   prompts = changes.get('rollout__prompts', 8)
-  return point | summary(told, prompts * 16, host)
+  return point | summary(told, prompts, host)
 
 
 def growing(count: int) -> dict[str, int]:
@@ -128,12 +141,13 @@ def slices_of(kind: str, count: int) -> topology.Topology | None:
   return None
 
 
-def summary(told: dict[str, Any], episodes: int, host: Host) -> dict[str, Any]:
+def summary(told: dict[str, Any], prompts: int, host: Host) -> dict[str, Any]:
   """A point of a curve."""
+  episodes = prompts * _MEMBERS
   iteration = told['iteration']
   seconds = dict(iteration['seconds'])
   del seconds['all']
-  seconds['host'] = host.seconds(told, episodes)
+  seconds['host'] = host.seconds(told, prompts, _MEMBERS)
   whole = sum(seconds.values())
   dollars = whole / 3600 * told['chips'] * told['price']
   return {

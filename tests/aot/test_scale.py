@@ -47,18 +47,24 @@ def told(where, *, seconds=1.0, fits=True):
   }
 
 
-def test_the_host_shares_slots_and_pays_for_calls():
-  host = scale.Host(call=0.01, slot=0.001, turn=0.1)
+def test_hosts_share_turns_and_follow_everything():
+  host = scale.Host(
+    call=0.01, own_turn=0.1, turn=0.02, slot=0.001, opening=3.0, episode=0.5
+  )
   where = scale.slices_of('v5e', 16)
-  # 4 hosts have 32 episodes each: 152 calls, 100 of them read 32 slots, and
-  # each episode has 5 turns.
-  expected = 152 * 0.01 + 32 * (100 * 0.001 + 5 * 0.1)
-  assert host.seconds(told(where), 128) == pytest.approx(expected)
+  # 4 hosts play 32 of the 128 episodes each, 5 turns long. Each of them follows
+  # all: 100 calls to decode, their turns, the 8 boards, and the batch.
+  called, own = 152 * 0.01, 32 * 5 * 0.1
+  followed = 128 * (100 * 0.001 + 5 * 0.02 + 0.5) + 8 * 3.0
+  found = host.seconds(told(where), prompts=8, members=16)
+  assert found == pytest.approx(called + own + followed)
 
 
 def test_a_point_adds_the_host_and_the_price():
   where = scale.slices_of('v5e', 16)
-  point = scale.summary(told(where), 128, scale.Host(1.0, 0.0, 0.0))
+  point = scale.summary(
+    told(where), 8, scale.Host(1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+  )
   assert point['seconds']['all'] == 4.0 + 152
   assert point['tokens_per_second'] == 1_000_000 / 156
   # 16 chips at $3.60 an hour, a tenth of a cent a second each.
