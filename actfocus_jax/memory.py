@@ -78,9 +78,8 @@ def per_device(
     )
   rows = microbatch // (data * fsdp)
   critic = critic_parameters(c) if algo == 'ppo' else 0
-  keys = 2 * c.num_layers * c.num_key_value_heads * c.head_dim
-  # A key head is not cut: too few of them, and every device holds them all.
-  heads = tensor if c.num_key_value_heads % tensor == 0 else 1
+  # A key head is not cut: of too few of them, devices hold the same ones.
+  keys = 2 * c.num_layers * c.held_heads(tensor) * c.head_dim
   always = {
     'actor': count * _FLOAT32 / split,
     'critic': critic * _FLOAT32 / split,
@@ -89,7 +88,7 @@ def per_device(
   }
   rollout = {
     'decoding copy': count * itemsize / tensor,
-    'cache': slots / (data * fsdp) * context * keys * itemsize / heads,
+    'cache': slots / (data * fsdp) * context * keys * itemsize,
   }
   together = count + critic if updates == 1 else max(count, critic)
   one_each = together * _FLOAT32 / split

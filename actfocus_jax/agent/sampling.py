@@ -68,35 +68,56 @@ class Emitted:
   live_NB: jax.Array
 
 
-def empty(config: architecture.Config, batch: int, length: int, dtype) -> Slots:
-  """Slots without an episode."""
+def empty(
+  config: architecture.Config, batch: int, length: int, dtype, tensor: int = 1
+) -> Slots:
+  """Slots without an episode.
+
+  Args:
+    config: Of the model.
+    batch: B.
+    length: S.
+    dtype: Of the cache.
+    tensor: Size of the mesh axis over which the heads of the cache go.
+
+  Returns:
+    The slots.
+  """
   # Buffers of their own: most calls donate their slots.
   last_B, budget_B, row_B = (jnp.zeros((batch,), jnp.int32) for _ in range(3))
-  cache = transformer.init_cache(config, batch, length, dtype)
+  repeat = config.key_repeats(tensor)
+  cache = transformer.init_cache(config, batch, length, dtype, repeat)
   return Slots(cache, last_B, jnp.ones_like(last_B), budget_B, row_B)
 
 
-def slot_shardings(mesh: jax.sharding.Mesh, heads: int) -> Slots:
+def slot_shardings(
+  mesh: jax.sharding.Mesh, config: architecture.Config
+) -> Slots:
   """Where slots live: rows over data and fsdp, heads over tensor.
 
   Args:
     mesh: Of the run.
-    heads: Of keys; one is not cut in two, so that they may be whole.
+    config: Of the model; if `tensor` does not divide its query heads, the cache
+      is whole on each device of that axis.
 
   Returns:
     A sharding for each array.
   """
-  heads_axis = 'tensor' if heads % mesh.shape['tensor'] == 0 else None
+  is_split = config.num_heads % mesh.shape['tensor'] == 0
+  heads_axis = 'tensor' if is_split else None
   cache = NamedSharding(mesh, P(*meshes.ROWS, None, None, heads_axis))
   row = meshes.rows(mesh)
   return Slots(transformer.Cache(cache, cache), row, row, row, row)
 
 
 @functools.cache
-def _empty_on(mesh: jax.sharding.Mesh, heads: int) -> Callable[..., Slots]:
-  """`empty`, compiled, its result sharded; one for each mesh."""
-  where = slot_shardings(mesh, heads)
-  return jax.jit(empty, static_argnums=(0, 1, 2, 3), out_shardings=where)
+def _empty_on(
+  mesh: jax.sharding.Mesh, config: architecture.Config
+) -> Callable[..., Slots]:
+  """`empty`, compiled, its result sharded; one for each mesh and model."""
+  where = slot_shardings(mesh, config)
+  made = functools.partial(empty, config, tensor=mesh.shape['tensor'])
+  return jax.jit(made, static_argnums=(0, 1, 2), out_shardings=where)
 
 
 def empty_on(
@@ -107,8 +128,7 @@ def empty_on(
   dtype,
 ) -> Slots:
   """`empty`, made where `slot_shardings` says."""
-  made = _empty_on(mesh, config.num_key_value_heads)
-  return made(config, batch, length, jnp.dtype(dtype))
+  return _empty_on(mesh, config)(batch, length, jnp.dtype(dtype))
 
 
 @functools.partial(jax.jit, static_argnames=('graphdef', 'config', 'dtype'))
@@ -129,7 +149,8 @@ def prefill_prompts(
     One slot a group, as long as the padded prompt.
   """
   count, T = tokens_PT.shape
-  slots = empty(config, count, T, dtype)
+  tensor = jax.sharding.get_abstract_mesh().shape.get('tensor', 1)
+  slots = empty(config, count, T, dtype, tensor)
   start_P = jnp.zeros((count,), jnp.int32)
   model = nnx.merge(graphdef, params)
   _, cache = model.extend(tokens_PT, start_P, slots.cache, view=T)

@@ -339,10 +339,15 @@ class Run:
 
   def _slots(self, batch: int, length: int) -> sampling.Slots:
     shapes = jax.eval_shape(
-      lambda: sampling.empty(self.config, batch, length, self.model.dtype)
+      lambda: sampling.empty(
+        self.config,
+        batch,
+        length,
+        self.model.dtype,
+        self.mesh.shape['tensor'],
+      )
     )
-    heads = self.config.num_key_value_heads
-    where = sampling.slot_shardings(self.mesh, heads)
+    where = sampling.slot_shardings(self.mesh, self.config)
     return _placed(shapes, where)
 
   def _trajectories(self, length: int):

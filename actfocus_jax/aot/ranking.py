@@ -50,10 +50,9 @@ def _decoding(c, config, shape, where, work) -> float:
   episodes = c.rollout.prompts * c.rollout.members
   slots = min(c.rollout.slots or episodes, episodes)
   rows = math.ceil(slots / shards)
-  heads = tensor if config.num_key_value_heads % tensor == 0 else 1
-  keys = 2 * config.num_layers * config.num_key_value_heads * config.head_dim
+  keys = 2 * config.num_layers * config.held_heads(tensor) * config.head_dim
   read = config.num_parameters / tensor
-  read += rows * work.length / 2 * keys / heads
+  read += rows * work.length / 2 * keys
   read *= _ITEMSIZE
   sums = _SUMS * config.num_layers
   network = sums * _sum_over_tensor(rows, config, tensor, where)

@@ -7,6 +7,7 @@ that a model that cannot run is refused at once.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -130,6 +131,16 @@ class Config:
       mesh_shapes.Split('num_attention_heads * head_dim', query, ('tensor',)),
       mesh_shapes.Split('num_key_value_heads * head_dim', key, ('tensor',)),
     )
+
+  def key_repeats(self, tensor: int) -> int:
+    """`key_repeats` of its heads."""
+    return key_repeats(self.num_heads, self.num_key_value_heads, tensor)
+
+  def held_heads(self, tensor: int) -> int:
+    """Key heads in the cache of each of `tensor` devices."""
+    if self.num_heads % tensor:
+      return self.num_key_value_heads
+    return self.num_key_value_heads * self.key_repeats(tensor) // tensor
 
   @property
   def num_parameters(self) -> int:
@@ -262,3 +273,20 @@ def _rope_theta(raw: Mapping[str, Any]) -> float:
   (theta,) = named or {10000.0}
   _check_value('config.json has rope_theta', float, theta)
   return float(theta)
+
+
+def key_repeats(heads: int, key_heads: int, tensor: int) -> int:
+  """How often a key head is repeated to give each of `tensor` devices its own.
+
+  Args:
+    heads: H, query heads; several share a key head.
+    key_heads: J.
+    tensor: size of the mesh axis.
+
+  Returns:
+    As often as it takes that the devices share the key heads evenly, no query
+    head apart from its key head; 1 if the query heads cannot be shared.
+  """
+  if heads % tensor:
+    return 1
+  return tensor // math.gcd(key_heads, tensor)

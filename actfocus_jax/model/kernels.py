@@ -10,7 +10,6 @@ library. Both compute what `attention.attend_in_blocks` computes.
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -23,6 +22,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jax.sharding import PartitionSpec as P
 
+from actfocus_jax.model import architecture
 from actfocus_jax.parallel import mesh as meshes
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -117,9 +117,7 @@ def per_device(
 
 def _heads(H: int, J: int, devices: int) -> tuple[int, bool]:
   """How often to repeat J key heads, and whether to split over the devices."""
-  if H % devices:
-    return 1, False
-  return devices // math.gcd(J, devices), True
+  return architecture.key_repeats(H, J, devices), H % devices == 0
 
 
 def _splash(q_BTHC, k_BTJC, v_BTJC, *, interpret: bool) -> jax.Array:

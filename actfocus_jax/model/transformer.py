@@ -31,7 +31,9 @@ class Cache:
 
   Rows come first and the heads are one axis, N = J * C: so a TPU adds a token
   in place. Laid out by layers, or by heads of 64 numbers, the cache would be
-  copied at both ends of every call, and padded to twice its size.
+  copied at both ends of every call, and padded to twice its size. Where the
+  mesh has more devices along `tensor` than there are key heads, each head is
+  there several times, so that every device has its own.
   """
 
   k_BLSN: jax.Array
@@ -39,10 +41,22 @@ class Cache:
 
 
 def init_cache(
-  config: architecture.Config, batch: int, length: int, dtype: Any
+  config: architecture.Config,
+  batch: int,
+  length: int,
+  dtype: Any,
+  repeat: int = 1,
 ) -> Cache:
-  """Returns an empty cache: `length` slots for each of `batch` rows."""
-  heads, size = config.num_key_value_heads, config.head_dim
+  """Returns an empty cache: `length` slots for each of `batch` rows.
+
+  Args:
+    config: the architecture.
+    batch: B.
+    length: S.
+    dtype: of keys and values.
+    repeat: how often each key head is held, as `Config.key_repeats` says.
+  """
+  heads, size = config.num_key_value_heads * repeat, config.head_dim
   shape = (batch, config.num_layers, length, heads * size)
   return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
@@ -111,7 +125,10 @@ class Block(nnx.Module):
     """Returns (q_BTHC, k_BTJC, v_BTJC), queries and keys rotated."""
     shape = (*x_BTD.shape[:2], -1, self.config.head_dim)
     x_BTD = self.attention_norm(x_BTD)
-    q, k, v = (f(x_BTD).reshape(shape) for f in (self.q, self.k, self.v))
+    q, k, v = (
+      meshes.keep_heads(f(x_BTD).reshape(shape))
+      for f in (self.q, self.k, self.v)
+    )
     if self.config.family.query_key_norm:
       q, k = self.q_norm(q), self.k_norm(k)
     return attention.rotate(q, rotary), attention.rotate(k, rotary), v
@@ -242,8 +259,11 @@ class Transformer(nnx.Module):
     position_BT = start_B[:, None] + jnp.arange(T)[None, :]
     rotary = attention.rotary(position_BT, c.head_dim, c.rope_theta)
     graphdef, stacked = nnx.split(self.layers)
+    keys = c.num_key_value_heads * c.head_dim
+    repeat = cache.k_BLSN.shape[3] // keys
 
     def remember(cache_BLSN, i, new_BTJC):
+      new_BTJC = meshes.keep_heads(jnp.repeat(new_BTJC, repeat, axis=2))
       # A scatter: one slice update per row was 3 to 8 times slower on CPU. By
       # vmap the compiler knows that rows stay apart; with an index of the row
       # every device would get the new keys of all rows.

@@ -262,6 +262,21 @@ def keep_rows(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, ROWS)
 
 
+def keep_heads(x_BTJC: jax.Array) -> jax.Array:
+  """Pins rows over the row shards and heads over `tensor`, if they divide.
+
+  Heads that do not divide are whole on every device: else the compiler would
+  keep parts of them apart, as their weights are, and rotate, and gather the
+  cache, across devices. Does nothing without an ambient mesh.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x_BTJC
+  is_split = x_BTJC.shape[2] % mesh.shape['tensor'] == 0
+  heads = 'tensor' if is_split else None
+  return jax.lax.with_sharding_constraint(x_BTJC, P(*ROWS, None, heads))
+
+
 def keep_replicated(tree: Any) -> Any:
   """Pins arrays to be whole on every device; nothing without a mesh."""
   if jax.sharding.get_abstract_mesh().empty:

@@ -89,7 +89,7 @@ def test_decoding_gathers_no_parameter(sizes):
 
 @pytest.mark.parametrize('tensor', [2, 4, 8])
 def test_key_heads_that_do_not_divide_decode_alike(tensor):
-  """2 key heads over 4 and 8 devices: the cache is whole on each of them."""
+  """2 key heads over 4 and 8 devices: each is there twice, and four times."""
   answers = []
   for mesh in (
     mesh_lib.make_mesh(devices=jax.devices()[:1]),
@@ -104,11 +104,25 @@ def test_key_heads_that_do_not_divide_decode_alike(tensor):
   assert said.live_NB.any() and not said.live_NB.all()
   np.testing.assert_array_equal(found.token_NB, said.token_NB)
   np.testing.assert_allclose(found.logprob_NB, said.logprob_NB, atol=1e-5)
-  np.testing.assert_allclose(several.cache.k_BLSN, one.cache.k_BLSN, atol=1e-5)
+  k_BLSJC = one.cache.k_BLSN.reshape(SLOTS, 3, LENGTH, 2, 8)
+  k_BLSJC = np.repeat(k_BLSJC, max(tensor // 2, 1), axis=3)
+  expected = k_BLSJC.reshape(several.cache.k_BLSN.shape)
+  np.testing.assert_allclose(several.cache.k_BLSN, expected, atol=1e-5)
 
 
-def test_the_cache_is_split_where_heads_divide():
-  for tensor, heads in ((2, 1), (4, 2)):
+@pytest.mark.parametrize('tensor', [2, 4])
+def test_no_part_of_the_cache_is_gathered(tensor):
+  """At 4 devices for 2 key heads: only the new keys and values are, whole."""
+  mesh = mesh_lib.make_mesh(tensor=tensor)
+  graphdef, params = model(mesh)
+  layout = mesh_lib.decode_layout(params, mesh, jnp.float32)
+  text = program(mesh, graphdef, layout)
+  assert 'all-to-all' not in text and 'collective-permute' not in text
+  assert not [shape for shape in gathered(text) if LENGTH in shape]
+
+
+def test_every_device_holds_whole_key_heads():
+  for tensor, heads in ((2, 1), (4, 1), (8, 1)):
     mesh = mesh_lib.make_mesh(tensor=tensor)
     cache = slots(mesh).cache.k_BLSN
     rows = SLOTS // mesh_lib.row_shards(mesh)

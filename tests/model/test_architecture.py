@@ -131,3 +131,19 @@ def test_real_configs(size, layers, width, heads, tied):
   assert (config.num_heads, config.num_key_value_heads) == heads
   assert config.rope_theta == 1e6 and config.tie_word_embeddings == tied
   assert config.head_dim == (64 if size == '0.5B' else 128)
+
+
+@pytest.mark.parametrize(
+  ('heads', 'tensor', 'repeats', 'held'),
+  [
+    ((16, 2), 1, 1, 2),
+    ((16, 2), 2, 1, 1),
+    ((16, 2), 8, 4, 1),  # 8 copies on 8 devices.
+    ((12, 6), 4, 2, 3),  # 12 on 4 devices: 3 each.
+    ((14, 2), 4, 1, 2),  # The query heads do not divide: all of them.
+  ],
+)
+def test_key_heads_of_a_device(heads, tensor, repeats, held):
+  config = architecture.Config(64, 64, 64, 1, *heads, 8)
+  assert config.key_repeats(tensor) == repeats
+  assert config.held_heads(tensor) == held
