@@ -151,6 +151,28 @@ def shaped(
   return Model(path, config, graphdef, dtype, mesh, chosen)
 
 
+def same_model(model: Model) -> dict[str, str]:
+  """Describes the model; refuses processes that read different ones.
+
+  Args:
+    model: Of this process.
+
+  Returns:
+    As of `Model.described`.
+
+  Raises:
+    Refused: One sentence, in all processes.
+  """
+  described = model.described()
+  processes.check_equal(
+    described['sha256'],
+    f'the sha256 of {described["path"]}',
+    'the same files in all processes; a warm start can be shared by '
+    'warm_start.cache, or its directory copied',
+  )
+  return described
+
+
 def checkpoint(
   model: Model, workdir: pathlib.Path, step: int | None
 ) -> tuple[int, Any]:
@@ -165,14 +187,17 @@ def checkpoint(
     The step and the parameters.
 
   Raises:
-    Refused: When the run started from another model, or there is no such
-      checkpoint.
+    Refused: When the run started from another model, processes read different
+      ones, or there is no such checkpoint, or not all processes see it.
   """
-  directory.check_model(workdir, model.described())
+  described = same_model(model)
+  with processes.refusing_alike():
+    directory.check_model(workdir, described)
+    directory.check_checkpoints(workdir, step)
   actor = state_lib.Trained(model.abstract_weights(), None)
   wanted = state_lib.TrainState(None, None, None, actor)
   step, restored = directory.restore_part(
-    workdir, wanted, step, agreed=processes.of_first
+    workdir, wanted, step, agreed=processes.of_all
   )
   return step, restored.actor.params
 
@@ -213,6 +238,14 @@ def parts(c: ConfigDict) -> Iterator[Parts]:
     Refused: When the parts do not fit each other; no run has been touched
       then.
   """
+  with processes.refusing_alike():
+    whole = _parts(c)
+  with jax.set_mesh(whole.mesh):
+    yield whole
+
+
+def _parts(c: ConfigDict) -> Parts:
+  """Everything up to the first rollout, without a word to other processes."""
   with refusing_misfits():
     made = mesh(c)
     played, hosts = casting.games(c), casting.host(c)
@@ -221,13 +254,11 @@ def parts(c: ConfigDict) -> Iterator[Parts]:
   own = mesh_lib.local(made, c.warm_start.batch)
   with jax.set_mesh(own):
     path = model_path(c, own, played, hosts)
-  with jax.set_mesh(made):
-    with refusing_misfits():
-      bridge, wanted = chat(c, path), model(c, path, made)
-      check_fit(c, bridge, wanted.config)
-      collects = collector(c, bridge, played, made, hosts)
-      whole = Parts(made, played, bridge, wanted, collects)
-    yield whole
+  with jax.set_mesh(made), refusing_misfits():
+    bridge, wanted = chat(c, path), model(c, path, made)
+    check_fit(c, bridge, wanted.config)
+    collects = collector(c, bridge, played, made, hosts)
+    return Parts(made, played, bridge, wanted, collects)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ import ml_collections
 from absl import flags
 
 from actfocus_jax import command
+from actfocus_jax.parallel import clusters
 from actfocus_jax.run import checks, interrupt, metrics, settings, storage
 
 # What --arms and --seeds say; and what a run leaves that has stalled.
@@ -61,10 +62,7 @@ def main(argv: list[str]):
     command.pin_model(c, run)
   command.check_model(plans[0][2])
 
-  # Imported late: it takes a second, and the checks above should not.
-  from actfocus_jax.parallel import processes
-
-  cluster = processes.several()
+  cluster = clusters.several()
   if cluster:
     raise settings.Refused(
       f'compare runs in one process, and {cluster} has started several; '

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import ml_collections
 from absl import flags
 
+from actfocus_jax.parallel import clusters
 from actfocus_jax.run import settings
 
 _DISTRIBUTED = flags.DEFINE_enum(
@@ -74,25 +75,21 @@ def check():
 
 
 @contextlib.contextmanager
-def joined(c: ml_collections.ConfigDict) -> Iterator[None]:
+def joined() -> Iterator[None]:
   """Joins the other processes, if there are any, and leaves with them.
 
-  A failure ends this process at once, and that ends the others.
-
-  Args:
-    c: The config, which must be that of all processes.
+  A failure ends this process at once, and that ends the others. What can be
+  refused on one machine alone is looked at inside, in `refusing_alike`: who is
+  refused before he joins is waited for.
 
   Raises:
-    Refused: When nothing tells who the others are, or they have other configs.
+    Refused: When nothing tells who the others are.
   """
-  from actfocus_jax.parallel import processes
-
-  wanted = _DISTRIBUTED.value == 'on' or _COORDINATOR.value
-  if _DISTRIBUTED.value == 'auto' and not wanted:
-    wanted = processes.several()
-  if not wanted:
+  if not _is_one_of_several():
     yield
     return
+  from actfocus_jax.parallel import processes
+
   try:
     processes.start(
       coordinator=_COORDINATOR.value,
@@ -106,12 +103,36 @@ def joined(c: ml_collections.ConfigDict) -> Iterator[None]:
       '--process_id.'
     ) from error
   with processes.leaving():
-    _check_configs(c)
     yield
 
 
-def _check_configs(c: ml_collections.ConfigDict):
-  """Refuses processes that were started with different configs."""
+@contextlib.contextmanager
+def refusing_alike() -> Iterator[None]:
+  """What one process refuses inside all refuse; alone it needs no jax.
+
+  Raises:
+    Refused: One sentence, in every process.
+  """
+  if not _is_one_of_several():
+    yield
+    return
+  from actfocus_jax.parallel import processes
+
+  with processes.refusing_alike():
+    yield
+
+
+def check_configs(c: ml_collections.ConfigDict):
+  """Refuses processes that were started with different configs.
+
+  Args:
+    c: The config of this process.
+
+  Raises:
+    Refused: One sentence that names a field.
+  """
+  if not _is_one_of_several():
+    return
   from actfocus_jax.parallel import processes
 
   configs = processes.exchange(settings.to_json(c))
@@ -125,3 +146,9 @@ def _check_configs(c: ml_collections.ConfigDict):
         f'{other.get(field)!r} in process {i}; all processes need the same '
         'config.'
       )
+
+
+def _is_one_of_several() -> bool:
+  told = _DISTRIBUTED.value == 'on' or _COORDINATOR.value
+  looks = _DISTRIBUTED.value == 'auto'
+  return bool(told or (looks and clusters.several()))

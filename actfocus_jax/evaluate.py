@@ -31,34 +31,36 @@ def main(argv: list[str]):
   """Checks the input, then plays the held-out boards."""
   del argv
   distributed.check()
-  c = _config()
-  with c.unlocked():
-    for flag in (_PROMPTS, _MEMBERS, _TEMPERATURE):
-      if flag.value is not None:
-        c.eval[flag.name] = flag.value
-    if _WORKDIR.value:  # A run may be evaluated on another machine.
-      c.mesh = dict(settings.MESH)
-  checks.check(c)
-  command.check_model(c)
-  workdir = storage.path(_WORKDIR.value) if _WORKDIR.value else None
+  with distributed.joined():
+    with distributed.refusing_alike():
+      workdir = storage.path(_WORKDIR.value) if _WORKDIR.value else None
+      c = _config(workdir)
+      with c.unlocked():
+        for flag in (_PROMPTS, _MEMBERS, _TEMPERATURE):
+          if flag.value is not None:
+            c.eval[flag.name] = flag.value
+        if workdir:  # A run may be evaluated on another machine.
+          c.mesh = dict(settings.MESH)
+      checks.check(c)
+      command.check_model(c)
+    distributed.check_configs(c)
 
-  # Imported late: it takes seconds, and the checks above should not.
-  from actfocus_jax import evaluation
+    # Imported late: it takes seconds, and the checks above should not.
+    from actfocus_jax import evaluation
 
-  with distributed.joined(c):
     step, row = evaluation.evaluate_checkpoint(c, workdir, _STEP.value)
   print(evaluation.line(step, row))
   print(json.dumps({'step': step, **row}))
 
 
-def _config():
-  if not _WORKDIR.value:
+def _config(workdir):
+  if not workdir:
     if _STEP.value is not None:
       raise settings.Refused('--step needs --workdir.')
     return command.config()
   if command.CONFIG.value is not None:
     raise settings.Refused('--workdir and --config exclude each other.')
-  return command.run_config(storage.path(_WORKDIR.value))
+  return command.run_config(workdir)
 
 
 if __name__ == '__main__':

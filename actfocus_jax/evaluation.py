@@ -89,6 +89,7 @@ def evaluate_checkpoint(
   """
   with assemble.parts(c) as parts:
     if workdir is None:
+      assemble.same_model(parts.model)
       step, params = 0, parts.model.weights()
     else:
       step, params = assemble.checkpoint(parts.model, workdir, step)

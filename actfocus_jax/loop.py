@@ -1,26 +1,32 @@
 """The loop: collect episodes, make one step, write down what happened.
 
-Read `train` top to bottom like the algorithm box of arXiv 2605.14558. Its
-parts are made by `assemble`; everything that a step draws at random is named
-by the step's number, so a resumed run needs no stored generator. Boards are
-counted: step n takes the next `rollout.prompts` seeds, so that none repeats and
-none is left out where the number of prompts changes; the checkpoint has the
-next one.
+Read `train` top to bottom like the algorithm box of arXiv 2605.14558; `Run` has
+what each line does, in that order, and `assemble` makes its parts. Everything
+that a step draws at random is named by the step's number, so a resumed run
+needs no stored generator. Boards are counted: step n takes the next
+`rollout.prompts` seeds, so that none repeats and none is left out where the
+number of prompts changes; the checkpoint has the next one.
 """
 
 import contextlib
+import dataclasses
 import math
 import pathlib
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
-from actfocus_jax import assemble, chance, evaluation, recipe
+from actfocus_jax import (
+  assemble,
+  chance,
+  evaluation,
+  recipe,
+  shared_run,
+)
 from actfocus_jax.agent import episode, records, rollout
 from actfocus_jax.learner import self_check
 from actfocus_jax.learner import step as step_lib
@@ -33,13 +39,9 @@ from actfocus_jax.run import (
   interrupt,
   progress,
   settings,
-  storage,
 )
 
 Row = dict[str, float]
-
-# Seconds in which a shared directory must show what another process wrote.
-_SEEN_WITHIN = 40.0
 
 
 def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
@@ -65,166 +67,234 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
   with contextlib.ExitStack() as stack:
     parts = stack.enter_context(assemble.parts(c))
     stop = stack.enter_context(interrupt.Interrupt())
-    # --- The learner, and what an earlier run left behind --------------------
-    model = parts.model
-    learners = recipe.learners(c, model)
-    train_step = recipe.train_step(c, learners)
-    reference = None
-    if settings.has_reference(c):
-      reference = model.weights(model.dtype)
-    run = stack.enter_context(open_run(workdir, c, model.described()))
-    state, next_seed = run.restore(
+    run = stack.enter_context(opened(c, parts, workdir))
+    # A signal may have come to one process of several.
+    if run.done == 0 and not stop.agreed(processes.first_said):
+      run.evaluate()
+    while not (stopped := stop.agreed(processes.first_said)):
+      if run.done >= c.num_steps or run.stalled:
+        break
+      begin = time.perf_counter()
+      played = run.collect()
+      batch = to_batch(played, c, parts)
+      rolled = time.perf_counter()
+      run.check_first(batch)
+      learned = run.learn(batch)
+      run.note(
+        to_row(run.done, played, learned)
+        | {
+          'rollout/padded_length': batch.tokens.shape[1],
+          'time/rollout': rolled - begin,
+          'compiles': compilations.count(),
+        }
+      )
+      run.evaluate_and_save()
+    if stopped and run.done:
+      run.save(None)  # A step that is saved stays as it is.
+  return _end(run, workdir, stopped)
+
+
+@contextlib.contextmanager
+def opened(
+  c: ml_collections.ConfigDict, parts: assemble.Parts, workdir: pathlib.Path
+) -> Iterator['Run']:
+  """Makes the learner, and goes on where an earlier run stopped.
+
+  Args:
+    c: The config.
+    parts: Of the run.
+    workdir: The run directory.
+
+  Yields:
+    The run; leaving it waits for its last checkpoint.
+
+  Raises:
+    Refused: As of `train`.
+  """
+  model = parts.model
+  described = assemble.same_model(model)
+  learners = recipe.learners(c, model)
+  train_step = recipe.train_step(c, learners)
+  reference = None
+  if settings.has_reference(c):
+    reference = model.weights(model.dtype)
+  with shared_run.open_run(workdir, c, described) as files:
+    state, next_seed = files.restore(
       learners.abstract(), agreed=processes.of_first
     )
     if state is None:
       state = learners.create()
     if processes.is_first():
-      run.write('baselines.json', chance.level(c, parts.collector))
-    key = jax.random.key(c.seed)
-
-    def evaluate(step: int) -> float:
-      row, played = evaluate_and_keep(
-        step,
-        state.actor.params,
-        c,
-        parts,
-        run,
-        lambda batch: train_step.explain(state, reference, batch, key),
-      )
-      report_failures(played, f'evaluation at step {step}', display)
-      display.note(evaluation.line(step, row))
-      return row['success']
-
+      files.write('baselines.json', chance.level(c, parts.collector))
+    # The others wait here for as long as it takes, where every process has
+    # been before: the first meeting of some devices has a time limit on GPUs.
+    processes.exchange(None)
     with progress.Progress('train', c.num_steps) as display:
-      done, stalled = int(state.step), False
-      for change in run.changes:
-        display.note(f'Going on from step {done}: {change}.')
-      stopped = stop.agreed(processes.first_said)
-      if done == 0 and not stopped:
-        evaluate(0)
-      elif done >= c.num_steps:
-        display.note(
-          f'Nothing to train: the run is at step {done}, num_steps is '
-          f'{c.num_steps}.'
-        )
-      # A signal may have come to one process of several.
-      while not (stopped := stop.agreed(processes.first_said)):
-        if done >= c.num_steps:
-          break
-        # --- One iteration ---------------------------------------------------
-        begin = time.perf_counter()
-        seeds = range(next_seed, next_seed + c.rollout.prompts)
-        played = parts.collector.collect(
-          assemble.policy(model, state.actor.params),
-          seeds,
-          named_key(key, assemble.ROLLOUT, done),
-          members=c.rollout.members,
-          temperature=c.rollout.temperature,
-        )
-        report_failures(played, f'step {done + 1}', display)
-        batch = to_batch(played, c, parts)
-        rolled = time.perf_counter()
-        if done == 0 and c.learner.self_check:
-          check_first_batch(c, model, state, reference, batch)
-        state, learned = run_step(
-          train_step,
-          state,
-          reference,
-          batch,
-          named_key(key, assemble.UPDATE, done),
-          fused=c.learner.fused,
-        )
-        done, next_seed = done + 1, seeds.stop
+      run = Run(
+        c, parts, files, display, train_step, reference, state, next_seed
+      )
+      run.greet()
+      yield run
 
-        # --- What happened ---------------------------------------------------
-        row = to_row(done, played, learned) | {
-          'rollout/padded_length': batch.tokens.shape[1],
-          'time/rollout': rolled - begin,
-          'compiles': compilations.count(),
-        }
-        check_finite(row)
-        run.metrics.append(row)
-        display.update(done, **_shown(row))
 
-        # --- Evaluation and checkpoint ---------------------------------------
-        stalled = row['selection/skipped_in_a_row'] >= c.selection.patience
-        is_last = done == c.num_steps or stalled
-        success = None
-        if is_last or (c.eval.every and done % c.eval.every == 0):
-          success = evaluate(done)
-        if is_last or done % c.checkpoint.every == 0:
-          run.save(done, state, success, next_seed)
-        if stalled:
-          break
-      if stopped and done:
-        # A step that is saved stays as it is.
-        run.save(done, state, None, next_seed)
+@dataclasses.dataclass
+class Run:
+  """A run under way: one method for each part of an iteration.
 
-  if stalled and done < c.num_steps:
+  Attributes:
+    c: The config.
+    parts: Model, environments and devices.
+    files: The run directory.
+    display: For people.
+    train_step: Compiled stages.
+    reference: Parameters of the frozen reference, or None.
+    state: What is learned.
+    next_seed: Of the first board that no step has seen.
+    done: Finished iterations.
+    row: The metrics of the latest one; empty before.
+    key: Root of all that is drawn.
+  """
+
+  c: ml_collections.ConfigDict
+  parts: assemble.Parts
+  files: directory.RunDirectory
+  display: progress.Progress
+  train_step: step_lib.TrainStep
+  reference: Any
+  state: Any
+  next_seed: int
+
+  def __post_init__(self):
+    self.done = int(self.state.step)
+    self.row: Row = {}
+    self.key = jax.random.key(self.c.seed)
+
+  @property
+  def stalled(self) -> bool:
+    """Whether the latest steps had nothing to learn from."""
+    skipped = self.row.get('selection/skipped_in_a_row', 0)
+    return skipped >= self.c.selection.patience
+
+  def greet(self):
+    """Says what the run goes on with."""
+    for change in self.files.changes:
+      self.display.note(f'Going on from step {self.done}: {change}.')
+    if self.done >= self.c.num_steps:
+      self.display.note(
+        f'Nothing to train: the run is at step {self.done}, num_steps is '
+        f'{self.c.num_steps}.'
+      )
+
+  def collect(self) -> rollout.Rollout:
+    """Plays the next boards with the newest policy."""
+    how = self.c.rollout
+    seeds = range(self.next_seed, self.next_seed + how.prompts)
+    played = self.parts.collector.collect(
+      assemble.policy(self.parts.model, self.state.actor.params),
+      seeds,
+      named_key(self.key, assemble.ROLLOUT, self.done),
+      members=how.members,
+      temperature=how.temperature,
+    )
+    self.next_seed = seeds.stop
+    report_failures(played, f'step {self.done + 1}', self.display)
+    return played
+
+  def check_first(self, batch):
+    """Raises Halted unless what should be equal is, before the first update."""
+    if self.done or not self.c.learner.self_check:
+      return
+    model = self.parts.model
+    is_exact = model.dtype == 'float32'
+    try:
+      self_check.run(
+        model.graphdef,
+        self.state,
+        self.reference,
+        batch,
+        recipe.stages_of(self.c),
+        limits=self_check.EXACT if is_exact else self_check.ROUNDED,
+      )
+    except self_check.Failed as error:
+      raise settings.Halted(str(error)) from error
+
+  def learn(self, batch) -> Row:
+    """One train step; its metrics."""
+    self.state, learned = run_step(
+      self.train_step,
+      self.state,
+      self.reference,
+      batch,
+      named_key(self.key, assemble.UPDATE, self.done),
+      fused=self.c.learner.fused,
+    )
+    self.done += 1
+    return learned
+
+  def note(self, row: Row):
+    """Writes the metrics of an iteration, and shows some."""
+    check_finite(row)
+    self.row = row
+    self.files.metrics.append(row)
+    self.display.update(self.done, **_shown(row))
+
+  def evaluate_and_save(self):
+    """As often as the config says, and after the last step."""
+    c, success = self.c, None
+    is_last = self.done == c.num_steps or self.stalled
+    if is_last or (c.eval.every and self.done % c.eval.every == 0):
+      success = self.evaluate()
+    if is_last or self.done % c.checkpoint.every == 0:
+      self.save(success)
+
+  def evaluate(self) -> float:
+    """Plays the held-out boards; writes the row, and episodes for the viewer.
+
+    Returns:
+      Held-out success.
+    """
+    c, parts, step = self.c, self.parts, self.done
+    row, played = evaluation.evaluate(
+      parts.collector,
+      assemble.policy(parts.model, self.state.actor.params),
+      evaluation.evaluation_key(c),
+      **evaluation.evaluation_arguments(c),
+    )
+    self.files.evaluations.append({'step': step, **row})
+    if c.eval.save:
+      shown = evaluation.episodes_to_show(
+        played,
+        parts,
+        lambda batch: self.train_step.explain(
+          self.state, self.reference, batch, self.key
+        ),
+        step=step,
+        count=c.eval.save,
+        length=c.limits.context,
+      )
+      self.files.write_episodes(step, shown)
+    report_failures(played, f'evaluation at step {step}', self.display)
+    self.display.note(evaluation.line(step, row))
+    return row['success']
+
+  def save(self, success: float | None):
+    """Starts to write a checkpoint."""
+    self.files.save(self.done, self.state, success, self.next_seed)
+
+
+def _end(run: Run, workdir: pathlib.Path, stopped: str | None) -> pathlib.Path:
+  """Says how a run ended, and reports."""
+  done, of = run.done, run.c.num_steps
+  if run.stalled and done < of:
     _report(workdir)
-    raise settings.Stalled(_why_stalled(c, row))
-  if done < c.num_steps:
+    raise settings.Stalled(_why_stalled(run.c, run.row))
+  if done < of:
     saved = ', saved' if done else ', before anything was learned'
     print(
-      f'Stopped by {stopped} after step {done} of {c.num_steps}{saved}. '
+      f'Stopped by {stopped} after step {done} of {of}{saved}. '
       'The same command goes on from there.'
     )
   return _report(workdir)
-
-
-def open_run(
-  workdir: pathlib.Path, c: ml_collections.ConfigDict, model: dict[str, str]
-) -> directory.RunDirectory:
-  """Opens the run directory in every process; the first one writes.
-
-  Args:
-    workdir: Of the run.
-    c: The config.
-    model: As of RunDirectory.
-
-  Returns:
-    The run directory.
-
-  Raises:
-    Refused: As of RunDirectory; when processes read different models; when
-      they do not all see the directory.
-  """
-  processes.check_equal(
-    model['sha256'],
-    f'the sha256 of {model["path"]}',
-    'the same files in all processes; a warm start can be shared by '
-    'warm_start.cache, or its directory copied',
-  )
-  if processes.count() > 1:
-    check_shared(workdir)
-  return directory.RunDirectory(workdir, c, model, writes=processes.is_first())
-
-
-def check_shared(workdir: pathlib.Path):
-  """Refuses a directory that not all processes see, before they wait in it."""
-  mark, word = workdir / '.processes', None
-  if processes.is_first():
-    workdir.mkdir(parents=True, exist_ok=True)
-    word = uuid.uuid4().hex
-    storage.write(mark, word)
-  word = processes.of_first(word)
-  end = time.monotonic() + _SEEN_WITHIN
-  while not (is_seen := _reads(mark, word)) and time.monotonic() < end:
-    list(workdir.parent.iterdir())  # Asks a network's file system anew.
-    time.sleep(1.0)
-  seen = processes.exchange(is_seen)
-  if processes.is_first():
-    mark.unlink()
-  if not all(seen):
-    raise settings.Refused(
-      f'--workdir is {workdir}, of which process {seen.index(False)} does not '
-      'see what process 0 writes there; allowed: a directory that all '
-      'processes share, or gs://BUCKET/FOLDER.'
-    )
-
-
-def _reads(mark: pathlib.Path, word: str) -> bool:
-  return mark.exists() and mark.read_text() == word
 
 
 def _report(workdir: pathlib.Path) -> pathlib.Path:
@@ -236,47 +306,6 @@ def _report(workdir: pathlib.Path) -> pathlib.Path:
     summary.write_report(workdir)
   processes.exchange(None)
   return workdir / 'report' / 'summary.md'
-
-
-def evaluate_and_keep(
-  step: int,
-  params,
-  c: ml_collections.ConfigDict,
-  parts: assemble.Parts,
-  run: directory.RunDirectory,
-  explain: Callable,
-) -> tuple[Row, rollout.Rollout]:
-  """Plays the held-out boards; writes the row, and episodes for the viewer.
-
-  Args:
-    step: Finished iterations.
-    params: Of the policy.
-    c: The config.
-    parts: Of the run.
-    run: Where it is written.
-    explain: (batch) -> (signal_BT, weight_BT), for the viewer.
-
-  Returns:
-    The row, and the episodes.
-  """
-  row, played = evaluation.evaluate(
-    parts.collector,
-    assemble.policy(parts.model, params),
-    evaluation.evaluation_key(c),
-    **evaluation.evaluation_arguments(c),
-  )
-  run.evaluations.append({'step': step, **row})
-  if c.eval.save:
-    shown = evaluation.episodes_to_show(
-      played,
-      parts,
-      explain,
-      step=step,
-      count=c.eval.save,
-      length=c.limits.context,
-    )
-    run.write_episodes(step, shown)
-  return row, played
 
 
 def report_failures(played: rollout.Rollout, when: str, display):
@@ -343,24 +372,6 @@ def run_step(
     'time/update': time.perf_counter() - scored,
   }
   return state, row | times
-
-
-def check_first_batch(
-  c: ml_collections.ConfigDict, model, state, reference, batch
-):
-  """Raises Halted unless what should be equal is, before the first update."""
-  is_exact = model.dtype == 'float32'
-  try:
-    self_check.run(
-      model.graphdef,
-      state,
-      reference,
-      batch,
-      recipe.stages_of(c),
-      limits=self_check.EXACT if is_exact else self_check.ROUNDED,
-    )
-  except self_check.Failed as error:
-    raise settings.Halted(str(error)) from error
 
 
 def to_row(step: int, played: rollout.Rollout, learned: Row) -> Row:

@@ -7,7 +7,8 @@ Ctrl-C and SIGTERM finish the step, save and report; the exit code is 130 or 143
 then, and 0 only without a signal.
 
 Bad input is refused here, before the slow imports; the algorithm is in
-`loop.train`.
+`loop.train`. One of several processes joins the others first, so that what is
+wrong on one machine is told on all.
 """
 
 import os
@@ -38,17 +39,19 @@ def main(argv: list[str]):
       '--workdir is missing; e.g. --workdir=runs/quickstart'
     )
   distributed.check()
-  c = command.config()
-  workdir = storage.path(_WORKDIR.value)
-  command.check_workdir(workdir, c)
-  command.pin_model(c, workdir)
-  command.check_model(c)
+  with distributed.joined():
+    with distributed.refusing_alike():
+      c, workdir = command.config(), storage.path(_WORKDIR.value)
+      command.check_workdir(workdir, c)
+      command.pin_model(c, workdir)
+      command.check_model(c)
+    distributed.check_configs(c)
 
-  # Imported late: it takes seconds, and the checks above should not.
-  from actfocus_jax import loop
+    # Imported late: it takes seconds, and the checks above should not.
+    from actfocus_jax import loop
 
-  with distributed.joined(c), interrupt.Interrupt() as stop:
-    report = loop.train(c, workdir).parent
+    with interrupt.Interrupt() as stop:
+      report = loop.train(c, workdir).parent
   if not storage.is_remote(report):
     report = os.path.abspath(report)
   print(

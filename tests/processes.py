@@ -10,6 +10,29 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TIMEOUT = 420  # seconds, of anything
 
+# Runs before a command, in its process: a dead neighbour is noticed soon.
+IMPATIENT = """
+from actfocus_jax.parallel import processes
+processes._HEARTBEAT_TIMEOUT = 6
+"""
+# jax lets the first process alone keep what it compiles; here each has programs
+# of its own, and all one disk.
+_KEEP = """
+def _keep_all():
+  from unittest import mock
+  from jax._src import compiler, distributed
+  write = compiler._cache_write
+  def keep(*arguments):
+    with mock.patch.object(distributed.global_state, 'process_id', 0):
+      write(*arguments)
+  compiler._cache_write = keep
+_keep_all()
+"""
+_RUN = """
+import runpy, sys
+runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)
+"""
+
 
 def free_port():
   with socket.socket() as made:
@@ -17,7 +40,16 @@ def free_port():
     return made.getsockname()[1]
 
 
-def start(count, arguments, *, devices=8, module='actfocus_jax.train'):
+def start(
+  count,
+  arguments,
+  *,
+  devices=8,
+  module='actfocus_jax.train',
+  before='',
+  code=None,
+  own=None,
+):
   """Starts processes that share simulated devices evenly.
 
   Args:
@@ -25,6 +57,9 @@ def start(count, arguments, *, devices=8, module='actfocus_jax.train'):
     arguments: Of the command.
     devices: Of all processes together.
     module: The command.
+    before: Code that runs in each process before the command.
+    code: Runs instead of a command.
+    own: By the index of a process: more arguments of its own.
 
   Returns:
     The processes; their output is text, stdout and stderr in one.
@@ -36,8 +71,10 @@ def start(count, arguments, *, devices=8, module='actfocus_jax.train'):
     'XLA_FLAGS': flag,
     'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.jax_cache'),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3',
+    'PYTHONPATH': f'{ROOT}:{ROOT}/tests',
   }
   port = free_port()
+  what = ['-c', f'{_KEEP}{before}{code or _RUN}', *([] if code else [module])]
   started = []
   for i in range(count):
     who = [
@@ -45,9 +82,10 @@ def start(count, arguments, *, devices=8, module='actfocus_jax.train'):
       f'--num_processes={count}',
       f'--process_id={i}',
     ]
+    each = [*map(str, arguments), *(own or {}).get(i, [])]
     started.append(
       subprocess.Popen(
-        [sys.executable, '-u', '-m', module, *arguments, *(who * (count > 1))],
+        [sys.executable, '-u', *what, *each, *(who * (count > 1))],
         cwd=ROOT,
         env=environ,
         stdout=subprocess.PIPE,
@@ -73,6 +111,13 @@ def finish(started, timeout=TIMEOUT):
     (one.returncode, output)
     for one, output in zip(started, outputs, strict=True)
   ]
+
+
+def finished(started, timeout=TIMEOUT):
+  """The output of each; all must end well."""
+  done = finish(started, timeout)
+  assert [code for code, _ in done] == [0] * len(done), done
+  return [output for _, output in done]
 
 
 def wait_for(condition, started, timeout=TIMEOUT):

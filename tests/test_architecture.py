@@ -22,7 +22,7 @@ ALLOWED = {
   'parallel': ('run.interrupt', 'run.refusals'),
   'agent': ('model', 'envs', 'parallel', 'algorithm.trajectory'),
   'learner': ('model', 'parallel', 'algorithm'),
-  'report': ('algorithm',),
+  'report': ('algorithm', 'run.storage'),
   # A command with rooms of its own, which nobody imports.
   'aot': (
     'agent',

@@ -10,15 +10,36 @@ import pytest
 pytestmark = pytest.mark.slow
 
 # The quick start with a shorter warm start and smaller evaluations.
-SHORTER = (
-  '--config.eval.prompts=8',
-  '--config.eval.members=2',
-  '--config.eval.save=2',
-  '--config.eval.every=0',
-  '--config.checkpoint.every=2',
-  '--config.warm_start.episodes=128',
-  '--config.warm_start.steps=60',
-)
+SHORTER = {
+  'eval.prompts': 8,
+  'eval.members': 2,
+  'eval.save': 2,
+  'eval.every': 0,
+  'checkpoint.every': 2,
+  'warm_start.episodes': 64,
+  'warm_start.steps': 20,
+  'mesh.fsdp': 2,
+}
+# For what does not look at numbers: a run of steps that take no time.
+SMALL = SHORTER | {
+  'mesh.fsdp': 1,
+  'env.options.success_probability': 1.0,
+  'limits.turns': 2,
+  'limits.context': 224,
+  'limits.response_tokens': 24,
+  'rollout.prompts': 2,
+  'rollout.members': 2,
+  'rollout.lengths': '()',
+  'selection.ratio': 1.0,
+  'selection.patience': 1000,
+  'learner.minibatch': 4,
+  'learner.microbatch': 0,
+  'learner.self_check': False,
+  'eval.prompts': 2,
+  'eval.save': 0,
+  'warm_start.batch': 8,
+  'warm_start.hidden_size': 32,
+}
 # Of the clock, or of what rounding makes of it.
 NOT_COMPARED = ('time/', 'seconds', 'per_second', 'compiles', 'share_of')
 
@@ -28,22 +49,22 @@ def place(tmp_path_factory):
   return tmp_path_factory.mktemp('several')
 
 
-def command(place, name, steps, *more):
+def command(place, name, steps, config=SHORTER):
+  fields = config | {
+    'warm_start.cache': place / 'warm_starts',
+    'num_steps': steps,
+  }
   return [
     '--config=configs/quickstart.py',
-    *SHORTER,
-    f'--config.warm_start.cache={place / "warm_starts"}',
-    f'--config.num_steps={steps}',
-    '--config.mesh.fsdp=2',
+    *(f'--config.{field}={value}' for field, value in fields.items()),
     f'--workdir={place / name}',
-    *more,
   ]
 
 
-def train(count, arguments):
-  done = processes.finish(processes.start(count, arguments))
-  assert [code for code, _ in done] == [0] * count, done
-  return [output for _, output in done]
+def start_small(place, name, *, before=processes.IMPATIENT, **others):
+  """Two processes of one device each, in a run that does not end by itself."""
+  arguments = command(place, name, 10_000, SMALL | others)
+  return processes.start(2, arguments, devices=2, before=before)
 
 
 def rows(workdir, name='metrics.jsonl'):
@@ -56,14 +77,15 @@ def rows(workdir, name='metrics.jsonl'):
 @pytest.fixture(scope='module')
 def alone(place):
   """One process of eight devices; also makes the warm start."""
-  train(1, command(place, 'alone', 3))
+  processes.finished(processes.start(1, command(place, 'alone', 3)))
   return place / 'alone'
 
 
 @pytest.fixture(scope='module')
 def together(place, alone):
   """Two processes of four devices each, and what they printed."""
-  outputs = train(2, command(place, 'together', 3))
+  started = processes.start(2, command(place, 'together', 3))
+  outputs = processes.finished(started)
   return place / 'together', outputs
 
 
@@ -94,58 +116,88 @@ def test_only_the_first_process_talks_and_writes(together):
   assert len(rows(workdir)) == 3
 
 
-def test_death_of_a_process_ends_the_other_and_the_run_goes_on(place, together):
-  workdir, _ = together
-  started = processes.start(2, command(place, 'together', 200))
-  processes.wait_for(lambda: len(rows(workdir)) >= 6, started)
+def last_checkpoint(workdir):
+  names = (folder.name for folder in (workdir / 'checkpoints').iterdir())
+  return max(int(name) for name in names if name.isdigit())
+
+
+@pytest.fixture(scope='module')
+def killed(place):
+  """A run of two, one of which was killed; how the other ended, and when."""
+  started = start_small(place, 'small')
+  workdir = place / 'small'
+  processes.wait_for(lambda: len(rows(workdir)) >= 4, started)
   started[1].kill()
   begin = time.monotonic()
-  (code, output), _ = processes.finish(started, timeout=90)
-  assert code not in (0, None)
-  assert time.monotonic() - begin < 60
-  last = output.partition('train 6/200')[2]
-  assert 'another task died' in last or 'Gloo' in last
+  first, _ = processes.finish(started, timeout=90)
+  return workdir, first, time.monotonic() - begin
 
+
+def test_death_of_a_process_ends_the_other(killed):
+  workdir, (code, output), seconds = killed
+  assert code not in (0, None)
+  assert seconds < 30  # Its heartbeat is waited for 6 seconds here, else 30.
+  assert 'another task died' in output or 'Gloo' in output
   steps = [row['step'] for row in rows(workdir)]
-  last = max(
-    int(d.name) for d in (workdir / 'checkpoints').iterdir() if d.name.isdigit()
-  )
-  assert last >= 4
-  train(2, command(place, 'together', last + 1))
-  assert [row['step'] for row in rows(workdir)] == list(range(1, last + 2))
   assert steps == list(range(1, len(steps) + 1))
 
 
-def test_a_signal_to_one_process_saves_and_ends_both(place, together):
-  workdir, _ = together
-  before = len(rows(workdir))
-  started = processes.start(2, command(place, 'together', 200))
-  processes.wait_for(lambda: len(rows(workdir)) >= before + 1, started)
+def test_it_goes_on_until_a_signal_to_one_saves_and_ends_both(place, killed):
+  workdir, _, _ = killed
+  before, there = last_checkpoint(workdir), len(rows(workdir))
+  assert 2 <= before <= there
+  started = start_small(place, 'small', **{'checkpoint.every': 10_000})
+  processes.wait_for(lambda: len(rows(workdir)) > there, started)
   started[1].send_signal(signal.SIGTERM)
   (code, output), (second, _) = processes.finish(started)
   assert (code, second) == (143, 143), output
+  assert f'Going on from step {before}' in output
   done = len(rows(workdir))
-  assert f'Stopped by SIGTERM after step {done} of 200, saved' in output
-  assert (workdir / 'checkpoints' / str(done)).is_dir()
+  assert [row['step'] for row in rows(workdir)] == list(range(1, done + 1))
+  assert f'Stopped by SIGTERM after step {done} of 10000, saved' in output
+  assert done > there and last_checkpoint(workdir) == done
 
 
-def test_processes_with_other_configs_are_refused(place, together):
-  first = command(place, 'other', 3)
-  port = processes.free_port()
+STOPS = """
+import os, signal, sys
+from actfocus_jax.learner import supervised
+_step = supervised.step
+def step(*arguments, **more):
+  os.kill(os.getpid(), signal.SIGTERM)
+  return _step(*arguments, **more)
+if '--process_id=1' in sys.argv:
+  supervised.step = step
+"""
 
-  def who(i):
-    return [
-      f'--coordinator=localhost:{port}',
-      '--num_processes=2',
-      f'--process_id={i}',
-    ]
 
-  started = [
-    *processes.start(1, [*first, *who(0)], devices=4),
-    *processes.start(1, [*first, '--config.seed=5', *who(1)], devices=4),
+def test_a_signal_in_the_warm_start_of_one_ends_both(place):
+  steps = {'warm_start.steps': 100_000}
+  started = start_small(
+    place, 'stopped', before=processes.IMPATIENT + STOPS, **steps
+  )
+  (first, _), (code, output) = processes.finish(started, timeout=90)
+  assert code == 143
+  assert 'Stopped by SIGTERM during the warm start' in output
+  assert first not in (0, None)
+
+
+def test_what_one_process_refuses_both_refuse(place, tmp_path):
+  """With other configs, and where something is wrong on one machine."""
+  file = tmp_path / 'file'
+  file.touch()
+  cases = {
+    '--config.seed=5': 'seed is 0 in process 0 and 5 in process 1',
+    f'--workdir={file}': f'process 1: --workdir is {file}, which is a file.',
+  }
+  pairs = [
+    processes.start(
+      2, command(place, 'other', 3), devices=2, own={1: [argument]}
+    )
+    for argument in cases
   ]
-  done = processes.finish(started)
-  for code, output in done:
-    assert code == 2
-    assert 'seed is 0 in process 0 and 5 in process 1' in output
+  for pair, sentence in zip(pairs, cases.values(), strict=True):
+    for code, output in processes.finish(pair):
+      assert code == 2
+      errors = [line for line in output.splitlines() if 'error:' in line]
+      assert len(errors) == 1 and sentence in errors[0]
   assert not (place / 'other').exists()

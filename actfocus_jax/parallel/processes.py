@@ -5,6 +5,8 @@ episodes and hold replicated metrics, so nearly everything that steers the loop
 is equal by construction; what only one of them knows (a signal, the answer of
 an environment, a file) goes through `exchange`. A process that dies ends the
 others: JAX's coordination service misses its heartbeat, or a collective fails.
+One that is slow (it fetches a model, or plays at random for the chance level)
+is waited for as long as it lives.
 
 A single process passes through here without a collective.
 """
@@ -12,10 +14,12 @@ A single process passes through here without a collective.
 import contextlib
 import os
 import pickle
+import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +30,10 @@ from actfocus_jax.run import interrupt, refusals
 
 # A process that is silent for so long is dead, in seconds.
 _HEARTBEAT_TIMEOUT = 30
+# In so many seconds all must have come: machines of a cluster may start minutes
+# apart. It is told what one waits for after the second number.
+_JOIN_WITHIN = 300.0
+_TELL_AFTER = 15.0
 _FRAME_BYTES = 1024
 _LENGTH_BYTES = 4
 # Seconds that process 0 stays when all processes end with the same sentence:
@@ -34,34 +42,6 @@ _LINGER = 5.0
 
 
 # --- Starting and ending -----------------------------------------------------
-
-
-def several(environ: Mapping[str, str] = os.environ) -> str | None:
-  """What says that this process is one of several, or None.
-
-  Only what a cluster sets for the processes that it starts together is looked
-  at; a machine of a pod that is logged into is not one of them. A pod of an
-  indexed Kubernetes Job may or may not be, so it has to be told.
-
-  Args:
-    environ: Of this process.
-
-  Returns:
-    The name of the cluster, for people.
-  """
-  tasks = {
-    'Slurm': ('SLURM_STEP_NODELIST', 'SLURM_NTASKS'),
-    'Open MPI': ('OMPI_MCA_orte_hnp_uri', 'OMPI_COMM_WORLD_SIZE'),
-    'Open MPI 5': ('PMIX_NAMESPACE', 'OMPI_COMM_WORLD_SIZE'),
-  }
-  for name, (mark, count) in tasks.items():
-    if mark in environ and int(environ.get(count, '1')) > 1:
-      return name
-  if ',' in environ.get('TPU_WORKER_HOSTNAMES', ''):
-    return 'a TPU pod'
-  if int(environ.get('MEGASCALE_NUM_SLICES', '1')) > 1:
-    return 'several TPU slices'
-  return None
 
 
 def start(
@@ -79,17 +59,47 @@ def start(
     process_id: Which one this is, from 0.
 
   Raises:
-    RuntimeError: When the others do not come, from JAX.
-    ValueError: When nothing tells who the others are, from JAX.
+    ValueError: When nothing tells who the others are, from JAX. When the others
+      do not come the process ends with one sentence: JAX would abort it.
   """
-  jax.distributed.initialize(
-    coordinator_address=coordinator,
-    num_processes=num_processes,
-    process_id=process_id,
-    heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
-  )
+  where = f' at {coordinator}' if coordinator else ''
+  come, on_sigterm = threading.Event(), signal.getsignal(signal.SIGTERM)
+  threading.Thread(target=_expect, args=(come, where), daemon=True).start()
+  try:
+    jax.distributed.initialize(
+      coordinator_address=coordinator,
+      num_processes=num_processes,
+      process_id=process_id,
+      initialization_timeout=int(_JOIN_WITHIN) + 60,
+      heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
+    )
+  finally:
+    come.set()
+  # JAX took the signal, for a notice that nobody here asks it about.
+  signal.signal(signal.SIGTERM, on_sigterm)
   if not is_first():  # One of them talks; all of them may complain.
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
+
+
+def _expect(come: threading.Event, where: str):
+  """Ends this process unless the others come; a thread of its own."""
+  if come.wait(_TELL_AFTER):
+    return
+  print(
+    f'Waiting for the other processes{where}, {_JOIN_WITHIN:g} s at most.',
+    file=sys.stderr,
+    flush=True,
+  )
+  if come.wait(_JOIN_WITHIN - _TELL_AFTER):
+    return
+  print(
+    f'error: not all processes came{where} within {_JOIN_WITHIN:g} s. Look at '
+    'the output of each: one that was refused or killed says so. If none was, '
+    'can all reach process 0, and do they agree on how many they are?',
+    file=sys.stderr,
+    flush=True,
+  )
+  os._exit(1)
 
 
 @contextlib.contextmanager
@@ -186,6 +196,36 @@ def first_said(value: Any) -> Any:
 def of_first(value: Any) -> Any:
   """What process 0 has; a collective."""
   return exchange(value)[0]
+
+
+def of_all(values: Sequence[Any]) -> list[Any]:
+  """Those of the first process's values that all have; a collective."""
+  first, *others = exchange(list(values))
+  return [v for v in first if all(v in other for other in others)]
+
+
+@contextlib.contextmanager
+def refusing_alike() -> Iterator[None]:
+  """What one process refuses inside, all refuse; a collective when it is left.
+
+  There is none inside: a process that refuses would not come to it. Whatever
+  else is raised goes through, and ends this process and so the others.
+
+  Raises:
+    Refused: In all processes, with the sentence of the first that refuses.
+  """
+  refusal = None
+  try:
+    yield
+  except refusals.Refused as error:
+    if count() == 1:
+      raise
+    refusal = error
+  told = exchange(None if refusal is None else str(refusal))
+  who = next((i for i, said in enumerate(told) if said is not None), None)
+  if who is not None:
+    prefix = '' if len(set(told)) == 1 else f'process {who}: '
+    raise refusals.Refused(prefix + told[who])
 
 
 def check_equal(value: Any, what: str, allowed: str):

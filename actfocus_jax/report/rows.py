@@ -1,27 +1,21 @@
 """Reads the JSON-lines files of a run, also while the run is writing them."""
 
-import importlib.util
 import json
 import pathlib
 from typing import Any
 
+from actfocus_jax.run import storage
+
 
 def place(path: str | pathlib.Path) -> pathlib.Path:
-  """Returns a path as such: a `pathlib.Path`, or for gs:// an `epath.Path`.
+  """Returns a path as such; a string is read as `storage.path` reads it.
 
   Raises:
     ValueError: for gs:// where the package for buckets is missing.
   """
   if isinstance(path, pathlib.PurePath):
     return path
-  if not path.startswith('gs://'):
-    return pathlib.Path(path)
-  if importlib.util.find_spec('gcsfs') is None:
-    raise ValueError(f'{path} needs a package more: pip install gcsfs')
-  # Imported late: it is for buckets only.
-  from etils import epath
-
-  return epath.Path(path)
+  return storage.path(path, 'the place')
 
 
 def read(path: str | pathlib.Path) -> list[dict[str, Any]]:

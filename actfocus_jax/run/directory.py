@@ -62,7 +62,7 @@ class RunDirectory:
     *,
     writes: bool = True,
   ):
-    """Makes the directory, locks it, writes the config and what it starts from.
+    """Makes the directory and locks it; says nothing to other processes.
 
     Args:
       path: Checked before by `command.check_workdir`.
@@ -77,6 +77,7 @@ class RunDirectory:
         from another model; nothing has been written then.
     """
     self._path, self._writes, self._c = path, writes, c
+    self._model, self.changes = model, []
     self._lock = None
     if writes:
       path.mkdir(parents=True, exist_ok=True)
@@ -92,15 +93,21 @@ class RunDirectory:
     try:
       if (path / 'model.json').exists():
         check_model(path, model)
-      self.changes = self._note_changes(model)
-      self.write('model.json', model)
-      self.write('config.json', settings.to_json(c))
     except BaseException:  # Nobody would leave the context that is not entered.
       self._unlock()
       raise
 
   def __enter__(self) -> 'RunDirectory':
-    """Returns itself."""
+    """Writes the config and what the run starts from; returns itself."""
+    try:
+      # Processes meet where the checkpoints are opened, so all do it here.
+      latest = self._checkpoints.latest_step()
+      self.changes = self._note_changes(latest)
+      self.write('model.json', self._model)
+      self.write('config.json', settings.to_json(self._c))
+    except BaseException:
+      self._unlock()
+      raise
     return self
 
   def __exit__(self, *exception):
@@ -176,16 +183,17 @@ class RunDirectory:
       if int(file.stem.removeprefix('step_')) >= step:
         file.unlink()
 
-  def _note_changes(self, model: dict[str, str]) -> list[str]:
+  def _note_changes(self, latest: int | None) -> list[str]:
     """Notes what differs from the config before; it is still in its place."""
     file = self._path / 'config.json'
     if not self._writes or not file.exists():
       return []
     changed = continuing.changed(
-      json.loads(file.read_text()), self._c, commit=model.get('commit', '')
+      json.loads(file.read_text()),
+      self._c,
+      commit=self._model.get('commit', ''),
     )
-    latest = self._checkpoints.latest_step() if changed else None
-    if latest is not None:
+    if changed and latest is not None:
       rows = metrics.read(self._path / _CHANGES)
       row = {'step': latest, 'changed': changed}
       # It is there where a kill left the row but not the new config.json.
@@ -263,6 +271,29 @@ def check_model(path: pathlib.Path, model: dict[str, str]):
     )
 
 
+def check_checkpoints(path: pathlib.Path, step: int | None):
+  """Refuses a run directory without checkpoints, with no word to others.
+
+  Args:
+    path: The run directory.
+    step: What is wanted, as of `restore_part`.
+
+  Raises:
+    Refused: One sentence.
+  """
+  if not (path / 'checkpoints').is_dir():
+    raise _missing(path, step, [])
+
+
+def _missing(
+  path: pathlib.Path, step: int | None, steps: list[int]
+) -> settings.Refused:
+  there = ', '.join(map(str, steps)) or 'none'
+  return settings.Refused(
+    f'--step is {step}, but the checkpoints in {path} are: {there}.'
+  )
+
+
 def restore_part(
   path: pathlib.Path,
   part,
@@ -290,10 +321,7 @@ def restore_part(
   wanted = step if step is not None else max(steps, default=None)
   if wanted not in steps:
     checkpoints.close()
-    there = ', '.join(map(str, steps)) or 'none'
-    raise settings.Refused(
-      f'--step is {step}, but the checkpoints in {path} are: {there}.'
-    )
+    raise _missing(path, step, steps)
   part, _ = checkpoints.restore(wanted, part)
   checkpoints.close()
   return wanted, part

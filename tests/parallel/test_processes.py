@@ -1,6 +1,8 @@
 """What a process knows of the others; collectives are tested by whole runs."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from actfocus_jax.agent import host
-from actfocus_jax.parallel import processes
+from actfocus_jax.parallel import clusters, processes
 from actfocus_jax.run import refusals
 
 SLURM = {'SLURM_STEP_NODELIST': 'n[1-2]', 'SLURM_NTASKS': '2'}
@@ -35,7 +37,7 @@ SLURM = {'SLURM_STEP_NODELIST': 'n[1-2]', 'SLURM_NTASKS': '2'}
   ],
 )
 def test_a_cluster_is_known_by_what_it_sets(environ, found):
-  assert processes.several(environ) == found
+  assert clusters.several(environ) == found
 
 
 def test_one_process_exchanges_with_itself():
@@ -150,3 +152,82 @@ with processes.leaving():
 def test_one_process_raises_as_ever():
   with pytest.raises(refusals.Refused), processes.leaving():
     raise refusals.Refused('no')
+
+
+def test_one_process_refuses_as_ever():
+  told = pytest.raises(refusals.Refused, match='^no$')
+  with told, processes.refusing_alike():
+    raise refusals.Refused('no')
+
+
+@pytest.mark.parametrize(
+  ('own', 'others', 'told'),
+  [
+    ('no', 'no', 'no'),
+    ('no', None, 'process 0: no'),
+    (None, 'never', 'process 1: never'),
+    ('no', 'never', 'process 0: no'),
+  ],
+)
+def test_what_one_refuses_all_refuse(monkeypatch, own, others, told):
+  as_process(monkeypatch, 0, others)
+  refused = pytest.raises(refusals.Refused, match=f'^{told}$')
+  with refused, processes.refusing_alike():
+    if own:
+      raise refusals.Refused(own)
+
+
+def test_where_nobody_refuses_all_go_on(monkeypatch):
+  as_process(monkeypatch, 0, None)
+  with processes.refusing_alike():
+    pass
+  # A failure is not talked about: the others end with this process.
+  monkeypatch.setattr(processes, 'exchange', lambda value: pytest.fail('talks'))
+  with pytest.raises(OSError, match='disk'), processes.refusing_alike():
+    raise OSError('disk')
+
+
+def test_what_all_have_is_what_the_first_has_of_it(monkeypatch):
+  said_by(monkeypatch, [1, 2, 3], [3, 2], [2, 3, 4])
+  assert processes.of_all([1, 2, 3]) == [2, 3]
+
+
+def alone(code):
+  """What a process says that starts with others or without, and its code."""
+  with socket.socket() as made:
+    made.bind(('localhost', 0))
+    port = made.getsockname()[1]
+  begin = f"""
+import os, signal, time
+from actfocus_jax.parallel import processes
+processes._JOIN_WITHIN, processes._TELL_AFTER = 2.0, 1.0
+def start(count, index):
+  processes.start(
+    coordinator='localhost:{port}', num_processes=count, process_id=index
+  )
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', begin + code],
+    capture_output=True,
+    text=True,
+    env={**os.environ, 'PYTHONPATH': os.getcwd()},
+    timeout=60,
+  )
+  return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize('index', [0, 1])
+def test_who_waits_for_nobody_says_so_and_ends(index):
+  code, said = alone(f'start(2, {index})')
+  assert code == 1
+  first, last = said.strip().splitlines()[-2:]
+  assert first.startswith('Waiting for the other processes at localhost:')
+  assert first.endswith(', 2 s at most.')
+  assert last.startswith('error: not all processes came at localhost:')
+  assert 'Look at the output of each' in last
+
+
+def test_sigterm_means_after_joining_what_it_meant_before():
+  kill = 'os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)'
+  code, _ = alone(f'start(1, 0); {kill}')
+  assert code == -signal.SIGTERM

@@ -1,46 +1,41 @@
 """A checkpoint of two processes is that of one, and the other way round."""
 
-import os
-import pathlib
-import socket
-import subprocess
-import sys
-
+import processes
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SECONDS = 90  # for what takes 5
 
-# what, folder, fsdp, tensor, [coordinator, index]
+# what, folder, shapes of meshes as 4x2,4x1, and which process of several
 _PROCESS = """
 import sys
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-what, folder, fsdp, tensor, *where = sys.argv[1:]
-if where:
-  jax.distributed.initialize(where[0], 2, int(where[1]))
+what, folder, shapes, *who = sys.argv[1:]
+if who:
+  coordinator, count, index = (flag.partition('=')[2] for flag in who)
+  jax.distributed.initialize(coordinator, int(count), int(index))
   assert jax.process_count() == 2 and len(jax.local_devices()) == 4
 from actfocus_jax.run import checkpoint, directory, settings
 
-fsdp, tensor = int(fsdp), int(tensor)
-mesh = jax.make_mesh(
-  (fsdp, tensor),
-  ('fsdp', 'tensor'),
-  axis_types=(jax.sharding.AxisType.Auto,) * 2,
-  devices=jax.devices()[: fsdp * tensor],
-)
-
-def leaf(shape, spec, seed):
+def leaf(mesh, shape, spec, seed):
   rng = np.random.default_rng(seed)
   whole = rng.standard_normal(shape).astype(np.float32)
   return whole, NamedSharding(mesh, spec)
 
-leaves = {
-  'matrix': leaf((16, 8), P('fsdp', 'tensor'), 0),
-  'norm': leaf((8,), P(), 1),
-  'rows': leaf((32, 4), P('fsdp'), 2),
-}
-def abstract():
+def leaves_on(fsdp, tensor):
+  mesh = jax.make_mesh(
+    (fsdp, tensor),
+    ('fsdp', 'tensor'),
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
+    devices=jax.devices()[: fsdp * tensor],
+  )
+  return {
+    'matrix': leaf(mesh, (16, 8), P('fsdp', 'tensor'), 0),
+    'norm': leaf(mesh, (8,), P(), 1),
+    'rows': leaf(mesh, (32, 4), P('fsdp'), 2),
+  }
+
+def abstract(leaves):
   return {
     name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
     for name, (x, s) in leaves.items()
@@ -53,65 +48,42 @@ def run_directory():
     pathlib.Path(folder), c, {'sha256': ''}, writes=jax.process_index() == 0
   )
 
-if what == 'save':
+def save(leaves):
   state = {
     name: jax.make_array_from_callback(x.shape, s, lambda i, x=x: x[i])
     for name, (x, s) in leaves.items()
   }
   with run_directory() as run:
-    assert run.restore(abstract()) == (None, 10_000)
+    assert run.restore(abstract(leaves)) == (None, 10_000)
     for step in (1, 2, 3):
       run.metrics.append({'step': step})
       run.save(step, state, step / 10, 10_000 + 8 * step)
-else:
+def read(leaves):
   with run_directory() as run:
-    state, seed = run.restore(abstract())
+    state, seed = run.restore(abstract(leaves))
   assert seed == 10_024
   for name, (x, s) in leaves.items():
     assert state[name].sharding == s
     for shard in state[name].addressable_shards:
       np.testing.assert_array_equal(shard.data, x[shard.index])
-  print('read', jax.process_index(), jax.device_count())
+
+for shape in shapes.split(','):
+  {'save': save, 'read': read}[what](leaves_on(*map(int, shape.split('x'))))
+  print(what, shape, 'in process', jax.process_index())
 """
 
 
-def start(devices, *arguments):
-  flag = f'--xla_force_host_platform_device_count={devices}'
-  environment = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flag}
-  return subprocess.Popen(
-    [sys.executable, '-c', _PROCESS, *map(str, arguments)],
-    cwd=ROOT,
-    env=os.environ | environment,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
-def finish(*processes):
-  try:
-    told = [process.communicate(timeout=SECONDS) for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-  for process, (_, err) in zip(processes, told, strict=True):
-    assert process.returncode == 0, err
-  return ''.join(out for out, _ in told)
-
-
-def two_processes(what, folder):
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    coordinator = f'localhost:{free.getsockname()[1]}'
-  return finish(
-    *(start(4, what, folder, 4, 2, coordinator, index) for index in (0, 1))
-  )
+def run(count, what, folder, *shapes):
+  """What processes of eight devices together print while they save or read."""
+  arguments = (what, folder, ','.join(shapes))
+  started = processes.start(count, arguments, code=_PROCESS)
+  return ''.join(processes.finished(started, SECONDS))
 
 
 @pytest.fixture(scope='module')
 def by_two(tmp_path_factory):
   folder = tmp_path_factory.mktemp('by_two')
-  two_processes('save', folder)
+  run(2, 'save', folder, '4x2')
   return folder
 
 
@@ -124,12 +96,13 @@ def test_two_processes_leave_one_run(by_two):
   assert lines == [f'{{"step": {step}}}' for step in (1, 2, 3)]
 
 
-@pytest.mark.parametrize('shape', [(4, 2), (4, 1), (1, 2), (1, 1)])
-def test_one_process_reads_what_two_wrote(by_two, shape):
-  assert 'read 0 8' in finish(start(8, 'read', by_two, *shape))
+def test_one_process_reads_what_two_wrote(by_two):
+  shapes = ('4x2', '4x1', '1x2', '1x1')
+  told = run(1, 'read', by_two, *shapes)
+  assert all(f'read {shape} in process 0' in told for shape in shapes)
 
 
 def test_two_processes_read_what_one_wrote(tmp_path):
-  finish(start(8, 'save', tmp_path, 4, 2))
-  told = two_processes('read', tmp_path)
-  assert 'read 0 8' in told and 'read 1 8' in told
+  run(1, 'save', tmp_path, '4x2')
+  told = run(2, 'read', tmp_path, '4x2')
+  assert all(f'read 4x2 in process {i}' in told for i in (0, 1))

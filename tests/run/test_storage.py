@@ -239,7 +239,7 @@ def test_a_directory_that_cannot_be_opened_is_not_held(
 
   with monkeypatch.context() as patch, pytest.raises(error):
     patch.setattr(directory.RunDirectory, 'write', fail)
-    opened(tmp_path)
+    opened(tmp_path).__enter__()
   assert held
   opened(tmp_path).__exit__()
 

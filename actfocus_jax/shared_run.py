@@ -1,0 +1,89 @@
+"""The run directory of several processes: one writes, all must see it."""
+
+import pathlib
+import time
+import uuid
+
+import ml_collections
+
+from actfocus_jax.parallel import processes
+from actfocus_jax.run import directory, settings, storage
+
+# Seconds in which a shared directory must show what another process wrote.
+_SEEN_WITHIN = 40.0
+
+
+def open_run(
+  workdir: pathlib.Path, c: ml_collections.ConfigDict, model: dict[str, str]
+) -> directory.RunDirectory:
+  """Opens the run directory in every process; the first one writes.
+
+  Args:
+    workdir: Of the run.
+    c: The config.
+    model: As of RunDirectory, the same in all processes.
+
+  Returns:
+    The run directory.
+
+  Raises:
+    Refused: In all processes: as of RunDirectory, or when they do not all see
+      the directory.
+  """
+  if processes.count() > 1:
+    check_shared(workdir)
+  with processes.refusing_alike():
+    return directory.RunDirectory(
+      workdir, c, model, writes=processes.is_first()
+    )
+
+
+def check_shared(workdir: pathlib.Path):
+  """Refuses a directory that not all processes see, before they wait in it.
+
+  The first writes a file of a name that nobody else has, so it asks for no
+  lease: it disturbs no run that holds one, and no other that is looking.
+
+  Args:
+    workdir: Made if need be.
+
+  Raises:
+    Refused: One sentence, in all processes.
+  """
+  # Processes meet where they open checkpoints, so all must see them or none.
+  name, some = processes.of_first(
+    (f'.processes-{uuid.uuid4().hex}', (workdir / 'checkpoints').is_dir())
+  )
+  mark = workdir / name
+  try:
+    if processes.is_first():
+      workdir.mkdir(parents=True, exist_ok=True)
+      storage.write(mark, name)
+    processes.exchange(None)  # It is written.
+    seen = processes.exchange(_is_seen(mark, name, some))
+  finally:
+    if processes.is_first():
+      mark.unlink(missing_ok=True)
+  if not all(seen):
+    raise settings.Refused(
+      f'--workdir is {workdir}, of which process {seen.index(False)} does not '
+      'see what process 0 writes there; allowed: a directory that all '
+      'processes share, or gs://BUCKET/FOLDER.'
+    )
+
+
+def _is_seen(mark: pathlib.Path, word: str, some: bool) -> bool:
+  """Looks for a while, as a network's file system needs."""
+  end = time.monotonic() + _SEEN_WITHIN
+  while not (
+    mark.exists()
+    and mark.read_text() == word
+    and (mark.parent / 'checkpoints').is_dir() == some
+  ):
+    if time.monotonic() > end:
+      return False
+    for folder in (mark.parent.parent, mark.parent):
+      if folder.exists():
+        list(folder.iterdir())  # Asks such a system anew.
+    time.sleep(1.0)
+  return True
