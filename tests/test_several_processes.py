@@ -50,12 +50,12 @@ def place(tmp_path_factory):
 
 
 def command(place, name, steps, config=SHORTER):
-  fields = config | {
+  fields = {
     'warm_start.cache': place / 'warm_starts',
     'num_steps': steps,
-  }
+  } | config
   return [
-    '--config=configs/quickstart.py',
+    f'--config={processes.ROOT / "configs" / "quickstart.py"}',
     *(f'--config.{field}={value}' for field, value in fields.items()),
     f'--workdir={place / name}',
   ]
@@ -75,23 +75,20 @@ def rows(workdir, name='metrics.jsonl'):
 
 
 @pytest.fixture(scope='module')
-def alone(place):
-  """One process of eight devices; also makes the warm start."""
-  processes.finished(processes.start(1, command(place, 'alone', 3)))
-  return place / 'alone'
+def quick_start(place):
+  """One process of eight devices, and two of four; what the two printed.
 
-
-@pytest.fixture(scope='module')
-def together(place, alone):
-  """Two processes of four devices each, and what they printed."""
-  started = processes.start(2, command(place, 'together', 3))
-  outputs = processes.finished(started)
-  return place / 'together', outputs
+  Both at a time, for they wait a lot: one makes the warm start for all.
+  """
+  one = processes.start(1, command(place, 'alone', 3))
+  two = processes.start(2, command(place, 'together', 3))
+  processes.finished(one)
+  return place / 'alone', place / 'together', processes.finished(two)
 
 
 @pytest.mark.parametrize('name', ['metrics.jsonl', 'eval.jsonl'])
-def test_two_processes_make_the_run_of_one(alone, together, name):
-  workdir, _ = together
+def test_two_processes_make_the_run_of_one(quick_start, name):
+  alone, workdir, _ = quick_start
   ours, theirs = rows(workdir, name), rows(alone, name)
   assert len(ours) == len(theirs) == {'metrics.jsonl': 3, 'eval.jsonl': 2}[name]
   for our, their in zip(ours, theirs, strict=True):
@@ -106,8 +103,8 @@ def test_two_processes_make_the_run_of_one(alone, together, name):
       ), key
 
 
-def test_only_the_first_process_talks_and_writes(together):
-  workdir, (first, second) = together
+def test_only_the_first_process_talks_and_writes(quick_start):
+  _, workdir, (first, second) = quick_start
   assert 'step 3: held-out success' in first
   assert 'The report is in' in first
   assert 'held-out success' not in second and 'The report' not in second
@@ -158,6 +155,7 @@ def test_it_goes_on_until_a_signal_to_one_saves_and_ends_both(place, killed):
   assert done > there and last_checkpoint(workdir) == done
 
 
+# Each process on a disk of its own, where both make the warm start.
 STOPS = """
 import os, signal, sys
 from actfocus_jax.learner import supervised
@@ -165,20 +163,23 @@ _step = supervised.step
 def step(*arguments, **more):
   os.kill(os.getpid(), signal.SIGTERM)
   return _step(*arguments, **more)
-if '--process_id=1' in sys.argv:
+is_second = '--process_id=1' in sys.argv
+if is_second:
   supervised.step = step
+os.mkdir(f'PLACE/{is_second}')
+os.chdir(f'PLACE/{is_second}')
 """
 
 
-def test_a_signal_in_the_warm_start_of_one_ends_both(place):
-  steps = {'warm_start.steps': 100_000}
-  started = start_small(
-    place, 'stopped', before=processes.IMPATIENT + STOPS, **steps
-  )
+def test_a_signal_in_the_warm_start_of_one_ends_both(place, tmp_path):
+  before = processes.IMPATIENT + STOPS.replace('PLACE', str(tmp_path))
+  endless = {'warm_start.steps': 100_000, 'warm_start.cache': 'cache'}
+  started = start_small(place, 'stopped', before=before, **endless)
   (first, _), (code, output) = processes.finish(started, timeout=90)
   assert code == 143
   assert 'Stopped by SIGTERM during the warm start' in output
   assert first not in (0, None)
+  assert not (place / 'stopped').exists()
 
 
 def test_what_one_process_refuses_both_refuse(place, tmp_path):
