@@ -408,6 +408,13 @@ def _sentence(
   if 'before a value for --config' in text:
     return '--config=FILE must stand before --config.section.field=value.'
   text = re.split(r'\b(?:\w+Error|Refused): ', text)[-1]
+  number = re.match(
+    r'flag --config\.(\S+?)=(.*): (invalid literal for int|could not convert)',
+    text,
+  )
+  if number:
+    kind = 'whole number' if 'int' in number[3] else 'number'
+    return f'{number[1]} is {number[2]!r}; allowed: a {kind}.'
   for argument in argv:
     field, value = _field(argument), argument.partition('=')[2]
     is_it = argument.startswith('--config.') and repr(value) in text

@@ -50,7 +50,7 @@ def check():
     return
   if missing:
     raise settings.Refused(
-      f'{" and ".join(missing)} is missing; --coordinator, --num_processes and '
+      f'missing: {", ".join(missing)}; --coordinator, --num_processes and '
       '--process_id go together, or none of them.'
     )
   if _DISTRIBUTED.value == 'off':

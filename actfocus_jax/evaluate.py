@@ -25,6 +25,7 @@ _TEMPERATURE = flags.DEFINE_float(
 )
 flags.declare_key_flag('config')
 flags.declare_key_flag('model_path')
+flags.adopt_module_key_flags(distributed)
 
 
 def main(argv: list[str]):

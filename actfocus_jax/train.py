@@ -24,6 +24,7 @@ _DRY_RUN = flags.DEFINE_bool(
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 flags.declare_key_flag('config')
+flags.adopt_module_key_flags(distributed)
 
 
 def main(argv: list[str]):

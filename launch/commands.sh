@@ -72,3 +72,23 @@ needs_training_flags() {
     esac
   done
 }
+
+# training_flag NAME FLAGS...: the last value of a flag among them.
+training_flag() {
+  local flag value=
+  for flag in "${@:2}"; do
+    case $flag in "$1"=*) value=${flag#*=} ;; esac
+  done
+  printf '%s' "$value"
+}
+
+# check_tpu_type FIELD TYPE: the chips of v5litepod and v6e are known, of others it is the form.
+check_tpu_type() {
+  check "$1" "$2" '[a-z0-9]+-[0-9x-]+' 'a type such as v5litepod-16'
+  case $2 in
+    v5litepod-* | v6e-*)
+      [[ ${2#*-} =~ ^(1|4|8|16|32|64|128|256)$ ]] ||
+        fail "$1 is '$2'; allowed is ${2%%-*}-N with N one of 1, 4, 8, 16, 32, 64, 128, 256"
+      ;;
+  esac
+}

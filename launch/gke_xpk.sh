@@ -79,10 +79,12 @@ image() {
 }
 
 create() {
-  check --tpu-type "$TYPE" '[a-z0-9]+-[0-9x-]+' 'a type such as v5litepod-16'
+  check_tpu_type --tpu-type "$TYPE"
   check --num-slices "$SLICES" '[1-9][0-9]*' '1 or more'
   check --max-restarts "$RESTARTS" '[0-9]+' '0 or more'
   needs_training_flags "$@"
+  # What lies in a pod is lost with it.
+  check --workdir "$(training_flag --workdir "$@")" 'gs://.+|/.+' 'gs://BUCKET/RUN, or the path of a volume that is mounted in every pod'
   # The command becomes a line of a pod's specification, where $(...) would be replaced.
   case "$*" in
     *$'\n'* | *"\$("*) fail "a training flag in '$*' holds a line break or \$(, which a pod's command cannot; allowed is all else" ;;

@@ -79,7 +79,7 @@ create() {
       *) fail "--type (or TPU_TYPE) is '$TYPE'; allowed are v2-N, v3-N, v4-N, v5litepod-N, v5p-N and v6e-N, or another one with --runtime-version" ;;
     esac
   fi
-  check '--type (or TPU_TYPE)' "$TYPE" '[a-z0-9]+-[0-9x]+' 'a type such as v5litepod-16'
+  check_tpu_type '--type (or TPU_TYPE)' "$TYPE"
   local flags=(--accelerator-type="$TYPE" --runtime-version="$RUNTIME")
   # The workers of several nodes learn of each other's slices from the metadata server, as
   # those of one do: JAX and libtpu need no variables set.

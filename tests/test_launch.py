@@ -293,6 +293,7 @@ REFUSED = {
   'status POD --project=-p': ['--project', '-p'],
   'status POD --speed=1': ['--speed=1', '--spot'],
   'status POD -- --x': ['--x', 'status', 'create and run'],
+  'create POD --type=v6e-17': ['--type', 'v6e-17', '64, 128'],
   'create POD': ['--type', 'TPU_TYPE', 'v5litepod-N'],
   'create POD --type=v5e-16': ['--type', 'v5e-16', 'v5litepod-N'],
   'create POD --type=v4-8 --node-count=0': ['--node-count', '0'],

@@ -143,11 +143,17 @@ REFUSED = {
   'create NEW': ['--docker-image', '--base-docker-image'],
   'create NEW --docker-image=i --base-docker-image=b': ['image'],
   'create NEW --base-docker-image=b --script-dir=/none': ['/none'],
+  'create CLUSTER --workload=w --tpu-type=v5litepod-9 -- --config=c': [
+    '--tpu-type',
+    'v5litepod-9',
+  ],
+  'create CLUSTER --workload=w --tpu-type=v6e-16 -- --config=c '
+  '--workdir=runs/x': ['--workdir', 'runs/x', 'gs://BUCKET/RUN'],
   'create NEW --num-slices=0': ['--num-slices', '0'],
   'create NEW --max-restarts=x': ['--max-restarts', 'x'],
   'create NEW --env=A': ['--env=A', '--env=KEY=VALUE'],
   "create CLUSTER --workload=w --tpu-type=v6e-8 -- --config='$(a)' "
-  '--workdir=d': ['$(a)', '$('],
+  '--workdir=/d': ['$(a)', '$('],
 }
 
 

@@ -303,3 +303,10 @@ def test_shellcheck():
     check=False,
   )
   assert result.returncode == 0, result.stdout
+
+
+def test_slurm_explains_itself_anywhere(machine):
+  done = machine.run('slurm.sh', '--help')
+  assert done.returncode == 0 and not done.stderr
+  assert 'sbatch [sbatch options]' in done.stdout
+  assert '#SBATCH' not in done.stdout

@@ -37,7 +37,10 @@ _MESH = flags.DEFINE_enum(
   'it, auto where the config leaves its mesh at the default.',
 )
 _PROMPT = flags.DEFINE_integer(
-  'prompt_tokens', 512, 'Of the opening of an episode, an assumption.'
+  'prompt_tokens',
+  None,
+  'Of the opening of an episode, an assumption; without it 512, or half of the '
+  'context where that is less.',
 )
 _OBSERVATION = flags.DEFINE_integer(
   'observation_tokens', 128, 'Of each later observation, an assumption.'
@@ -188,6 +191,7 @@ def _shape(c: ml_collections.ConfigDict) -> architecture.Config:
 def _workload(c: ml_collections.ConfigDict) -> workload.Workload:
   """How long episodes are, from the flags and the limits of the config."""
   most, turns = c.limits.response_tokens, env_settings.most_turns(c)
+  prompt = min(512, c.limits.context // 2)
   for flag, value, limit in (
     ('--prompt_tokens', _PROMPT.value, c.limits.context - 1),
     ('--observation_tokens', _OBSERVATION.value, c.limits.context - 1),
@@ -197,7 +201,7 @@ def _workload(c: ml_collections.ConfigDict) -> workload.Workload:
     if value is not None and not 1 <= value <= limit:
       raise settings.Refused(f'{flag} is {value}; allowed: 1 to {limit}.')
   return workload.Workload(
-    prompt_tokens=_PROMPT.value,
+    prompt_tokens=_PROMPT.value or prompt,
     observation_tokens=_OBSERVATION.value,
     response_tokens=_RESPONSE.value or most,
     turns=_TURNS.value or turns,

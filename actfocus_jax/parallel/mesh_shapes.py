@@ -134,7 +134,7 @@ def check(wanted: Mapping[str, int], splits: Iterable[Split]) -> None:
     per_slice = math.prod(known[name] for name in AXES)
     slices = math.prod(known[name] for name in DCN)
     near = nearest(wanted, per_slice, slices, splits)
-    hint = _suggested(near, per_slice, slices)
+    hint = _suggested(near, per_slice, slices) if near else hint
   raise ValueError(f'mesh {_written(wanted)} {fault}; {hint}.')
 
 

@@ -14,6 +14,7 @@ A single process passes through here without a collective.
 import contextlib
 import os
 import pickle
+import re
 import signal
 import sys
 import threading
@@ -116,6 +117,13 @@ def leaving() -> Iterator[None]:
       raise
     if isinstance(error, _TOLD):
       print(f'error: {error}', file=sys.stderr)
+    elif is_loss(error):
+      print(
+        'error: another process has ended, or cannot be reached: its own '
+        'output says why. The same command goes on from the last whole '
+        f'checkpoint. ({str(error).splitlines()[0][:200]})',
+        file=sys.stderr,
+      )
     else:
       traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):
@@ -126,6 +134,18 @@ def leaving() -> Iterator[None]:
 
 
 _TOLD = (refusals.Refused, refusals.Halted, interrupt.Stopped)
+
+
+# What the libraries of collectives say when another process does not answer.
+_LOST = re.compile(
+  r'Gloo|NCCL|[Cc]onnection (reset|closed|refused)|[Hh]eartbeat|coordination'
+)
+
+
+def is_loss(error: BaseException) -> bool:
+  """Whether it says that a collective had nobody to talk to."""
+  is_jax = isinstance(error, jax.errors.JaxRuntimeError)
+  return is_jax and bool(_LOST.search(str(error)))
 
 
 def _code(error: BaseException) -> int:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -147,6 +148,19 @@ with processes.leaving():
     assert done.returncode == exit_code
     assert done.stderr.endswith(said)
     assert 'waited' not in done.stdout
+
+
+@pytest.mark.parametrize(
+  ('error', 'is_it'),
+  [
+    (jax.errors.JaxRuntimeError('UNKNOWN: Gloo AllGather failed: ...'), True),
+    (jax.errors.JaxRuntimeError('Connection reset by peer'), True),
+    (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory'), False),
+    (OSError('Connection reset by peer'), False),
+  ],
+)
+def test_the_loss_of_another_process_is_known(error, is_it):
+  assert processes.is_loss(error) is is_it
 
 
 def test_one_process_raises_as_ever():
