@@ -28,7 +28,7 @@ def scale(points: Sequence[dict[str, Any]], path: pathlib.Path):
   _time(time, points)
   drawn.suptitle(
     'Qwen2.5-3B, PPO on Sokoban: bounds from programs compiled for chips that '
-    'were not there; nothing here was measured',
+    'were not there; of these times only the host was measured',
     fontsize=11,
   )
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -77,7 +77,7 @@ class Line:
 LINES = (
   Line("v5p, the paper's batch", 'v5p', (1, 4, 16, 64, 256, 1024), False),
   Line('v5p, batch grows', 'v5p', (8, 64, 512, 4096), True),
-  Line('v5e, batch grows', 'v5e', (16, 256, 512, 4096), True),
+  Line('v5e, batch grows', 'v5e', (1, 16, 256, 512, 4096), True),
 )
 
 
