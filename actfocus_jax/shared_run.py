@@ -32,10 +32,17 @@ def open_run(
   """
   if processes.count() > 1:
     check_shared(workdir)
-  with processes.refusing_alike():
-    return directory.RunDirectory(
-      workdir, c, model, writes=processes.is_first()
-    )
+  opened = None
+  try:
+    with processes.refusing_alike():
+      opened = directory.RunDirectory(
+        workdir, c, model, writes=processes.is_first()
+      )
+  except settings.Refused:
+    if opened is not None:  # Another was refused; this one lets go.
+      opened.let_go()
+    raise
+  return opened
 
 
 def check_shared(workdir: pathlib.Path):

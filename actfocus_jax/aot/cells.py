@@ -30,7 +30,8 @@ from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import settings
 
 # What the compiled programs are made of, and what only shows the answers.
-_ROOMS = ('agent', 'algorithm', 'aot', 'learner', 'model')
+_ROOMS = ('agent', 'algorithm', 'aot', 'learner', 'model', 'parallel')
+_FILES = ('assemble', 'dry_run', 'memory', 'recipe', 'run/checks', 'sizes')
 _SHOWING = ('__main__', 'many', 'plot', 'scale', 'table')
 
 
@@ -80,6 +81,8 @@ def _code() -> str:
     for file in sorted((root / room).rglob('*.py')):
       if room != 'aot' or file.stem not in _SHOWING:
         digest.update(file.read_bytes())
+  for name in _FILES:
+    digest.update((root / f'{name}.py').read_bytes())
   return digest.hexdigest()
 
 

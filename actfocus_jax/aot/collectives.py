@@ -77,17 +77,22 @@ class Layout:
   def hops(self, count: int) -> float:
     """Least hops until `count` chips of a slice have heard of each other.
 
-    They lie as closely as they can, and rings are closed, so that a message
-    goes half way around each dimension.
+    They lie as closely as they can, and rings are taken to be closed, so that
+    a message goes half way around each dimension.
     """
     return round(hops(count, self.dimensions), 6)
 
 
 def hops(count: int, dimensions: int) -> float:
-  """Half way around a square, or a cube, of so many chips."""
+  """Half way around a ring, a square or a cube of chips, the least of them.
+
+  Args:
+    count: Chips that talk to each other.
+    dimensions: The most that they can lie in.
+  """
   if count < 2:
     return 0.0
-  return max(1.0, dimensions / 2 * count ** (1 / dimensions))
+  return min(d / 2 * count ** (1 / d) for d in range(1, dimensions + 1))
 
 
 def kind_of(one: Instruction) -> str:

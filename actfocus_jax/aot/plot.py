@@ -69,7 +69,7 @@ def _cost(axes, points):
       f'${last["dollars"]:.2f} an iteration',
       (x[-1], y[-1]),
       textcoords='offset points',
-      xytext=(-4, 8),
+      xytext=(-4, -16 if i == 2 else 8),  # Clear of the line above.
       ha='right',
       fontsize=8,
       color=_COLORS[i],

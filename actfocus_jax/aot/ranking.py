@@ -14,16 +14,16 @@ from actfocus_jax.model import architecture
 from actfocus_jax.parallel import mesh_shapes
 from actfocus_jax.run import checks, settings
 
-# Sums over `tensor` in a layer, forward; what a forward pass costs in them,
-# in products, and in gathers of the weights: forward, and with remat forward
-# twice and backward.
+# Sums over `tensor` in a layer, forward.
 _SUMS = 2
-_SCORED, _TRAINED = 1, 4
-# What decoding takes longer where key heads are repeated: compiled programs of
-# 1.5B and 3B on 16 chips move 1.2 to 1.4 times what the formula says then, most
-# of it in the prefill of observations.
+# Passes over a model that learns, with remat: forward, again, and backward,
+# which multiplies twice as much and sums and gathers as often.
+_PRODUCTS, _PASSES = 4, 3
+# What decoding takes longer where `tensor` is more than the key heads: compiled
+# programs of 1.5B and 3B on 16 chips move 1.2 to 1.4 times what the formula
+# says then, most of it in the prefill of observations.
 _REPEATED = 1.3
-_ITEMSIZE = 2
+_ITEMSIZE, _FLOAT32 = 2, 4
 
 
 def seconds(
@@ -60,8 +60,13 @@ def _decoding(c, config, shape, where, work) -> float:
   read *= _ITEMSIZE
   sums = _SUMS * config.num_layers
   network = sums * _sum_over_tensor(rows, config, tensor, where)
+  if (
+    tensor > config.num_key_value_heads
+  ):  # New keys and values become whole first.
+    gather = collectives.hops(tensor, where.dimensions) * chips.HOP
+    network += 2 * config.num_layers * gather
   step = max(read / chip.hbm_bandwidth, network)
-  if config.key_repeats(tensor) > 1:
+  if tensor > config.num_key_value_heads:
     step *= _REPEATED
   return work.sampled * math.ceil(episodes / slots) * step
 
@@ -72,21 +77,22 @@ def _learning(c, config, shape, where, work) -> float:
   shards, tensor = size['data'] * size['fsdp'], size['tensor']
   kept = checks.kept_rows(c)
   micro = c.learner.microbatch or c.learner.minibatch
-  # Passes of a model over the kept rows, forward ones counted as 1.
   models = 2 if c.algo == 'ppo' else 1
   scored = models + settings.has_reference(c)
-  passes = scored * _SCORED + models * _TRAINED * c.learner.epochs
+  trained = models * c.learner.epochs
+  passes = scored + trained * _PASSES
   tokens = math.ceil(kept / shards) * work.length
-  products = 2 * config.num_parameters * tokens * passes / tensor
+  products = 2 * config.num_parameters * tokens / tensor
+  products *= scored + trained * _PRODUCTS
   sums = passes * _SUMS * config.num_layers
   network = sums * _sum_over_tensor(tokens, config, tensor, where)
   parts = math.ceil(kept / micro)
-  gathered = config.num_parameters * _ITEMSIZE / tensor
-  gathered *= (size['fsdp'] - 1) / size['fsdp'] * parts * passes
-  # Gradients in float32 are summed over `data` at every micro-batch.
-  split = size['fsdp'] * tensor
-  summed = 2 * config.num_parameters * 4 / split * (1 - 1 / size['data'])
-  summed *= parts * models * c.learner.epochs
+  away = (size['fsdp'] - 1) / size['fsdp']
+  gathered = config.num_parameters * _ITEMSIZE / tensor * away * parts * passes
+  # Gradients are summed in float32 at every micro-batch: over `fsdp` each
+  # device gets its own part, of which those along `data` get the sum.
+  summed = away + 2 / size['fsdp'] * (1 - 1 / size['data'])
+  summed *= config.num_parameters * _FLOAT32 / tensor * parts * trained
   network += (gathered + summed) / chip.ici_bandwidth
   return max(products / chip.flops, network)
 

@@ -31,7 +31,7 @@ class Host:
     call: Of a call to the device, until its result is there.
     own_turn: Of a turn: reading, playing and rendering it.
     turn: Of a turn of anybody: hearing it, and following what became of it.
-    slot: Of any slot in a call to decode.
+    slot: Of any episode's slot in a call to decode; all have one.
     opening: Of any board: rendering the first prompt.
     episode: Of any episode: laying it out in the batch.
   """

@@ -76,6 +76,9 @@ def start(
     )
   finally:
     come.set()
+  # Here, while all are here: the first meeting has a time limit (30 s on CPU),
+  # and what comes next may take one of them longer. Later ones have none.
+  exchange(None)
   # JAX took the signal, for a notice that nobody here asks it about.
   signal.signal(signal.SIGTERM, on_sigterm)
   if not is_first():  # One of them talks; all of them may complain.

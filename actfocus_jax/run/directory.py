@@ -94,7 +94,7 @@ class RunDirectory:
       if (path / 'model.json').exists():
         check_model(path, model)
     except BaseException:  # Nobody would leave the context that is not entered.
-      self._unlock()
+      self.let_go()
       raise
 
   def __enter__(self) -> 'RunDirectory':
@@ -106,14 +106,14 @@ class RunDirectory:
       self.write('model.json', self._model)
       self.write('config.json', settings.to_json(self._c))
     except BaseException:
-      self._unlock()
+      self.let_go()
       raise
     return self
 
   def __exit__(self, *exception):
     """Waits for the last checkpoint and lets others in."""
     with contextlib.ExitStack() as last:  # Others get in whatever fails.
-      last.callback(self._unlock)
+      last.callback(self.let_go)
       last.callback(self.evaluations.close)
       last.callback(self.metrics.close)
       last.callback(self._checkpoints.close)
@@ -223,7 +223,8 @@ class RunDirectory:
     if isinstance(self._lock, storage.Lease):
       self._lock.check()
 
-  def _unlock(self):
+  def let_go(self):
+    """Gives the lock back, and nothing else; for a run that was not entered."""
     if self._lock is not None:
       self._lock.close()
 

@@ -237,6 +237,7 @@ def test_a_gather_in_a_loop_counts_as_often_as_the_loop():
   # Of 128 x 128 numbers a device gets the three quarters it does not hold.
   assert gather.ici == 5 * 128 * 128 * 4 * 3 / 4
   assert gather.dcn == 0
+  assert gather.hops == 5 * 2  # Half way around a square of four, each time.
 
 
 @pytest.mark.parametrize(
@@ -256,6 +257,9 @@ def test_a_sum_over_slices_sends_only_shares_there(layout, ici, dcn):
   (found,) = traffic.measure(text, layout).collectives
   assert (found.kind, found.axes) == ('all-reduce', 'data x fsdp')
   assert (found.ici, found.dcn) == (ici, dcn)
+  # There and back: half way around two by four, or a square in a slice.
+  there = collectives.hops(8 if dcn == 0 else 4, 2)
+  assert found.hops == pytest.approx(2 * there)
 
 
 def test_a_collective_spread_over_fusions_counts_once():
@@ -319,8 +323,9 @@ def test_a_permutation_within_and_between_slices():
 def test_messages_hop_from_neighbour_to_neighbour():
   # Half way around each dimension: a square of 16, a cube of 64.
   assert collectives.hops(1, 2) == 0.0
-  assert collectives.hops(2, 2) == pytest.approx(2**0.5)
-  assert collectives.hops(2, 3) > 1.0
+  # Two are neighbours, four a square, also in space.
+  assert collectives.hops(2, 2) == collectives.hops(2, 3) == 1.0
+  assert collectives.hops(4, 2) == collectives.hops(4, 3) == 2.0
   assert collectives.hops(16, 2) == 4.0
   assert collectives.hops(64, 3) == pytest.approx(6.0)
   assert collectives.hops(4096, 3) == pytest.approx(24.0)
