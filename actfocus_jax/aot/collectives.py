@@ -20,6 +20,9 @@ KINDS = (
 )
 
 
+_BETWEEN_SLICES = r'_xla_megascale_transfer_type="(\w+)"'
+
+
 @dataclasses.dataclass(frozen=True)
 class Collective:
   """Collectives of one kind over the same axes.
@@ -96,7 +99,13 @@ def hops(count: int, dimensions: int) -> float:
 
 
 def kind_of(one: Instruction) -> str:
-  """One of KINDS, or '' for what is no collective."""
+  """One of KINDS, or '' for what is no collective.
+
+  Between slices the hosts carry out what a chip hands them by `send`.
+  """
+  if one.opcode == 'send':
+    named = re.search(_BETWEEN_SLICES, one.attributes)
+    return named.group(1).lower().replace('_', '-') if named else ''
   opcode = one.opcode.removesuffix('-start')
   return opcode if opcode in KINDS else ''
 
@@ -113,6 +122,8 @@ def wire(
     whole = max(sizes) if kind == 'all-gather' else sizes[-1]
   else:
     whole = sum(sizes)
+  if one.opcode == 'send':
+    return _between_slices(one, kind, layout)
   if kind == 'collective-permute':
     return _permuted(one, whole, layout)
   group = first_group(one.attributes, layout)
@@ -128,6 +139,19 @@ def wire(
   if kind in ('all-to-all', 'ragged-all-to-all'):
     ici, dcn = whole * (own - 1) / n, whole * (n - own) / n
   return kind, layout.crossed(group), ici, dcn, passes * layout.hops(own)
+
+
+def _between_slices(one: Instruction, kind: str, layout: Layout):
+  """What the host of a chip sends on; (data handed over, token, ...)."""
+  whole = one.arrays[0].logical
+  slices = layout.size // layout.slice_chips
+  if kind == 'all-reduce':
+    whole *= 2 * (slices - 1) / slices
+  elif kind == 'all-gather':
+    whole *= slices - 1
+  elif kind in ('reduce-scatter', 'all-to-all'):
+    whole *= (slices - 1) / slices
+  return kind, 'slices', 0.0, whole, 0.0
 
 
 def _permuted(one: Instruction, whole: float, layout: Layout):

@@ -262,6 +262,30 @@ def test_a_sum_over_slices_sends_only_shares_there(layout, ici, dcn):
   assert found.hops == pytest.approx(2 * there)
 
 
+@pytest.mark.parametrize(
+  ('transfer', 'dcn'),
+  # 400 bytes handed over in each of 2 slices: there and back a half of them,
+  # to the other slice all of them, to a neighbour all of them.
+  [('ALL_REDUCE', 400), ('ALL_GATHER', 400), ('COLLECTIVE_PERMUTE', 400)]
+  + [('REDUCE_SCATTER', 200), ('ALL_TO_ALL', 200)],
+)
+def test_what_the_hosts_send_between_slices(transfer, dcn):
+  text = program_text.parse(
+    'ENTRY %main (a: f32[100]) -> token[] {\n'
+    '  %a = f32[100]{0} parameter(0)\n'
+    '  %t = token[] after-all()\n'
+    '  %s = (f32[100]{0}, u32[], token[]) send(%a, %t), channel_id=2, '
+    'is_host_transfer=true, frontend_attributes={'
+    f'_xla_megascale_transfer_type="{transfer}"}}\n'
+    '  ROOT %d = token[] send-done(%s), channel_id=2, is_host_transfer=true\n'
+    '}\n'
+  )
+  (found,) = traffic.measure(text, TWO_SLICES).collectives
+  assert (found.axes, found.count) == ('slices', 1)
+  assert found.kind == transfer.lower().replace('_', '-')
+  assert (found.ici, found.dcn, found.hops) == (0, dcn, 0)
+
+
 def test_a_collective_spread_over_fusions_counts_once():
   spread = '"async_collective_fusion_config":{}'
   gather = (
