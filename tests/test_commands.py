@@ -116,15 +116,16 @@ def test_context_too_short_for_the_first_prompt(tmp_path):
   assert not (tmp_path / 'cache').exists()
 
 
-def test_prompts_not_divisible_by_the_data_axis(tmp_path):
+def test_episodes_not_divisible_by_the_data_axis(tmp_path):
   workdir = tmp_path / 'run'
   result = train(
     workdir,
     '--config.rollout.prompts=6',
+    '--config.rollout.members=15',
     '--config.mesh.data=4',
     config='frozen_lake',
   )
-  assert_refused(result, 'rollout.prompts', '6', '4')
+  assert_refused(result, 'rollout.members', '90', '4')
   assert not workdir.exists()
 
 
@@ -418,7 +419,7 @@ def test_a_dry_run_refuses_a_mesh_that_cannot_share_the_model(tmp_path):
     '--config.mesh.tensor=3',
     '--dry_run',
   )
-  assert_refused(result, 'vocab_size', '151936', '3 equal parts', 'no shape')
+  assert_refused(result, 'vocab_size', '151936', '3 equal parts', 'divisors')
 
 
 def test_help_is_no_failure():

@@ -199,7 +199,10 @@ def test_ctrl_c_at_the_prompt_ends_quietly():
     (['--config=configs/own.py', '--model_path=x'], '--model_path needs --wor'),
     (['--env=sokoban', '--config.env.name=sudoku'], 'env.name comes with'),
     (['--env=sokoban', '--config.env.options.box=2'], 'env.options has boxes'),
-    (['--env=sokoban', '--config.env.options.rows=x'], 'env.options.rows=x'),
+    (
+      ['--env=sokoban', '--config.env.options.rows=x'],
+      "env.options.rows is 'x'; allowed: a whole",
+    ),
     (['--env=sokoban', '--config.env.options.rows=2'], 'allowed: 3 to 32'),
     (['--workdir=x', '--config.seed=1'], '--config.seed=1 is a change to a co'),
   ],
