@@ -121,11 +121,10 @@ def test_episodes_not_divisible_by_the_data_axis(tmp_path):
   result = train(
     workdir,
     '--config.rollout.prompts=6',
-    '--config.rollout.members=15',
-    '--config.mesh.data=4',
+    '--config.mesh.data=64',
     config='frozen_lake',
   )
-  assert_refused(result, 'rollout.members', '90', '4')
+  assert_refused(result, 'rollout.members', '96', '64')
   assert not workdir.exists()
 
 
