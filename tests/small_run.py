@@ -4,6 +4,29 @@ import pathlib
 
 from actfocus_jax.run import checks, presets, settings
 
+# Fields of the quick start for a training command whose steps take no time; for
+# tests that look at how a run begins and ends, not at its numbers.
+INSTANT = {
+  'env.options.success_probability': 1.0,
+  'limits.turns': 2,
+  'limits.context': 224,
+  'limits.response_tokens': 24,
+  'rollout.prompts': 2,
+  'rollout.members': 2,
+  'rollout.lengths': '()',
+  'selection.ratio': 1.0,
+  'selection.patience': 1000,
+  'learner.minibatch': 4,
+  'learner.microbatch': 0,
+  'learner.self_check': False,
+  'eval.every': 0,
+  'eval.prompts': 2,
+  'eval.members': 2,
+  'eval.save': 0,
+  'warm_start.batch': 8,
+  'warm_start.hidden_size': 32,
+}
+
 
 def config(
   cache: pathlib.Path,

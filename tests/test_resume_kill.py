@@ -10,6 +10,7 @@ import time
 
 import jax
 import pytest
+import small_run
 import test_end_to_end as whole_run
 
 from actfocus_jax.run import checkpoint, metrics
@@ -107,30 +108,12 @@ def test_a_run_killed_inside_a_save_goes_on_from_the_last_whole_one(
 
 def start(workdir, cache):
   """The training command at its smallest."""
-  small = {
+  small = small_run.INSTANT | {
     'num_steps': 1000,
-    'env.options.success_probability': 1.0,
-    'limits.turns': 2,
-    'limits.context': 224,
-    'limits.response_tokens': 24,
-    'rollout.prompts': 2,
-    'rollout.members': 2,
-    'rollout.lengths': '()',
-    'selection.ratio': 1.0,
-    'learner.minibatch': 4,
-    'learner.microbatch': 0,
-    'learner.self_check': False,
-    'eval.every': 0,
-    'eval.prompts': 2,
-    'eval.members': 2,
-    'eval.save': 0,
     'checkpoint.every': 1000,
-    'selection.patience': 1000,
     'warm_start.cache': cache,
     'warm_start.episodes': 32,
-    'warm_start.batch': 8,
     'warm_start.steps': 10,
-    'warm_start.hidden_size': 32,
   }
   return subprocess.Popen(
     [

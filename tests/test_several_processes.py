@@ -6,6 +6,7 @@ import time
 
 import processes
 import pytest
+import small_run
 
 pytestmark = pytest.mark.slow
 
@@ -21,25 +22,7 @@ SHORTER = {
   'mesh.fsdp': 2,
 }
 # For what does not look at numbers: a run of steps that take no time.
-SMALL = SHORTER | {
-  'mesh.fsdp': 1,
-  'env.options.success_probability': 1.0,
-  'limits.turns': 2,
-  'limits.context': 224,
-  'limits.response_tokens': 24,
-  'rollout.prompts': 2,
-  'rollout.members': 2,
-  'rollout.lengths': '()',
-  'selection.ratio': 1.0,
-  'selection.patience': 1000,
-  'learner.minibatch': 4,
-  'learner.microbatch': 0,
-  'learner.self_check': False,
-  'eval.prompts': 2,
-  'eval.save': 0,
-  'warm_start.batch': 8,
-  'warm_start.hidden_size': 32,
-}
+SMALL = SHORTER | {'mesh.fsdp': 1} | small_run.INSTANT
 # Of the clock, or of what rounding makes of it.
 NOT_COMPARED = ('time/', 'seconds', 'per_second', 'compiles', 'share_of')
 

@@ -60,14 +60,13 @@ def _decoding(c, config, shape, where, work) -> float:
   read *= _ITEMSIZE
   sums = _SUMS * config.num_layers
   network = sums * _sum_over_tensor(rows, config, tensor, where)
-  if (
-    tensor > config.num_key_value_heads
-  ):  # New keys and values become whole first.
+  dearer = 1.0
+  if tensor > config.num_key_value_heads:
+    # New keys and values become whole first.
     gather = collectives.hops(tensor, where.dimensions) * chips.HOP
     network += 2 * config.num_layers * gather
-  step = max(read / chip.hbm_bandwidth, network)
-  if tensor > config.num_key_value_heads:
-    step *= _REPEATED
+    dearer = _REPEATED
+  step = dearer * max(read / chip.hbm_bandwidth, network)
   return work.sampled * math.ceil(episodes / slots) * step
 
 
