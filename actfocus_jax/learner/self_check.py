@@ -140,7 +140,7 @@ def _measure(graphdef, params, reference, batch, recipe) -> dict[str, Any]:
     )
 
   old = stages.score(graphdef, params, batch, sampled_BT, recipe)
-  parts = rows.split((batch.tokens, batch.valid), recipe.microbatch)
+  parts = rows.micro((batch.tokens, batch.valid), recipe.microbatch)
   update = rows.join(jax.lax.map(update_pass, parts))
   other = batch.replace(tokens=jnp.where(batch.valid, batch.tokens, 1))
   padded = stages.score(graphdef, params, other, sampled_BT, recipe)

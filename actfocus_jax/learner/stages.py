@@ -182,7 +182,7 @@ def score(
       chunk=recipe.score_chunk,
     )
 
-  parts = rows.split((batch.tokens, batch.valid, at_BT), recipe.microbatch)
+  parts = rows.micro((batch.tokens, batch.valid, at_BT), recipe.microbatch)
   return rows.join(jax.lax.map(one, parts))
 
 
@@ -192,7 +192,7 @@ def value(graphdef, params, batch: Trajectory, recipe: Recipe) -> jax.Array:
   def one(part):
     return scoring.value_tokens(graphdef, params, *part)
 
-  parts = rows.split((batch.tokens, batch.valid), recipe.microbatch)
+  parts = rows.micro((batch.tokens, batch.valid), recipe.microbatch)
   return rows.join(jax.lax.map(one, parts))
 
 

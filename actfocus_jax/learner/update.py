@@ -216,7 +216,7 @@ def _summed(loss_fn, params, minibatch: Ready, recipe: Recipe):
     return jax.tree.map(jnp.add, total, grads), aux
 
   zeros = jax.tree.map(jnp.zeros_like, params)
-  return jax.lax.scan(add, zeros, rows.split(minibatch, recipe.microbatch))
+  return jax.lax.scan(add, zeros, rows.micro(minibatch, recipe.microbatch))
 
 
 def _named(name, terms, metrics, count) -> Metrics:
@@ -237,12 +237,12 @@ def _minibatches(ready: Ready, key, recipe: Recipe) -> Ready:
   """[epochs * minibatches, minibatch, T], rows in an order named by `key`."""
   count = ready.tokens_BT.shape[0]
   if count == recipe.minibatch and recipe.epochs == 1:
-    return rows.split(ready, count)
+    return rows.consecutive(ready, count)
 
   def epoch(index):
     order = jax.random.permutation(jax.random.fold_in(key, index), count)
     shuffled = jax.tree.map(lambda x: x[order], ready)
-    return rows.split(shuffled, recipe.minibatch)
+    return rows.consecutive(shuffled, recipe.minibatch)
 
   parts = [epoch(index) for index in range(recipe.epochs)]
   return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)

@@ -21,7 +21,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from actfocus_jax.model import architecture, attention
+from actfocus_jax.model import architecture, attention, lookup
 from actfocus_jax.parallel import mesh as meshes
 
 
@@ -188,11 +188,16 @@ class Transformer(nnx.Module):
     if not (c.tie_word_embeddings or is_critic):
       self.head = nnx.Param(init(rngs.params(), shape[::-1], param_dtype))
 
-  def _embed(self, tokens_BT: jax.Array, *, split: bool = False) -> jax.Array:
+  def _embed(self, tokens_BT: jax.Array) -> jax.Array:
+    """Of weights that lie as PARTITION_RULES say."""
     with jax.named_scope('embed'):
-      # jnp.take fills with NaN: an id outside the vocabulary is seen at once.
+      x_BTD = lookup.embed(self.embedding[...], tokens_BT, self.dtype)
+      return meshes.keep_rows(x_BTD)
+
+  def _embed_decoding(self, tokens_BT: jax.Array) -> jax.Array:
+    """Of the copy that decodes, which is whole along `fsdp`."""
+    with jax.named_scope('embed'):
       x_BTD = jnp.take(self.embedding[...], tokens_BT, axis=0)
-      x_BTD = meshes.keep_columns(x_BTD) if split else x_BTD
       return meshes.keep_rows(x_BTD.astype(self.dtype))
 
   def hidden(self, tokens_BT: jax.Array) -> jax.Array:
@@ -224,7 +229,7 @@ class Transformer(nnx.Module):
       return block.finish(x_BTD, out_BTHC), None
 
     body = jax.checkpoint(layer, prevent_cse=False) if self.remat else layer
-    x_BTD, _ = jax.lax.scan(body, self._embed(tokens_BT, split=True), stacked)
+    x_BTD, _ = jax.lax.scan(body, self._embed(tokens_BT), stacked)
     return self.norm(x_BTD)
 
   def extend(
@@ -289,7 +294,7 @@ class Transformer(nnx.Module):
 
     # In the carry the cache is updated in place; as xs and ys it would be
     # copied at every step.
-    carry = (self._embed(tokens_BT), cache.k_BLSN, cache.v_BLSN, 0)
+    carry = (self._embed_decoding(tokens_BT), cache.k_BLSN, cache.v_BLSN, 0)
     (x_BTD, k_BLSN, v_BLSN, _), _ = jax.lax.scan(layer, carry, stacked)
     return self.norm(x_BTD), Cache(k_BLSN, v_BLSN)
 
@@ -325,7 +330,7 @@ class Transformer(nnx.Module):
 # Where each parameter lives. The first axis under `layers` is the layer; heads
 # and hidden units go over `tensor`, so that a block needs one sum per half.
 PARTITION_RULES = (
-  (r'(^|/)embedding$', P('tensor', 'fsdp')),
+  (r'(^|/)embedding$', lookup.TABLE),
   (r'layers/(q|k|v|gate|up)/kernel$', P(None, 'fsdp', 'tensor')),
   (r'layers/(q|k|v)/bias$', P(None, 'tensor')),
   (r'layers/(o|down)/kernel$', P(None, 'tensor', 'fsdp')),

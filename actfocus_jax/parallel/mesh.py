@@ -284,19 +284,6 @@ def keep_replicated(tree: Any) -> Any:
   return jax.lax.with_sharding_constraint(tree, P())
 
 
-def keep_columns(x_BTD: jax.Array) -> jax.Array:
-  """Pins what was looked up in a table whose columns lie over `fsdp`.
-
-  Rows over `data`, columns where they are. From there to `keep_rows` it is one
-  exchange within `fsdp`; without this stop XLA makes the whole batch on every
-  device first ("involuntary full rematerialization"), and in the backward pass
-  the gradient of the whole table. Does nothing without an ambient mesh.
-  """
-  if jax.sharding.get_abstract_mesh().empty:
-    return x_BTD
-  return jax.lax.with_sharding_constraint(x_BTD, P('data', None, 'fsdp'))
-
-
 def put_rows(mesh: Mesh, tree: Any) -> Any:
   """Moves host arrays to the devices, split along their leading axis.
 
