@@ -48,7 +48,7 @@ def embed(table_VD: jax.Array, tokens_BT: jax.Array, dtype: Any) -> jax.Array:
   x_BTD = jax.shard_map(
     own, in_specs=(TABLE, meshes.ROWS), out_specs=meshes.ROWS
   )(table_VD, tokens_BT)
-  is_known_BT = (0 <= tokens_BT) & (tokens_BT < table_VD.shape[0])
+  is_known_BT = (tokens_BT >= 0) & (tokens_BT < table_VD.shape[0])
   return jnp.where(is_known_BT[..., None], x_BTD, jnp.nan)
 
 
@@ -57,7 +57,7 @@ def _exchanged(table_VD, tokens_BT, dtype: Any) -> jax.Array:
   count = table_VD.shape[0]
   all_BT = jax.lax.all_gather(tokens_BT, 'fsdp', tiled=True)
   index_BT = all_BT - jax.lax.axis_index('tensor') * count
-  is_own_BT = (0 <= index_BT) & (index_BT < count)
+  is_own_BT = (index_BT >= 0) & (index_BT < count)
   index_BT = jnp.where(is_own_BT, index_BT, count)  # Negative ones would wrap.
   x_BTD = jnp.take(table_VD, index_BT, axis=0, mode='fill', fill_value=0)
   x_BTD = jax.lax.all_to_all(
