@@ -12,13 +12,11 @@ from jax.sharding import PartitionSpec as P
 
 from actfocus_jax.parallel import mesh as meshes
 
-_PARTS = P(None, *meshes.ROWS)
-
 
 def consecutive(tree: Any, size: int) -> Any:
   """[B, ...] -> [B / size, size, ...]; part i holds rows i * size and on."""
   return jax.tree.map(
-    lambda x: _placed(x.reshape(-1, size, *x.shape[1:]), _PARTS), tree
+    lambda x: _keep_parts(x.reshape(-1, size, *x.shape[1:])), tree
   )
 
 
@@ -36,7 +34,7 @@ def micro(tree: Any, size: int) -> Any:
 
   def one(x):
     own = x.reshape(shards, -1, size // shards, *x.shape[1:])
-    return _placed(own.swapaxes(0, 1).reshape(-1, size, *x.shape[1:]), _PARTS)
+    return _keep_parts(own.swapaxes(0, 1).reshape(-1, size, *x.shape[1:]))
 
   return jax.tree.map(one, tree)
 
@@ -48,7 +46,7 @@ def join(tree: Any) -> Any:
     parts, size = x.shape[:2]
     shards = _shards(size)
     own = x.reshape(parts, shards, size // shards, *x.shape[2:])
-    return _placed(own.swapaxes(0, 1).reshape(-1, *x.shape[2:]), meshes.ROWS)
+    return meshes.keep_rows(own.swapaxes(0, 1).reshape(-1, *x.shape[2:]))
 
   return jax.tree.map(one, tree)
 
@@ -59,7 +57,8 @@ def _shards(size: int) -> int:
   return 1 if size % shards else shards
 
 
-def _placed(x: jax.Array, spec: P) -> jax.Array:
+def _keep_parts(x: jax.Array) -> jax.Array:
+  """`meshes.keep_rows` of each part."""
   if jax.sharding.get_abstract_mesh().empty:
     return x
-  return jax.lax.with_sharding_constraint(x, spec)
+  return jax.lax.with_sharding_constraint(x, P(None, *meshes.ROWS))

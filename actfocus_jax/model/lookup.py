@@ -33,7 +33,7 @@ def embed(table_VD: jax.Array, tokens_BT: jax.Array, dtype: Any) -> jax.Array:
 
   Args:
     table_VD: Laid out as `TABLE` under a mesh.
-    tokens_BT: int32 ids. One past the vocabulary gives NaN.
+    tokens_BT: int32 ids from 0 on; those past the vocabulary give NaN.
     dtype: Of the result.
   """
   mesh = jax.sharding.get_abstract_mesh()
