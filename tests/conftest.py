@@ -20,3 +20,13 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_compilation_cache_dir', str(ROOT / '.jax_cache'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+
+
+def pytest_collection_modifyitems(config, items):
+  """Files with slow tests come first where processes share the files.
+
+  The longest begun last would keep one process waiting for the other.
+  """
+  if hasattr(config, 'workerinput'):
+    slow = {item.path for item in items if item.get_closest_marker('slow')}
+    items.sort(key=lambda item: item.path not in slow)
