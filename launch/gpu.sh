@@ -7,7 +7,10 @@
 # Needs the NVIDIA driver and its container toolkit. runs/ of this tree and the cache of Hugging
 # Face files (HF_HOME, default ~/.cache/huggingface) are the host's; a relative workdir lies in
 # runs/. --mount shows the container one more directory of the host, such as that of a model,
-# read-only and under its own name. Ctrl-C and SIGTERM save and stop; the same command goes on. Without a container:
+# read-only and under its own name. For a workdir gs://BUCKET/RUN the container gets the host's
+# Google credentials (GOOGLE_APPLICATION_CREDENTIALS, or those of `gcloud auth
+# application-default login`). Ctrl-C and SIGTERM save and stop; the same command goes on.
+# Without a container:
 #
 #   ACCELERATOR=cuda12 bash launch/environment.sh && .venv/bin/python -m actfocus_jax.train ...
 set -euo pipefail
@@ -44,6 +47,14 @@ for flag in "$@"; do
     --workdir=*) fail "--workdir is '${flag#*=}'; allowed is a directory runs/RUN, which is the host's, or gs://BUCKET/RUN" ;;
   esac
 done
+key=
+if [[ $(training_flag --workdir "$@") == gs://* ]]; then
+  key=${CLOUDSDK_CONFIG:-$HOME/.config/gcloud}/application_default_credentials.json
+  [ -f "$key" ] || key=
+  key=${GOOGLE_APPLICATION_CREDENTIALS:-$key}
+  [[ -z $key || ($key == /* && -f $key) ]] ||
+    fail "GOOGLE_APPLICATION_CREDENTIALS is '$key'; allowed is the absolute path of a file"
+fi
 needs_program "$ENGINE"
 
 image=actfocus_jax:$ACCELERATOR
@@ -58,6 +69,10 @@ flags=(
   --volume="$ROOT/runs:/app/runs" --volume="$cache:/cache/huggingface"
 )
 for mount in ${mounts[@]+"${mounts[@]}"}; do flags+=(--volume="$mount:$mount:ro"); done
+# A machine of Google's needs no file: its metadata server answers in the container, too.
+if [ -n "$key" ]; then
+  flags+=(--volume="$key:/cache/google.json:ro" --env=GOOGLE_APPLICATION_CREDENTIALS=/cache/google.json)
+fi
 if [ "$ENGINE" = podman ]; then
   flags+=(--userns=keep-id --security-opt=label=disable)
   IFS=, read -ra numbers <<<"$GPUS"
