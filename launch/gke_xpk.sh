@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on TPU slices of a GKE cluster, through xpk.
+# Trains on TPU slices of a GKE cluster, through xpk (1.16, whose flags these are).
 #
 #   bash launch/gke_xpk.sh image --docker-image=IMAGE           build launch/Containerfile for TPUs and push it
 #   bash launch/gke_xpk.sh create --workload=NAME --tpu-type=v5litepod-16 [--num-slices=N] \
@@ -97,8 +97,8 @@ create() {
   else
     fail "the image is --docker-image='$IMAGE' --base-docker-image='$BASE' --script-dir='$DIR'; allowed is the first alone, or the other two with an existing directory"
   fi
-  # A process that loses the others ends with an error of its own, so those restart, too.
-  flags+=(--max-restarts="$RESTARTS" --restart-on-user-code-failure --termination-grace-period-seconds=300)
+  # A process that loses the others ends with 1, which xpk takes for final, as 2, a refusal, is.
+  flags+=(--max-restarts="$RESTARTS" --restart-on-exit-codes=1 --termination-grace-period-seconds=300)
   # Slices of one host each do not look like several processes from inside.
   local distributed=()
   [ "$SLICES" = 1 ] || distributed=(--distributed=on)

@@ -44,6 +44,28 @@ case "$*" in
 esac
 """
 
+# xpk 1.16, as strict as its parser; of `create` the flags that may be of use.
+XPK = """
+known=' --cluster --project --zone --namespace --quiet '
+case $2 in
+  create)
+    known+='--workload --command --tpu-type --num-slices --docker-image '
+    known+='--base-docker-image --script-dir --env --env-file --storage '
+    known+='--max-restarts --restart-on-exit-codes --scheduler --priority '
+    known+='--termination-grace-period-seconds --ttl-seconds-after-finished '
+    known+='--spot --reservation --on-demand --flex '
+    ;;
+  delete) known+='--workload --filter-by-job --filter-by-status --force ' ;;
+  list) known+='--filter-by-job --filter-by-status ' ;;
+  *) known= ;;
+esac
+for argument in "${@:3}"; do
+  [[ $known == *" ${argument%%=*} "* ]] && continue
+  echo "xpk: error: unrecognized arguments: $argument" >&2
+  exit 2
+done
+"""
+
 _RECORD = """#!/bin/bash
 number=$(ls "$STUB_CALLS" | wc -l)
 printf '%s\\0' "${{0##*/}}" "$@" >"$STUB_CALLS/$(printf '%03d' "$number")"
@@ -75,9 +97,10 @@ class Machine:
       'STUB_CALLS': str(self._calls),
       'START_SECONDS': '0.3',
     }
-    for program in ('gcloud', 'xpk', 'srun', 'scontrol', 'kubectl', 'docker'):
+    for program in ('gcloud', 'srun', 'scontrol', 'kubectl', 'docker'):
       self.stub(program)
     self.stub('podman')
+    self.stub('xpk', XPK)
     for program in ('tar', 'mkdir'):
       self.stub(program, f'exec {shutil.which(program)} "$@"')
 

@@ -57,7 +57,7 @@ def test_gke_create(machine, options, flags, distributed):
   assert machine.calls() == [
     [
       *('xpk', 'workload', 'create', *XPK, *WORKLOAD, *flags),
-      '--restart-on-user-code-failure',
+      '--restart-on-exit-codes=1',
       '--termination-grace-period-seconds=300',
       *('--env=PYTHONUNBUFFERED=1', '--env=A=b c'),
       '--command=exec python -m actfocus_jax.train '
