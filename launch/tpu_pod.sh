@@ -105,8 +105,9 @@ setup() {
 
 start() {
   needs_training_flags "$@"
+  check --workdir "$(training_flag --workdir "$@")" 'gs://.+|/.+' 'gs://BUCKET/RUN, or the path of a file system that all workers share; what lies in the tree goes with the pod'
   # Asked of all before any is started: half a pod would wait for the other half.
-  everywhere 'bash actfocus_jax/launch/tpu_worker.sh idle'
+  everywhere "bash actfocus_jax/launch/tpu_worker.sh ready $(quoted "$@")"
   everywhere "bash actfocus_jax/launch/tpu_worker.sh run $(quoted "$@")"
 }
 

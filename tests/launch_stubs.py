@@ -35,9 +35,12 @@ case "$*" in
   *sys.version*) echo 3.12 ;;
   *"uv python find"*) echo "$0" ;;
   *"-m venv"*) mkdir -p "${@: -1}/bin"; cp "$0" "${@: -1}/bin/python" || true ;;
+  *"actfocus_jax.train --dry_run"*)
+    case "$*" in *refused-alone*) echo "error: no" >&2; exit 2 ;; esac
+    ;;
   *actfocus_jax.train*)
+    case "$*" in *refused-together*) sleep 0.2; echo "error: we"; exit 2 ;; esac
     echo "step 0"
-    case "$*" in *refused*) echo "error: no"; exit 2 ;; esac
     trap 'echo saved; exit 0' TERM
     while :; do sleep 0.05; done
     ;;

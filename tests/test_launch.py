@@ -111,7 +111,7 @@ def test_pod_create(machine, options, flags):
     (
       ['run', '--', *TRAINING],
       [
-        everywhere(f'{WORKER} idle'),
+        everywhere(f'{WORKER} ready {" ".join(TRAINING)}'),
         everywhere(f'{WORKER} run {" ".join(TRAINING)}'),
       ],
     ),
@@ -170,10 +170,11 @@ def test_training_flags_reach_every_worker_intact(worker):
   worker.run('tpu_pod.sh', 'setup', *POD)
   worker.forget()
   succeeds(pod(worker, 'run', '--', *TRAINING, *AWKWARD, 'two\nlines'))
-  (call,) = (c for c in worker.calls() if c[0] == 'python')
-  assert call == [
-    *('python', '-m', 'actfocus_jax.train', '--distributed=on'),
-    *(*TRAINING, *AWKWARD, 'two\nlines'),
+  tried, trained = (c for c in worker.calls() if c[0] == 'python')
+  flags = [*TRAINING, *AWKWARD, 'two\nlines']
+  assert tried == ['python', '-m', 'actfocus_jax.train', '--dry_run', *flags]
+  assert trained == [
+    *('python', '-m', 'actfocus_jax.train', '--distributed=on', *flags)
   ]
 
 
@@ -218,9 +219,16 @@ def test_a_stop_that_takes_too_long_is_told(worker):
 
 def test_a_refusal_by_training_reaches_the_caller(worker):
   succeeds(pod(worker, 'setup'))
-  result = pod(worker, 'run', '--', *TRAINING, 'refused', START_SECONDS='10')
-  assert result.returncode == 2
-  assert 'error: no' in result.stderr
+  log = worker.home / 'actfocus_jax/runs/pod/log'
+  result = pod(worker, 'run', '--', *TRAINING, 'refused-alone')
+  assert (result.returncode, result.stderr) == (2, 'error: no\n')
+  assert not log.exists()  # Nowhere was training started.
+  flags = ('run', '--', *TRAINING, 'refused-together')
+  result = pod(worker, *flags, START_SECONDS='10')
+  assert (result.returncode, result.stderr) == (2, 'error: we\n')
+  # Importing jax and joining take many seconds before such a refusal.
+  text = (worker.root / 'launch/tpu_worker.sh').read_text()
+  assert 'ended "${START_SECONDS:-60}"' in text
 
 
 def test_setup_copies_the_tree_but_no_leavings(worker):
@@ -303,6 +311,7 @@ REFUSED = {
   'run POD': ['--config', '--workdir'],
   'run POD -- --workdir=d': ['--config', 'missing'],
   'run POD -- --config=c': ['--workdir', 'missing'],
+  'run POD -- --config=c --workdir=runs/x': ['runs/x', 'gs://BUCKET/RUN'],
   'run POD --config=c --workdir=d': ['--config=c', 'after --'],
 }
 
