@@ -96,8 +96,8 @@ setup() {
   local archive="$ROOT/runs/tree.tar.gz" tree=actfocus_jax
   local worker="bash $tree/launch/tpu_worker.sh"
   run mkdir -p "$ROOT/runs"
-  run tar -czf "$archive" --exclude=.git --exclude=.venv --exclude=__pycache__ \
-    --exclude=.jax_cache --exclude=.pytest_cache --exclude=.ruff_cache --exclude=./runs -C "$ROOT" .
+  run tar -czf "$archive" --exclude=.git --exclude='./.venv*' --exclude=__pycache__ --exclude=.jax_cache \
+    --exclude=.pytest_cache --exclude=.ruff_cache --exclude=./runs --exclude=./models -C "$ROOT" .
   pod scp "$archive" "$NAME:actfocus_jax.tar.gz" --node=all --worker=all --batch-size=all
   # What an earlier tree left goes away, except for its environment and its runs.
   everywhere "set -e; mkdir -p $tree; if [ -f $tree/launch/tpu_worker.sh ]; then $worker idle; fi; find $tree -mindepth 1 -maxdepth 1 ! -name .venv ! -name runs -exec rm -rf {} +; tar -xzf actfocus_jax.tar.gz -C $tree; $worker setup"

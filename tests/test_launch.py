@@ -1,6 +1,7 @@
 """launch/tpu_pod.sh and tpu_worker.sh against stub gcloud and Python."""
 
 import contextlib
+import fnmatch
 import os
 import pathlib
 import shlex
@@ -232,21 +233,24 @@ def test_a_refusal_by_training_reaches_the_caller(worker):
 
 
 def test_setup_copies_the_tree_but_no_leavings(worker):
-  for kept in ('actfocus_jax/run/a.py', 'configs/a.py', 'own.py'):
-    path = worker.root / kept
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text('')
-  left = ('.git/a', '.venv/a', 'runs/a', 'actfocus_jax/__pycache__/a')
-  for name in left:
+  kept = ('actfocus_jax/run/a.py', 'actfocus_jax/models/a', 'own.py')
+  # .venv-tpu and models are where the README puts 700 MB and exports.
+  ignored = ('.venv/a', '.venv-tpu/a', 'runs/a', 'models/a')
+  left = (*ignored, '.git/a', 'actfocus_jax/__pycache__/a')
+  for name in kept + left:
     path = worker.root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('')
   succeeds(pod(worker, 'setup'))
   with tarfile.open(worker.root / 'runs/tree.tar.gz') as archive:
     names = {name.removeprefix('./') for name in archive.getnames()}
-  assert {'actfocus_jax/run/a.py', 'configs/a.py', 'own.py'} <= names
-  assert {'requirements.txt', 'launch/tpu_worker.sh'} <= names
-  assert not names & {*left, 'runs', '.git', '.venv'}
+  assert {*kept, 'requirements.txt', 'launch/tpu_worker.sh'} <= names
+  folders = {name.partition('/')[0] for name in (*ignored, '.git/a')}
+  assert not names & {*left, *folders}
+  # What is not copied is not committed either.
+  rules = (launch_stubs.ROOT / '.gitignore').read_text().split()
+  for folder in folders - {'.git'}:
+    assert any(fnmatch.fnmatch(f'/{folder}/', rule) for rule in rules)
 
   tree = worker.home / 'actfocus_jax'
   (worker.root / 'own.py').unlink()
