@@ -41,7 +41,7 @@ while [ $# -gt 0 ]; do
     --base-docker-image=*) BASE=${1#*=} ;;
     --script-dir=*) DIR=${1#*=} ;;
     --max-restarts=*) RESTARTS=${1#*=} ;;
-    --env=*=*) ENVIRONMENT+=("$1") ;;
+    --env=*) check_env "${1#*=}" && ENVIRONMENT+=("$1") ;;
     --slice=*) SLICE=${1#*=} ;;
     --worker=*) WORKER=${1#*=} ;;
     --dry-run) DRY_RUN=1 ;;

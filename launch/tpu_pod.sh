@@ -4,7 +4,7 @@
 #   bash launch/tpu_pod.sh create [--type=v5litepod-16] [--node-count=N] [--spot] [--runtime-version=V] [-- gcloud flags]
 #   bash launch/tpu_pod.sh status          WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, SUSPENDED (preempted), ...
 #   bash launch/tpu_pod.sh setup           copy this tree to every worker and install it there
-#   bash launch/tpu_pod.sh run -- --config=configs/NAME.py --workdir=gs://BUCKET/RUN [training flags]
+#   bash launch/tpu_pod.sh run [--env=KEY=VALUE ...] -- --config=configs/NAME.py --workdir=gs://BUCKET/RUN [training flags]
 #   bash launch/tpu_pod.sh logs [--worker=N] [--node=N]
 #   bash launch/tpu_pod.sh stop            SIGTERM: training saves and ends; the same `run` goes on
 #   bash launch/tpu_pod.sh delete
@@ -21,6 +21,7 @@ set -euo pipefail
 ACTIONS='create, status, setup, run, logs, stop, delete'
 NAME=${TPU_NAME:-} ZONE=${TPU_ZONE:-} PROJECT=${TPU_PROJECT:-} TYPE=${TPU_TYPE:-}
 NODES=1 RUNTIME='' SPOT='' WORKER=0 NODE=0
+ENVIRONMENT=()
 
 ACTION=${1:-}
 case $ACTION in
@@ -37,12 +38,13 @@ while [ $# -gt 0 ]; do
     --node-count=*) NODES=${1#*=} ;;
     --runtime-version=*) RUNTIME=${1#*=} ;;
     --spot) SPOT=1 ;;
+    --env=*) check_env "${1#*=}" && ENVIRONMENT+=("${1#*=}") ;;
     --worker=*) WORKER=${1#*=} ;;
     --node=*) NODE=${1#*=} ;;
     --dry-run) DRY_RUN=1 ;;
     -h | --help) usage ;;
     --) shift && break ;;
-    *) fail "the option is '$1'; allowed are --name=, --zone=, --project=, --type=, --node-count=, --runtime-version=, --spot, --worker=, --node=, --dry-run and --help, and after -- what is passed on" ;;
+    *) fail "the option is '$1'; allowed are --name=, --zone=, --project=, --type=, --node-count=, --runtime-version=, --spot, --env=KEY=VALUE, --worker=, --node=, --dry-run and --help, and after -- what is passed on" ;;
   esac
   shift
 done
@@ -106,9 +108,11 @@ setup() {
 start() {
   needs_training_flags "$@"
   check --workdir "$(training_flag --workdir "$@")" 'gs://.+|/.+' 'gs://BUCKET/RUN, or the path of a file system that all workers share; what lies in the tree goes with the pod'
+  local worker=(bash actfocus_jax/launch/tpu_worker.sh)
+  [ ${#ENVIRONMENT[@]} = 0 ] || worker=(env "${ENVIRONMENT[@]}" "${worker[@]}")
   # Asked of all before any is started: half a pod would wait for the other half.
-  everywhere "bash actfocus_jax/launch/tpu_worker.sh ready $(quoted "$@")"
-  everywhere "bash actfocus_jax/launch/tpu_worker.sh run $(quoted "$@")"
+  everywhere "$(quoted "${worker[@]}" ready "$@")"
+  everywhere "$(quoted "${worker[@]}" run "$@")"
 }
 
 needs_program gcloud

@@ -180,7 +180,7 @@ def assert_dry_run_tells_the_truth(machine: Machine, *arguments: str) -> None:
   told = succeeds(machine.run(name, *rest[:end], '--dry-run', *rest[end:]))
   assert machine.calls() == []
   succeeds(machine.run(name, *rest))
-  assert machine.calls() == _commands(told)
+  assert machine.calls() == commands(told)
   assert machine.calls()
 
 
@@ -191,7 +191,7 @@ def wait_until(condition, seconds: float = 10) -> None:
     time.sleep(0.02)
 
 
-def _commands(told: str) -> list[list[str]]:
+def commands(told: str) -> list[list[str]]:
   """The commands that a shell would read; an argument may hold line breaks."""
   commands, start = [], 0
   for end, character in enumerate(told):

@@ -148,13 +148,27 @@ def test_pod_takes_its_place_from_the_environment(machine):
   assert second[7] == 'other'
 
 
+def test_variables_reach_training_on_every_worker(worker):
+  succeeds(pod(worker, 'setup'))
+  tells = 'echo "$HF_ENDPOINT|$A" >&2\n' + launch_stubs.PYTHON
+  launch_stubs.script(worker.home / 'actfocus_jax/.venv/bin/python', tells)
+  variables = ('--env=HF_ENDPOINT=http://h', "--env=A=it's b=c")
+  result = pod(worker, 'run', *variables, '--', *TRAINING)
+  assert (result.returncode, result.stderr) == (0, "http://h|it's b=c\n")
+  log = worker.home / 'actfocus_jax/runs/pod/log'
+  assert log.read_text().splitlines()[0] == "http://h|it's b=c"
+
+
 @pytest.mark.parametrize(
   'arguments',
   [
     ('tpu_pod.sh', 'create', *POD, '--type=v6e-16', '--', *AWKWARD),
     ('tpu_pod.sh', 'status', *POD),
     ('tpu_pod.sh', 'setup', *POD),
-    ('tpu_pod.sh', 'run', *POD, '--', *TRAINING, *AWKWARD, 'two\nlines'),
+    (
+      *('tpu_pod.sh', 'run', *POD, "--env=A=it's $HOME", '--'),
+      *(*TRAINING, *AWKWARD, 'two\nlines'),
+    ),
     ('tpu_pod.sh', 'logs', *POD),
     ('tpu_pod.sh', 'stop', *POD),
     ('tpu_pod.sh', 'delete', *POD),
@@ -313,6 +327,7 @@ REFUSED = {
   'logs POD --worker=all': ['--worker', 'all', '0 or more'],
   'logs POD --node=-1': ['--node', '-1'],
   'run POD': ['--config', '--workdir'],
+  'run POD --env=A -- --config=c --workdir=/d': ['--env', "'A'", 'KEY=VALUE'],
   'run POD -- --workdir=d': ['--config', 'missing'],
   'run POD -- --config=c': ['--workdir', 'missing'],
   'run POD -- --config=c --workdir=runs/x': ['runs/x', 'gs://BUCKET/RUN'],

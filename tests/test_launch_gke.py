@@ -151,7 +151,7 @@ REFUSED = {
   '--workdir=runs/x': ['--workdir', 'runs/x', 'gs://BUCKET/RUN'],
   'create NEW --num-slices=0': ['--num-slices', '0'],
   'create NEW --max-restarts=x': ['--max-restarts', 'x'],
-  'create NEW --env=A': ['--env=A', '--env=KEY=VALUE'],
+  'create NEW --env=A': ['--env', "'A'", 'KEY=VALUE'],
   "create CLUSTER --workload=w --tpu-type=v6e-8 -- --config='$(a)' "
   '--workdir=/d': ['$(a)', '$('],
 }

@@ -194,6 +194,17 @@ def test_gpu_options(machine, options, flags):
   assert call[1:] == expected
 
 
+def test_gpu_variables_reach_training_and_no_token_is_printed(machine):
+  shown = {'HF_TOKEN': 'secret', 'HF_HUB_OFFLINE': '1', 'HF_ENDPOINT': ''}
+  told = succeeds(
+    gpu(machine, '--dry-run', "--env=A=it's b=c", '--', *TRAINING, **shown)
+  )
+  *_, call = launch_stubs.commands(told)
+  flags = [flag for flag in call if flag.startswith('--env=')]
+  assert flags == ['--env=HF_TOKEN', '--env=HF_HUB_OFFLINE', "--env=A=it's b=c"]
+  assert 'secret' not in told
+
+
 def test_gpu_a_bucket_comes_with_its_credentials(machine):
   def given(*training, **environment):
     machine.forget()
@@ -264,6 +275,7 @@ def test_gpu_a_failed_build_runs_nothing(machine):
     (['--engine=lxc', '--', *TRAINING], ['--engine', 'lxc', 'podman']),
     (['--gpus=-1', '--', *TRAINING], ['--gpus', '-1', 'all']),
     (['--accelerator=tpu', '--', *TRAINING], ['tpu', 'cuda12 or cuda13']),
+    (['--env=1=2', '--', *TRAINING], ['--env', '1=2', 'KEY=VALUE']),
     (['--mount=runs', '--', *TRAINING], ['--mount', 'runs', 'absolute']),
     (['--mount=/none', '--', *TRAINING], ['--mount', '/none']),
   ],
