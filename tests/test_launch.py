@@ -123,6 +123,20 @@ def test_pod_actions(machine, arguments, expected):
   assert machine.calls() == expected
 
 
+@pytest.mark.parametrize('flag', ['--internal-ip', '--tunnel-through-iap'])
+def test_workers_without_an_external_address_are_reached(machine, flag):
+  told = [flag, '--ssh-key-file=a b']
+  for action in ('setup', 'logs', 'stop'):
+    succeeds(pod(machine, action, *told))
+  succeeds(pod(machine, 'run', *told, '--', *TRAINING))
+  calls = [call for call in machine.calls() if call[0] == 'gcloud']
+  assert [call[4] for call in calls] == ['scp'] + ['ssh'] * 5
+  assert all(call[-2:] == told for call in calls)
+  machine.forget()
+  succeeds(pod(machine, 'delete', *told))
+  assert machine.calls() == [gcloud('delete', '--force')]
+
+
 def test_pod_setup_commands(machine):
   succeeds(pod(machine, 'setup'))
   mkdir, tar, scp, ssh = machine.calls()
@@ -318,6 +332,7 @@ REFUSED = {
   'status POD --zone=us-east5': ['--zone', 'us-east5'],
   'status POD --project=-p': ['--project', '-p'],
   'status POD --speed=1': ['--speed=1', '--spot'],
+  'logs POD --ssh-key-file=': ['--ssh-key-file=', '--internal-ip'],
   'status POD -- --x': ['--x', 'status', 'create and run'],
   'create POD --type=v6e-17': ['--type', 'v6e-17', '64, 128'],
   'create POD': ['--type', 'TPU_TYPE', 'v5litepod-N'],

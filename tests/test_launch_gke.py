@@ -66,6 +66,26 @@ def test_gke_create(machine, options, flags, distributed):
   ]
 
 
+def test_gke_xpk_gets_flags_of_its_own(machine):
+  told = ['--spot', '--storage=a b']
+  flags = [f'--xpk-flag={flag}' for flag in told]
+  create = (*CLUSTER, *WORKLOAD, '--docker-image=i', *flags, '--', *TRAINING)
+  succeeds(machine.run('gke_xpk.sh', 'create', *create))
+  (call,) = machine.calls()
+  assert call[-2:] == told
+  unknown = machine.run('gke_xpk.sh', 'list', *CLUSTER, '--xpk-flag=--speed')
+  assert unknown.returncode == 2 and 'unrecognized' in unknown.stderr
+
+
+def test_gke_logs_of_a_zonal_cluster(machine):
+  logs = ('gke_xpk.sh', 'logs', *CLUSTER, '--workload=run-1')
+  succeeds(machine.run(*logs, '--location=us-east5-a'))
+  succeeds(machine.run(*logs, XPK_LOCATION='us-east5-b'))
+  assert [call[2] for call in machine.calls()] == [
+    f'--context=gke_my-project_us-east5-{zone}_c-1' for zone in 'ab'
+  ]
+
+
 def test_gke_list_logs_and_delete(machine):
   name = '--workload=run-1'
   succeeds(machine.run('gke_xpk.sh', 'list', *CLUSTER))
@@ -139,6 +159,8 @@ REFUSED = {
   'delete CLUSTER --workload=-': ['--workload', '-'],
   'list CLUSTER -- a': ['list', 'create'],
   'logs CLUSTER --workload=w --slice=x': ['--slice', 'x'],
+  'logs CLUSTER --workload=w --location=x': ['--location', "'x'", 'region'],
+  'list CLUSTER --xpk-flag=spot': ['--xpk-flag=spot', '--xpk-flag=--FLAG'],
   'image': ['--docker-image', "''"],
   'create NEW': ['--docker-image', '--base-docker-image'],
   'create NEW --docker-image=i --base-docker-image=b': ['image'],
