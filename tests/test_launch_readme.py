@@ -78,6 +78,15 @@ def test_a_launch_line_fits_its_machine(line, made):
   assert needed <= (1 - FREE) * memory
 
 
+def test_the_first_section_says_how_to_install_for_each_accelerator():
+  first = README.partition('## Two commands')[2].partition('##')[0]
+  said = re.findall(r'ACCELERATOR=(\w+) bash launch/environment.sh', first)
+  assert said == ['cuda12', 'tpu']
+  text = (launch_stubs.ROOT / 'launch/environment.sh').read_text()
+  (allowed,) = re.findall(r"^check ACCELERATOR \S+ '(\S+)'", text, re.M)
+  assert {*said, 'cuda13'} < set(allowed.split('|'))
+
+
 def test_two_slices_of_the_pod_need_what_its_comment_says():
   (line,) = [line for section, line, _ in LINES if section == 'TPU pod']
   (said,) = re.findall(r'joins two slices; they need (\S+),', README)
