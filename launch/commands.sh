@@ -82,6 +82,11 @@ training_flag() {
   printf '%s' "$value"
 }
 
+# check_env KEY=VALUE
+check_env() {
+  check --env "$1" '[A-Za-z_][A-Za-z0-9_]*=.*' 'KEY=VALUE'
+}
+
 # check_tpu_type FIELD TYPE: the chips of v5litepod and v6e are known, of others it is the form.
 check_tpu_type() {
   check "$1" "$2" '[a-z0-9]+-[0-9x-]+' 'a type such as v5litepod-16'

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# Trains on TPU slices of a GKE cluster, through xpk.
+# Trains on TPU slices of a GKE cluster, through xpk (1.16, whose flags these are).
 #
 #   bash launch/gke_xpk.sh image --docker-image=IMAGE           build launch/Containerfile for TPUs and push it
 #   bash launch/gke_xpk.sh create --workload=NAME --tpu-type=v5litepod-16 [--num-slices=N] \
 #     --docker-image=IMAGE | --base-docker-image=IMAGE --script-dir=DIR \
-#     [--max-restarts=N] [--env=KEY=VALUE ...] -- --config=configs/NAME.py --workdir=gs://BUCKET/RUN [training flags]
+#     [--max-restarts=N] [--env=KEY=VALUE ...] [--xpk-flag=--spot ...] -- --config=configs/NAME.py --workdir=gs://BUCKET/RUN [training flags]
 #   bash launch/gke_xpk.sh list
-#   bash launch/gke_xpk.sh logs --workload=NAME [--slice=N] [--worker=N]
+#   bash launch/gke_xpk.sh logs --workload=NAME [--slice=N] [--worker=N] [--location=ZONE]
 #   bash launch/gke_xpk.sh delete --workload=NAME
 #
 # All but image take --cluster=NAME --zone=ZONE --project=PROJECT, or have them from
-# XPK_CLUSTER, XPK_ZONE and XPK_PROJECT. --dry-run prints the commands and runs none. With
+# XPK_CLUSTER, XPK_ZONE and XPK_PROJECT. logs takes the cluster for one of the zone's region
+# unless --location (XPK_LOCATION) names where it is. --xpk-flag hands a flag of its own to xpk,
+# such as --reservation=R, --priority=high or --storage=S. --dry-run prints the commands and runs none. With
 # --base-docker-image xpk copies all of DIR, the project's root in a clean checkout, into a
 # local image that has what requirements.txt and jax[tpu] name.
 set -euo pipefail
@@ -20,8 +22,9 @@ set -euo pipefail
 
 ACTIONS='image, create, list, logs, delete'
 CLUSTER=${XPK_CLUSTER:-} ZONE=${XPK_ZONE:-} PROJECT=${XPK_PROJECT:-}
+LOCATION=${XPK_LOCATION:-}
 WORKLOAD='' TYPE='' SLICES=1 IMAGE='' BASE='' DIR='' RESTARTS=10 SLICE=0 WORKER=0
-ENVIRONMENT=(--env=PYTHONUNBUFFERED=1)
+ENVIRONMENT=(--env=PYTHONUNBUFFERED=1) OTHERS=()
 
 ACTION=${1:-}
 case $ACTION in
@@ -41,13 +44,15 @@ while [ $# -gt 0 ]; do
     --base-docker-image=*) BASE=${1#*=} ;;
     --script-dir=*) DIR=${1#*=} ;;
     --max-restarts=*) RESTARTS=${1#*=} ;;
-    --env=*=*) ENVIRONMENT+=("$1") ;;
+    --env=*) check_env "${1#*=}" && ENVIRONMENT+=("$1") ;;
+    --xpk-flag=--[a-z]*) OTHERS+=("${1#*=}") ;;
+    --location=*) LOCATION=${1#*=} ;;
     --slice=*) SLICE=${1#*=} ;;
     --worker=*) WORKER=${1#*=} ;;
     --dry-run) DRY_RUN=1 ;;
     -h | --help) usage ;;
     --) shift && break ;;
-    *) fail "the option is '$1'; allowed are --cluster=, --zone=, --project=, --workload=, --tpu-type=, --num-slices=, --docker-image=, --base-docker-image=, --script-dir=, --max-restarts=, --env=KEY=VALUE, --slice=, --worker=, --dry-run and --help, and after -- the training flags" ;;
+    *) fail "the option is '$1'; allowed are --cluster=, --zone=, --project=, --workload=, --tpu-type=, --num-slices=, --docker-image=, --base-docker-image=, --script-dir=, --max-restarts=, --env=KEY=VALUE, --xpk-flag=--FLAG, --location=, --slice=, --worker=, --dry-run and --help, and after -- the training flags" ;;
   esac
   shift
 done
@@ -67,7 +72,7 @@ esac
 
 # xpk VERB [flags], for this cluster.
 workload() {
-  run xpk workload "$1" --cluster="$CLUSTER" --project="$PROJECT" --zone="$ZONE" "${@:2}"
+  run xpk workload "$1" --cluster="$CLUSTER" --project="$PROJECT" --zone="$ZONE" "${@:2}" ${OTHERS[@]+"${OTHERS[@]}"}
 }
 
 image() {
@@ -97,8 +102,8 @@ create() {
   else
     fail "the image is --docker-image='$IMAGE' --base-docker-image='$BASE' --script-dir='$DIR'; allowed is the first alone, or the other two with an existing directory"
   fi
-  # A process that loses the others ends with an error of its own, so those restart, too.
-  flags+=(--max-restarts="$RESTARTS" --restart-on-user-code-failure --termination-grace-period-seconds=300)
+  # A process that loses the others ends with 1, which xpk takes for final, as 2, a refusal, is.
+  flags+=(--max-restarts="$RESTARTS" --restart-on-exit-codes=1 --termination-grace-period-seconds=300)
   # Slices of one host each do not look like several processes from inside.
   local distributed=()
   [ "$SLICES" = 1 ] || distributed=(--distributed=on)
@@ -110,9 +115,10 @@ create() {
 logs() {
   check --slice "$SLICE" '[0-9]+' 'the number of one slice, 0 or more'
   check --worker "$WORKER" '[0-9]+' 'the number of one worker, 0 or more'
-  # xpk names no logs; it names the context of kubectl after the cluster, which is regional.
+  # xpk names no logs; it has gcloud make the context of kubectl, named after the cluster's place.
+  check '--location (or XPK_LOCATION)' "${LOCATION:=${ZONE%-*}}" '[a-z]+-[a-z]+[0-9]+(-[a-z0-9]+)?' 'a region or a zone'
   local jobset=jobset.sigs.k8s.io
-  run kubectl logs --context="gke_${PROJECT}_${ZONE%-*}_$CLUSTER" --follow --tail=100 --all-containers \
+  run kubectl logs --context="gke_${PROJECT}_${LOCATION}_$CLUSTER" --follow --tail=100 --all-containers \
     --selector="$jobset/jobset-name=$WORKLOAD,$jobset/job-index=$SLICE,batch.kubernetes.io/job-completion-index=$WORKER"
 }
 

@@ -2,12 +2,16 @@
 # Trains on the GPUs of one box, in a container.
 #
 #   bash launch/gpu.sh [--engine=docker|podman] [--gpus=all|0,1] [--accelerator=cuda12|cuda13] \
-#     [--mount=DIR ...] [--dry-run] -- --config=configs/NAME.py --workdir=runs/RUN [training flags]
+#     [--mount=DIR ...] [--env=KEY=VALUE ...] [--dry-run] -- --config=configs/NAME.py --workdir=runs/RUN [training flags]
 #
 # Needs the NVIDIA driver and its container toolkit. runs/ of this tree and the cache of Hugging
 # Face files (HF_HOME, default ~/.cache/huggingface) are the host's; a relative workdir lies in
 # runs/. --mount shows the container one more directory of the host, such as that of a model,
-# read-only and under its own name. Ctrl-C and SIGTERM save and stop; the same command goes on. Without a container:
+# read-only and under its own name. For a workdir gs://BUCKET/RUN the container gets the host's
+# Google credentials (GOOGLE_APPLICATION_CREDENTIALS, or those of `gcloud auth
+# application-default login`). Ctrl-C and SIGTERM save and stop; the same command goes on.
+# HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and GOOGLE_CLOUD_PROJECT reach training if they are set;
+# --env=KEY=VALUE sets another variable. Without a container:
 #
 #   ACCELERATOR=cuda12 bash launch/environment.sh && .venv/bin/python -m actfocus_jax.train ...
 set -euo pipefail
@@ -16,17 +20,18 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
 
 ENGINE=docker GPUS=all ACCELERATOR=cuda12
-mounts=()
+mounts=() environment=()
 while [ $# -gt 0 ]; do
   case $1 in
     --engine=*) ENGINE=${1#*=} ;;
     --gpus=*) GPUS=${1#*=} ;;
     --accelerator=*) ACCELERATOR=${1#*=} ;;
     --mount=*) mounts+=("${1#*=}") ;;
+    --env=*) check_env "${1#*=}" && environment+=("$1") ;;
     --dry-run) DRY_RUN=1 ;;
     -h | --help | help) usage ;;
     --) shift && break ;;
-    *) fail "the option is '$1'; allowed are --engine=, --gpus=, --accelerator=, --mount=, --dry-run and --help, and after -- the training flags" ;;
+    *) fail "the option is '$1'; allowed are --engine=, --gpus=, --accelerator=, --mount=, --env=KEY=VALUE, --dry-run and --help, and after -- the training flags" ;;
   esac
   shift
 done
@@ -44,6 +49,14 @@ for flag in "$@"; do
     --workdir=*) fail "--workdir is '${flag#*=}'; allowed is a directory runs/RUN, which is the host's, or gs://BUCKET/RUN" ;;
   esac
 done
+key=
+if [[ $(training_flag --workdir "$@") == gs://* ]]; then
+  key=${CLOUDSDK_CONFIG:-$HOME/.config/gcloud}/application_default_credentials.json
+  [ -f "$key" ] || key=
+  key=${GOOGLE_APPLICATION_CREDENTIALS:-$key}
+  [[ -z $key || ($key == /* && -f $key) ]] ||
+    fail "GOOGLE_APPLICATION_CREDENTIALS is '$key'; allowed is the absolute path of a file"
+fi
 needs_program "$ENGINE"
 
 image=actfocus_jax:$ACCELERATOR
@@ -58,6 +71,15 @@ flags=(
   --volume="$ROOT/runs:/app/runs" --volume="$cache:/cache/huggingface"
 )
 for mount in ${mounts[@]+"${mounts[@]}"}; do flags+=(--volume="$mount:$mount:ro"); done
+# By their names, so that no token is printed or seen among the processes.
+for name in HF_TOKEN HF_ENDPOINT HF_HUB_OFFLINE GOOGLE_CLOUD_PROJECT; do
+  [ -z "${!name:-}" ] || flags+=(--env="$name")
+done
+flags+=(${environment[@]+"${environment[@]}"})
+# A machine of Google's needs no file: its metadata server answers in the container, too.
+if [ -n "$key" ]; then
+  flags+=(--volume="$key:/cache/google.json:ro" --env=GOOGLE_APPLICATION_CREDENTIALS=/cache/google.json)
+fi
 if [ "$ENGINE" = podman ]; then
   flags+=(--userns=keep-id --security-opt=label=disable)
   IFS=, read -ra numbers <<<"$GPUS"

@@ -4,7 +4,7 @@
 #   bash launch/tpu_pod.sh create [--type=v5litepod-16] [--node-count=N] [--spot] [--runtime-version=V] [-- gcloud flags]
 #   bash launch/tpu_pod.sh status          WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, SUSPENDED (preempted), ...
 #   bash launch/tpu_pod.sh setup           copy this tree to every worker and install it there
-#   bash launch/tpu_pod.sh run -- --config=configs/NAME.py --workdir=gs://BUCKET/RUN [training flags]
+#   bash launch/tpu_pod.sh run [--env=KEY=VALUE ...] -- --config=configs/NAME.py --workdir=gs://BUCKET/RUN [training flags]
 #   bash launch/tpu_pod.sh logs [--worker=N] [--node=N]
 #   bash launch/tpu_pod.sh stop            SIGTERM: training saves and ends; the same `run` goes on
 #   bash launch/tpu_pod.sh delete
@@ -12,6 +12,8 @@
 # Every action takes --name=NAME --zone=ZONE --project=PROJECT, or has them from TPU_NAME,
 # TPU_ZONE and TPU_PROJECT (--type from TPU_TYPE), and --dry-run, which prints the commands and
 # runs none. A preempted pod is deleted, created and set up again; then the same `run` goes on.
+# Workers without an external address (create ... -- --internal-ips) are reached by
+# --tunnel-through-iap, or --internal-ip from within their network, with setup, run, logs and stop.
 # With several workers gcloud wants the key in the agent: ssh-add ~/.ssh/google_compute_engine
 set -euo pipefail
 
@@ -21,6 +23,7 @@ set -euo pipefail
 ACTIONS='create, status, setup, run, logs, stop, delete'
 NAME=${TPU_NAME:-} ZONE=${TPU_ZONE:-} PROJECT=${TPU_PROJECT:-} TYPE=${TPU_TYPE:-}
 NODES=1 RUNTIME='' SPOT='' WORKER=0 NODE=0
+ENVIRONMENT=() SSH=()
 
 ACTION=${1:-}
 case $ACTION in
@@ -37,12 +40,14 @@ while [ $# -gt 0 ]; do
     --node-count=*) NODES=${1#*=} ;;
     --runtime-version=*) RUNTIME=${1#*=} ;;
     --spot) SPOT=1 ;;
+    --env=*) check_env "${1#*=}" && ENVIRONMENT+=("${1#*=}") ;;
     --worker=*) WORKER=${1#*=} ;;
     --node=*) NODE=${1#*=} ;;
+    --internal-ip | --tunnel-through-iap | --ssh-key-file=?*) SSH+=("$1") ;;
     --dry-run) DRY_RUN=1 ;;
     -h | --help) usage ;;
     --) shift && break ;;
-    *) fail "the option is '$1'; allowed are --name=, --zone=, --project=, --type=, --node-count=, --runtime-version=, --spot, --worker=, --node=, --dry-run and --help, and after -- what is passed on" ;;
+    *) fail "the option is '$1'; allowed are --name=, --zone=, --project=, --type=, --node-count=, --runtime-version=, --spot, --env=KEY=VALUE, --worker=, --node=, --internal-ip, --tunnel-through-iap, --ssh-key-file=FILE, --dry-run and --help, and after -- what is passed on" ;;
   esac
   shift
 done
@@ -64,9 +69,14 @@ pod() {
   run gcloud compute tpus queued-resources "$1" --project="$PROJECT" --zone="$ZONE" "${@:2}"
 }
 
+# reach VERB ARGUMENTS: the pod over ssh.
+reach() {
+  pod "$@" ${SSH[@]+"${SSH[@]}"}
+}
+
 # Runs a shell command in the home directory of every worker at once.
 everywhere() {
-  pod ssh "$NAME" --node=all --worker=all --batch-size=all --command="$1"
+  reach ssh "$NAME" --node=all --worker=all --batch-size=all --command="$1"
 }
 
 create() {
@@ -96,18 +106,21 @@ setup() {
   local archive="$ROOT/runs/tree.tar.gz" tree=actfocus_jax
   local worker="bash $tree/launch/tpu_worker.sh"
   run mkdir -p "$ROOT/runs"
-  run tar -czf "$archive" --exclude=.git --exclude=.venv --exclude=__pycache__ \
-    --exclude=.jax_cache --exclude=.pytest_cache --exclude=.ruff_cache --exclude=./runs -C "$ROOT" .
-  pod scp "$archive" "$NAME:actfocus_jax.tar.gz" --node=all --worker=all --batch-size=all
+  run tar -czf "$archive" --exclude=.git --exclude='./.venv*' --exclude=__pycache__ --exclude=.jax_cache \
+    --exclude=.pytest_cache --exclude=.ruff_cache --exclude=./runs --exclude=./models -C "$ROOT" .
+  reach scp "$archive" "$NAME:actfocus_jax.tar.gz" --node=all --worker=all --batch-size=all
   # What an earlier tree left goes away, except for its environment and its runs.
   everywhere "set -e; mkdir -p $tree; if [ -f $tree/launch/tpu_worker.sh ]; then $worker idle; fi; find $tree -mindepth 1 -maxdepth 1 ! -name .venv ! -name runs -exec rm -rf {} +; tar -xzf actfocus_jax.tar.gz -C $tree; $worker setup"
 }
 
 start() {
   needs_training_flags "$@"
+  check --workdir "$(training_flag --workdir "$@")" 'gs://.+|/.+' 'gs://BUCKET/RUN, or the path of a file system that all workers share; what lies in the tree goes with the pod'
+  local worker=(bash actfocus_jax/launch/tpu_worker.sh)
+  [ ${#ENVIRONMENT[@]} = 0 ] || worker=(env "${ENVIRONMENT[@]}" "${worker[@]}")
   # Asked of all before any is started: half a pod would wait for the other half.
-  everywhere 'bash actfocus_jax/launch/tpu_worker.sh idle'
-  everywhere "bash actfocus_jax/launch/tpu_worker.sh run $(quoted "$@")"
+  everywhere "$(quoted "${worker[@]}" ready "$@")"
+  everywhere "$(quoted "${worker[@]}" run "$@")"
 }
 
 needs_program gcloud
@@ -116,7 +129,7 @@ case $ACTION in
   status) pod describe "$NAME" --format='value(state.state)' ;;
   setup) setup ;;
   run) start "$@" ;;
-  logs) pod ssh "$NAME" --node="$NODE" --worker="$WORKER" --command='bash actfocus_jax/launch/tpu_worker.sh logs' ;;
+  logs) reach ssh "$NAME" --node="$NODE" --worker="$WORKER" --command='bash actfocus_jax/launch/tpu_worker.sh logs' ;;
   stop) everywhere 'bash actfocus_jax/launch/tpu_worker.sh stop' ;;
   delete) pod delete "$NAME" --force ;;
 esac

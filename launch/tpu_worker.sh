@@ -2,12 +2,12 @@
 # What launch/tpu_pod.sh has each worker of a pod do, in the tree that it copied there.
 #
 #   bash launch/tpu_worker.sh setup|idle|stop|logs
-#   bash launch/tpu_worker.sh run TRAINING FLAGS
+#   bash launch/tpu_worker.sh ready|run TRAINING FLAGS
 #
 # Training holds a lock on runs/pod/lock for as long as it lives. So whether it runs is asked
 # of the kernel, and neither a reboot nor a process id used again gives a wrong answer.
 #
-#   START_SECONDS   how long `run` waits for training to refuse its flags (default 5)
+#   START_SECONDS   how long `run` watches whether training ends at once (default 60)
 #   STOP_SECONDS    how long `stop` waits for training to save (default 600)
 set -euo pipefail
 
@@ -26,6 +26,12 @@ busy() {
   fail "training runs already on $(hostname); stop it first with launch/tpu_pod.sh stop"
 }
 
+# What one worker can refuse alone is refused here: once started they would wait for each other.
+ready() {
+  ended 0 || busy
+  [ -x .venv/bin/python ] || fail "there is no .venv on $(hostname); run launch/tpu_pod.sh setup first"
+  .venv/bin/python -m actfocus_jax.train --dry_run "$@" >/dev/null
+}
 
 setup() {
   if [ -z "${PYTHON:-}" ] && [ ! -f .venv/.installed ]; then
@@ -40,7 +46,6 @@ setup() {
 
 start() {
   local pid status=0
-  [ -x .venv/bin/python ] || fail "there is no .venv on $(hostname); run launch/tpu_pod.sh setup first"
   exec 9>>runs/pod/lock
   flock --nonblock 9 || busy
   # A session of its own, with no terminal: a dropped ssh does not end it.
@@ -49,7 +54,9 @@ start() {
   pid=$!
   exec 9>&-
   echo "$pid" >runs/pod/pid
-  if ended "${START_SECONDS:-5}"; then
+  # Some refusals come later: the workers import jax and join before they ask for the bucket,
+  # and make the mesh after that.
+  if ended "${START_SECONDS:-60}"; then
     wait "$pid" || status=$?
     tail -n 5 runs/pod/log >&2
     exit "$status"
@@ -71,6 +78,7 @@ case ${1:-} in
   idle) ended 0 || busy ;;
   setup | stop) "$1" ;;
   logs) exec tail -n 100 -F runs/pod/log ;;
+  ready) ready "${@:2}" ;;
   run) start "${@:2}" ;;
-  *) fail "the action is '${1:-}'; allowed are setup, idle, run, stop and logs" ;;
+  *) fail "the action is '${1:-}'; allowed are setup, idle, ready, run, stop and logs" ;;
 esac

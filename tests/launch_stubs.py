@@ -35,13 +35,38 @@ case "$*" in
   *sys.version*) echo 3.12 ;;
   *"uv python find"*) echo "$0" ;;
   *"-m venv"*) mkdir -p "${@: -1}/bin"; cp "$0" "${@: -1}/bin/python" || true ;;
+  *"actfocus_jax.train --dry_run"*)
+    case "$*" in *refused-alone*) echo "error: no" >&2; exit 2 ;; esac
+    ;;
   *actfocus_jax.train*)
+    case "$*" in *refused-together*) sleep 0.2; echo "error: we"; exit 2 ;; esac
     echo "step 0"
-    case "$*" in *refused*) echo "error: no"; exit 2 ;; esac
     trap 'echo saved; exit 0' TERM
     while :; do sleep 0.05; done
     ;;
 esac
+"""
+
+# xpk 1.16, as strict as its parser; of `create` the flags that may be of use.
+XPK = """
+known=' --cluster --project --zone --namespace --quiet '
+case $2 in
+  create)
+    known+='--workload --command --tpu-type --num-slices --docker-image '
+    known+='--base-docker-image --script-dir --env --env-file --storage '
+    known+='--max-restarts --restart-on-exit-codes --scheduler --priority '
+    known+='--termination-grace-period-seconds --ttl-seconds-after-finished '
+    known+='--spot --reservation --on-demand --flex '
+    ;;
+  delete) known+='--workload --filter-by-job --filter-by-status --force ' ;;
+  list) known+='--filter-by-job --filter-by-status ' ;;
+  *) known= ;;
+esac
+for argument in "${@:3}"; do
+  [[ $known == *" ${argument%%=*} "* ]] && continue
+  echo "xpk: error: unrecognized arguments: $argument" >&2
+  exit 2
+done
 """
 
 _RECORD = """#!/bin/bash
@@ -75,9 +100,10 @@ class Machine:
       'STUB_CALLS': str(self._calls),
       'START_SECONDS': '0.3',
     }
-    for program in ('gcloud', 'xpk', 'srun', 'scontrol', 'kubectl', 'docker'):
+    for program in ('gcloud', 'srun', 'scontrol', 'kubectl', 'docker'):
       self.stub(program)
     self.stub('podman')
+    self.stub('xpk', XPK)
     for program in ('tar', 'mkdir'):
       self.stub(program, f'exec {shutil.which(program)} "$@"')
 
@@ -154,7 +180,7 @@ def assert_dry_run_tells_the_truth(machine: Machine, *arguments: str) -> None:
   told = succeeds(machine.run(name, *rest[:end], '--dry-run', *rest[end:]))
   assert machine.calls() == []
   succeeds(machine.run(name, *rest))
-  assert machine.calls() == _commands(told)
+  assert machine.calls() == commands(told)
   assert machine.calls()
 
 
@@ -165,7 +191,7 @@ def wait_until(condition, seconds: float = 10) -> None:
     time.sleep(0.02)
 
 
-def _commands(told: str) -> list[list[str]]:
+def commands(told: str) -> list[list[str]]:
   """The commands that a shell would read; an argument may hold line breaks."""
   commands, start = [], 0
   for end, character in enumerate(told):

