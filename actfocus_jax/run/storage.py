@@ -57,9 +57,13 @@ def path(text: str, flag: str = '--workdir') -> pathlib.Path:
   bucket, _, folder = text.removeprefix(_BUCKET).partition('/')
   if not bucket or not folder.strip('/'):
     raise refusals.Refused(f'{flag} is {text}; allowed: gs://BUCKET/FOLDER.')
-  # Imported late: it is for buckets only.
+  # Imported late: they are for buckets only.
+  import fsspec
   from etils import epath
 
+  # What is listed once would be answered so for ever, also that a file is not
+  # there. The first path makes the file system of all.
+  fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
   return epath.Path(text)
 
 

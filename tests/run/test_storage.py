@@ -18,6 +18,7 @@ import urllib.request
 import numpy as np
 import pytest
 
+from actfocus_jax import shared_run
 from actfocus_jax.run import directory, metrics, refusals, settings, storage
 
 BUCKET = 'bucket'
@@ -345,6 +346,30 @@ def test_rows_in_a_bucket(folder):
   other.append({'step': 4})
   assert [row['step'] for row in metrics.read(path)] == [1, 2, 3, 4]
   assert metrics.read(path)[2] == {'step': 3, 'again': 1}
+
+
+def test_what_another_process_writes_is_seen(folder, monkeypatch):
+  """Though this one has looked before, and it was not there."""
+  from google.cloud import storage as google
+
+  monkeypatch.setattr(shared_run, '_SEEN_WITHIN', -1.0)
+  bucket = google.Client().bucket(BUCKET)
+
+  def write(name, text):  # As another process, of which this one knows nothing.
+    bucket.blob(f'{folder.name}/{name}').upload_from_string(text)
+
+  write('config.json', '{}')
+  mark = folder / '.mark'
+  assert [path.name for path in folder.iterdir()] == ['config.json']
+  assert not shared_run._is_seen(mark, 'word', -2)
+  write('.mark', 'word')
+  assert shared_run._is_seen(mark, 'word', -2)
+  assert not shared_run._is_seen(mark, 'word', 3)
+  write('checkpoints/3/commit_success.txt', 'done')
+  assert shared_run._is_seen(mark, 'word', 3)
+  write('metrics.jsonl', '{"step": 1}\n')
+  metrics.MetricsFile(folder / 'metrics.jsonl').append({'step': 2})
+  assert len(metrics.read(folder / 'metrics.jsonl')) == 2
 
 
 def test_a_lease_is_held_by_one_and_given_back(folder):
