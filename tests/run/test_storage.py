@@ -71,6 +71,7 @@ class Objects:
 
   def __init__(self):
     self.there, self.missing, self.generation = {}, set(), 0
+    self.answers = True
 
   def need(self, permission):
     if permission in self.missing:
@@ -117,6 +118,9 @@ class Blob:
     self._expect(if_generation_match)
     self.objects.generation += 1
     self.objects.there[self.name] = (self.objects.generation, text)
+    if not self.objects.answers:
+      self.objects.answers = True
+      raise ConnectionError('no answer')
 
   def delete(self, *, if_generation_match):
     self.objects.need('storage.objects.delete')
@@ -186,6 +190,38 @@ def test_a_lease_that_cannot_be_removed_does_not_hide_the_end(objects, capsys):
   assert objects.there
   other.close()
   assert not objects.there
+
+
+def dead(lease):
+  """A process that was killed renews nothing and gives nothing back."""
+  lease._stop.set()
+  lease._thread.join()
+
+
+def test_who_was_away_for_long_asks_before_it_writes(objects):
+  """Its own thread would only ask some seconds later."""
+  away = storage.Lease(PLACE, seconds=0.3)
+  dead(away)
+  storage.Lease(PLACE, seconds=0.3).close()
+  assert not away._is_lost
+  with pytest.raises(refusals.Halted, match='Another process has taken'):
+    away.check()
+
+
+def test_a_lease_is_only_asked_about_when_it_is_old(objects):
+  lease = storage.Lease(PLACE, seconds=60.0)
+  dead(lease)
+  lease.check()
+  assert objects.generation == 1
+  lease._renewed -= 31.0
+  objects.answers = False  # It is written, and nobody says so.
+  with pytest.raises(ConnectionError):
+    lease.check()
+  assert objects.generation == 2
+  lease.check()
+  assert objects.generation == 3  # Not only read: that would prove nothing.
+  lease.check()
+  assert objects.generation == 3
 
 
 # --- A directory -------------------------------------------------------------
@@ -382,22 +418,13 @@ def test_a_lease_is_held_by_one_and_given_back(folder):
   storage.Lease(folder / '.lock', seconds=0.6).close()
 
 
-def dead(lease):
-  """A process that was killed renews nothing and gives nothing back."""
-  lease._stop.set()
-  lease._thread.join()
-
-
 def test_a_dead_lease_is_taken_and_its_holder_would_notice(folder):
   killed = storage.Lease(folder / '.lock', seconds=0.6)
   dead(killed)
   begin = time.monotonic()
   taken = storage.Lease(folder / '.lock', seconds=0.6)
   assert time.monotonic() - begin >= 0.6
-  # It was only asleep: its next renewal fails, and it does not write on.
-  killed._stop = threading.Event()
-  killed._seconds = 0.01
-  killed._renew()
+  # It was only asleep: it does not write on.
   with pytest.raises(refusals.Halted, match='Another process has taken'):
     killed.check()
   killed.close()
