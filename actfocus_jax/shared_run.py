@@ -36,7 +36,11 @@ def open_run(
   try:
     with processes.refusing_alike():
       opened = directory.RunDirectory(
-        workdir, c, model, writes=processes.is_first()
+        workdir,
+        c,
+        model,
+        writes=processes.is_first(),
+        on_failure=processes.end,
       )
   except settings.Refused:
     if opened is not None:  # Another was refused; this one lets go.

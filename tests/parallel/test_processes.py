@@ -124,22 +124,31 @@ def test_a_call_fails_everywhere_where_it_failed_anywhere(monkeypatch):
 
 def test_failure_ends_the_process_at_once(tmp_path):
   code = """
-import atexit, os
+import atexit, os, time
 from actfocus_jax.parallel import processes
 from actfocus_jax.run import refusals
+from jax.errors import JaxRuntimeError
 processes.count = lambda: 2
+processes.index = lambda: {index}
+time.sleep = lambda seconds: print(f'stays {seconds:g} s', flush=True)
 atexit.register(lambda: print('waited for the others'))
 with processes.leaving():
   raise {error}
 """
-  expected = {
-    "refusals.Refused('no')": (2, 'error: no\n'),
-    "refusals.Halted('bad')": (1, 'error: bad\n'),
-    "ValueError('x')": (1, 'ValueError: x\n'),
-  }
-  for error, (exit_code, said) in expected.items():
+  # The first stays for the others, who may say the same; not where one is lost.
+  for index, error, exit_code, said, stays in (
+    (0, "refusals.Refused('no')", 2, 'error: no\n', 'stays 5 s\n'),
+    (1, "refusals.Halted('bad')", 1, 'error: bad\n', ''),
+    (0, "FloatingPointError('x')", 1, 'FloatingPointError: x\n', 'stays 5 s\n'),
+    (0, "JaxRuntimeError('Gloo: closed')", 1, '(Gloo: closed)\n', ''),
+    (0, 'KeyboardInterrupt', 1, 'KeyboardInterrupt\n', ''),
+  ):
     done = subprocess.run(
-      [sys.executable, '-c', code.replace('{error}', error)],
+      [
+        sys.executable,
+        '-c',
+        code.replace('{error}', error).replace('{index}', str(index)),
+      ],
       capture_output=True,
       text=True,
       env={**os.environ, 'PYTHONPATH': os.getcwd()},
@@ -147,7 +156,7 @@ with processes.leaving():
     )
     assert done.returncode == exit_code
     assert done.stderr.endswith(said)
-    assert 'waited' not in done.stdout
+    assert done.stdout == stays
 
 
 @pytest.mark.parametrize(
@@ -212,7 +221,7 @@ def alone(code):
     made.bind(('localhost', 0))
     port = made.getsockname()[1]
   begin = f"""
-import os, signal, time
+import os, signal, sys, time
 from actfocus_jax.parallel import processes
 processes._JOIN_WITHIN, processes._TELL_AFTER = 2.0, 1.0
 def start(count, index):
@@ -241,7 +250,13 @@ def test_who_waits_for_nobody_says_so_and_ends(index):
   assert 'Look at the output of each' in last
 
 
-def test_sigterm_means_after_joining_what_it_meant_before():
+def test_sigterm_ends_who_waits_for_the_devices_of_others_and_later():
   kill = 'os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)'
-  code, _ = alone(f'start(1, 0); {kill}')
-  assert code == -signal.SIGTERM
+  code, said = alone(f"""
+def exchange(value):
+  print('all have come', file=sys.stderr)
+  {kill}
+processes.exchange = exchange
+start(1, 0)
+""")
+  assert code == -signal.SIGTERM and 'all have come' in said
