@@ -50,18 +50,21 @@ def start(
   coordinator: str | None = None,
   num_processes: int | None = None,
   process_id: int | None = None,
+  local_devices: Sequence[int] | None = None,
 ):
   """Joins the other processes. Before anything asks JAX for a device.
 
   Args:
     coordinator: HOST:PORT of process 0, with the two below, or all None: then
-      the cluster tells (TPU pod, Slurm, Open MPI, Kubernetes).
+      the cluster tells (TPU pod, Slurm, Open MPI 4, Kubernetes).
     num_processes: How many there are.
     process_id: Which one this is, from 0.
+    local_devices: As of `clusters.local_devices`.
 
   Raises:
-    ValueError: When nothing tells who the others are, from JAX. When the others
-      do not come the process ends with one sentence: JAX would abort it.
+    ValueError: When nothing tells who the others are, or the cluster does not
+      answer, in JAX's words. When the others do not come the process ends with
+      one sentence: JAX would abort it.
   """
   where = f' at {coordinator}' if coordinator else ''
   come, on_sigterm = threading.Event(), signal.getsignal(signal.SIGTERM)
@@ -71,9 +74,12 @@ def start(
       coordinator_address=coordinator,
       num_processes=num_processes,
       process_id=process_id,
+      local_device_ids=local_devices,
       initialization_timeout=int(_JOIN_WITHIN) + 60,
       heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
     )
+  except RuntimeError as error:  # As of a service account without rights.
+    raise ValueError(str(error)) from error
   finally:
     come.set()
   # JAX took the signal, for a notice that nobody here asks it about.

@@ -15,6 +15,15 @@ from actfocus_jax.parallel import clusters, processes
 from actfocus_jax.run import refusals
 
 SLURM = {'SLURM_STEP_NODELIST': 'n[1-2]', 'SLURM_NTASKS': '2'}
+OPEN_MPI_4 = {'OMPI_MCA_orte_hnp_uri': '1', 'OMPI_COMM_WORLD_SIZE': '4'}
+OPEN_MPI_5 = {
+  'PMIX_NAMESPACE': 'prterun-n1-123@1',
+  'OMPI_COMM_WORLD_SIZE': '4',
+  'OMPI_COMM_WORLD_RANK': '3',
+  'OMPI_COMM_WORLD_LOCAL_SIZE': '2',
+  'OMPI_COMM_WORLD_LOCAL_RANK': '1',
+}
+ONE_EACH = {'OMPI_COMM_WORLD_LOCAL_SIZE': '1'}
 
 
 @pytest.mark.parametrize(
@@ -24,10 +33,11 @@ SLURM = {'SLURM_STEP_NODELIST': 'n[1-2]', 'SLURM_NTASKS': '2'}
     (SLURM, 'Slurm'),
     (SLURM | {'SLURM_NTASKS': '1'}, None),
     ({'SLURM_NTASKS': '2'}, None),  # In the allocation, but not by srun.
-    (
-      {'OMPI_MCA_orte_hnp_uri': '1', 'OMPI_COMM_WORLD_SIZE': '4'},
-      'Open MPI',
-    ),
+    (OPEN_MPI_4, 'Open MPI'),
+    (OPEN_MPI_5, 'Open MPI 5'),
+    (OPEN_MPI_5 | SLURM, 'Open MPI 5'),  # Its daemons are steps of Slurm's.
+    (OPEN_MPI_5 | {'OMPI_COMM_WORLD_SIZE': '1'}, None),
+    (SLURM | {'PMIX_NAMESPACE': 'slurm.pmix'}, 'Slurm'),
     ({'TPU_WORKER_HOSTNAMES': 'a'}, None),
     ({'TPU_WORKER_HOSTNAMES': 'a,b'}, 'a TPU pod'),
     ({'MEGASCALE_NUM_SLICES': '1'}, None),
@@ -39,6 +49,65 @@ SLURM = {'SLURM_STEP_NODELIST': 'n[1-2]', 'SLURM_NTASKS': '2'}
 )
 def test_a_cluster_is_known_by_what_it_sets(environ, found):
   assert clusters.several(environ) == found
+
+
+def test_open_mpi_5_says_who_is_who():
+  assert clusters.count_and_index(OPEN_MPI_5) == (4, 3)
+  for told_to_jax in ({}, SLURM, OPEN_MPI_4):
+    assert clusters.count_and_index(told_to_jax) is None
+
+
+@pytest.mark.parametrize(
+  ('environ', 'devices'),
+  [
+    ({}, None),
+    (SLURM | {'SLURM_STEP_NUM_NODES': '2'}, []),
+    (SLURM | {'SLURM_STEP_NUM_NODES': '1'}, None),
+    (OPEN_MPI_4 | {'OMPI_COMM_WORLD_LOCAL_SIZE': '2'}, None),
+    (OPEN_MPI_4 | ONE_EACH, []),
+    (OPEN_MPI_5, [1]),
+    (OPEN_MPI_5 | ONE_EACH, []),
+    (OPEN_MPI_5 | SLURM | {'SLURM_STEP_NUM_NODES': '2'}, [1]),
+    (OPEN_MPI_5 | ONE_EACH | {'JAX_LOCAL_DEVICE_IDS': '2'}, None),
+  ],
+)
+def test_who_is_alone_on_a_machine_takes_all_its_devices(environ, devices):
+  assert clusters.local_devices(environ) == devices
+
+
+def test_all_devices_means_all_to_jax():
+  """Where it would take the second, as the second process of the machine."""
+  code, said = alone("""
+from jax._src import xla_bridge
+os.environ |= {
+  'SLURM_JOB_ID': '1', 'SLURM_STEP_NODELIST': 'localhost',
+  'SLURM_NTASKS': '1', 'SLURM_PROCID': '0', 'SLURM_LOCALID': '1',
+}
+start(1, 0, local_devices=[])
+print(xla_bridge.CUDA_VISIBLE_DEVICES.value, file=sys.stderr)
+""")
+  assert code == 0 and said.splitlines()[-1] == 'all'
+
+
+def test_what_the_cluster_answers_is_told_in_a_sentence():
+  code, said = alone("""
+import jax
+from actfocus_jax import distributed
+from actfocus_jax.run import refusals
+def initialize(**arguments):
+  raise RuntimeError('Retry failed:\\n  403 Forbidden.')
+jax.distributed.initialize = initialize
+distributed.flags.FLAGS(['x', '--distributed=on'])
+try:
+  with distributed.joined():
+    pass
+except refusals.Refused as error:
+  print(error, file=sys.stderr)
+""")
+  assert code == 0
+  assert said.startswith(
+    '--distributed=on, but Retry failed: 403 Forbidden. Allowed: '
+  )
 
 
 def test_one_process_exchanges_with_itself():
@@ -224,10 +293,9 @@ def alone(code):
 import os, signal, sys, time
 from actfocus_jax.parallel import processes
 processes._JOIN_WITHIN, processes._TELL_AFTER = 2.0, 1.0
-def start(count, index):
-  processes.start(
-    coordinator='localhost:{port}', num_processes=count, process_id=index
-  )
+def start(count, index, **more):
+  who = dict(num_processes=count, process_id=index)
+  processes.start(coordinator='localhost:{port}', **who, **more)
 """
   done = subprocess.run(
     [sys.executable, '-c', begin + code],
