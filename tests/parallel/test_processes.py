@@ -175,7 +175,7 @@ def test_a_process_runs_its_own_calls_and_is_told_of_the_others(monkeypatch):
   calls = [call(i) for i in range(4)]
   owners = [{0}, {1}, {0}, {0, 1}]
   # What both own is told by both; the state is this process's own.
-  outcomes = host.Host().run(calls, owners)
+  outcomes = host.Host().run_and_tell(calls, owners)
   assert ran == [1, 3]
   assert outcomes == [
     (None, 'far'),
@@ -187,7 +187,7 @@ def test_a_process_runs_its_own_calls_and_is_told_of_the_others(monkeypatch):
 
 def test_a_call_fails_everywhere_where_it_failed_anywhere(monkeypatch):
   as_process(monkeypatch, 1, {0: host.Failed('over there')})
-  outcomes = host.Host().run([lambda: ('state', 'text')], [{0, 1}])
+  outcomes = host.Host().run_and_tell([lambda: ('state', 'text')], [{0, 1}])
   assert outcomes == [host.Failed('over there')]
 
 
