@@ -63,6 +63,8 @@ def collector(c: ConfigDict, chat, games, mesh, host) -> rollout.Collector:
     decode_steps=c.rollout.decode_steps,
     observation_block=c.rollout.observation_block,
     cache_block=c.rollout.cache_block,
+    ends_early=mesh_lib.slice_count(mesh, c.mesh.dcn_data, c.mesh.dcn_fsdp)
+    == 1,
   )
 
 
