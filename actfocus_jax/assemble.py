@@ -63,6 +63,8 @@ def collector(c: ConfigDict, chat, games, mesh, host) -> rollout.Collector:
     decode_steps=c.rollout.decode_steps,
     observation_block=c.rollout.observation_block,
     cache_block=c.rollout.cache_block,
+    ends_early=mesh_lib.slice_count(mesh, c.mesh.dcn_data, c.mesh.dcn_fsdp)
+    == 1,
   )
 
 
@@ -238,17 +240,17 @@ def parts(c: ConfigDict) -> Iterator[Parts]:
     Refused: When the parts do not fit each other; no run has been touched
       then.
   """
-  with processes.refusing_alike():
-    whole = _parts(c)
-  with jax.set_mesh(whole.mesh):
-    yield whole
+  with casting.host(c) as hosts:
+    with processes.refusing_alike():
+      whole = _parts(c, hosts)
+    with jax.set_mesh(whole.mesh):
+      yield whole
 
 
-def _parts(c: ConfigDict) -> Parts:
+def _parts(c: ConfigDict, hosts: host_lib.Host) -> Parts:
   """Everything up to the first rollout, without a word to other processes."""
   with refusing_misfits():
-    made = mesh(c)
-    played, hosts = casting.games(c), casting.host(c)
+    made, played = mesh(c), casting.games(c)
     check_first_prompts(c, played, hosts)
   # Every process makes the small model for itself, unless it finds it made.
   own = mesh_lib.local(made, c.warm_start.batch)

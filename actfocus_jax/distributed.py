@@ -1,12 +1,14 @@
 """The flags by which a command becomes one of several processes of a run.
 
-Nothing is needed where Slurm, Open MPI or GKE (a TPU slice of several hosts)
+Nothing is needed where Slurm, Open MPI 4 or GKE (a TPU slice of several hosts)
 started them; `--distributed=on` asks the machine itself (TPU VMs) or Kubernetes
-(an indexed Job, with the package `kubernetes`); elsewhere --coordinator,
---num_processes and --process_id say it.
+(an indexed Job, with the package `kubernetes`); Open MPI 5 says all but
+--coordinator; elsewhere --coordinator, --num_processes and --process_id say it.
 """
 
 import contextlib
+import errno
+import socket
 from collections.abc import Iterator
 
 import ml_collections
@@ -40,14 +42,15 @@ def check():
   Raises:
     Refused: One sentence.
   """
-  given = {
-    'coordinator': _COORDINATOR.value,
-    'num_processes': _NUM_PROCESSES.value,
-    'process_id': _PROCESS_ID.value,
-  }
+  given = _given()
   missing = [f'--{name}' for name, value in given.items() if value is None]
   if len(missing) == 3:
     return
+  if missing == ['--coordinator'] and clusters.count_and_index():
+    raise settings.Refused(
+      'missing: --coordinator; Open MPI 5 tells its processes who they are, '
+      'but not where process 0 is; allowed: HOST:PORT of process 0.'
+    )
   if missing:
     raise settings.Refused(
       f'missing: {", ".join(missing)}; --coordinator, --num_processes and '
@@ -57,21 +60,52 @@ def check():
     raise settings.Refused(
       '--distributed=off and --coordinator exclude each other.'
     )
-  host, _, port = _COORDINATOR.value.rpartition(':')
+  host, _, port = given['coordinator'].rpartition(':')
   if not host or not port.isdigit() or not 0 < int(port) < 65536:
     raise settings.Refused(
-      f'--coordinator is {_COORDINATOR.value!r}; allowed: HOST:PORT with a '
+      f'--coordinator is {given["coordinator"]!r}; allowed: HOST:PORT with a '
       'port from 1 to 65535.'
     )
-  if _NUM_PROCESSES.value < 1:
+  count, index = given['num_processes'], given['process_id']
+  if count < 1:
+    raise settings.Refused(f'--num_processes is {count}; allowed: 1 or more.')
+  if not 0 <= index < count:
     raise settings.Refused(
-      f'--num_processes is {_NUM_PROCESSES.value}; allowed: 1 or more.'
+      f'--process_id is {index}; allowed: 0 to {count - 1}, below '
+      '--num_processes.'
     )
-  if not 0 <= _PROCESS_ID.value < _NUM_PROCESSES.value:
-    raise settings.Refused(
-      f'--process_id is {_PROCESS_ID.value}; allowed: 0 to '
-      f'{_NUM_PROCESSES.value - 1}, below --num_processes.'
-    )
+  if index == 0:
+    _check_port(int(port))
+
+
+def _given() -> dict[str, str | int | None]:
+  """What the flags say, and Open MPI 5 where they are left out."""
+  count = index = None
+  if _DISTRIBUTED.value != 'off':
+    count, index = clusters.count_and_index() or (None, None)
+  told = {
+    'coordinator': (_COORDINATOR.value, None),
+    'num_processes': (_NUM_PROCESSES.value, count),
+    'process_id': (_PROCESS_ID.value, index),
+  }
+  return {
+    name: default if flag is None else flag
+    for name, (flag, default) in told.items()
+  }
+
+
+def _check_port(port: int):
+  """Refuses one that is taken on this machine: jax would crash."""
+  both = socket.has_dualstack_ipv6()
+  family = socket.AF_INET6 if both else socket.AF_INET
+  try:
+    socket.create_server(('', port), family=family, dualstack_ipv6=both).close()
+  except OSError as error:
+    if error.errno == errno.EADDRINUSE:
+      raise settings.Refused(
+        f'--coordinator is {_COORDINATOR.value}, whose port is taken on the '
+        'machine of process 0; allowed: a free one.'
+      ) from error
 
 
 @contextlib.contextmanager
@@ -91,14 +125,11 @@ def joined() -> Iterator[None]:
   from actfocus_jax.parallel import processes
 
   try:
-    processes.start(
-      coordinator=_COORDINATOR.value,
-      num_processes=_NUM_PROCESSES.value,
-      process_id=_PROCESS_ID.value,
-    )
+    processes.start(**_given(), local_devices=clusters.local_devices())
   except ValueError as error:
+    told = ' '.join(str(error).split()).rstrip('.')
     raise settings.Refused(
-      f'--distributed={_DISTRIBUTED.value}, but {error} Allowed: '
+      f'--distributed={_DISTRIBUTED.value}, but {told}. Allowed: '
       '--distributed=off, or --coordinator with --num_processes and '
       '--process_id.'
     ) from error

@@ -9,6 +9,7 @@ import numpy as np
 
 from actfocus_jax import assemble
 from actfocus_jax.agent import episode, records, rollout
+from actfocus_jax.parallel import processes
 from actfocus_jax.report import intervals
 
 
@@ -85,8 +86,14 @@ def evaluate_checkpoint(
     The step, and the row of `evaluate`.
 
   Raises:
-    Refused: When there is no such checkpoint.
+    Refused: When there is no such checkpoint, or not all processes mean it.
   """
+  # Else each would read its slices from the checkpoint that it means.
+  for flag, value in (
+    ('--workdir', workdir and str(workdir)),
+    ('--step', step),
+  ):
+    processes.check_equal(value, flag, 'the same in all processes')
   with assemble.parts(c) as parts:
     if workdir is None:
       assemble.same_model(parts.model)

@@ -36,7 +36,11 @@ def open_run(
   try:
     with processes.refusing_alike():
       opened = directory.RunDirectory(
-        workdir, c, model, writes=processes.is_first()
+        workdir,
+        c,
+        model,
+        writes=processes.is_first(),
+        on_failure=processes.end,
       )
   except settings.Refused:
     if opened is not None:  # Another was refused; this one lets go.
@@ -57,35 +61,48 @@ def check_shared(workdir: pathlib.Path):
   Raises:
     Refused: One sentence, in all processes.
   """
-  # Processes meet where they open checkpoints, so all must see them or none.
-  name, some = processes.of_first(
-    (f'.processes-{uuid.uuid4().hex}', (workdir / 'checkpoints').is_dir())
+  told = processes.exchange(
+    (f'.processes-{uuid.uuid4().hex}', _newest(workdir))
   )
+  name, newest = told[0][0], max(newest for _, newest in told)
   mark = workdir / name
   try:
     if processes.is_first():
       workdir.mkdir(parents=True, exist_ok=True)
       storage.write(mark, name)
     processes.exchange(None)  # It is written.
-    seen = processes.exchange(_is_seen(mark, name, some))
+    seen = processes.exchange(_is_seen(mark, name, newest))
   finally:
     if processes.is_first():
       mark.unlink(missing_ok=True)
   if not all(seen):
     raise settings.Refused(
       f'--workdir is {workdir}, of which process {seen.index(False)} does not '
-      'see what process 0 writes there; allowed: a directory that all '
+      'see what another process writes there; allowed: a directory that all '
       'processes share, or gs://BUCKET/FOLDER.'
     )
 
 
-def _is_seen(mark: pathlib.Path, word: str, some: bool) -> bool:
+def _newest(workdir: pathlib.Path) -> int:
+  """The newest checkpoint that is seen; -1: none, -2: not even a folder.
+
+  Processes meet where they open that folder, so all must see it or none; and
+  all read the newest one.
+  """
+  folder = workdir / 'checkpoints'
+  if not folder.is_dir():
+    return -2
+  steps = (file.name for file in folder.iterdir())
+  return max((int(name) for name in steps if name.isdigit()), default=-1)
+
+
+def _is_seen(mark: pathlib.Path, word: str, newest: int) -> bool:
   """Looks for a while, as a network's file system needs."""
   end = time.monotonic() + _SEEN_WITHIN
   while not (
     mark.exists()
     and mark.read_text() == word
-    and (mark.parent / 'checkpoints').is_dir() == some
+    and _newest(mark.parent) >= newest
   ):
     if time.monotonic() > end:
       return False

@@ -33,7 +33,7 @@ def main(argv: list[str]):
 
   with assemble.refusing_misfits():
     mesh, plan = assemble.mesh(c), assemble.warm_start(c)
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), plan.hosts:
     base_model.make(plan, mesh, out)
   print(f'The model is in {out}')
 

@@ -5,6 +5,9 @@ The environment must be set before jax is first imported, so it is set here.
 
 import os
 import pathlib
+import sys
+import threading
+import time
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
@@ -13,6 +16,7 @@ if _FLAG not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}'.strip()
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -30,3 +34,25 @@ def pytest_collection_modifyitems(config, items):
   if hasattr(config, 'workerinput'):
     slow = {item.path for item in items if item.get_closest_marker('slow')}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def idle():
+  """Threads of a host of environments that wait for a call."""
+  frames = sys._current_frames()
+  return [
+    thread
+    for thread in threading.enumerate()
+    if thread.name == 'environment'
+    and (frame := frames.get(thread.ident))
+    and frame.f_code.co_name == '_work'
+  ]
+
+
+@pytest.fixture(autouse=True)
+def no_host_is_left():
+  """Whoever opens a host of environments closes it."""
+  yield
+  end = time.monotonic() + 2.0
+  while left := idle():
+    assert time.monotonic() < end, f'{len(left)} threads of a host are left'
+    time.sleep(0.01)

@@ -44,13 +44,13 @@ class Pair:
       note(run, row)
 
     loop.Run.note = noting
-    made = []  # Compiled once for all runs, which differ in nothing there.
-    make = recipe.train_step
+    # Compiled once for all runs, which differ in nothing there but the mesh.
+    self.made, make = [], recipe.train_step
 
     def once(*arguments):
-      if not made:
-        made.append(make(*arguments))
-      return made[0]
+      if not self.made:
+        self.made.append(make(*arguments))
+      return self.made[0]
 
     recipe.train_step = once
 
@@ -131,6 +131,15 @@ class Pair:
     evaluation.evaluate = play
     self.says('stopped', stop.code)
 
+  def spans(self):
+    """The one row shard is spread over the devices of both processes."""
+    self.made.clear()
+    self.rows.clear()
+    c = config(self.folder, mesh__data=1, mesh__fsdp=1, mesh__tensor=4)
+    loop.train(c, self.folder / 'spans')
+    self.made.clear()
+    self.says('spans', self.rows)
+
   def fails(self):
     """The disk of process 0 is full after the second step: the last thing."""
     append = metrics.MetricsFile.append
@@ -156,6 +165,7 @@ def main():
       pair.breaks,
       pair.is_refused,
       pair.is_stopped,
+      pair.spans,
       pair.fails,
     ):
       begin = time.monotonic()

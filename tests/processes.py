@@ -71,7 +71,7 @@ def start(
     'XLA_FLAGS': flag,
     'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.jax_cache'),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3',
-    'PYTHONPATH': f'{ROOT}:{ROOT}/tests',
+    'PYTHONPATH': f'{ROOT}:{ROOT}/tests:{os.environ.get("PYTHONPATH", "")}',
   }
   port = free_port()
   what = ['-c', f'{_KEEP}{before}{code or _RUN}', *([] if code else [module])]

@@ -56,7 +56,8 @@ class Counter:
 @pytest.mark.parametrize('threads', [0, 3])
 def test_it_is_that_of_the_quick_start(threads):
   """512 episodes on its 32 boards: the number in README.md."""
-  found = level(lake(), hosts=host.Host(threads), prompts=32)
+  with host.Host(threads) as hosts:
+    found = level(lake(), hosts=hosts, prompts=32)
   assert found == {'random_success': 145 / 512, 'random_episodes': 512}
 
 

@@ -246,6 +246,7 @@ def test_first_prompts_are_looked_at_where_resets_may_fail(
     ValueError, match='^own: .* 123 to 154, first: RuntimeError: no board$'
   ):
     look_at_first_prompts(monkeypatch, none, hosts)
+  hosts.close()
 
 
 def test_first_prompts_are_not_waited_for_ever(monkeypatch):

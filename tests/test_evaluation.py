@@ -1,6 +1,12 @@
-"""The line that an evaluation prints."""
+"""The line that an evaluation prints, and what it refuses."""
+
+import pathlib
+
+import pytest
 
 from actfocus_jax import evaluation
+from actfocus_jax.parallel import processes
+from actfocus_jax.run import refusals
 
 ROW = {
   'success': 0.25,
@@ -30,3 +36,23 @@ def test_failures_and_the_parts_of_a_mixture():
   assert evaluation.line(7, row) == (
     f'{PLAIN}; the environment failed in 50.0% of them; a 50.0%, b 0.0%'
   )
+
+
+@pytest.mark.parametrize(
+  ('workdir', 'step', 'told'),
+  [
+    ('runs/other', 2, "--workdir is 'runs/one' in process 0 and 'runs/other'"),
+    ('runs/one', 3, '--step is 2 in process 0 and 3 in process 1; allowed: '),
+  ],
+)
+def test_processes_that_mean_other_checkpoints_are_refused(
+  monkeypatch, workdir, step, told
+):
+  theirs = iter([workdir, step])
+
+  def exchange(value):
+    return [value, next(theirs)]
+
+  monkeypatch.setattr(processes, 'exchange', exchange)
+  with pytest.raises(refusals.Refused, match=told):
+    evaluation.evaluate_checkpoint(None, pathlib.Path('runs/one'), 2)

@@ -126,6 +126,12 @@ def test_an_environment_that_fails_in_one_process_costs_its_episode(seen):
   assert first['train/failed'] == 2 / 16
 
 
+def test_heads_that_lie_in_both_processes_make_the_run_of_one(alone, seen):
+  ((first,), (second,)) = seen('spans')
+  assert compared(first) == compared(second)
+  assert_close(first, metrics.read(alone / 'alone' / 'metrics.jsonl')[0])
+
+
 @pytest.mark.parametrize('name', ['other_model', 'evaluate_other'])
 def test_other_model_files_are_refused(alone, seen, name):
   first, second = seen(name)

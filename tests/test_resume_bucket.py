@@ -1,6 +1,7 @@
 """A run in a bucket is the run on a disk; needs what test_storage.py does."""
 
 import jax
+import processes
 import pytest
 import test_end_to_end as whole_run
 from run import test_storage
@@ -32,3 +33,54 @@ def test_a_run_in_a_bucket_equals_one_on_a_disk(server, tmp_path):
   names = [path.name for path in (place / 'report').iterdir()]
   assert sorted(names) == ['curve.png', 'summary.md', 'trajectories.html']
   assert not (place / '.lock').exists()
+
+
+# Goes on from the newest checkpoint, if there is one, and leaves the next.
+_GOES_ON = """
+import sys
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from actfocus_jax import shared_run
+from actfocus_jax.parallel import processes
+from actfocus_jax.run import settings, storage
+who = [flag.partition('=')[2] for flag in sys.argv[2:]]
+processes.start(
+  coordinator=who[0], num_processes=int(who[1]), process_id=int(who[2])
+)
+shared_run._SEEN_WITHIN = 10.0
+place = storage.path(sys.argv[1])
+if place.exists():  # As a command looks at it.
+  list(place.iterdir())
+mesh = jax.make_mesh(
+  (2,), ('x',), axis_types=(jax.sharding.AxisType.Auto,)
+)
+sharding = NamedSharding(mesh, P('x'))
+def leaf(value):
+  x = np.full((8,), value, np.float32)
+  return {'x': jax.make_array_from_callback(x.shape, sharding, x.__getitem__)}
+with (
+  processes.leaving(),
+  shared_run.open_run(place, settings.defaults(), {'sha256': ''}) as run,
+):
+  state, seed = run.restore(leaf(0.0), agreed=processes.of_first)
+  done = 0 if state is None else seed - settings.FIRST_TRAINING_SEED
+  if done:
+    np.testing.assert_array_equal(state['x'].addressable_data(0), done)
+  run.metrics.append({'step': done + 1})
+  seed = settings.FIRST_TRAINING_SEED + done + 1
+  run.save(done + 1, leaf(done + 1.0), None, seed)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_in_a_bucket(server):
+  where = f'gs://{test_storage.BUCKET}/two/run'
+  for _ in range(2):
+    started = processes.start(2, [where], devices=2, code=_GOES_ON)
+    processes.finished(started, 120)
+  place = storage.path(where)
+  steps = [row['step'] for row in metrics.read(place / 'metrics.jsonl')]
+  assert steps == [1, 2]
+  folders = sorted(path.name for path in (place / 'checkpoints').iterdir())
+  assert folders == ['1', '2']

@@ -7,34 +7,55 @@ from actfocus_jax.parallel import processes
 from actfocus_jax.run import refusals
 
 
-@pytest.mark.parametrize('some', [False, True])
-def test_all_see_the_mark_and_the_checkpoints_or_none(
-  tmp_path, monkeypatch, some
+@pytest.mark.parametrize('newest', [-2, -1, 8, 12])
+def test_all_see_the_mark_and_the_newest_checkpoint(
+  tmp_path, monkeypatch, newest
 ):
   monkeypatch.setattr(shared_run, '_SEEN_WITHIN', -1.0)
   run = tmp_path / 'run'
   mark = run / '.mark'
-  assert not shared_run._is_seen(mark, 'word', some)
+  assert not shared_run._is_seen(mark, 'word', newest)
   run.mkdir()
-  if some:
+  if newest > -2:
     (run / 'checkpoints').mkdir()
-  assert not shared_run._is_seen(mark, 'word', some)
+    (run / 'checkpoints' / '13.orbax-checkpoint-tmp').mkdir()
+  if newest > -1:
+    (run / 'checkpoints' / str(newest)).mkdir()
+  assert not shared_run._is_seen(mark, 'word', newest)
   mark.write_text('another')
-  assert not shared_run._is_seen(mark, 'word', some)
+  assert not shared_run._is_seen(mark, 'word', newest)
   mark.write_text('word')
-  assert shared_run._is_seen(mark, 'word', some)
-  assert not shared_run._is_seen(mark, 'word', not some)
+  assert shared_run._is_seen(mark, 'word', newest)
+  assert not shared_run._is_seen(mark, 'word', newest + 1)
 
 
 def test_what_appears_late_is_seen(tmp_path, monkeypatch):
   mark = tmp_path / 'run' / '.mark'
 
   def sleep(seconds):
-    mark.parent.mkdir()
+    (mark.parent / 'checkpoints' / '3').mkdir(parents=True)
     mark.write_text('word')
 
   monkeypatch.setattr(shared_run.time, 'sleep', sleep)
-  assert shared_run._is_seen(mark, 'word', False)
+  assert shared_run._is_seen(mark, 'word', 3)
+
+
+def test_a_checkpoint_that_one_sees_is_waited_for_by_all(tmp_path, monkeypatch):
+  """Whoever it is: the listing of process 0 may be the stale one."""
+  asked = []
+
+  def seen(mark, word, newest):
+    asked.append(newest)
+    return True
+
+  def exchange(value):
+    others = ('.theirs', 12) if isinstance(value, tuple) else value
+    return [value, others]
+
+  monkeypatch.setattr(processes, 'exchange', exchange)
+  monkeypatch.setattr(shared_run, '_is_seen', seen)
+  shared_run.check_shared(tmp_path)
+  assert asked == [12]
 
 
 @pytest.mark.parametrize('sees', [True, False])

@@ -65,18 +65,20 @@ def open_all(
     hosts: Where environments run.
     played: A game for each seed.
     seeds: Of the environments.
-    owners: Which processes play each, as of `Host.run`.
+    owners: Which processes play each, as of `Host.run_and_tell`, which makes
+      this a collective; None: this one all.
 
   Returns:
     The openings; one whose reset failed has a `failure`.
   """
-  resets = hosts.run(
-    [
-      functools.partial(base.reset, game.env, seed)
-      for game, seed in zip(played, seeds, strict=True)
-    ],
-    owners,
-  )
+  calls = [
+    functools.partial(base.reset, game.env, seed)
+    for game, seed in zip(played, seeds, strict=True)
+  ]
+  if owners is None:
+    resets = hosts.run(calls)
+  else:
+    resets = hosts.run_and_tell(calls, owners)
   return [
     opening(chat, game, reset)
     for game, reset in zip(played, resets, strict=True)

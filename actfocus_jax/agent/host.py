@@ -37,6 +37,8 @@ class Failed:
 class Host:
   """Runs batches of calls, in this thread or in threads of its own.
 
+  A context manager: leaving it lets the threads end, as `close` does.
+
   Attributes:
     seconds: How long all batches took so far.
   """
@@ -65,31 +67,55 @@ class Host:
     self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
     self._workers: list[threading.Thread] = []
 
-  def run(
-    self,
-    calls: Sequence[Callable[[], Any]],
-    owners: Sequence[Collection[int]] | None = None,
-  ) -> list[Any | Failed]:
-    """Runs every call, or of several processes each its own.
+  def __enter__(self) -> 'Host':
+    """Returns itself."""
+    return self
+
+  def __exit__(self, *exception):
+    """Closes it."""
+    self.close()
+
+  def run(self, calls: Sequence[Callable[[], Any]]) -> list[Any | Failed]:
+    """Runs every call, here.
 
     Args:
       calls: Without arguments; pure, for several run at once and none of them
         is tried again.
-      owners: Which processes run each of them; then each returns a pair, whose
-        first half stays with the owners and whose second half all processes
-        are told. None: this process runs all.
 
     Returns:
-      What each returned, in their order, or `Failed`; (None, second half) of
-      one that others ran.
+      What each returned, in their order, or `Failed`.
     """
-    if owners is None or processes.count() == 1:
-      return self._run(calls)
+    begin = time.perf_counter()
+    if self._threads:
+      outcomes = self._run_in_threads(calls)
+    else:
+      outcomes = [_attempt(call, KeyboardInterrupt) for call in calls]
+    self.seconds += time.perf_counter() - begin
+    return outcomes
+
+  def run_and_tell(
+    self,
+    calls: Sequence[Callable[[], tuple[Any, Any]]],
+    owners: Sequence[Collection[int]],
+  ) -> list[tuple[Any, Any] | Failed]:
+    """Runs this process's own calls, and tells the others; a collective.
+
+    Args:
+      calls: As of `run`, the same in all processes; each returns a pair, whose
+        first half stays with the owners and whose second half all are told.
+      owners: Which processes run each of them.
+
+    Returns:
+      The pair of each, in their order, or `Failed`; (None, second half) of one
+      that others ran.
+    """
+    if processes.count() == 1:
+      return self.run(calls)
     if not calls:
       return []
     me = processes.index()
     mine = [i for i, owner in enumerate(owners) if me in owner]
-    own = dict(zip(mine, self._run([calls[i] for i in mine]), strict=True))
+    own = dict(zip(mine, self.run([calls[i] for i in mine]), strict=True))
     told = processes.exchange(
       {i: out if isinstance(out, Failed) else out[1] for i, out in own.items()}
     )
@@ -99,15 +125,6 @@ class Host:
       failed = next((w for w in words if isinstance(w, Failed)), None)
       state = own[i][0] if i in own and not failed else None
       outcomes.append(failed or (state, words[0]))
-    return outcomes
-
-  def _run(self, calls: Sequence[Callable[[], Any]]) -> list[Any | Failed]:
-    begin = time.perf_counter()
-    if self._threads:
-      outcomes = self._run_in_threads(calls)
-    else:
-      outcomes = [_attempt(call, KeyboardInterrupt) for call in calls]
-    self.seconds += time.perf_counter() - begin
     return outcomes
 
   def _run_in_threads(self, calls):

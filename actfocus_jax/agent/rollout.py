@@ -106,6 +106,7 @@ class Collector:
     decode_steps: Ids sampled between two looks of the host.
     observation_block: Prompts are padded to 1, 2, 4, ... times this.
     cache_block: Attention reads 1, 2, 4, ... times this many positions.
+    ends_early: As of `sampling.decode`; False on a mesh of several slices.
   """
 
   chat: chat_lib.Chat
@@ -116,6 +117,7 @@ class Collector:
   decode_steps: int = 8
   observation_block: int = 32
   cache_block: int = 128
+  ends_early: bool = True
 
   @property
   def context(self) -> int:
@@ -257,9 +259,13 @@ class _Run:
       steps=self.c.decode_steps,
       view=self._view(self.lanes.longest + self.c.decode_steps),
       stop_ids=self.c.chat.stop_ids,
+      ends_early=self.c.ends_early,
     )
     out = jax.device_get(out)
-    self.row_steps += int(out.live_NB.any(axis=1).sum()) * len(self.lanes)
+    steps = self.c.decode_steps
+    if self.c.ends_early:
+      steps = int(out.live_NB.any(axis=1).sum())
+    self.row_steps += steps * len(self.lanes)
     ended = self.lanes.take(
       out.token_NB, out.logprob_NB, out.live_NB, self.c.chat.stop_ids
     )

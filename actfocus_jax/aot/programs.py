@@ -257,6 +257,7 @@ class Run:
         steps=steps,
         view=view,
         stop_ids=_STOP_IDS,
+        ends_early=mesh_lib.slice_count(self.mesh) == 1,
       )
 
     return Program(

@@ -3,6 +3,10 @@
 import os
 from collections.abc import Mapping
 
+# It says how many processes there are and which each is, but unlike its earlier
+# versions not where process 0 is; so jax does not know it.
+OPEN_MPI_5 = 'Open MPI 5'
+
 
 def several(environ: Mapping[str, str] = os.environ) -> str | None:
   """What says that this process is one of several, or None.
@@ -18,9 +22,9 @@ def several(environ: Mapping[str, str] = os.environ) -> str | None:
     The name of the cluster, for people.
   """
   tasks = {
-    'Slurm': ('SLURM_STEP_NODELIST', 'SLURM_NTASKS'),
     'Open MPI': ('OMPI_MCA_orte_hnp_uri', 'OMPI_COMM_WORLD_SIZE'),
-    'Open MPI 5': ('PMIX_NAMESPACE', 'OMPI_COMM_WORLD_SIZE'),
+    OPEN_MPI_5: ('PMIX_NAMESPACE', 'OMPI_COMM_WORLD_SIZE'),
+    'Slurm': ('SLURM_STEP_NODELIST', 'SLURM_NTASKS'),
   }
   for name, (mark, count) in tasks.items():
     if mark in environ and int(environ.get(count, '1')) > 1:
@@ -30,3 +34,37 @@ def several(environ: Mapping[str, str] = os.environ) -> str | None:
   if int(environ.get('MEGASCALE_NUM_SLICES', '1')) > 1:
     return 'several TPU slices'
   return None
+
+
+def count_and_index(
+  environ: Mapping[str, str] = os.environ,
+) -> tuple[int, int] | None:
+  """How many processes Open MPI 5 started and which this is; else None."""
+  if several(environ) != OPEN_MPI_5:
+    return None
+  return (
+    int(environ['OMPI_COMM_WORLD_SIZE']),
+    int(environ['OMPI_COMM_WORLD_RANK']),
+  )
+
+
+def local_devices(environ: Mapping[str, str] = os.environ) -> list[int] | None:
+  """Which devices of its machine a process takes, for `jax.distributed`.
+
+  Args:
+    environ: Of this process.
+
+  Returns:
+    [], all of them, where Slurm or Open MPI started one process a machine: jax
+    would give it the first. None leaves it to jax, and to what the user told
+    it: one each on these clusters, elsewhere all.
+  """
+  if 'JAX_LOCAL_DEVICE_IDS' in environ:
+    return None
+  if 'OMPI_COMM_WORLD_LOCAL_SIZE' in environ:
+    if environ['OMPI_COMM_WORLD_LOCAL_SIZE'] == '1':
+      return []
+    is_known = several(environ) != OPEN_MPI_5
+    return None if is_known else [int(environ['OMPI_COMM_WORLD_LOCAL_RANK'])]
+  nodes = environ.get('SLURM_STEP_NUM_NODES')
+  return [] if nodes and nodes == environ.get('SLURM_NTASKS') else None

@@ -56,7 +56,7 @@ def make_mesh(
   wanted = dict(
     data=data, fsdp=fsdp, tensor=tensor, dcn_data=dcn_data, dcn_fsdp=dcn_fsdp
   )
-  parts = slices(devices, max(dcn_data, 1) * max(dcn_fsdp, 1))
+  parts = slices(devices, _asked(dcn_data, dcn_fsdp))
   shape = mesh_shapes.choose(wanted, len(parts[0]), len(parts), splits)
   types = (AxisType.Auto,) * len(AXES)
   return Mesh(arrange(parts, shape), AXES, axis_types=types)
@@ -99,6 +99,16 @@ def slices(
   if len(set(counts)) > 1:
     raise ValueError(f'the slices have {counts} devices; they must be equal.')
   return by_slice
+
+
+def _asked(dcn_data: int, dcn_fsdp: int) -> int:
+  """How many slices these sizes speak of, as far as they are fixed."""
+  return max(dcn_data, 1) * max(dcn_fsdp, 1)
+
+
+def slice_count(mesh: Mesh, dcn_data: int = -1, dcn_fsdp: int = 1) -> int:
+  """Returns how many slices a mesh of these sizes spans."""
+  return len(slices(list(mesh.devices.flat), _asked(dcn_data, dcn_fsdp)))
 
 
 def _slice_index(device: jax.Device) -> int:
@@ -190,7 +200,9 @@ def param_shardings(mesh: Mesh, rules: Rules, abstract_params: Any) -> Any:
   wanted = {**mesh.shape, 'data': -1, 'dcn_data': -1, 'dcn_fsdp': 1}
   for split in splits:
     if split.size % np.prod([mesh.shape[axis] for axis in split.axes]):
-      shapes = mesh_shapes.nearest(wanted, mesh.size, splits=splits)
+      count = slice_count(mesh)
+      each = mesh.size // count
+      shapes = mesh_shapes.nearest(wanted, each, count, splits)
       raise ValueError(
         f'{split.what} cannot be split over {" * ".join(split.axes)} of the'
         f' mesh {dict(mesh.shape)}: {split.size} of it are no multiple; nearest'

@@ -37,8 +37,8 @@ _JOIN_WITHIN = 300.0
 _TELL_AFTER = 15.0
 _FRAME_BYTES = 1024
 _LENGTH_BYTES = 4
-# Seconds that process 0 stays when all processes end with the same sentence:
-# the others cannot end in order without it.
+# Seconds that process 0 stays after an error, which may be that of all: without
+# it the others would tell of its loss instead.
 _LINGER = 5.0
 
 
@@ -50,18 +50,21 @@ def start(
   coordinator: str | None = None,
   num_processes: int | None = None,
   process_id: int | None = None,
+  local_devices: Sequence[int] | None = None,
 ):
   """Joins the other processes. Before anything asks JAX for a device.
 
   Args:
     coordinator: HOST:PORT of process 0, with the two below, or all None: then
-      the cluster tells (TPU pod, Slurm, Open MPI, Kubernetes).
+      the cluster tells (TPU pod, Slurm, Open MPI 4, Kubernetes).
     num_processes: How many there are.
     process_id: Which one this is, from 0.
+    local_devices: As of `clusters.local_devices`.
 
   Raises:
-    ValueError: When nothing tells who the others are, from JAX. When the others
-      do not come the process ends with one sentence: JAX would abort it.
+    ValueError: When nothing tells who the others are, or the cluster does not
+      answer, in JAX's words. When the others do not come the process ends with
+      one sentence: JAX would abort it.
   """
   where = f' at {coordinator}' if coordinator else ''
   come, on_sigterm = threading.Event(), signal.getsignal(signal.SIGTERM)
@@ -71,16 +74,19 @@ def start(
       coordinator_address=coordinator,
       num_processes=num_processes,
       process_id=process_id,
+      local_device_ids=local_devices,
       initialization_timeout=int(_JOIN_WITHIN) + 60,
       heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
     )
+  except RuntimeError as error:  # As of a service account without rights.
+    raise ValueError(str(error)) from error
   finally:
     come.set()
+  # JAX took the signal, for a notice that nobody here asks it about.
+  signal.signal(signal.SIGTERM, on_sigterm)
   # Here, while all are here: the first meeting has a time limit (30 s on CPU),
   # and what comes next may take one of them longer. Later ones have none.
   exchange(None)
-  # JAX took the signal, for a notice that nobody here asks it about.
-  signal.signal(signal.SIGTERM, on_sigterm)
   if not is_first():  # One of them talks; all of them may complain.
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
 
@@ -108,31 +114,46 @@ def _expect(come: threading.Event, where: str):
 
 @contextlib.contextmanager
 def leaving() -> Iterator[None]:
-  """What is raised inside ends this process at once, when there are several.
+  """What is raised inside ends this process, when there are several: see `end`.
 
-  The orderly way out waits for all processes, and they wait for this one in
-  the middle of a step. What commands say and exit with stays the same.
+  What commands say and exit with stays the same.
   """
   try:
     yield
   except BaseException as error:
-    if count() == 1:
-      raise
-    if isinstance(error, _TOLD):
-      print(f'error: {error}', file=sys.stderr)
-    elif is_loss(error):
-      print(
-        'error: another process has ended, or cannot be reached: its own '
-        'output says why. The same command goes on from the last whole '
-        f'checkpoint. ({str(error).splitlines()[0][:200]})',
-        file=sys.stderr,
-      )
-    else:
-      traceback.print_exc()
-    for stream in (sys.stdout, sys.stderr):
-      stream.flush()
-    if isinstance(error, _TOLD) and is_first():
+    end(error)
+    raise
+
+
+def end(error: BaseException):
+  """Says what failed and ends this process at once; returns when it is alone.
+
+  The orderly way out waits for all processes, and they wait for this one in
+  the middle of a step, or of a checkpoint that it cannot write.
+
+  Args:
+    error: From any thread.
+  """
+  if count() == 1:
+    return
+  if isinstance(error, _TOLD):
+    print(f'error: {error}', file=sys.stderr)
+  elif is_loss(error):
+    print(
+      'error: another process has ended, or cannot be reached: its own '
+      'output says why. The same command goes on from the last whole '
+      f'checkpoint. ({str(error).splitlines()[0][:200]})',
+      file=sys.stderr,
+    )
+  else:
+    traceback.print_exception(error)
+  for stream in (sys.stdout, sys.stderr):
+    stream.flush()
+  try:
+    is_ours = isinstance(error, Exception) and not is_loss(error)
+    if is_first() and is_ours:
       time.sleep(_LINGER)
+  finally:  # Whoever interrupts that has waited enough.
     os._exit(_code(error))
 
 

@@ -24,6 +24,7 @@ treats named tuples, dataclasses or `nnx.State` today.
 """
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -51,6 +52,7 @@ class Checkpoints:
     keep: int = 2,
     best_metric: str = 'success',
     read_only: bool = False,
+    on_failure: Callable[[BaseException], None] | None = None,
   ):
     """Names the directory; reads and writes nothing.
 
@@ -60,6 +62,9 @@ class Checkpoints:
       best_metric: the name under which `success` is stored with a checkpoint.
       read_only: whether to leave the directory as it is, so that a run which
         is saving there at this moment is not disturbed.
+      on_failure: called in the background with what made a save fail there,
+        before `wait` raises it. The other processes wait for a save that fails
+        in this one, so of several it has to end this one.
 
     Raises:
       ValueError: `keep` is below 1.
@@ -72,6 +77,7 @@ class Checkpoints:
     self._best_metric = best_metric
     self._read_only = read_only
     self._keep = keep
+    self._on_failure = on_failure or (lambda error: None)
     self._manager: ocp.CheckpointManager | None = None
 
   def save(
@@ -122,15 +128,6 @@ class Checkpoints:
   def all_steps(self) -> list[int]:
     """Returns the steps that have a checkpoint, oldest first."""
     return sorted(self._open().all_steps()) if self._exists() else []
-
-  def best_step(self) -> int | None:
-    """Returns the step of highest success, the later of equals, or None."""
-    scored = [
-      (self._rank(self._open().metrics(step)), step)
-      for step in self.all_steps()
-    ]
-    rank, step = max(scored, default=(_UNMEASURED, None))
-    return None if rank == _UNMEASURED else step
 
   def restore(
     self, step: int, abstract_state: PyTree
@@ -198,7 +195,8 @@ class Checkpoints:
     """Makes the manager at first need: making it creates the directory."""
     if self._manager is None:
       policies = checkpoint_managers
-      self._manager = ocp.CheckpointManager(
+      self._manager = _Manager(
+        self._on_failure,
         self._directory,
         options=ocp.CheckpointManagerOptions(
           preservation_policy=policies.AnyPreservationPolicy(
@@ -224,6 +222,28 @@ class Checkpoints:
         },
       )
     return self._manager
+
+
+class _Manager(ocp.CheckpointManager):
+  """Tells of a save that failed before it waits for the other processes.
+
+  They never come where it waits: they wait for what this one has not written,
+  for the 20 minutes that Orbax allows a save.
+  """
+
+  def __init__(
+    self, on_failure: Callable[[BaseException], None], *arguments, **options
+  ):
+    """Takes what is told, and all that its parent takes."""
+    self._on_failure = on_failure
+    super().__init__(*arguments, **options)
+
+  def _wait_for_checkpointers(self):
+    try:
+      super()._wait_for_checkpointers()
+    except BaseException as error:
+      self._on_failure(error)
+      raise
 
 
 def _by_name(tree: PyTree) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class RunDirectory:
     model: dict[str, str],
     *,
     writes: bool = True,
+    on_failure: Callable[[BaseException], None] | None = None,
   ):
     """Makes the directory and locks it; says nothing to other processes.
 
@@ -71,6 +72,7 @@ class RunDirectory:
         its `sha256`.
       writes: False in every process but the first: all but checkpoints is read
         and never written then, and nothing is locked.
+      on_failure: As of `checkpoint.Checkpoints`.
 
     Raises:
       Refused: When another process is training there, or the run there started
@@ -88,7 +90,7 @@ class RunDirectory:
       for name in ('metrics.jsonl', 'eval.jsonl')
     )
     self._checkpoints = checkpoint.Checkpoints(
-      path / 'checkpoints', keep=c.checkpoint.keep
+      path / 'checkpoints', keep=c.checkpoint.keep, on_failure=on_failure
     )
     try:
       if (path / 'model.json').exists():

@@ -13,6 +13,7 @@
    is gone on with after that minute.
 """
 
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -30,6 +31,7 @@ _INSTALL = 'pip install gcsfs'
 
 LEASE_SECONDS = 60.0  # after which one that was not renewed is free
 _RENEWALS = 6  # in that time
+_SURE = 0.5  # of that time: so long after a renewal nobody else can write
 
 
 # --- Paths -------------------------------------------------------------------
@@ -57,9 +59,13 @@ def path(text: str, flag: str = '--workdir') -> pathlib.Path:
   bucket, _, folder = text.removeprefix(_BUCKET).partition('/')
   if not bucket or not folder.strip('/'):
     raise refusals.Refused(f'{flag} is {text}; allowed: gs://BUCKET/FOLDER.')
-  # Imported late: it is for buckets only.
+  # Imported late: they are for buckets only.
+  import fsspec
   from etils import epath
 
+  # What is listed once would be answered so for ever, also that a file is not
+  # there. The first path makes the file system of all.
+  fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
   return epath.Path(text)
 
 
@@ -156,13 +162,21 @@ class Lease:
     self._bucket, self._name = storage.Client().bucket(bucket), name
     self._is_lost = False
     self._mine = f'{socket.gethostname()} {os.getpid()} {uuid.uuid4()}\n'
-    self._generation = self._write(self._generation_left())
-    self._stop = threading.Event()
-    self._thread = threading.Thread(target=self._renew, daemon=True)
+    left = self._generation_left()
+    self._renewed = time.monotonic()
+    self._generation = self._write(left)
+    self._one_at_a_time, self._stop = threading.Lock(), threading.Event()
+    self._thread = threading.Thread(target=self._keep, daemon=True)
     self._thread.start()
 
   def check(self):
-    """Raises Halted when another process has taken the lease."""
+    """Raises Halted when another process has taken the lease.
+
+    Where it has not been renewed for a while it is now, before anything is
+    written; what the network raises then goes through.
+    """
+    if time.monotonic() - self._renewed > _SURE * self._seconds:
+      self._renew()
     if self._is_lost:
       raise refusals.Halted(
         f'Another process has taken {self._place}, since this one could not '
@@ -214,27 +228,32 @@ class Lease:
       raise taken(self._place) from error
     return blob.generation
 
-  def _renew(self):
-    while not self._stop.wait(self._seconds / _RENEWALS):
-      try:
-        self._generation = self._write(self._generation)
-      except refusals.Refused:
-        # A write whose answer was lost counts too: it is ours if it says so.
-        self._is_lost = not self._took_back()
-        if self._is_lost:
-          return
-      except Exception:  # The network: tried again, as long as it is ours.
-        continue
+  def _keep(self):
+    """Renews the lease until it is closed or lost; a thread of its own."""
+    while not self._is_lost and not self._stop.wait(self._seconds / _RENEWALS):
+      with contextlib.suppress(Exception):  # The network: tried again.
+        self._renew()
 
-  def _took_back(self) -> bool:
-    try:
-      blob = self._bucket.get_blob(self._name)
-      if blob is None or blob.download_as_text() != self._mine:
-        return False
-      self._generation = blob.generation
-    except Exception:  # Not known: the next renewal will say.
-      return True
-    return True
+  def _renew(self):
+    """Renews the lease, or learns that another process has it."""
+    with self._one_at_a_time:
+      while not self._is_lost:
+        begin = time.monotonic()
+        try:
+          self._generation = self._write(self._generation)
+          self._renewed = begin
+          return
+        except refusals.Refused:
+          # A write whose answer was lost is ours; who knows of when. So again.
+          self._generation = self._generation_of_mine()
+          self._is_lost = not self._generation
+
+  def _generation_of_mine(self) -> int:
+    """The generation of this lease in the bucket; 0 where it is another's."""
+    blob = self._bucket.get_blob(self._name)
+    if blob is None or blob.download_as_text() != self._mine:
+      return 0
+    return blob.generation
 
 
 def taken(place: pathlib.Path) -> refusals.Refused:

@@ -64,7 +64,7 @@ def slots(mesh):
 
 def decode_arguments(mesh, graphdef, params):
   key, temperature = jax.random.key(1), jnp.ones(())
-  static = dict(steps=STEPS, view=LENGTH, stop_ids=(1,))
+  static = dict(steps=STEPS, view=LENGTH, stop_ids=(1,), ends_early=True)
   return (graphdef, params, slots(mesh), key, temperature), static
 
 
@@ -108,6 +108,39 @@ def test_key_heads_that_do_not_divide_decode_alike(tensor):
   k_BLSJC = np.repeat(k_BLSJC, max(tensor // 2, 1), axis=3)
   expected = k_BLSJC.reshape(several.cache.k_BLSN.shape)
   np.testing.assert_allclose(several.cache.k_BLSN, expected, atol=1e-5)
+
+
+def test_over_a_slow_network_nobody_is_waited_for_in_the_loop():
+  """Of 5 steps nobody needs more than 3; the others change nothing."""
+  mesh = mesh_lib.make_mesh()
+  graphdef, params = model(mesh)
+  texts, answers = [], []
+  with jax.set_mesh(mesh):
+    for ends_early in (True, False):
+      given, static = decode_arguments(mesh, graphdef, params)
+      static['ends_early'] = ends_early
+      short = jnp.minimum(given[2].budget_B, 3)
+      given = (*given[:2], given[2].replace(budget_B=short), *given[3:])
+      lowered = sampling.decode.lower(*given, **static)
+      texts.append(lowered.compile().as_text())
+      answers.append(jax.device_get(sampling.decode(*given, **static)))
+  assert [' all-reduce(' in text for text in texts] == [True, False]
+  (one, said), (other, found) = answers
+  assert said.live_NB.any(axis=1).tolist() == [True] * 3 + [False] * 2
+  np.testing.assert_array_equal(found.live_NB, said.live_NB)
+  for ours, theirs in (
+    (found.token_NB, said.token_NB),
+    (found.logprob_NB, said.logprob_NB),
+  ):
+    np.testing.assert_array_equal(ours[said.live_NB], theirs[said.live_NB])
+  for name in ('last_B', 'length_B', 'budget_B'):
+    np.testing.assert_array_equal(getattr(other, name), getattr(one, name))
+  # Of the pending id, which what idles feeds again and again, nobody reads.
+  fed_BS = np.arange(LENGTH) < one.length_B[:, None] - 1
+  k_BSLN, expected_BSLN = (
+    np.moveaxis(slots.cache.k_BLSN, 2, 1) for slots in (other, one)
+  )
+  np.testing.assert_allclose(k_BSLN[fed_BS], expected_BSLN[fed_BS], atol=1e-6)
 
 
 @pytest.mark.parametrize('tensor', [2, 4])

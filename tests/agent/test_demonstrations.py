@@ -54,9 +54,10 @@ def seeds_of(plain, episodes):
 def test_those_that_fail_are_dropped_and_told_of(plain, threads):
   env, told = Counting(resets=[2, 3], steps=[5]), []
   sound = demonstrations.play(plain, cast(Counting()), range(8))
-  played = demonstrations.play(
-    plain, cast(env), range(8), hosts=host.Host(threads), tell=told.append
-  )
+  with host.Host(threads) as hosts:
+    played = demonstrations.play(
+      plain, cast(env), range(8), hosts=hosts, tell=told.append
+    )
   assert seeds_of(plain, played) == [0, 1, 4, 6, 7]
   assert not any(one.failure for one in played)
   assert [one.ids for one in played] == [sound[i].ids for i in (0, 1, 4, 6, 7)]

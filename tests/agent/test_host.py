@@ -42,6 +42,7 @@ def test_a_call_that_raises_is_lost_alone(threads):
   assert second.reason == "KeyError: 'no such board'"
   assert 'def boom' not in second.details and 'in boom' in second.details
   assert hosts.run([lambda: 4]) == [4]
+  hosts.close()
 
 
 class Unspeakable(Exception):
@@ -79,14 +80,15 @@ def test_ctrl_c_is_the_users_own_only_in_the_users_thread():
 
   with pytest.raises(KeyboardInterrupt):
     host.Host().run([interrupted])
-  (lost,) = run(host.Host(1), [interrupted])
+  with host.Host(1) as hosts:
+    (lost,) = run(hosts, [interrupted])
   assert lost.reason == 'KeyboardInterrupt: '
 
 
 def test_threads_run_at_the_same_time():
   meet = threading.Barrier(3)
-  hosts = host.Host(3)
-  assert len(hosts.run([lambda: meet.wait(5)] * 3)) == 3
+  with host.Host(3) as hosts:
+    assert len(hosts.run([lambda: meet.wait(5)] * 3)) == 3
 
 
 def test_a_call_that_hangs_is_left_behind():
@@ -109,8 +111,8 @@ def test_a_call_that_hangs_is_left_behind():
 
 
 def test_waiting_for_a_thread_takes_no_time_of_a_call():
-  hosts = host.Host(1, time_limit=0.3)
-  out = hosts.run([lambda i=i: time.sleep(0.1) or i for i in range(6)])
+  with host.Host(1, time_limit=0.3) as hosts:
+    out = hosts.run([lambda i=i: time.sleep(0.1) or i for i in range(6)])
   assert out == list(range(6))
 
 

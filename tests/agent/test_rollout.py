@@ -312,7 +312,8 @@ def test_a_failing_environment_costs_its_own_episodes(
   collect, played, pad, lake, limits, threads
 ):
   games = (games_lib.Game('brittle', Brittle(lake), limits),)
-  found = collect(played=games, host=host.Host(threads))
+  with host.Host(threads) as hosts:
+    found = collect(played=games, host=hosts)
   lost = [one.failure is not None for one in found.episodes]
   assert any(lost) and not all(lost)
   # A lake is drawn by seeds 3, 4 and 5; the second is the one without.

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import mesh_utils
+from jax.sharding import PartitionSpec as P
 
+from actfocus_jax import assemble
 from actfocus_jax.model import architecture, transformer
 from actfocus_jax.parallel import mesh as meshes
 from actfocus_jax.parallel import mesh_shapes
+from actfocus_jax.run import settings
 
 DEFAULT = dict(data=-1, fsdp=1, tensor=1, dcn_data=-1, dcn_fsdp=1)
 QWEN = architecture.Config(151_936, 896, 4864, 24, 14, 2, 64)
@@ -200,10 +203,35 @@ def test_nodes_of_gpus_are_one_slice_until_somebody_asks():
   assert [len(part) for part in meshes.slices(nodes)] == [16]
   # So fsdp may go over nodes without a word about slices.
   whole = meshes.make_mesh(fsdp=16, devices=nodes)
-  assert whole.shape['fsdp'] == 16
+  assert whole.shape['fsdp'] == 16 and meshes.slice_count(whole) == 1
   assert [len(part) for part in meshes.slices(nodes, 2)] == [8, 8]
   with pytest.raises(ValueError, match='2 slices of 8 devices'):
     meshes.make_mesh(fsdp=16, devices=devices(2, 8))
+
+
+def test_what_does_not_divide_over_slices_is_told_shapes_that_slices_have():
+  mesh = meshes.make_mesh(tensor=8, devices=devices(2, 8))
+  leaf = jax.ShapeDtypeStruct((12,), np.float32)
+  with pytest.raises(
+    ValueError,
+    match='nearest that fit: data=2 fsdp=1 tensor=4 dcn_data=2 dcn_fsdp=1, or',
+  ):
+    meshes.param_shardings(mesh, [('', P('tensor'))], {'a': leaf})
+
+
+@pytest.mark.parametrize(
+  ('made', 'dcn_data', 'ends_early'),
+  [(devices(1, 8), -1, True), (devices(2, 8), -1, False)]
+  + [(devices(2, 8, platform='gpu'), n, n < 2) for n in (-1, 1, 2)],
+)
+def test_decoding_ends_early_where_no_slow_network_is_asked(
+  made, dcn_data, ends_early
+):
+  c = settings.defaults()
+  c.mesh.dcn_data = dcn_data
+  mesh = meshes.make_mesh(devices=made, dcn_data=dcn_data)
+  collector = assemble.collector(c, None, (), mesh, None)
+  assert collector.ends_early is ends_early
 
 
 def test_unequal_slices_are_refused():

@@ -15,6 +15,15 @@ from actfocus_jax.parallel import clusters, processes
 from actfocus_jax.run import refusals
 
 SLURM = {'SLURM_STEP_NODELIST': 'n[1-2]', 'SLURM_NTASKS': '2'}
+OPEN_MPI_4 = {'OMPI_MCA_orte_hnp_uri': '1', 'OMPI_COMM_WORLD_SIZE': '4'}
+OPEN_MPI_5 = {
+  'PMIX_NAMESPACE': 'prterun-n1-123@1',
+  'OMPI_COMM_WORLD_SIZE': '4',
+  'OMPI_COMM_WORLD_RANK': '3',
+  'OMPI_COMM_WORLD_LOCAL_SIZE': '2',
+  'OMPI_COMM_WORLD_LOCAL_RANK': '1',
+}
+ONE_EACH = {'OMPI_COMM_WORLD_LOCAL_SIZE': '1'}
 
 
 @pytest.mark.parametrize(
@@ -24,10 +33,11 @@ SLURM = {'SLURM_STEP_NODELIST': 'n[1-2]', 'SLURM_NTASKS': '2'}
     (SLURM, 'Slurm'),
     (SLURM | {'SLURM_NTASKS': '1'}, None),
     ({'SLURM_NTASKS': '2'}, None),  # In the allocation, but not by srun.
-    (
-      {'OMPI_MCA_orte_hnp_uri': '1', 'OMPI_COMM_WORLD_SIZE': '4'},
-      'Open MPI',
-    ),
+    (OPEN_MPI_4, 'Open MPI'),
+    (OPEN_MPI_5, 'Open MPI 5'),
+    (OPEN_MPI_5 | SLURM, 'Open MPI 5'),  # Its daemons are steps of Slurm's.
+    (OPEN_MPI_5 | {'OMPI_COMM_WORLD_SIZE': '1'}, None),
+    (SLURM | {'PMIX_NAMESPACE': 'slurm.pmix'}, 'Slurm'),
     ({'TPU_WORKER_HOSTNAMES': 'a'}, None),
     ({'TPU_WORKER_HOSTNAMES': 'a,b'}, 'a TPU pod'),
     ({'MEGASCALE_NUM_SLICES': '1'}, None),
@@ -39,6 +49,65 @@ SLURM = {'SLURM_STEP_NODELIST': 'n[1-2]', 'SLURM_NTASKS': '2'}
 )
 def test_a_cluster_is_known_by_what_it_sets(environ, found):
   assert clusters.several(environ) == found
+
+
+def test_open_mpi_5_says_who_is_who():
+  assert clusters.count_and_index(OPEN_MPI_5) == (4, 3)
+  for told_to_jax in ({}, SLURM, OPEN_MPI_4):
+    assert clusters.count_and_index(told_to_jax) is None
+
+
+@pytest.mark.parametrize(
+  ('environ', 'devices'),
+  [
+    ({}, None),
+    (SLURM | {'SLURM_STEP_NUM_NODES': '2'}, []),
+    (SLURM | {'SLURM_STEP_NUM_NODES': '1'}, None),
+    (OPEN_MPI_4 | {'OMPI_COMM_WORLD_LOCAL_SIZE': '2'}, None),
+    (OPEN_MPI_4 | ONE_EACH, []),
+    (OPEN_MPI_5, [1]),
+    (OPEN_MPI_5 | ONE_EACH, []),
+    (OPEN_MPI_5 | SLURM | {'SLURM_STEP_NUM_NODES': '2'}, [1]),
+    (OPEN_MPI_5 | ONE_EACH | {'JAX_LOCAL_DEVICE_IDS': '2'}, None),
+  ],
+)
+def test_who_is_alone_on_a_machine_takes_all_its_devices(environ, devices):
+  assert clusters.local_devices(environ) == devices
+
+
+def test_all_devices_means_all_to_jax():
+  """Where it would take the second, as the second process of the machine."""
+  code, said = alone("""
+from jax._src import xla_bridge
+os.environ |= {
+  'SLURM_JOB_ID': '1', 'SLURM_STEP_NODELIST': 'localhost',
+  'SLURM_NTASKS': '1', 'SLURM_PROCID': '0', 'SLURM_LOCALID': '1',
+}
+start(1, 0, local_devices=[])
+print(xla_bridge.CUDA_VISIBLE_DEVICES.value, file=sys.stderr)
+""")
+  assert code == 0 and said.splitlines()[-1] == 'all'
+
+
+def test_what_the_cluster_answers_is_told_in_a_sentence():
+  code, said = alone("""
+import jax
+from actfocus_jax import distributed
+from actfocus_jax.run import refusals
+def initialize(**arguments):
+  raise RuntimeError('Retry failed:\\n  403 Forbidden.')
+jax.distributed.initialize = initialize
+distributed.flags.FLAGS(['x', '--distributed=on'])
+try:
+  with distributed.joined():
+    pass
+except refusals.Refused as error:
+  print(error, file=sys.stderr)
+""")
+  assert code == 0
+  assert said.startswith(
+    '--distributed=on, but Retry failed: 403 Forbidden. Allowed: '
+  )
 
 
 def test_one_process_exchanges_with_itself():
@@ -106,7 +175,7 @@ def test_a_process_runs_its_own_calls_and_is_told_of_the_others(monkeypatch):
   calls = [call(i) for i in range(4)]
   owners = [{0}, {1}, {0}, {0, 1}]
   # What both own is told by both; the state is this process's own.
-  outcomes = host.Host().run(calls, owners)
+  outcomes = host.Host().run_and_tell(calls, owners)
   assert ran == [1, 3]
   assert outcomes == [
     (None, 'far'),
@@ -118,28 +187,37 @@ def test_a_process_runs_its_own_calls_and_is_told_of_the_others(monkeypatch):
 
 def test_a_call_fails_everywhere_where_it_failed_anywhere(monkeypatch):
   as_process(monkeypatch, 1, {0: host.Failed('over there')})
-  outcomes = host.Host().run([lambda: ('state', 'text')], [{0, 1}])
+  outcomes = host.Host().run_and_tell([lambda: ('state', 'text')], [{0, 1}])
   assert outcomes == [host.Failed('over there')]
 
 
 def test_failure_ends_the_process_at_once(tmp_path):
   code = """
-import atexit, os
+import atexit, os, time
 from actfocus_jax.parallel import processes
 from actfocus_jax.run import refusals
+from jax.errors import JaxRuntimeError
 processes.count = lambda: 2
+processes.index = lambda: {index}
+time.sleep = lambda seconds: print(f'stays {seconds:g} s', flush=True)
 atexit.register(lambda: print('waited for the others'))
 with processes.leaving():
   raise {error}
 """
-  expected = {
-    "refusals.Refused('no')": (2, 'error: no\n'),
-    "refusals.Halted('bad')": (1, 'error: bad\n'),
-    "ValueError('x')": (1, 'ValueError: x\n'),
-  }
-  for error, (exit_code, said) in expected.items():
+  # The first stays for the others, who may say the same; not where one is lost.
+  for index, error, exit_code, said, stays in (
+    (0, "refusals.Refused('no')", 2, 'error: no\n', 'stays 5 s\n'),
+    (1, "refusals.Halted('bad')", 1, 'error: bad\n', ''),
+    (0, "FloatingPointError('x')", 1, 'FloatingPointError: x\n', 'stays 5 s\n'),
+    (0, "JaxRuntimeError('Gloo: closed')", 1, '(Gloo: closed)\n', ''),
+    (0, 'KeyboardInterrupt', 1, 'KeyboardInterrupt\n', ''),
+  ):
     done = subprocess.run(
-      [sys.executable, '-c', code.replace('{error}', error)],
+      [
+        sys.executable,
+        '-c',
+        code.replace('{error}', error).replace('{index}', str(index)),
+      ],
       capture_output=True,
       text=True,
       env={**os.environ, 'PYTHONPATH': os.getcwd()},
@@ -147,7 +225,7 @@ with processes.leaving():
     )
     assert done.returncode == exit_code
     assert done.stderr.endswith(said)
-    assert 'waited' not in done.stdout
+    assert done.stdout == stays
 
 
 @pytest.mark.parametrize(
@@ -212,13 +290,12 @@ def alone(code):
     made.bind(('localhost', 0))
     port = made.getsockname()[1]
   begin = f"""
-import os, signal, time
+import os, signal, sys, time
 from actfocus_jax.parallel import processes
 processes._JOIN_WITHIN, processes._TELL_AFTER = 2.0, 1.0
-def start(count, index):
-  processes.start(
-    coordinator='localhost:{port}', num_processes=count, process_id=index
-  )
+def start(count, index, **more):
+  who = dict(num_processes=count, process_id=index)
+  processes.start(coordinator='localhost:{port}', **who, **more)
 """
   done = subprocess.run(
     [sys.executable, '-c', begin + code],
@@ -241,7 +318,13 @@ def test_who_waits_for_nobody_says_so_and_ends(index):
   assert 'Look at the output of each' in last
 
 
-def test_sigterm_means_after_joining_what_it_meant_before():
+def test_sigterm_ends_who_waits_for_the_devices_of_others_and_later():
   kill = 'os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)'
-  code, _ = alone(f'start(1, 0); {kill}')
-  assert code == -signal.SIGTERM
+  code, said = alone(f"""
+def exchange(value):
+  print('all have come', file=sys.stderr)
+  {kill}
+processes.exchange = exchange
+start(1, 0)
+""")
+  assert code == -signal.SIGTERM and 'all have come' in said

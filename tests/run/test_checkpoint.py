@@ -1,6 +1,7 @@
 """Checkpoints come back bit for bit, elsewhere if asked, and never in part."""
 
 import pathlib
+import queue
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import optax
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
+from orbax import checkpoint as ocp
 
 from actfocus_jax.run import checkpoint
 
@@ -111,7 +113,6 @@ def test_keeping_none_is_refused(tmp_path):
 def test_nothing_on_disk_before_the_first_save(tmp_path):
   store = checkpoint.Checkpoints(tmp_path / 'checkpoints')
   assert store.latest_step() is None
-  assert store.best_step() is None
   store.wait()
   assert not (tmp_path / 'checkpoints').exists()
   with pytest.raises(FileNotFoundError, match='no checkpoint of step 3'):
@@ -137,7 +138,7 @@ def test_donated_buffers_do_not_reach_the_checkpoint(tmp_path):
 
 
 def test_rotation_keeps_the_newest_and_the_best_over_a_restart(tmp_path):
-  success = {1: 0.2, 2: 0.9, 3: None, 4: 0.9, 5: 0.3}
+  success = {1: 0.2, 2: 0.9, 3: None, 4: 0.5, 5: 0.9, 6: 0.3}
   store = checkpoint.Checkpoints(tmp_path, keep=2)
   for step in (1, 2, 3):
     store.save(step, small(step), {}, success=success[step])
@@ -146,23 +147,57 @@ def test_rotation_keeps_the_newest_and_the_best_over_a_restart(tmp_path):
   store.close()
 
   store = checkpoint.Checkpoints(tmp_path, keep=1)
-  assert store.best_step() == 2
-  for step in (4, 5):
+  store.save(4, small(4), {}, success=success[4])
+  store.wait()
+  assert store.all_steps() == [2, 4]
+  for step in (5, 6):
     store.save(step, small(step), {}, success=success[step])
   store.wait()
-  assert store.all_steps() == [4, 5]  # the later of two equals
-  assert store.best_step() == 4
+  assert store.all_steps() == [5, 6]  # the later of two equals
   store.close()
 
 
 def test_a_checkpoint_without_success_is_never_the_best(tmp_path):
-  store = checkpoint.Checkpoints(tmp_path)
-  store.save(1, small(1), {})
-  assert store.best_step() is None
-  store.save(2, small(2), {}, success=0.0)
-  store.save(3, small(3), {})
-  assert store.best_step() == 2
+  store = checkpoint.Checkpoints(tmp_path, keep=1)
+  kept = []
+  for step, success in enumerate([None, None, 0.0, None], 1):
+    store.save(step, small(step), {}, success=success)
+    store.wait()
+    kept.append(store.all_steps())
   store.close()
+  assert kept == [[1], [2], [3], [3, 4]]
+
+
+class Full:
+  """What waits for a write finds the disk full."""
+
+  def result(self, timeout=None):
+    raise OSError(28, 'No space left on device')
+
+
+def fill_the_disk(monkeypatch):
+  """Every save fails in the background from now on."""
+  handler = ocp.PyTreeCheckpointHandler
+  save = handler.async_save
+
+  async def async_save(*arguments, **more):
+    return [*await save(*arguments, **more), Full()]
+
+  monkeypatch.setattr(handler, 'async_save', async_save)
+
+
+def test_a_save_that_fails_in_the_background_is_told_at_once_and_raised(
+  tmp_path, monkeypatch
+):
+  fill_the_disk(monkeypatch)
+  told = queue.SimpleQueue()
+  store = checkpoint.Checkpoints(tmp_path, on_failure=told.put)
+  store.save(1, small(1), {})
+  error = told.get(timeout=20)  # Before anybody asks.
+  with pytest.raises(OSError, match='No space') as raised:
+    store.wait()
+  assert raised.value is error
+  assert not (tmp_path / '1').exists()
 
 
 def test_a_step_is_saved_once_and_never_backwards(tmp_path):

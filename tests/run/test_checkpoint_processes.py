@@ -1,5 +1,7 @@
 """A checkpoint of two processes is that of one, and the other way round."""
 
+import time
+
 import processes
 import pytest
 
@@ -13,8 +15,11 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 what, folder, shapes, *who = sys.argv[1:]
 if who:
   coordinator, count, index = (flag.partition('=')[2] for flag in who)
-  jax.distributed.initialize(coordinator, int(count), int(index))
+  jax.distributed.initialize(
+    coordinator, int(count), int(index), heartbeat_timeout_seconds=6
+  )
   assert jax.process_count() == 2 and len(jax.local_devices()) == 4
+from actfocus_jax.parallel import processes
 from actfocus_jax.run import checkpoint, directory, settings
 
 def leaf(mesh, shape, spec, seed):
@@ -45,14 +50,21 @@ def run_directory():
   import pathlib
   c = settings.defaults()
   return directory.RunDirectory(
-    pathlib.Path(folder), c, {'sha256': ''}, writes=jax.process_index() == 0
+    pathlib.Path(folder),
+    c,
+    {'sha256': ''},
+    writes=processes.is_first(),
+    on_failure=processes.end,
   )
 
-def save(leaves):
-  state = {
+def arrays(leaves):
+  return {
     name: jax.make_array_from_callback(x.shape, s, lambda i, x=x: x[i])
     for name, (x, s) in leaves.items()
   }
+
+def save(leaves):
+  state = arrays(leaves)
   with run_directory() as run:
     assert run.restore(abstract(leaves)) == (None, 10_000)
     for step in (1, 2, 3):
@@ -67,8 +79,23 @@ def read(leaves):
     for shard in state[name].addressable_shards:
       np.testing.assert_array_equal(shard.data, x[shard.index])
 
+def fail(leaves):
+  # The disk of process 1 is full when it writes step 2.
+  import pytest
+  from run import test_checkpoint
+  state = arrays(leaves)
+  with pytest.MonkeyPatch.context() as patch, run_directory() as run:
+    run.save(1, state, None, 0)
+    run._checkpoints.wait()
+    if jax.process_index() == 1:
+      test_checkpoint.fill_the_disk(patch)
+    run.save(2, state, None, 0)
+    print('goes on')
+    run.save(3, state, None, 0)  # Waits for the one before.
+
+do = {'save': save, 'read': read, 'fail': fail}[what]
 for shape in shapes.split(','):
-  {'save': save, 'read': read}[what](leaves_on(*map(int, shape.split('x'))))
+  do(leaves_on(*map(int, shape.split('x'))))
   print(what, shape, 'in process', jax.process_index())
 """
 
@@ -106,3 +133,15 @@ def test_two_processes_read_what_one_wrote(tmp_path):
   run(1, 'save', tmp_path, '4x2')
   told = run(2, 'read', tmp_path, '4x2')
   assert all(f'read 4x2 in process {i}' in told for i in (0, 1))
+
+
+def test_a_save_that_fails_in_one_process_ends_both(tmp_path):
+  begin = time.monotonic()
+  started = processes.start(2, ['fail', tmp_path, '4x2'], code=_PROCESS)
+  (code, heard), (other, said) = processes.finish(started, SECONDS)
+  assert other == 1 and said.count('goes on') == 1
+  assert said.rstrip().endswith('OSError: [Errno 28] No space left on device')
+  assert code not in (0, None) and 'goes on' in heard
+  assert time.monotonic() - begin < SECONDS - 30
+  folders = [p.name for p in (tmp_path / 'checkpoints').iterdir()]
+  assert '1' in folders and '2' not in folders

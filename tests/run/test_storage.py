@@ -18,6 +18,7 @@ import urllib.request
 import numpy as np
 import pytest
 
+from actfocus_jax import shared_run
 from actfocus_jax.run import directory, metrics, refusals, settings, storage
 
 BUCKET = 'bucket'
@@ -70,6 +71,7 @@ class Objects:
 
   def __init__(self):
     self.there, self.missing, self.generation = {}, set(), 0
+    self.answers = True
 
   def need(self, permission):
     if permission in self.missing:
@@ -116,6 +118,9 @@ class Blob:
     self._expect(if_generation_match)
     self.objects.generation += 1
     self.objects.there[self.name] = (self.objects.generation, text)
+    if not self.objects.answers:
+      self.objects.answers = True
+      raise ConnectionError('no answer')
 
   def delete(self, *, if_generation_match):
     self.objects.need('storage.objects.delete')
@@ -185,6 +190,35 @@ def test_a_lease_that_cannot_be_removed_does_not_hide_the_end(objects, capsys):
   assert objects.there
   other.close()
   assert not objects.there
+
+
+def dead(lease):
+  """A process that was killed renews nothing and gives nothing back."""
+  lease._stop.set()
+  lease._thread.join()
+
+
+def test_who_was_away_for_long_asks_before_it_writes(objects):
+  away = storage.Lease(PLACE, seconds=0.3)
+  dead(away)
+  storage.Lease(PLACE, seconds=0.3).close()
+  assert not away._is_lost
+  with pytest.raises(refusals.Halted, match='Another process has taken'):
+    away.check()
+
+
+def test_a_lease_is_only_asked_about_when_it_is_old(objects):
+  lease = storage.Lease(PLACE, seconds=60.0)
+  dead(lease)
+  lease.check()
+  assert objects.generation == 1
+  lease._renewed -= 31.0
+  objects.answers = False  # It is written, and nobody says so.
+  with pytest.raises(ConnectionError):
+    lease.check()
+  assert objects.generation == 2
+  lease.check()
+  assert objects.generation == 3  # Not only read: that would prove nothing.
 
 
 # --- A directory -------------------------------------------------------------
@@ -347,6 +381,30 @@ def test_rows_in_a_bucket(folder):
   assert metrics.read(path)[2] == {'step': 3, 'again': 1}
 
 
+def test_what_another_process_writes_is_seen(folder, monkeypatch):
+  """Though this one has looked before, and it was not there."""
+  from google.cloud import storage as google
+
+  monkeypatch.setattr(shared_run, '_SEEN_WITHIN', -1.0)
+  bucket = google.Client().bucket(BUCKET)
+
+  def write(name, text):  # As another process, of which this one knows nothing.
+    bucket.blob(f'{folder.name}/{name}').upload_from_string(text)
+
+  write('config.json', '{}')
+  mark = folder / '.mark'
+  assert [path.name for path in folder.iterdir()] == ['config.json']
+  assert not shared_run._is_seen(mark, 'word', -2)
+  write('.mark', 'word')
+  assert shared_run._is_seen(mark, 'word', -2)
+  assert not shared_run._is_seen(mark, 'word', 3)
+  write('checkpoints/3/commit_success.txt', 'done')
+  assert shared_run._is_seen(mark, 'word', 3)
+  write('metrics.jsonl', '{"step": 1}\n')
+  metrics.MetricsFile(folder / 'metrics.jsonl').append({'step': 2})
+  assert len(metrics.read(folder / 'metrics.jsonl')) == 2
+
+
 def test_a_lease_is_held_by_one_and_given_back(folder):
   held = storage.Lease(folder / '.lock', seconds=0.6)
   with pytest.raises(refusals.Refused, match='another process is training'):
@@ -357,22 +415,13 @@ def test_a_lease_is_held_by_one_and_given_back(folder):
   storage.Lease(folder / '.lock', seconds=0.6).close()
 
 
-def dead(lease):
-  """A process that was killed renews nothing and gives nothing back."""
-  lease._stop.set()
-  lease._thread.join()
-
-
 def test_a_dead_lease_is_taken_and_its_holder_would_notice(folder):
   killed = storage.Lease(folder / '.lock', seconds=0.6)
   dead(killed)
   begin = time.monotonic()
   taken = storage.Lease(folder / '.lock', seconds=0.6)
   assert time.monotonic() - begin >= 0.6
-  # It was only asleep: its next renewal fails, and it does not write on.
-  killed._stop = threading.Event()
-  killed._seconds = 0.01
-  killed._renew()
+  # It was only asleep: it does not write on.
   with pytest.raises(refusals.Halted, match='Another process has taken'):
     killed.check()
   killed.close()
