@@ -51,7 +51,9 @@ class Cost:
     flops: Of matrix products, of one chip.
     read_written: Of main memory.
     copied: Of them, by copies between layouts.
-    cycles: The compiler's own estimate, without collectives.
+    kernel_flops: Of `flops`, those of hand-written kernels.
+    kernel_bytes: Of `read_written`, likewise.
+    cycles: The compiler's own estimate, without collectives and kernels.
     collectives: By kind and axes.
     kernels: Hand-written kernels in it, and how often they run.
     arguments: What is given to it.
@@ -70,6 +72,8 @@ class Cost:
   flops: float
   read_written: float
   copied: float
+  kernel_flops: float
+  kernel_bytes: float
   cycles: float
   collectives: tuple[collectives.Collective, ...]
   kernels: dict[str, float]
@@ -84,6 +88,11 @@ class Cost:
   def ici(self) -> float:
     """Bytes that a chip sends within its slice."""
     return sum(one.ici for one in self.collectives)
+
+  @property
+  def load(self) -> float:
+    """Bytes that all its links would carry in the time that this takes."""
+    return sum(one.load for one in self.collectives)
 
   @property
   def dcn(self) -> float:
@@ -158,13 +167,13 @@ def all_programs(
     A cost for each.
   """
   outside = {k: per_chip(v) for k, v in run.parts.named().items()}
-  layout = collectives.Layout(
-    dict(run.mesh.shape), where.slice_chips, where.dimensions
-  )
+  layout = collectives.Layout.of(run.mesh, where)
   costs = []
   with jax.set_mesh(run.mesh):
     # What needs the most comes first, where one refusal is enough.
-    order = sorted(run.programs(), key=lambda p: until_full * _rank(p))
+    order = list(run.programs())
+    if until_full:
+      order.sort(key=_rank)
     for program in order:
       note(program.name)
       beside = sum(outside[name] for name in program.beside)
@@ -176,8 +185,9 @@ def all_programs(
   return sorted(costs, key=lambda one: names.index(one.name))
 
 
-def _rank(program: programs.Program) -> int:
-  return ('update', 'rollout', 'score').index(program.phase)
+def _rank(program: programs.Program) -> tuple[int, bool]:
+  phase = ('update', 'rollout', 'score').index(program.phase)
+  return phase, program.is_timed
 
 
 def _one(
@@ -188,13 +198,18 @@ def _one(
 ) -> Cost:
   begin = time.perf_counter()
   traced = program.trace()
-  products = flops.count(traced.jaxpr, trips=program.trips) / layout.size
+  products, in_kernels = (
+    flops.count(traced.jaxpr, trips=program.trips, only_kernels=only)
+    / layout.size
+    for only in (False, True)
+  )
   known = dict(
     name=program.name,
     phase=program.phase,
     calls=program.calls,
     is_timed=program.is_timed,
     flops=products,
+    kernel_flops=in_kernels,
     outside=outside,
   )
   try:
@@ -220,6 +235,7 @@ def _one(
     **known,
     read_written=moved.read_written,
     copied=moved.copied,
+    kernel_bytes=moved.in_kernels,
     cycles=moved.cycles,
     collectives=moved.collectives,
     kernels=moved.kernels,
@@ -234,7 +250,12 @@ def _one(
 def _nothing() -> dict[str, Any]:
   """What is not known of a program that does not compile."""
   return dict(
-    read_written=0.0, copied=0.0, cycles=0.0, collectives=(), kernels={}
+    read_written=0.0,
+    copied=0.0,
+    kernel_bytes=0.0,
+    cycles=0.0,
+    collectives=(),
+    kernels={},
   )
 
 

@@ -126,7 +126,7 @@ def growing(count: int) -> dict[str, int]:
   prompts = max(8, count)
   return {
     'rollout__prompts': prompts,
-    'rollout__slots': 0,
+    'rollout__slots': _MEMBERS * prompts,
     'learner__minibatch': 4 * prompts,
     'eval__prompts': max(32, prompts),
   }
