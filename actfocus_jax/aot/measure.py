@@ -9,9 +9,11 @@ does not suffice is no failure but an answer.
 import dataclasses
 import gc
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -168,20 +170,29 @@ def all_programs(
   """
   outside = {k: per_chip(v) for k, v in run.parts.named().items()}
   layout = collectives.Layout.of(run.mesh, where)
+  listed = list(run.programs())
+  # What needs the most comes first, where one refusal is enough.
+  order = sorted(listed, key=_rank) if until_full else listed
   costs = []
-  with jax.set_mesh(run.mesh):
-    # What needs the most comes first, where one refusal is enough.
-    order = list(run.programs())
-    if until_full:
-      order.sort(key=_rank)
-    for program in order:
-      note(program.name)
-      beside = sum(outside[name] for name in program.beside)
-      costs.append(_one(program, layout, beside, memory))
+  # To compile one keeps one core busy.
+  pool = futures.ThreadPoolExecutor(os.cpu_count())
+  try:
+    begun = []
+    with jax.set_mesh(run.mesh):
+      for program in order:
+        beside = sum(outside[name] for name in program.beside)
+        known, lowered = _lowered(program, layout, beside)
+        task = (_compiled, known, lowered, layout, program.trips, memory)
+        begun.append(pool.submit(*task))
+    for future in begun:
+      costs.append(future.result())
+      note(f'{costs[-1].name}: {costs[-1].seconds:.0f} s')
       gc.collect()
       if until_full and not costs[-1].fits:
         break
-  names = [program.name for program in run.programs()]
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)
+  names = [program.name for program in listed]
   return sorted(costs, key=lambda one: names.index(one.name))
 
 
@@ -190,13 +201,10 @@ def _rank(program: programs.Program) -> tuple[int, bool]:
   return phase, program.is_timed
 
 
-def _one(
-  program: programs.Program,
-  layout: collectives.Layout,
-  outside: float,
-  memory: float,
-) -> Cost:
-  begin = time.perf_counter()
+def _lowered(
+  program: programs.Program, layout: collectives.Layout, outside: float
+) -> tuple[dict[str, Any], Any]:
+  """What is known of a program before it is compiled, and what to compile."""
   traced = program.trace()
   products, in_kernels = (
     flops.count(traced.jaxpr, trips=program.trips, only_kernels=only)
@@ -212,8 +220,19 @@ def _one(
     kernel_flops=in_kernels,
     outside=outside,
   )
+  return known, traced.lower()
+
+
+def _compiled(
+  known: dict[str, Any],
+  lowered: Any,
+  layout: collectives.Layout,
+  trips: float,
+  memory: float,
+) -> Cost:
+  begin, outside = time.perf_counter(), known['outside']
   try:
-    compiled = traced.lower().compile()
+    compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     refused = asked(str(error))
     if refused is None:
@@ -221,7 +240,7 @@ def _one(
     seconds = time.perf_counter() - begin
     return Cost(**known, **_nothing(), **_full(refused[0], outside, seconds))
   text = program_text.parse(compiled.as_text())
-  moved = traffic.measure(text, layout, trips=program.trips)
+  moved = traffic.measure(text, layout, trips=trips)
   plan = compiled.memory_analysis()
   arguments = float(plan.argument_size_in_bytes)
   temporaries = float(

@@ -264,7 +264,7 @@ def small_run(mesh, algo='ppo', boards=8):
   return programs.Run(c, SMALL, mesh, work)
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def run():
   return small_run(mesh_lib.make_mesh(data=2, fsdp=4))
 
@@ -367,6 +367,29 @@ def test_every_program_compiles_and_is_costed(run):
   assert shrunk.temporaries == pytest.approx(shrunk.arguments / 4, rel=0.1)
   gathers = {c.axes for c in update.collectives if c.kind == 'all-gather'}
   assert any('fsdp' in axes for axes in gathers)
+
+
+def test_one_refusal_is_enough(run, monkeypatch):
+  """What needs the most is asked for first; the rest is not waited for."""
+  monkeypatch.setattr(
+    measure, '_lowered', lambda p, *rest: ({'name': p.name}, 0)
+  )
+  monkeypatch.setattr(
+    measure,
+    '_compiled',
+    lambda known, *rest: cost(
+      **known, fits=not known['name'].startswith('update')
+    ),
+  )
+  names, where = [one.name for one in run.programs()], topology.parse('v5e:2x4')
+  noted = []
+  costs = measure.all_programs(run, where, 1e9, note=noted.append)
+  assert [one.name for one in costs] == names
+  assert noted == [f'{name}: 0 s' for name in names]
+  costs = measure.all_programs(
+    run, where, 1e9, note=noted.append, until_full=True
+  )
+  assert [one.name for one in costs] == ['update, length 128']
 
 
 def test_without_a_critic_there_is_less(run):
