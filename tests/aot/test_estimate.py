@@ -434,6 +434,47 @@ def test_a_row_of_the_table():
   assert 'does not fit' in full and '41,091' not in full
 
 
+def test_an_answer_ends_with_its_assumptions_and_the_flags_that_train_so():
+  told = {
+    'config': 'small, ppo',
+    'topology': '2 x v5e:4x4',
+    'chips': 32,
+    'hosts': 8,
+    'mesh': {'data': 2, 'fsdp': 8, 'tensor': 2},
+    'microbatch': 16,
+    'memory': {
+      'usable': 16.9e9,
+      'needed': 12e9,
+      'by_formula': 11e9,
+      'program': 'update',
+      'parts': {'actor': 1e9, 'critic': 0.0},
+    },
+    'programs': [],
+    'kernels': [],
+    'fits': True,
+    'iteration': {
+      'seconds': {'rollout': 1.0, 'score': 2.0, 'update': 3.0, 'all': 6.0},
+      'compiler_seconds': 9.0,
+      'calls': 7,
+      'tokens': 1000,
+      'tokens_per_second': 166.7,
+      'dollars': 0.05,
+    },
+    'efficiency': {'compute': 0.5, 'memory': 1.0, 'network': 1.0},
+    'price': 0.9,
+    'assumptions': 'Episodes are as given.',
+    'flags': ['--config.mesh.fsdp=8', '--config.mesh.tensor=2'],
+  }
+  *_, assumed, times, _, last = table.describe(told).splitlines()
+  assert assumed.startswith('Assumed: Episodes are as given. Of the peaks')
+  assert '50% of compute' in assumed and 'hour: v5e $0.90.' in assumed
+  assert 'at least 6.00 s' in times
+  assert last == 'Train with: --config.mesh.fsdp=8 --config.mesh.tensor=2'
+  same = table.describe(told | {'flags': []})
+  assert same.splitlines()[-1] == times
+  assert 'nothing was compiled' in table.assumptions([{'refused': 'no'}])
+
+
 def test_a_kept_cell_is_named_by_the_compiler_too(monkeypatch):
   where = topology.parse('v5e:2x2')
   question = cells.Question(paper(), QWEN, where, WORK, roofline.Efficiency())
