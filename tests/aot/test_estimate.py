@@ -234,6 +234,27 @@ def test_seconds_by_hand():
   assert found == pytest.approx(decoding + products, rel=1e-6)
 
 
+def test_seconds_of_the_network_by_hand():
+  """Likewise on chips that take no time: along lines of 4, 2 and 2 of 4 x 4."""
+  fast = dataclasses.replace(V5E, flops=1e30, hbm_bandwidth=1e30)
+  where = topology.Topology(fast, '4x4')
+  shape = mesh_shapes.Shape(2, 2, 4)
+  c = paper('grpo')
+  c.learner.microbatch = 32
+  found = ranking.seconds(c, QWEN, shape, where, WORK)
+  count, link = 3_085_938_688, 200e9 / 4
+  # 2 sums in 36 layers, 3 hops there and back, and 2 gathers of keys and values
+  # for 4 parts of 2 heads, which is dearer otherwise, too.
+  decoding = 2000 * 1.3 * 36 * (2 * 6 + 2 * 3) * 1e-6
+  # 2 models score and 1 learns in 3 passes, 8 rows each.
+  sums = (2 + 3) * 36 * 2 * (2 * 8 * 3024 * 2048 * 2 * 3 / 4) / link
+  gathered = (2 + 3) * count * 2 / 4 / 2 / link
+  gradients = (count * 4 / 4 / 2 + 2 * count * 4 / 4 / 2 / 2) / link
+  assert found == pytest.approx(
+    decoding + sums + gathered + gradients, rel=1e-6
+  )
+
+
 def test_the_mesh_of_the_config_must_fit():
   c = paper()
   c.mesh.fsdp = 3
