@@ -39,9 +39,9 @@ needs_training_flags "$@"
 check RESTARTS "${RESTARTS:=3}" '[0-9]+' 'a count, 0 or more'
 check .venv/.accelerator "$(cat .venv/.accelerator 2>/dev/null || true)" 'cuda1[23]' \
   'cuda12 or cuda13; run ACCELERATOR=cuda12 bash launch/environment.sh first'
-# JAX gives the process with SLURM_LOCALID n the n-th GPU of the node when there are several.
-[ "${SLURM_NTASKS:-1}" = 1 ] || [ "$TASKS" = "$GPUS" ] ||
-  fail "--ntasks-per-node is '$TASKS' with $GPUS GPUs on a node; allowed is one process per GPU, or --ntasks=1 for one process with all"
+# Of several processes of a node that with SLURM_LOCALID n has the n-th GPU; one alone has all.
+[ "${SLURM_NTASKS:-1}" = 1 ] || [ "$TASKS" = 1 ] || [ "$TASKS" = "$GPUS" ] ||
+  fail "--ntasks-per-node is '$TASKS' with $GPUS GPUs on a node; allowed is $GPUS, one process per GPU, or 1, a process with all of them"
 
 # For the same reason every process must see all GPUs of its node: no binding.
 flags=(--kill-on-bad-exit=1 --gpu-bind=none)

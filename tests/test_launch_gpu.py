@@ -65,8 +65,9 @@ def test_slurm_runs_one_process_per_gpu(machine):
   assert machine.calls() == [[*SRUN, '--cpus-per-task=6', *PYTHON, *TRAINING]]
 
 
-def test_slurm_one_process_may_have_all_gpus(machine):
-  one = {'SLURM_NTASKS': '1', 'SLURM_NTASKS_PER_NODE': '1'}
+@pytest.mark.parametrize('nodes', ['1', '2'])
+def test_slurm_one_process_may_have_all_gpus_of_a_node(machine, nodes):
+  one = {'SLURM_NTASKS': nodes, 'SLURM_NTASKS_PER_NODE': '1'}
   succeeds(slurm(machine, *TRAINING, **one))
   assert len(machine.calls()) == 1
 
@@ -126,7 +127,7 @@ def test_slurm_refusals(machine):
   refused('sbatch', SLURM_JOB_ID='')
   refused('sbatch', SLURM_SUBMIT_DIR=str(machine.home))
   refused('RESTARTS', 'many', RESTARTS='many')
-  refused('--ntasks-per-node', "'1'", '4 GPUs', SLURM_NTASKS_PER_NODE='1')
+  refused('--ntasks-per-node', "'3'", '4 GPUs', SLURM_NTASKS_PER_NODE='3')
   (machine.root / '.venv/.accelerator').write_text('cpu\n')
   refused('.accelerator', "'cpu'", 'ACCELERATOR=cuda12')
   (machine.root / '.venv/.accelerator').unlink()
