@@ -1,23 +1,21 @@
-"""Roofline and workload by hand; topologies; the parts of a run's memory."""
+"""The roofline by hand; the parts of a run's memory; what is told of it."""
 
 import dataclasses
 import importlib.metadata
-import math
 import types
 
 import jax
 import jax.numpy as jnp
 import pytest
+from aot import paper
 
 from actfocus_jax.aot import (
   cells,
   chips,
-  choice,
   collectives,
   estimate,
   measure,
   programs,
-  ranking,
   roofline,
   table,
   topology,
@@ -25,20 +23,9 @@ from actfocus_jax.aot import (
 )
 from actfocus_jax.model import architecture
 from actfocus_jax.parallel import mesh as mesh_lib
-from actfocus_jax.parallel import mesh_shapes
-from actfocus_jax.run import presets, settings
+from actfocus_jax.run import settings
 
 V5E = chips.CHIPS['v5e']
-QWEN = architecture.Config(**presets.SHAPES[presets.MODELS['3b']])
-
-
-def paper(algo='ppo', **changes):
-  c = settings.defaults('sokoban')
-  choice_of = dict(size='3b', algo=algo, weights='actfocus', estimator='auto')
-  c.selection.ratio = 0.25
-  presets.apply(c, choice_of)
-  c.rollout.update(changes)
-  return c
 
 
 # --- Roofline ----------------------------------------------------------------
@@ -108,165 +95,6 @@ def test_by_cycles_counts_kernels_and_is_no_less_than_the_bound(
 def test_clocks_follow_from_the_peaks():
   ghz = {name: chip.clock / 1e9 for name, chip in chips.CHIPS.items()}
   assert ghz == pytest.approx({'v5e': 1.5, 'v6e': 1.75, 'v5p': 1.75}, rel=0.01)
-
-
-# --- Topologies --------------------------------------------------------------
-
-
-def test_a_topology_counts_its_chips():
-  where = topology.parse('v5p:2x2x4')
-  assert (where.chips, where.hosts, str(where)) == (16, 4, 'v5p:2x2x4')
-  assert where.sizes == (2, 2, 4)
-  where = topology.parse('v5e:16x16', slices=16)
-  assert (where.chips, where.hosts) == (4096, 1024)
-  assert str(where) == '16 x v5e:16x16'
-  assert topology.parse('v5e:1x1').hosts == 1
-
-
-def test_eight_flat_chips_are_one_host():
-  hosts = {
-    name: topology.parse(name).hosts
-    for name in ('v5e:2x4', 'v6e:2x4', 'v6e:4x4', 'v5p:2x2x2', 'v5p:2x2x1')
-  }
-  assert list(hosts.values()) == [1, 1, 4, 2, 1]
-  assert topology.parse('v5e:2x4', slices=2).hosts == 2
-
-
-@pytest.mark.parametrize('kind', chips.CHIPS)
-def test_slices_are_listed_from_the_smallest_on(kind):
-  sizes = [where.chips for where in topology.all_of(kind)]
-  assert sizes == sorted(set(sizes))
-
-
-@pytest.mark.parametrize(
-  ('text', 'slices', 'sentence'),
-  [
-    ('v9:4x4', 1, "'v9:4x4'; allowed: KIND:SHAPE with KIND one of v5e, v6e"),
-    ('v5e', 1, 'slices of v5e: 1x1, 2x2'),
-    ('v5e:4x5', 1, 'the nearest is v5e:4x4'),
-    ('v5p:4x4', 1, 'the nearest is v5p:2x2x4'),
-    ('v5e:4x4', 0, '--slices is 0; allowed: 1 to'),
-  ],
-)
-def test_other_topologies_are_refused(text, slices, sentence):
-  with pytest.raises(settings.Refused, match=sentence):
-    topology.parse(text, slices)
-
-
-# --- Workload ----------------------------------------------------------------
-
-
-def test_the_calls_of_an_episode():
-  # 10 + 20, observation 5, 20, 5, then 10 of the 20 that the context leaves.
-  work = workload.Workload(10, 5, 20, 4, context=70, steps=8)
-  assert work.length == 70
-  assert work.sampled == 20 + 20 + 10
-  # 8, 8 and 4 ids of the first two turns, 8 and 2 of the last one.
-  assert work.decoding() == dict.fromkeys((18, 26, 30, 43, 51, 55, 68, 70), 1.0)
-  assert work.turn_ends() == {35: 3.0, 60: 3.0}
-  assert work.sampled_share(100) == 0.5
-
-
-# --- Which mesh --------------------------------------------------------------
-
-WORK = workload.Workload(512, 128, 400, 5, context=3600, steps=8)
-
-
-def test_the_fastest_mesh_comes_first():
-  where = topology.parse('v5e:2x4')
-  found = choice.candidates(paper(), QWEN, where, WORK)
-  assert all(math.prod(one.shape.inside) == 8 for one in found)
-  seconds = [one.seconds for one in found]
-  assert seconds == sorted(seconds)
-  # Reading a half of the weights at each step is faster than all of them; a
-  # quarter is not, for there are 2 key heads: twice the slots, as much of each.
-  tensor = {one.shape.tensor: one.seconds for one in reversed(found)}
-  assert found[0].shape.tensor == 2
-  assert tensor[1] > tensor[2] < tensor[4] < tensor[8]
-  # What is not split need not be gathered.
-  assert found[0].shape.fsdp == 1
-  assert [one.c.learner.microbatch for one in found[:2]] == [4, 4]
-  memory = min(one.by_formula for one in found)
-  tried = choice.promising(found, memory)
-  assert tried[0].by_formula == memory
-  assert choice.promising(found, memory / 100) == []
-
-
-def test_the_flags_that_train_on_a_mesh():
-  """Only what differs: an open size becomes the rest by itself."""
-  where, c = topology.parse('v5e:4x4', slices=2), paper()
-  for one in choice.candidates(c, QWEN, where, WORK):
-    if one.shape.inside == (4, 2, 2):
-      assert one.flags(c) == [
-        '--config.learner.microbatch=16',
-        '--config.mesh.fsdp=2',
-        '--config.mesh.tensor=2',
-      ]
-      return
-  pytest.fail('no such mesh')
-
-
-def test_mini_batches_bound_the_rows():
-  # 32 rows are trained on: more than 32 row shards need a tensor axis. The 8
-  # prompts do not bound them.
-  where = topology.parse('v5e:8x8')
-  shards = {
-    one.shape.data * one.shape.fsdp
-    for one in choice.candidates(paper(), QWEN, where, WORK)
-  }
-  assert max(shards) == 32
-
-
-def test_seconds_by_hand():
-  """3B on four chips: what is read at each step, what is multiplied."""
-  where = topology.parse('v5e:2x2')
-  shape = mesh_shapes.Shape(4, 1, 1)
-  c = paper('grpo')
-  c.learner.microbatch = 32
-  found = ranking.seconds(c, QWEN, shape, where, WORK)
-  # 32 slots a chip, half of 3024 tokens long on average: 36 layers, keys and
-  # values of 2 heads of 128 numbers.
-  count = 3_085_938_688
-  read = 2 * count + 32 * 3024 / 2 * 36 * 2 * 256 * 2
-  decoding = 2000 * read / 819e9
-  # GRPO: policy and reference score, the policy learns (4 passes), 8 rows each.
-  products = 2 * count * 8 * 3024 * (2 + 4) / 197e12
-  assert found == pytest.approx(decoding + products, rel=1e-6)
-
-
-def test_seconds_of_the_network_by_hand():
-  """Likewise on chips that take no time: along lines of 4, 2 and 2 of 4 x 4."""
-  fast = dataclasses.replace(V5E, flops=1e30, hbm_bandwidth=1e30)
-  where = topology.Topology(fast, '4x4')
-  shape = mesh_shapes.Shape(2, 2, 4)
-  c = paper('grpo')
-  c.learner.microbatch = 32
-  found = ranking.seconds(c, QWEN, shape, where, WORK)
-  count, link = 3_085_938_688, 200e9 / 4
-  # 2 sums in 36 layers, 3 hops there and back, and 2 gathers of keys and values
-  # for 4 parts of 2 heads, which is dearer otherwise, too.
-  decoding = 2000 * 1.3 * 36 * (2 * 6 + 2 * 3) * 1e-6
-  # 2 models score and 1 learns in 3 passes, 8 rows each.
-  sums = (2 + 3) * 36 * 2 * (2 * 8 * 3024 * 2048 * 2 * 3 / 4) / link
-  gathered = (2 + 3) * count * 2 / 4 / 2 / link
-  gradients = (count * 4 / 4 / 2 + 2 * count * 4 / 4 / 2 / 2) / link
-  assert found == pytest.approx(
-    decoding + sums + gathered + gradients, rel=1e-6
-  )
-
-
-def test_the_mesh_of_the_config_must_fit():
-  c = paper()
-  c.mesh.fsdp = 3
-  with pytest.raises(settings.Refused, match='On v5e:4x4: mesh .*fsdp=3'):
-    choice.given(c, QWEN, topology.parse('v5e:4x4'), WORK)
-  c.mesh.update(fsdp=8, tensor=2)
-  with pytest.raises(settings.Refused, match='microbatch, 4, into 8'):
-    choice.given(c, QWEN, topology.parse('v5e:4x4'), WORK)
-  c.learner.microbatch = 8
-  given = choice.given(c, QWEN, topology.parse('v5e:4x4'), WORK)
-  assert given.shape.inside == (1, 8, 2)
-  assert given.flags(c) == []  # Its `data` was open: the rest.
 
 
 # --- Memory ------------------------------------------------------------------
@@ -498,7 +326,9 @@ def test_an_answer_ends_with_its_assumptions_and_the_flags_that_train_so():
 
 def test_a_kept_cell_is_named_by_the_compiler_too(monkeypatch):
   where = topology.parse('v5e:2x2')
-  question = cells.Question(paper(), QWEN, where, WORK, roofline.Efficiency())
+  question = cells.Question(
+    paper.config(), paper.QWEN, where, paper.WORK, roofline.Efficiency()
+  )
   names = []
   for version in ('0.0.42.1', '0.0.42.2', '0.0.42.1'):
     monkeypatch.setattr(
