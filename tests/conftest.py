@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 
+import processes
+
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
-_FLAG = '--xla_force_host_platform_device_count=8'
-if _FLAG not in os.environ.get('XLA_FLAGS', ''):
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}'.strip()
+os.environ['XLA_FLAGS'] = ' '.join(
+  [os.environ.get('XLA_FLAGS', ''), processes.FLAGS, processes.simulated(8)]
+)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -34,6 +36,14 @@ def pytest_collection_modifyitems(config, items):
   if hasattr(config, 'workerinput'):
     slow = {item.path for item in items if item.get_closest_marker('slow')}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope='session')
+def cache(tmp_path_factory):
+  """Where whole runs keep what they start from, so that it is made once."""
+  own = tmp_path_factory.getbasetemp()
+  is_worker = 'PYTEST_XDIST_WORKER' in os.environ
+  return (own.parent if is_worker else own) / 'warm_starts'
 
 
 def idle():

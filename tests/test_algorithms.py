@@ -16,11 +16,6 @@ def ordinary_promotion():
     yield
 
 
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp('warm_starts')
-
-
 ARMS = {
   'ppo': dict(algo='ppo', critic__warmup=1),
   'ppo by turns': dict(algo='ppo', advantage__estimator='turn_gae'),

@@ -38,11 +38,6 @@ def ordinary_promotion():
 
 
 @pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp('warm_starts')
-
-
-@pytest.fixture(scope='module')
 def whole(cache, tmp_path_factory):
   """A run of four steps that nothing interrupted."""
   workdir = tmp_path_factory.mktemp('whole')

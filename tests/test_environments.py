@@ -92,11 +92,6 @@ def own(tmp_path_factory):
   sys.path.remove(str(folder))
 
 
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp('warm_starts')
-
-
 def command(module, *arguments, folder, **kwargs):
   return subprocess.run(
     [sys.executable, '-m', f'actfocus_jax.{module}', *arguments],

@@ -9,6 +9,7 @@ import sys
 import time
 
 import jax
+import processes
 import pytest
 import small_run
 import test_end_to_end as whole_run
@@ -55,11 +56,6 @@ loop.train(whole_run.config(cache), folder / sys.argv[3])
 def ordinary_promotion():
   with jax.numpy_dtype_promotion('standard'):
     yield
-
-
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp('warm_starts')
 
 
 def training(code, cache, folder, name):
@@ -123,7 +119,7 @@ def start(workdir, cache):
       *(f'--config.{field}={value}' for field, value in small.items()),
     ],
     cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': ''},
+    env={**os.environ, 'XLA_FLAGS': processes.FLAGS},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

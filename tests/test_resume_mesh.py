@@ -60,11 +60,6 @@ def assert_close(row, expected):
 
 
 @pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp('warm_starts')
-
-
-@pytest.fixture(scope='module')
 def by_eight(cache, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('eight')
   train(cache, workdir, 8, 1)
