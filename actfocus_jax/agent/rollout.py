@@ -7,14 +7,15 @@ The life of one episode:
    free slot and gets a copy of its group's cache.
 3. The device decodes a few steps for all slots, wherever each one stands.
 4. The host takes the slots whose turn has ended, reads their answers, steps
-   their environments, and prefills all new observations in one padded call.
-   The cache of the earlier turns stays.
+   their environments, and prefills the new observations in padded calls of a
+   quarter of the slots, for a call needs its slots' caches twice. The cache of
+   the earlier turns stays.
 5. An episode that is over gives its slot to a waiting one; when none waits
    and most slots are idle, the live ones move together and the rest is
    dropped.
 
-Shapes are few, so that little is compiled: batches of all slots or of a
-quarter of them, observations and cache views of 1, 2, 4, ... blocks.
+Shapes are few, so that little is compiled: all slots decode, a quarter of them
+prefills, observations and cache views have 1, 2, 4, ... blocks.
 
 Every row shard of the mesh has its own episodes, prompts and slots, so that no
 cache moves between devices. With several processes all of them follow all
@@ -311,27 +312,32 @@ class _Run:
     self.lanes.start(slot, row, len(episode.ids), episode.token_budget)
 
   def _prefill(self, observations: dict[int, list[int]]):
-    if not observations:
-      return
-    shards, each = self.c.shards, self._each()
-    by_shard: list[list[int]] = [[] for _ in range(shards)]
+    by_shard: list[list[int]] = [[] for _ in range(self.c.shards)]
     for slot in observations:
       by_shard[self._shard(slot)].append(slot)
     quarter = self._quarter()
-    size = quarter if max(map(len, by_shard)) <= quarter else each
-    width = max(len(ids) for ids in observations.values())
+    for first in range(0, max(map(len, by_shard)), quarter):
+      some = [slots[first : first + quarter] for slots in by_shard]
+      self._append(some, observations)
+
+  def _append(self, by_shard: list[list[int]], observations):
+    """Prefills the observations of these slots, at most a quarter of all."""
+    size, each = self._quarter(), self._each()
+    chosen = [slot for slots in by_shard for slot in slots]
+    width = max(len(observations[slot]) for slot in chosen)
     width = double_up(width, self.c.observation_block)
-    tokens_MT = np.zeros((shards * size, width), np.int32)
-    count_M = np.ones((shards * size,), np.int32)
-    slot_M = np.full((shards * size,), each, np.int32)
-    budget_M = np.zeros((shards * size,), np.int32)
+    rows = self.c.shards * size
+    tokens_MT = np.zeros((rows, width), np.int32)
+    count_M = np.ones((rows,), np.int32)
+    slot_M = np.full((rows,), each, np.int32)
+    budget_M = np.zeros((rows,), np.int32)
     for shard, slots in enumerate(by_shard):
       for i, slot in enumerate(slots, shard * size):
         ids = observations[slot]
         tokens_MT[i, : len(ids)] = ids
         count_M[i], slot_M[i] = len(ids), slot % each
         budget_M[i] = self.lanes.budget_B[slot]
-    view = self._view(self.lanes.length_B[list(observations)].max())
+    view = self._view(self.lanes.length_B[chosen].max())
     self.slots = sampling.prefill(
       self.policy.graphdef,
       self.policy.params,

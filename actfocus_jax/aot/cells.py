@@ -7,6 +7,7 @@ table that was interrupted goes on where it stopped.
 import dataclasses
 import gc
 import hashlib
+import importlib.metadata
 import json
 import pathlib
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from actfocus_jax.run import settings
 # What the compiled programs are made of, and what only shows the answers.
 _ROOMS = ('agent', 'algorithm', 'aot', 'learner', 'model', 'parallel')
 _FILES = ('assemble', 'dry_run', 'memory', 'recipe', 'run/checks', 'sizes')
+_COMPILER = ('jax', 'jaxlib', 'libtpu')
 _SHOWING = ('__main__', 'many', 'plot', 'scale', 'table')
 
 
@@ -67,7 +69,8 @@ class Question:
       str(self.where),
       dataclasses.asdict(self.work),
       dataclasses.asdict(self.efficiency),
-      [self.price, self.is_auto, self.with_fused, jax.__version__, _code()],
+      [self.price, self.is_auto, self.with_fused, _code()],
+      [importlib.metadata.version(name) for name in _COMPILER],
     ]
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -141,7 +144,10 @@ def _told(q: Question, chosen, devices, memory, note, *, until_full):
     efficiency=q.efficiency,
     price=q.where.chip.price if q.price is None else q.price,
   )
-  return told | {'assumptions': estimate.assumptions(q.work)}
+  return told | {
+    'flags': chosen.flags(q.c),
+    'assumptions': estimate.assumptions(q.work),
+  }
 
 
 def _refused(q: Question, found, memory: float) -> dict[str, Any]:

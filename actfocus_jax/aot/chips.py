@@ -1,8 +1,9 @@
 """TPU chips: the public figures that a roofline needs.
 
 Peaks are Google's data sheets (cloud.google.com/tpu/docs, pages v5e, v5p and
-v6e, read in 2026). Interconnect figures are those of one direction, all links
-of a chip together. Prices are an assumption: on-demand list prices in the USA,
+v6e, as they stood in late 2026). Interconnect figures are those of one
+direction, all links of a chip together: half of what the sheets call
+bidirectional. Prices are an assumption: on-demand list prices in the USA,
 before any discount, as they stood in early 2026; `--price` says otherwise. The
 time of a hop is the rule of thumb of "How to Scale Your Model"
 (jax-ml.github.io/scaling-book, part 3).
@@ -23,6 +24,7 @@ class Chip:
     ici_bandwidth: Bytes/s a chip sends to its neighbours in the slice.
     dcn_bandwidth: Bytes/s a chip's share of its host sends to other slices.
     host_chips: Most chips of one host in a slice of several hosts.
+    alone_chips: Most chips of a slice that is a single host.
     matrix_units: Multiplications a clock cycle, of which `clock` follows.
     price: Dollars per chip and hour, an assumption.
     slices: Topologies that are offered, the smallest first.
@@ -35,6 +37,7 @@ class Chip:
   ici_bandwidth: float
   dcn_bandwidth: float
   host_chips: int
+  alone_chips: int
   matrix_units: int
   price: float
   slices: tuple[str, ...]
@@ -62,6 +65,7 @@ CHIPS = {
     ici_bandwidth=1600 * _GBPS,
     dcn_bandwidth=25 * _GBPS,  # 6.4 Tbit/s for a pod of 256
     host_chips=4,
+    alone_chips=8,
     matrix_units=4 * 128 * 128,
     price=1.20,
     slices=_FLAT,
@@ -70,10 +74,11 @@ CHIPS = {
     name='v6e',
     flops=918e12,
     hbm=32 * 2**30,
-    hbm_bandwidth=1640e9,
-    ici_bandwidth=3584 * _GBPS,
+    hbm_bandwidth=1638e9,
+    ici_bandwidth=3200 * _GBPS,
     dcn_bandwidth=100 * _GBPS,  # 25.6 Tbit/s for a pod of 256
     host_chips=4,
+    alone_chips=8,
     matrix_units=4 * 256 * 256,
     price=2.70,
     slices=_FLAT,
@@ -86,6 +91,7 @@ CHIPS = {
     ici_bandwidth=4800 * _GBPS,
     dcn_bandwidth=50 * _GBPS,
     host_chips=4,
+    alone_chips=4,
     matrix_units=8 * 128 * 128,
     price=4.20,
     slices=_DEEP,

@@ -38,6 +38,16 @@ class Candidate:
   by_formula: float
   seconds: float
 
+  def flags(self, given: ml_collections.ConfigDict) -> list[str]:
+    """What to add to the command of a config for it to run like this."""
+    before = settings.flatten(given)
+    return [
+      f'--config.{field}={value}'
+      for field, value in settings.flatten(self.c).items()
+      # An open size, -1, becomes what the others leave.
+      if value != before[field] and before[field] != -1
+    ]
+
 
 def candidates(
   c: ml_collections.ConfigDict,

@@ -7,7 +7,9 @@ element by element does not. A product of float32 numbers at the default
 precision is one pass of the matrix units, at the highest it is six.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,38 +24,43 @@ _PASSES = {
 _CAUSAL = ('splash', 'flash')
 
 
-def count(jaxpr: Any, *, trips: float = 1.0) -> float:
+def count(
+  jaxpr: Any, *, trips: float = 1.0, only_kernels: bool = False
+) -> float:
   """FLOPs of a traced program, over all devices together.
 
   Args:
     jaxpr: A jaxpr, closed or not.
     trips: Of loops whose length only the data decide.
+    only_kernels: Whether what is outside of hand-written kernels is left out.
 
   Returns:
     The sum over its matrix products.
   """
   jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
-  return sum(_of(equation, trips) for equation in jaxpr.eqns)
+  of = functools.partial(count, trips=trips, only_kernels=only_kernels)
+  return sum(_of(equation, of, trips, only_kernels) for equation in jaxpr.eqns)
 
 
-def _of(equation: Any, trips: float) -> float:
+def _of(
+  equation: Any, of: Callable[[Any], float], trips: float, only_kernels: bool
+) -> float:
   name, params = equation.primitive.name, equation.params
   if name == 'dot_general':
-    return _product(equation)
+    return 0.0 if only_kernels else _product(equation)
   if name == 'scan':
-    return params['length'] * count(params['jaxpr'], trips=trips)
+    return params['length'] * of(params['jaxpr'])
   if name == 'while':
-    parts = (params['body_jaxpr'], params['cond_jaxpr'])
-    return trips * sum(count(part, trips=trips) for part in parts)
+    return trips * (of(params['body_jaxpr']) + of(params['cond_jaxpr']))
   if name == 'cond':
-    return max(count(branch, trips=trips) for branch in params['branches'])
+    return max(map(of, params['branches']))
   if name == 'shard_map':
     mesh, manual = params['mesh'], params['newly_manual_axes']
     blocks = math.prod(mesh.shape[axis] for axis in manual)
-    return blocks * count(params['jaxpr'], trips=trips)
+    return blocks * of(params['jaxpr'])
   if name == 'pallas_call':
     return _kernel(params, trips)
-  return sum(count(inner, trips=trips) for inner in _inner(params))
+  return sum(map(of, _inner(params)))
 
 
 def _product(equation: Any) -> float:

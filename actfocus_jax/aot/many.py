@@ -86,4 +86,5 @@ def _write(out: pathlib.Path, named: list[dict], smallest: list[dict]):
   if smallest:
     text += '\n\nThe smallest slice that fits:\n\n'
     text += table.markdown(smallest)
+  text += f'\n\n{table.assumptions(named + smallest)}'
   (out / 'table.md').write_text(f'{text}\n')

@@ -9,9 +9,11 @@ does not suffice is no failure but an answer.
 import dataclasses
 import gc
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -51,7 +53,9 @@ class Cost:
     flops: Of matrix products, of one chip.
     read_written: Of main memory.
     copied: Of them, by copies between layouts.
-    cycles: The compiler's own estimate, without collectives.
+    kernel_flops: Of `flops`, those of hand-written kernels.
+    kernel_bytes: Of `read_written`, likewise.
+    cycles: The compiler's own estimate, without collectives and kernels.
     collectives: By kind and axes.
     kernels: Hand-written kernels in it, and how often they run.
     arguments: What is given to it.
@@ -70,6 +74,8 @@ class Cost:
   flops: float
   read_written: float
   copied: float
+  kernel_flops: float
+  kernel_bytes: float
   cycles: float
   collectives: tuple[collectives.Collective, ...]
   kernels: dict[str, float]
@@ -84,6 +90,11 @@ class Cost:
   def ici(self) -> float:
     """Bytes that a chip sends within its slice."""
     return sum(one.ici for one in self.collectives)
+
+  @property
+  def load(self) -> float:
+    """Bytes that all its links would carry in the time that this takes."""
+    return sum(one.load for one in self.collectives)
 
   @property
   def dcn(self) -> float:
@@ -158,47 +169,70 @@ def all_programs(
     A cost for each.
   """
   outside = {k: per_chip(v) for k, v in run.parts.named().items()}
-  layout = collectives.Layout(
-    dict(run.mesh.shape), where.slice_chips, where.dimensions
-  )
+  layout = collectives.Layout.of(run.mesh, where)
+  listed = list(run.programs())
+  # What needs the most comes first, where one refusal is enough.
+  order = sorted(listed, key=_rank) if until_full else listed
   costs = []
-  with jax.set_mesh(run.mesh):
-    # What needs the most comes first, where one refusal is enough.
-    order = sorted(run.programs(), key=lambda p: until_full * _rank(p))
-    for program in order:
-      note(program.name)
-      beside = sum(outside[name] for name in program.beside)
-      costs.append(_one(program, layout, beside, memory))
+  # To compile one keeps one core busy.
+  pool = futures.ThreadPoolExecutor(os.cpu_count())
+  try:
+    begun = []
+    with jax.set_mesh(run.mesh):
+      for program in order:
+        beside = sum(outside[name] for name in program.beside)
+        known, lowered = _lowered(program, layout, beside)
+        task = (_compiled, known, lowered, layout, program.trips, memory)
+        begun.append(pool.submit(*task))
+    for future in begun:
+      costs.append(future.result())
+      note(f'{costs[-1].name}: {costs[-1].seconds:.0f} s')
       gc.collect()
       if until_full and not costs[-1].fits:
         break
-  names = [program.name for program in run.programs()]
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)
+  names = [program.name for program in listed]
   return sorted(costs, key=lambda one: names.index(one.name))
 
 
-def _rank(program: programs.Program) -> int:
-  return ('update', 'rollout', 'score').index(program.phase)
+def _rank(program: programs.Program) -> tuple[int, bool]:
+  phase = ('update', 'rollout', 'score').index(program.phase)
+  return phase, program.is_timed
 
 
-def _one(
-  program: programs.Program,
-  layout: collectives.Layout,
-  outside: float,
-  memory: float,
-) -> Cost:
-  begin = time.perf_counter()
+def _lowered(
+  program: programs.Program, layout: collectives.Layout, outside: float
+) -> tuple[dict[str, Any], Any]:
+  """What is known of a program before it is compiled, and what to compile."""
   traced = program.trace()
-  products = flops.count(traced.jaxpr, trips=program.trips) / layout.size
+  products, in_kernels = (
+    flops.count(traced.jaxpr, trips=program.trips, only_kernels=only)
+    / layout.size
+    for only in (False, True)
+  )
   known = dict(
     name=program.name,
     phase=program.phase,
     calls=program.calls,
     is_timed=program.is_timed,
     flops=products,
+    kernel_flops=in_kernels,
     outside=outside,
   )
+  return known, traced.lower()
+
+
+def _compiled(
+  known: dict[str, Any],
+  lowered: Any,
+  layout: collectives.Layout,
+  trips: float,
+  memory: float,
+) -> Cost:
+  begin, outside = time.perf_counter(), known['outside']
   try:
-    compiled = traced.lower().compile()
+    compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     refused = asked(str(error))
     if refused is None:
@@ -206,7 +240,7 @@ def _one(
     seconds = time.perf_counter() - begin
     return Cost(**known, **_nothing(), **_full(refused[0], outside, seconds))
   text = program_text.parse(compiled.as_text())
-  moved = traffic.measure(text, layout, trips=program.trips)
+  moved = traffic.measure(text, layout, trips=trips)
   plan = compiled.memory_analysis()
   arguments = float(plan.argument_size_in_bytes)
   temporaries = float(
@@ -220,6 +254,7 @@ def _one(
     **known,
     read_written=moved.read_written,
     copied=moved.copied,
+    kernel_bytes=moved.in_kernels,
     cycles=moved.cycles,
     collectives=moved.collectives,
     kernels=moved.kernels,
@@ -234,7 +269,12 @@ def _one(
 def _nothing() -> dict[str, Any]:
   """What is not known of a program that does not compile."""
   return dict(
-    read_written=0.0, copied=0.0, cycles=0.0, collectives=(), kernels={}
+    read_written=0.0,
+    copied=0.0,
+    kernel_bytes=0.0,
+    cycles=0.0,
+    collectives=(),
+    kernels={},
   )
 
 

@@ -1,6 +1,7 @@
 """The picture of `scale`: speed, cost, and where the time of a step goes."""
 
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,23 +15,30 @@ _PARTS = ('rollout', 'score', 'update', 'host')
 _PART_COLORS = ('#4c72b0', '#8172b3', '#dd8452', '#937860')
 
 
-def scale(points: Sequence[dict[str, Any]], path: pathlib.Path):
+def scale(
+  points: Sequence[dict[str, Any]], path: pathlib.Path, title: str, assumed: str
+):
   """Draws three panels.
 
   Args:
     points: From `scale.run`.
     path: Of the PNG.
+    title: Whose curves these are.
+    assumed: A paragraph, for the foot.
   """
-  drawn = figure.Figure(figsize=(15, 5.2), layout='constrained')
+  drawn = figure.Figure(figsize=(15, 5.6), layout='constrained')
   speed, cost, time = drawn.subplots(1, 3)
   _speed(speed, points)
   _cost(cost, points)
   _time(time, points)
   drawn.suptitle(
-    'Qwen2.5-3B, PPO on Sokoban: bounds from programs compiled for chips that '
-    'were not there; of these times only the host was measured',
+    f'{title}: bounds from programs compiled for chips that were not there; of '
+    'these times only the host was measured',
     fontsize=11,
   )
+  # A dollar sign would begin a formula.
+  foot = textwrap.fill(assumed, 235).replace('$', r'\$')
+  drawn.supxlabel(foot, fontsize=7, x=0.01, ha='left', color='#555555')
   path.parent.mkdir(parents=True, exist_ok=True)
   drawn.savefig(path, dpi=120)
 

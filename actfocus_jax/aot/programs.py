@@ -16,13 +16,14 @@ import ml_collections
 
 from actfocus_jax import assemble, recipe
 from actfocus_jax.agent import episode, homes, rollout, sampling
-from actfocus_jax.aot import workload
+from actfocus_jax.aot import parts, workload
 from actfocus_jax.model import architecture
 from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import settings
 
-STATE = ('actor', 'critic', 'optimizers')
-ALWAYS = (*STATE, 'reference')
+ALWAYS = ('actor', 'critic', 'optimizers', 'reference')
+# The actor is what is copied.
+_BESIDE_COPY = ('critic', 'optimizers', 'reference')
 # Any ids; how many there are is all that the program depends on.
 _STOP_IDS = (0, 1)
 
@@ -48,43 +49,6 @@ class Program:
   beside: tuple[str, ...] = ()
   trips: float = 1.0
   is_timed: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-  """Abstract arrays that outlive a program, with their shardings.
-
-  Attributes:
-    state: Of training.
-    reference: The frozen copy; None without one.
-    decoding: The copy that decodes.
-    slots: Of the rollout, with the cache.
-    prompts: The slots of the groups' openings.
-    batch: Of all episodes, at the longest length.
-  """
-
-  state: Any
-  reference: Any
-  decoding: Any
-  slots: sampling.Slots
-  prompts: sampling.Slots
-  batch: Any
-
-  def named(self) -> dict[str, Any]:
-    """Part -> its arrays, as memory tables name them."""
-    critic = self.state.critic
-    optimizers = [self.state.actor.opt_state]
-    optimizers += [critic.opt_state] if critic else []
-    return {
-      'actor': self.state.actor.params,
-      'critic': critic.params if critic else None,
-      'optimizers': optimizers,
-      'reference': self.reference,
-      'decoding copy': self.decoding,
-      'cache': self.slots,
-      'prompt cache': self.prompts,
-      'batch': self.batch,
-    }
 
 
 class Run:
@@ -128,20 +92,19 @@ class Run:
     )
     self.parts = self._parts()
 
-  def _parts(self) -> Parts:
+  def _parts(self) -> parts.Parts:
     state = self.who.abstract()
     reference = None
     if settings.has_reference(self.c):
       reference = _recast(state.actor.params, self.model.dtype)
     where = mesh_lib.decode_shardings(state.actor.params, self.mesh)
     decoding = _placed(_recast(state.actor.params, self.model.dtype), where)
-    length = rollout.round_up(self.c.limits.context, self.c.rollout.cache_block)
-    return Parts(
+    return parts.Parts(
       state=state,
       reference=reference,
       decoding=decoding,
-      slots=self._slots(self.batch, length),
-      prompts=self._slots(self.prompt_rows, self.prompt_width),
+      training=self._seats(self.c.rollout.prompts, self.c.rollout.members),
+      evaluation=self._seats(self.c.eval.prompts, self.c.eval.members),
       batch=self._trajectories(self.lengths[-1]),
     )
 
@@ -152,23 +115,9 @@ class Run:
     """Of one iteration."""
     return self.c.rollout.prompts * self.c.rollout.members
 
-  @property
-  def batch(self) -> int:
-    """Slots that decode together."""
-    slots = min(self.c.rollout.slots or self.episodes, self.episodes)
-    return rollout.round_up(slots, self.shards)
-
-  @property
-  def quarter(self) -> int:
-    """Rows of a small prefill."""
-    return rollout.round_up(max(self.batch // 4, 1), self.shards)
-
-  @property
-  def prompt_rows(self) -> int:
-    """Rows of the prefill of the openings: those that each shard needs."""
-    prompts, members = self.c.rollout.prompts, self.c.rollout.members
-    groups = [p for p in range(prompts) for _ in range(members)]
-    return len(homes.Homes.of(groups, range(self.shards)).groups)
+  def quarter(self, batch: int) -> int:
+    """Rows of a small prefill, and slots that a batch shrinks to."""
+    return rollout.round_up(max(batch // 4, 1), self.shards)
 
   @property
   def prompt_width(self) -> int:
@@ -197,61 +146,107 @@ class Run:
       yield from self._learning(length)
 
   def _rollout(self) -> Iterator[Program]:
-    decoding, slots = self.parts.decoding, self.parts.slots
-    graphdef, prompts = self.model.graphdef, self.parts.prompts
-    yield Program('decoding copy', 'rollout', self._copy, 1, ALWAYS)
-    waves = -(-self.episodes // self.batch)
-    yield Program(
-      'prefill of prompts',
+    training = self.parts.training
+    waves = -(-self.episodes // training.batch)
+    yield Program('decoding copy', 'rollout', self._copy, 1, _BESIDE_COPY)
+    yield self._read(training)
+    yield self._admit(training, waves)
+    for view, calls in self._views(self.work.turn_ends()).items():
+      name = f'prefill, view {view}'
+      yield self._prefill(name, training, view, calls * waves)
+    for view, calls in self._views(self.work.decoding()).items():
+      name = f'decode, view {view}'
+      yield self._decode(name, training, view, calls * waves)
+    yield from self._rarely()
+
+  def _rarely(self) -> Iterator[Program]:
+    """What not every iteration calls, and may need the most memory.
+
+    Few episodes may be left, and an evaluation may have more slots or prompts
+    than training.
+    """
+    training, seats = self.parts.training, self.parts.seats
+    if self.quarter(seats.batch) < seats.batch:
+      yield self._compact(seats)
+    if seats is not training:
+      for view in sorted(self._views(self.work.turn_ends()))[-1:]:
+        yield self._prefill(f'prefill in evaluation, view {view}', seats, view)
+      view = max(self._views(self.work.decoding()))
+      yield self._decode(f'decode in evaluation, view {view}', seats, view)
+    if self.parts.readers is not training:
+      yield self._read(self.parts.evaluation, ' in evaluation')
+      yield self._admit(self.parts.evaluation, 0, ' in evaluation')
+
+  def _read(self, seats: parts.Seats, when: str = '') -> Program:
+    return Program(
+      f'prefill of prompts{when}',
       'rollout',
       lambda: sampling.prefill_prompts.trace(
-        graphdef,
-        decoding,
-        *self._ints((self.prompt_rows, self.prompt_width), ()),
+        self.model.graphdef,
+        self.parts.decoding,
+        *self._ints((seats.prompt_rows, self.prompt_width), ()),
         config=self.config,
         dtype=self.model.dtype,
       ),
-      1,
+      float(not when),
       ALWAYS,
+      is_timed=not when,
     )
-    yield Program(
-      'admit',
-      'rollout',
-      lambda: sampling.admit.trace(slots, prompts, *self._per_slot(3)),
-      waves,
-      (*ALWAYS, 'decoding copy'),
-    )
-    for view, calls in self._views(self.work.turn_ends()).items():
-      yield self._prefill(view, calls * waves)
-    for view, calls in self._views(self.work.decoding()).items():
-      yield self._decode(view, calls * waves)
 
-  def _prefill(self, view: int, calls: float) -> Program:
+  def _admit(self, seats: parts.Seats, calls: float, when: str = '') -> Program:
+    return Program(
+      f'admit{when}',
+      'rollout',
+      lambda: sampling.admit.trace(
+        seats.slots, seats.prompts, *self._ints((seats.batch,), (), ())
+      ),
+      calls,
+      (*ALWAYS, 'decoding copy'),
+      is_timed=not when,
+    )
+
+  def _compact(self, seats: parts.Seats) -> Program:
+    keep = (self.quarter(seats.batch),)
+    return Program(
+      'compact',
+      'rollout',
+      lambda: sampling.compact.trace(seats.slots, *self._ints(keep)),
+      0,
+      (*ALWAYS, 'decoding copy', 'prompt cache'),
+      is_timed=False,
+    )
+
+  def _prefill(
+    self, name: str, seats: parts.Seats, view: int, calls: float = 0
+  ) -> Program:
     block = self.c.rollout.observation_block
     width = rollout.double_up(self.work.observation_tokens, block)
-    sizes = (self.quarter, width)
+    sizes = (self.quarter(seats.batch), width)
 
     def trace():
       tokens_MT, count_M, slot_M, budget_M = self._ints(sizes, (), (), ())
       return sampling.prefill.trace(
         self.model.graphdef,
         self.parts.decoding,
-        self.parts.slots,
+        seats.slots,
         *(tokens_MT, count_M, slot_M, budget_M),
         view=view,
       )
 
     beside = (*ALWAYS, 'prompt cache')
-    return Program(f'prefill, view {view}', 'rollout', trace, calls, beside)
+    timed = bool(calls)
+    return Program(name, 'rollout', trace, calls, beside, is_timed=timed)
 
-  def _decode(self, view: int, calls: float) -> Program:
+  def _decode(
+    self, name: str, seats: parts.Seats, view: int, calls: float = 0
+  ) -> Program:
     steps = self.c.rollout.decode_steps
 
     def trace():
       return sampling.decode.trace(
         self.model.graphdef,
         self.parts.decoding,
-        self.parts.slots,
+        seats.slots,
         self.key,
         self.temperature,
         steps=steps,
@@ -261,12 +256,13 @@ class Run:
       )
 
     return Program(
-      f'decode, view {view}',
+      name,
       'rollout',
       trace,
       calls,
       (*ALWAYS, 'prompt cache'),
       trips=steps,
+      is_timed=bool(calls),
     )
 
   def _learning(self, length: int) -> Iterator[Program]:
@@ -330,13 +326,25 @@ class Run:
 
   def _views(self, lengths: dict[int, float]) -> dict[int, float]:
     """Calls by the cache view that the longest slot asks for."""
-    most = self.parts.slots.cache.k_BLSN.shape[2]
+    most = self.parts.training.slots.cache.k_BLSN.shape[2]
     block = self.c.rollout.cache_block
     views: dict[int, float] = {}
     for length, calls in lengths.items():
       view = min(rollout.double_up(length, block), most)
       views[view] = views.get(view, 0.0) + calls
     return views
+
+  def _seats(self, prompts: int, members: int) -> parts.Seats:
+    episodes = prompts * members
+    slots = min(self.c.rollout.slots or episodes, episodes)
+    batch = rollout.round_up(slots, self.shards)
+    length = rollout.round_up(self.c.limits.context, self.c.rollout.cache_block)
+    # Of the openings each shard reads those that its episodes need.
+    groups = [p for p in range(prompts) for _ in range(members)]
+    read = len(homes.Homes.of(groups, range(self.shards)).groups)
+    return parts.Seats(
+      self._slots(batch, length), self._slots(read, self.prompt_width)
+    )
 
   def _slots(self, batch: int, length: int) -> sampling.Slots:
     shapes = jax.eval_shape(
@@ -368,9 +376,6 @@ class Run:
       jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.rows)
       for shape in shapes
     ]
-
-  def _per_slot(self, count: int):
-    return self._ints((self.batch,), *(() for _ in range(count - 1)))
 
 
 def _place(x, sharding) -> jax.ShapeDtypeStruct:

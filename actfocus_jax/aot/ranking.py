@@ -9,7 +9,7 @@ import math
 
 import ml_collections
 
-from actfocus_jax.aot import chips, collectives, topology, workload
+from actfocus_jax.aot import chips, links, topology, workload
 from actfocus_jax.model import architecture
 from actfocus_jax.parallel import mesh_shapes
 from actfocus_jax.run import checks, settings
@@ -42,12 +42,14 @@ def seconds(
     where: The slices.
     work: How long episodes are.
   """
-  return _decoding(c, config, shape, where, work) + _learning(
-    c, config, shape, where, work
+  spans = links.Torus(where.sizes).spans(shape.inside)
+  joined = dict(zip(mesh_shapes.AXES, spans, strict=True))
+  return _decoding(c, config, shape, where, work, joined) + _learning(
+    c, config, shape, where, work, joined
   )
 
 
-def _decoding(c, config, shape, where, work) -> float:
+def _decoding(c, config, shape, where, work, joined) -> float:
   """Of all steps: the longer of memory and network."""
   chip, size = where.chip, shape.total
   shards, tensor = size['data'] * size['fsdp'], size['tensor']
@@ -59,18 +61,19 @@ def _decoding(c, config, shape, where, work) -> float:
   read += rows * work.length / 2 * keys
   read *= _ITEMSIZE
   sums = _SUMS * config.num_layers
-  network = sums * _sum_over_tensor(rows, config, tensor, where)
+  network = sums * _sum_over_tensor(
+    rows, config, tensor, chip, joined['tensor']
+  )
   dearer = 1.0
   if tensor > config.num_key_value_heads:
     # New keys and values become whole first.
-    gather = collectives.hops(tensor, where.dimensions) * chips.HOP
-    network += 2 * config.num_layers * gather
+    network += 2 * config.num_layers * joined['tensor'].hops * chips.HOP
     dearer = _REPEATED
   step = dearer * max(read / chip.hbm_bandwidth, network)
   return work.sampled * math.ceil(episodes / slots) * step
 
 
-def _learning(c, config, shape, where, work) -> float:
+def _learning(c, config, shape, where, work, joined) -> float:
   """Of scoring and training: the longer of compute and network."""
   chip, size = where.chip, shape.total
   shards, tensor = size['data'] * size['fsdp'], size['tensor']
@@ -84,22 +87,26 @@ def _learning(c, config, shape, where, work) -> float:
   products = 2 * config.num_parameters * tokens / tensor
   products *= scored + trained * _PRODUCTS
   sums = passes * _SUMS * config.num_layers
-  network = sums * _sum_over_tensor(tokens, config, tensor, where)
+  network = sums * _sum_over_tensor(
+    tokens, config, tensor, chip, joined['tensor']
+  )
   parts = math.ceil(kept / micro)
   away = (size['fsdp'] - 1) / size['fsdp']
   gathered = config.num_parameters * _ITEMSIZE / tensor * away * parts * passes
   # Gradients are summed in float32 at every micro-batch: over `fsdp` each
   # device gets its own part, of which those along `data` get the sum.
-  summed = away + 2 / size['fsdp'] * (1 - 1 / size['data'])
-  summed *= config.num_parameters * _FLOAT32 / tensor * parts * trained
-  network += (gathered + summed) / chip.ici_bandwidth
+  along_fsdp = config.num_parameters * _FLOAT32 / tensor * parts * trained
+  along_data = along_fsdp * 2 / size['fsdp'] * (1 - 1 / size['data'])
+  network += (
+    (gathered + along_fsdp * away) / joined['fsdp'].share
+    + along_data / joined['data'].share
+  ) / chip.ici_bandwidth
   return max(products / chip.flops, network)
 
 
-def _sum_over_tensor(tokens, config, tensor: int, where) -> float:
+def _sum_over_tensor(tokens, config, tensor: int, chip, joined) -> float:
   """Seconds of one sum of hidden states over the tensor axis."""
-  if tensor == 1:
-    return 0.0
   sent = 2 * tokens * config.hidden_size * _ITEMSIZE * (tensor - 1) / tensor
-  hops = 2 * collectives.hops(tensor, where.dimensions)
-  return max(sent / where.chip.ici_bandwidth, hops * chips.HOP)
+  return max(
+    sent / (chip.ici_bandwidth * joined.share), 2 * joined.hops * chips.HOP
+  )

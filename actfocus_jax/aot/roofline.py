@@ -65,7 +65,7 @@ def times(
     chip: Of which generation.
     flops: Of one chip.
     read_written: Bytes of main memory.
-    ici: Bytes sent within the slice.
+    ici: Bytes sent within the slice, as if over all links of a chip.
     dcn: Bytes sent to other slices.
     hops: Within the slice, one after the other.
     efficiency: Shares of the peaks; None is all of them.

@@ -11,7 +11,8 @@ import dataclasses
 import json
 from typing import Any
 
-from actfocus_jax.aot import chips, many, topology
+from actfocus_jax.aot import many, table, topology
+from actfocus_jax.run import env_settings
 
 SIZE, ALGO = '3b', 'ppo'
 _MEMBERS = 16  # The paper's, of a group.
@@ -56,6 +57,17 @@ class Host:
     called = told['iteration']['calls'] * self.call
     return called + own + episodes * followed + prompts * self.opening
 
+  def assumptions(self) -> str:
+    """What is added for it, in a sentence."""
+    return (
+      f'The host adds {self.call * 1e3:g} ms a call to the device, an '
+      f'assumption, and what was measured of it: {self.own_turn * 1e3:g} ms a '
+      f'turn, which hosts share, {self.turn * 1e6:g} µs to follow one, '
+      f'{self.slot * 1e6:g} µs a slot in a call to decode, '
+      f'{self.episode * 1e3:g} ms an episode and {self.opening * 1e3:g} ms a '
+      'board, which every host does for all.'
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Line:
@@ -97,12 +109,16 @@ def run(asks: many.Asks, host: Host | None = None) -> str:
     for count in line.counts:
       points.append(_point(asks, line, count, host))
       (asks.out / 'scale.json').write_text(json.dumps(points, indent=1))
-  text = markdown(points)
+  assumed = f'{table.assumptions(points)} {host.assumptions()}'
+  text = f'{markdown(points)}\n\n{assumed}'
   (asks.out / 'scale.md').write_text(f'{text}\n')
 
   from actfocus_jax.aot import plot
 
-  plot.scale(points, asks.out / 'scale.png')
+  c, _ = asks.config_of(SIZE, ALGO)
+  played = ' and '.join(one.name for one in env_settings.sections(c))
+  title = f'Qwen2.5-{SIZE.upper()}, {ALGO.upper()} on {played}'
+  plot.scale(points, asks.out / 'scale.png', title, assumed)
   return text
 
 
@@ -126,7 +142,7 @@ def growing(count: int) -> dict[str, int]:
   prompts = max(8, count)
   return {
     'rollout__prompts': prompts,
-    'rollout__slots': 0,
+    'rollout__slots': _MEMBERS * prompts,
     'learner__minibatch': 4 * prompts,
     'eval__prompts': max(32, prompts),
   }
@@ -150,9 +166,8 @@ def summary(told: dict[str, Any], prompts: int, host: Host) -> dict[str, Any]:
   seconds['host'] = host.seconds(told, prompts, _MEMBERS)
   whole = sum(seconds.values())
   dollars = whole / 3600 * told['chips'] * told['price']
-  return {
-    'topology': told['topology'],
-    'mesh': told['mesh'],
+  kept = ('topology', 'mesh', 'price', 'efficiency', 'assumptions')
+  return {name: told[name] for name in kept} | {
     'episodes': episodes,
     'seconds': seconds | {'all': whole},
     'tokens_per_second': iteration['tokens'] / whole,
@@ -198,14 +213,6 @@ def markdown(points: list[dict[str, Any]]) -> str:
   return '\n'.join(lines)
 
 
-def most_chips(points: list[dict[str, Any]], line: str) -> int | None:
-  """The largest number of chips on which a line still runs."""
-  able = [
-    one['chips'] for one in points if one['line'] == line and 'seconds' in one
-  ]
-  return max(able, default=None)
-
-
 def efficiency(points: list[dict[str, Any]], line: str) -> dict[int, float]:
   """Speed per chip, as a share of that on the fewest chips of the line."""
   own = [one for one in points if one['line'] == line and 'seconds' in one]
@@ -214,9 +221,3 @@ def efficiency(points: list[dict[str, Any]], line: str) -> dict[int, float]:
   speed = {x['chips']: x['tokens_per_second'] / x['chips'] for x in own}
   first = speed[min(speed)]
   return {count: value / first for count, value in speed.items()}
-
-
-def prices() -> str:
-  """The prices that are assumed, in a sentence."""
-  named = (f'{c.name} ${c.price:.2f}' for c in chips.CHIPS.values())
-  return f'Prices per chip and hour are assumed: {", ".join(named)}.'

@@ -1,7 +1,9 @@
 """What `estimate.report` found, as text for people and as Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from actfocus_jax.aot import chips
 
 _GB = 1e9
 
@@ -23,13 +25,35 @@ def describe(told: dict[str, Any]) -> str:
   lines += ['', *_programs(told), '', _verdict(told)]
   lines += ['', *_collectives(told)]
   if 'iteration' in told:
-    lines += ['', *_iteration(told)]
+    lines += ['', assumptions([told]), _iteration(told)]
+    if told['flags']:
+      lines += ['', f'Train with: {" ".join(told["flags"])}']
   return '\n'.join(lines)
+
+
+def assumptions(told: Iterable[dict[str, Any]]) -> str:
+  """What the figures of some answers take for granted, in a paragraph."""
+  known = [one for one in told if 'price' in one]
+  if not known:
+    return 'Nothing is assumed: nothing was compiled.'
+  episodes = ' '.join(dict.fromkeys(one['assumptions'] for one in known))
+  reached = ', '.join(
+    f'{share:.0%} of {peak}' for peak, share in known[0]['efficiency'].items()
+  )
+  prices = {one['topology'].split(':')[0].split()[-1]: one for one in known}
+  named = ', '.join(f'{k} ${one["price"]:.2f}' for k, one in prices.items())
+  return (
+    f'Assumed: {episodes} Of the peaks of the data sheets {reached} are '
+    'reached, and the slowest of these hides the others. A group of chips uses '
+    'the links along which its members differ, both ways round only where the '
+    'slice closes a ring; collectives follow one another; a hop takes '
+    f'{chips.HOP * 1e6:.0f} µs. Prices per chip and hour: {named}.'
+  )
 
 
 def _programs(told: dict[str, Any]) -> list[str]:
   head = (
-    f'{"program":<30} {"calls":>6} {"GB":>7} {"TFLOP":>8} {"GB moved":>9} '
+    f'{"program":<32} {"calls":>6} {"GB":>7} {"TFLOP":>8} {"GB moved":>9} '
     f'{"GB sent":>8} {"ms":>8} {"ms*":>8}  bound'
   )
   lines = [head]
@@ -39,7 +63,7 @@ def _programs(told: dict[str, Any]) -> list[str]:
     else:
       why = one['bound']
     lines.append(
-      f'{one["name"]:<30} {one["calls"]:6.0f} {one["needed"] / _GB:7.2f} '
+      f'{one["name"]:<32} {one["calls"]:6.0f} {one["needed"] / _GB:7.2f} '
       f'{one["flops"] / 1e12:8.3f} {one["read_written"] / _GB:9.3f} '
       f'{(one["ici"] + one["dcn"]) / _GB:8.3f} '
       f'{one["call_seconds"] * 1e3:8.2f} {one["compiler_seconds"] * 1e3:8.2f}'
@@ -50,7 +74,8 @@ def _programs(told: dict[str, Any]) -> list[str]:
     'ms: of one chip in one call, ms as the roofline bounds it;'
   )
   lines.append(
-    'ms*: by the cycles that the compiler itself expects, without collectives.'
+    'ms*: by the cycles that the compiler itself expects, without collectives; '
+    'kernels, of which it expects nothing, as their peaks allow.'
   )
   return lines
 
@@ -74,7 +99,7 @@ def _collectives(told: dict[str, Any]) -> list[str]:
         continue
       away = ' (to other slices)' if c['dcn'] > c['ici'] else ''
       lines.append(
-        f'  {one["name"]:<30} {c["kind"]:<19} {c["axes"]:<14} '
+        f'  {one["name"]:<32} {c["kind"]:<19} {c["axes"]:<14} '
         f'{c["count"]:8.0f} {sent / _GB:9.3f}{away}'
       )
   if len(lines) == 1:
@@ -83,20 +108,19 @@ def _collectives(told: dict[str, Any]) -> list[str]:
   return [*lines, f'Kernels in the programs: {kernels}']
 
 
-def _iteration(told: dict[str, Any]) -> list[str]:
+def _iteration(told: dict[str, Any]) -> str:
   iteration = told['iteration']
   seconds = iteration['seconds']
   parts = ', '.join(
     f'{name} {value:.2f}' for name, value in seconds.items() if name != 'all'
   )
-  return [
-    told['assumptions'],
+  return (
     f'An iteration takes at least {seconds["all"]:.2f} s ({parts}); by the '
     f"compiler's cycles {iteration['compiler_seconds']:.2f} s. "
     f'{iteration["calls"]:.0f} calls, {iteration["tokens"]:,} sampled tokens, '
     f'at most {iteration["tokens_per_second"]:,.0f} a second, at least '
-    f'${iteration["dollars"]:.4f} at ${told["price"]:.2f} per chip and hour.',
-  ]
+    f'${iteration["dollars"]:.4f}.'
+  )
 
 
 def markdown(cells: Sequence[dict[str, Any]]) -> str:

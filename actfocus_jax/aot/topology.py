@@ -27,14 +27,14 @@ class Topology:
   slices: int = 1
 
   @property
-  def slice_chips(self) -> int:
-    """Chips of one slice."""
-    return math.prod(int(size) for size in self.shape.split('x'))
+  def sizes(self) -> tuple[int, ...]:
+    """Chips of one slice in each dimension."""
+    return tuple(int(size) for size in self.shape.split('x'))
 
   @property
-  def dimensions(self) -> int:
-    """In which a chip has neighbours."""
-    return self.shape.count('x') + 1
+  def slice_chips(self) -> int:
+    """Chips of one slice."""
+    return math.prod(self.sizes)
 
   @property
   def chips(self) -> int:
@@ -43,8 +43,10 @@ class Topology:
 
   @property
   def hosts(self) -> int:
-    """Hosts of all slices."""
-    return self.slices * max(1, self.slice_chips // self.chip.host_chips)
+    """Hosts of all slices, as the TPU API makes them."""
+    if self.slice_chips <= self.chip.alone_chips:
+      return self.slices
+    return self.slices * self.slice_chips // self.chip.host_chips
 
   def __str__(self) -> str:
     one = f'{self.chip.name}:{self.shape}'

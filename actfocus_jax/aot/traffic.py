@@ -50,13 +50,16 @@ class Traffic:
   Attributes:
     read_written: Bytes of main memory.
     copied: Of them, by copies alone: layouts that do not fit each other.
-    cycles: The compiler's own estimate of computation and memory.
+    in_kernels: Of them, by the hand-written kernels.
+    cycles: The compiler's own estimate of computation and memory, without the
+      kernels, of which it has none.
     collectives: By kind and axes.
     kernels: Names of the hand-written kernels in it, with their number.
   """
 
   read_written: float
   copied: float
+  in_kernels: float
   cycles: float
   collectives: tuple[Collective, ...]
   kernels: dict[str, float]
@@ -85,30 +88,27 @@ def measure(
   Returns:
     What one call moves.
   """
-  sums = {'bytes': 0.0, 'copied': 0.0, 'cycles': 0.0}
+  sums = {'bytes': 0.0, 'copied': 0.0, 'in_kernels': 0.0, 'cycles': 0.0}
   wires: dict[tuple[str, str], tuple[float, Instruction]] = {}
   kernels: dict[str, float] = {}
   for where, one, times in _executed(text, text.entry, 1.0, trips):
     size = _moved(text, where, one)
     sums['bytes'] += times * size
-    sums['cycles'] += times * one.cycles
     if one.opcode in ('copy', 'transpose'):
       sums['copied'] += times * size
-    for kernel in _kernels(text, one):
+    kernel = _kernel(one)
+    if kernel:
       kernels[kernel] = kernels.get(kernel, 0.0) + times
+      sums['in_kernels'] += times * size
+    else:
+      sums['cycles'] += times * one.cycles
     for inner in _collectives(text, one):
       key = _identity(where, inner)
       # A part of one in an inner loop goes on with what the outer one began.
       times_before = wires[key][0] if key in wires else math.inf
       wires[key] = min(times, times_before), inner
   found = _summed(wires.values(), layout)
-  return Traffic(
-    sums['bytes'],
-    sums['copied'],
-    sums['cycles'],
-    found,
-    kernels,
-  )
+  return Traffic(*sums.values(), found, kernels)
 
 
 def _identity(where: program_text.Computation, one: Instruction):
@@ -127,9 +127,8 @@ def _identity(where: program_text.Computation, one: Instruction):
 def _summed(wires, layout: Layout) -> tuple[Collective, ...]:
   found: dict[tuple[str, str], np.ndarray] = {}
   for times, one in wires:
-    kind, axes, *wire = collectives.wire(one, layout)
-    added = times * np.array([1.0, *wire])
-    found[kind, axes] = found.get((kind, axes), 0.0) + added
+    kind, axes, *wire = dataclasses.astuple(collectives.wire(one, layout))
+    found[kind, axes] = found.get((kind, axes), 0.0) + times * np.array(wire)
   return tuple(
     Collective(*key, *map(float, sums)) for key, sums in sorted(found.items())
   )
@@ -275,11 +274,11 @@ def _logical(one: Instruction) -> float:
 # --- Between chips -----------------------------------------------------------
 
 
-def _kernels(text, one: Instruction) -> list[str]:
-  """Names of the kernels that an instruction calls."""
+def _kernel(one: Instruction) -> str:
+  """The name of the kernel that an instruction calls, or ''."""
   if one.opcode != 'custom-call' or 'tpu_custom_call' not in one.attributes:
-    return []
-  return [re.sub(r'[.\d]*$', '', one.name)]
+    return ''
+  return re.sub(r'[.\d]*$', '', one.name)
 
 
 def _collectives(text, one: Instruction) -> Iterator[Instruction]:

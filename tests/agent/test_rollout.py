@@ -9,7 +9,7 @@ import pytest
 
 from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.agent import games as games_lib
-from actfocus_jax.agent import host, records
+from actfocus_jax.agent import host, records, sampling
 from actfocus_jax.algorithm import trajectory
 from actfocus_jax.model import scoring
 from actfocus_jax.run import compilations
@@ -284,6 +284,30 @@ def test_a_second_collect_compiles_nothing(collect, played):
   for _ in range(2):
     collect(key=0)
   assert compilations.count() == before
+
+
+def test_turns_that_end_together_are_prefilled_by_quarters(
+  collect, played, monkeypatch
+):
+  """All slots at once would need their caches twice."""
+  calls, rows = [], set()
+
+  def record(name):
+    plain = getattr(sampling, name)
+
+    def called(graphdef, params, slots, tokens, *rest, **static):
+      calls.append(name)
+      if name == 'prefill':
+        rows.add((len(slots.last_B), len(tokens)))
+      return plain(graphdef, params, slots, tokens, *rest, **static)
+
+    monkeypatch.setattr(sampling, name, called)
+
+  record('prefill')
+  record('decode')
+  assert ids_of(collect()) == ids_of(played)
+  assert rows == {(12, 3)}
+  assert ('prefill', 'prefill') in zip(calls, calls[1:], strict=False)
 
 
 # --- Several games, and environments that fail -------------------------------

@@ -1,14 +1,20 @@
 """Roofline and workload by hand; topologies; the parts of a run's memory."""
 
+import dataclasses
+import importlib.metadata
 import math
+import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from actfocus_jax.aot import (
+  cells,
   chips,
   choice,
+  collectives,
+  estimate,
   measure,
   programs,
   ranking,
@@ -60,6 +66,45 @@ def test_what_is_reached_divides_the_peaks():
   assert times.ici == pytest.approx(10.0)
 
 
+def sent(**changes):
+  """By one collective; `load` is what the links are busy with."""
+  zero = dict(count=1.0, ici=0.0, load=0.0, dcn=0.0)
+  return collectives.Collective('all-gather', 'fsdp', **zero | changes)
+
+
+def cost(**changes):
+  """Of a program that does nothing but this."""
+  fields = {one.name: 0.0 for one in dataclasses.fields(measure.Cost)}
+  named = dict(phase='update', calls=2.0, is_timed=True, flops=1.0)
+  return measure.Cost(
+    **fields | named | dict(collectives=(), kernels={}) | changes
+  )
+
+
+@pytest.mark.parametrize(
+  ('changes', 'seconds'),
+  [
+    # A second by the clock, and of kernels the longer of products and bytes.
+    (dict(cycles=V5E.clock, kernel_flops=197e12, kernel_bytes=819e9 / 2), 2),
+    (dict(cycles=V5E.clock, kernel_flops=197e11, kernel_bytes=2 * 819e9), 3),
+    # Never less than the roofline, whichever of the four binds.
+    (dict(cycles=V5E.clock, flops=2 * 197e12), 2),
+    (dict(cycles=V5E.clock, read_written=3 * 819e9), 3),
+    (dict(collectives=(sent(load=4 * 200e9),)), 4),
+    (dict(collectives=(sent(dcn=5 * 3.125e9),)), 5),
+  ],
+)
+def test_by_cycles_counts_kernels_and_is_no_less_than_the_bound(
+  changes, seconds
+):
+  where = topology.parse('v5e:2x2')
+  work = workload.Workload(1, 1, 1, 1, context=8, steps=1)
+  run = types.SimpleNamespace(episodes=1, work=work)
+  told = [estimate._program(cost(**changes), where, roofline.Efficiency())]
+  found = estimate._iteration(told, run, where, 1.0)
+  assert found['compiler_seconds'] == pytest.approx(2 * seconds)
+
+
 def test_clocks_follow_from_the_peaks():
   ghz = {name: chip.clock / 1e9 for name, chip in chips.CHIPS.items()}
   assert ghz == pytest.approx({'v5e': 1.5, 'v6e': 1.75, 'v5p': 1.75}, rel=0.01)
@@ -71,11 +116,20 @@ def test_clocks_follow_from_the_peaks():
 def test_a_topology_counts_its_chips():
   where = topology.parse('v5p:2x2x4')
   assert (where.chips, where.hosts, str(where)) == (16, 4, 'v5p:2x2x4')
-  assert where.dimensions == 3
+  assert where.sizes == (2, 2, 4)
   where = topology.parse('v5e:16x16', slices=16)
   assert (where.chips, where.hosts) == (4096, 1024)
   assert str(where) == '16 x v5e:16x16'
   assert topology.parse('v5e:1x1').hosts == 1
+
+
+def test_eight_flat_chips_are_one_host():
+  hosts = {
+    name: topology.parse(name).hosts
+    for name in ('v5e:2x4', 'v6e:2x4', 'v6e:4x4', 'v5p:2x2x2', 'v5p:2x2x1')
+  }
+  assert list(hosts.values()) == [1, 1, 4, 2, 1]
+  assert topology.parse('v5e:2x4', slices=2).hosts == 2
 
 
 @pytest.mark.parametrize('kind', chips.CHIPS)
@@ -138,6 +192,20 @@ def test_the_fastest_mesh_comes_first():
   assert choice.promising(found, memory / 100) == []
 
 
+def test_the_flags_that_train_on_a_mesh():
+  """Only what differs: an open size becomes the rest by itself."""
+  where, c = topology.parse('v5e:4x4', slices=2), paper()
+  for one in choice.candidates(c, QWEN, where, WORK):
+    if one.shape.inside == (4, 2, 2):
+      assert one.flags(c) == [
+        '--config.learner.microbatch=16',
+        '--config.mesh.fsdp=2',
+        '--config.mesh.tensor=2',
+      ]
+      return
+  pytest.fail('no such mesh')
+
+
 def test_mini_batches_bound_the_rows():
   # 32 rows are trained on: more than 32 row shards need a tensor axis. The 8
   # prompts do not bound them.
@@ -166,6 +234,27 @@ def test_seconds_by_hand():
   assert found == pytest.approx(decoding + products, rel=1e-6)
 
 
+def test_seconds_of_the_network_by_hand():
+  """Likewise on chips that take no time: along lines of 4, 2 and 2 of 4 x 4."""
+  fast = dataclasses.replace(V5E, flops=1e30, hbm_bandwidth=1e30)
+  where = topology.Topology(fast, '4x4')
+  shape = mesh_shapes.Shape(2, 2, 4)
+  c = paper('grpo')
+  c.learner.microbatch = 32
+  found = ranking.seconds(c, QWEN, shape, where, WORK)
+  count, link = 3_085_938_688, 200e9 / 4
+  # 2 sums in 36 layers, 3 hops there and back, and 2 gathers of keys and values
+  # for 4 parts of 2 heads, which is dearer otherwise, too.
+  decoding = 2000 * 1.3 * 36 * (2 * 6 + 2 * 3) * 1e-6
+  # 2 models score and 1 learns in 3 passes, 8 rows each.
+  sums = (2 + 3) * 36 * 2 * (2 * 8 * 3024 * 2048 * 2 * 3 / 4) / link
+  gathered = (2 + 3) * count * 2 / 4 / 2 / link
+  gradients = (count * 4 / 4 / 2 + 2 * count * 4 / 4 / 2 / 2) / link
+  assert found == pytest.approx(
+    decoding + sums + gathered + gradients, rel=1e-6
+  )
+
+
 def test_the_mesh_of_the_config_must_fit():
   c = paper()
   c.mesh.fsdp = 3
@@ -177,6 +266,7 @@ def test_the_mesh_of_the_config_must_fit():
   c.learner.microbatch = 8
   given = choice.given(c, QWEN, topology.parse('v5e:4x4'), WORK)
   assert given.shape.inside == (1, 8, 2)
+  assert given.flags(c) == []  # Its `data` was open: the rest.
 
 
 # --- Memory ------------------------------------------------------------------
@@ -184,8 +274,9 @@ def test_the_mesh_of_the_config_must_fit():
 SMALL = architecture.Config(256, 64, 128, 2, 4, 2, 16)
 
 
-def small_run(mesh, algo='ppo'):
+def small_run(mesh, algo='ppo', boards=8):
   c = settings.defaults('sokoban')
+  c.eval.prompts = boards
   c.algo = algo
   c.model.dtype = 'float32'
   c.limits.update(context=128, response_tokens=16, turns=2)
@@ -194,7 +285,7 @@ def small_run(mesh, algo='ppo'):
   return programs.Run(c, SMALL, mesh, work)
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def run():
   return small_run(mesh_lib.make_mesh(data=2, fsdp=4))
 
@@ -230,17 +321,46 @@ def test_what_is_outside_and_what_is_given_is_everything(run):
     'decoding copy': {'actor'},
     'prefill of prompts': {'decoding copy'},
     'admit': {'cache', 'prompt cache'},
-    'prefill, view 128': {'decoding copy', 'cache'},
-    'decode, view 128': {'decoding copy', 'cache'},
-    'score, length 128': {'actor', 'critic', 'reference', 'batch'},
-    'update, length 128': {'actor', 'critic', 'optimizers'},
+    'prefill, view': {'decoding copy', 'cache'},
+    'prefill in evaluation, view': {'decoding copy', 'cache'},
+    'compact': {'cache'},
+    'decode, view': {'decoding copy', 'cache'},
+    'decode in evaluation, view': {'decoding copy', 'cache'},
+    'score, length': {'actor', 'critic', 'reference', 'batch'},
+    'update, length': {'actor', 'critic', 'optimizers'},
   }
   for program in run.programs():
-    both = set(program.beside) | given[program.name]
+    name = program.name.removesuffix(' 128')
+    own = given[name.removesuffix(' in evaluation')]
+    both = set(program.beside) | own
+    assert not set(program.beside) & own
     if program.phase != 'rollout':
       assert both == always | {'batch'}
     else:
-      assert always <= both | {'actor'} and both <= rolling
+      assert always <= both <= rolling
+
+
+def test_evaluation_counts_where_it_is_larger(run):
+  """32 boards of 16 episodes; 128 slots, or all of them."""
+  assert not any('evaluation' in one.name for one in run.programs())
+  run = small_run(run.mesh, boards=32)
+  boards = {one.name for one in run.programs() if 'evaluation' in one.name}
+  assert boards == {'prefill of prompts in evaluation', 'admit in evaluation'}
+  prompts = measure.per_chip(run.parts.named()['prompt cache'])
+  assert prompts == 4 * measure.per_chip(run.parts.training.prompts)
+  run.c.rollout.slots = 0
+  larger = programs.Run(run.c, SMALL, run.mesh, run.work)
+  names = [one.name for one in larger.programs() if not one.is_timed]
+  assert names == [
+    'compact',
+    'prefill in evaluation, view 128',
+    'decode in evaluation, view 128',
+    'prefill of prompts in evaluation',
+    'admit in evaluation',
+  ]
+  assert measure.per_chip(larger.parts.named()['cache']) == pytest.approx(
+    4 * measure.per_chip(run.parts.named()['cache']), rel=0.01
+  )
 
 
 def test_every_program_compiles_and_is_costed(run):
@@ -263,8 +383,34 @@ def test_every_program_compiles_and_is_costed(run):
   tokens = 128 * 128 / 8  # All groups are kept: four mini-batches of 32.
   rule = 6 * tokens * 2 * SMALL.num_parameters
   assert rule < update.flops < 2 * rule
+  # A quarter of the slots beside all of them.
+  shrunk = by_name['compact']
+  assert shrunk.temporaries == pytest.approx(shrunk.arguments / 4, rel=0.1)
   gathers = {c.axes for c in update.collectives if c.kind == 'all-gather'}
   assert any('fsdp' in axes for axes in gathers)
+
+
+def test_one_refusal_is_enough(run, monkeypatch):
+  """What needs the most is asked for first; the rest is not waited for."""
+  monkeypatch.setattr(
+    measure, '_lowered', lambda p, *rest: ({'name': p.name}, 0)
+  )
+  monkeypatch.setattr(
+    measure,
+    '_compiled',
+    lambda known, *rest: cost(
+      **known, fits=not known['name'].startswith('update')
+    ),
+  )
+  names, where = [one.name for one in run.programs()], topology.parse('v5e:2x4')
+  noted = []
+  costs = measure.all_programs(run, where, 1e9, note=noted.append)
+  assert [one.name for one in costs] == names
+  assert noted == [f'{name}: 0 s' for name in names]
+  costs = measure.all_programs(
+    run, where, 1e9, note=noted.append, until_full=True
+  )
+  assert [one.name for one in costs] == ['update, length 128']
 
 
 def test_without_a_critic_there_is_less(run):
@@ -307,6 +453,61 @@ def test_a_row_of_the_table():
   )
   full = table.markdown([told | {'fits': False}]).splitlines()[-1]
   assert 'does not fit' in full and '41,091' not in full
+
+
+def test_an_answer_ends_with_its_assumptions_and_the_flags_that_train_so():
+  told = {
+    'config': 'small, ppo',
+    'topology': '2 x v5e:4x4',
+    'chips': 32,
+    'hosts': 8,
+    'mesh': {'data': 2, 'fsdp': 8, 'tensor': 2},
+    'microbatch': 16,
+    'memory': {
+      'usable': 16.9e9,
+      'needed': 12e9,
+      'by_formula': 11e9,
+      'program': 'update',
+      'parts': {'actor': 1e9, 'critic': 0.0},
+    },
+    'programs': [],
+    'kernels': [],
+    'fits': True,
+    'iteration': {
+      'seconds': {'rollout': 1.0, 'score': 2.0, 'update': 3.0, 'all': 6.0},
+      'compiler_seconds': 9.0,
+      'calls': 7,
+      'tokens': 1000,
+      'tokens_per_second': 166.7,
+      'dollars': 0.05,
+    },
+    'efficiency': {'compute': 0.5, 'memory': 1.0, 'network': 1.0},
+    'price': 0.9,
+    'assumptions': 'Episodes are as given.',
+    'flags': ['--config.mesh.fsdp=8', '--config.mesh.tensor=2'],
+  }
+  *_, assumed, times, _, last = table.describe(told).splitlines()
+  assert assumed.startswith('Assumed: Episodes are as given. Of the peaks')
+  assert '50% of compute' in assumed and 'hour: v5e $0.90.' in assumed
+  assert 'at least 6.00 s' in times
+  assert last == 'Train with: --config.mesh.fsdp=8 --config.mesh.tensor=2'
+  same = table.describe(told | {'flags': []})
+  assert same.splitlines()[-1] == times
+  assert 'nothing was compiled' in table.assumptions([{'refused': 'no'}])
+
+
+def test_a_kept_cell_is_named_by_the_compiler_too(monkeypatch):
+  where = topology.parse('v5e:2x2')
+  question = cells.Question(paper(), QWEN, where, WORK, roofline.Efficiency())
+  names = []
+  for version in ('0.0.42.1', '0.0.42.2', '0.0.42.1'):
+    monkeypatch.setattr(
+      importlib.metadata,
+      'version',
+      lambda name, version=version: version if name == 'libtpu' else '1',
+    )
+    names.append(question.key())
+  assert names[0] != names[1] and names[0] == names[2]
 
 
 def test_keys_have_a_size():

@@ -119,3 +119,8 @@ def test_a_causal_kernel_counts_half_of_its_grid():
   whole = 6 * 2 * 8**3
   assert count(called('square'), (8, 8)) == whole
   assert count(called('splash_mha'), (8, 8)) == whole / 2
+
+  def beside(x):
+    return jax.lax.scan(lambda y, _: (called('a')(y @ y), None), x, length=3)[0]
+
+  assert count(beside, (8, 8), only_kernels=True) == 3 * whole

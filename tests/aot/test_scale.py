@@ -5,7 +5,8 @@ import json
 import matplotlib.image
 import pytest
 
-from actfocus_jax.aot import many, roofline, scale, workload
+from actfocus_jax.aot import many, plot, roofline, scale, workload
+from actfocus_jax.run import settings
 
 
 def told(where, *, seconds=1.0, fits=True):
@@ -16,6 +17,8 @@ def told(where, *, seconds=1.0, fits=True):
     'hosts': where.hosts,
     'mesh': {'data': where.chips, 'fsdp': 1, 'tensor': 1},
     'price': 3.6,
+    'efficiency': {'compute': 1.0, 'memory': 0.7, 'network': 1.0},
+    'assumptions': 'Episodes are short.',
     'fits': fits,
     'workload': {'turns': 5},
     'programs': [
@@ -109,7 +112,6 @@ def test_speed_is_compared_with_the_fewest_chips():
   points.append({'line': 'a', 'chips': 16, 'refused': 'no'})
   assert scale.efficiency(points, 'a') == {4: 1.0, 8: 0.75}
   assert scale.efficiency(points, 'b') == {}
-  assert scale.most_chips(points, 'a') == 8
 
 
 def test_every_point_is_asked_for_and_drawn(tmp_path, monkeypatch):
@@ -128,15 +130,26 @@ def test_every_point_is_asked_for_and_drawn(tmp_path, monkeypatch):
       scale.Line('second grows', 'v5e', (4, 64), True),
     ),
   )
+  c = settings.defaults('frozen_lake')
   asks = many.Asks(
-    None,
+    lambda size, algo: (c, None),
     lambda c: workload.Workload(1, 1, 1, 1, 8, 1),
     roofline.Efficiency(),
     None,
     tmp_path,
     lambda text: None,
   )
+  titles, draw = [], plot.scale
+  monkeypatch.setattr(
+    plot,
+    'scale',
+    lambda points, path, title, assumed: (
+      titles.append(title),
+      draw(points, path, title, assumed),
+    ),
+  )
   text = scale.run(asks)
+  assert titles == ['Qwen2.5-3B, PPO on frozen_lake']
   # There is no v5p slice of one chip; on 128 it does not fit.
   assert asked == [
     ('3b', 'ppo', 'v5p:2x2x1', None),
@@ -145,9 +158,19 @@ def test_every_point_is_asked_for_and_drawn(tmp_path, monkeypatch):
     ('3b', 'ppo', 'v5e:2x2', 8),
     ('3b', 'ppo', 'v5e:8x8', 64),
   ]
-  assert len(text.splitlines()) == 2 + 6
+  lines = text.splitlines()
+  assert len(lines) == 2 + 6 + 2
+  for word in (
+    'Episodes are short.',
+    '100% of compute, 70% of memory, 100% of network',
+    'hour: v5p $3.60, v5e $3.60',
+    '2 ms a call',
+    '0.19 ms a turn',
+  ):
+    assert word in lines[-1]
+  assert (tmp_path / 'scale.md').read_text() == f'{text}\n'
   assert 'v5p has no slice of 1' in text and 'does not fit' in text
   points = json.loads((tmp_path / 'scale.json').read_text())
   assert [one['chips'] for one in points] == [1, 4, 64, 128, 4, 64]
   height, width = matplotlib.image.imread(tmp_path / 'scale.png').shape[:2]
-  assert (width, height) == (1800, 624)
+  assert (width, height) == (1800, 672)

@@ -9,11 +9,18 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from actfocus_jax.aot import collectives, loops, program_text, traffic
+from actfocus_jax.aot import (
+  collectives,
+  links,
+  loops,
+  program_text,
+  traffic,
+)
 from actfocus_jax.parallel import mesh as mesh_lib
 
-EIGHT = collectives.Layout({'data': 2, 'fsdp': 4, 'tensor': 1}, 8)
-TWO_SLICES = collectives.Layout({'data': 2, 'fsdp': 4, 'tensor': 1}, 4)
+AXES = {'data': 2, 'fsdp': 4, 'tensor': 1}
+EIGHT = collectives.Layout(AXES, AXES, links.Torus((2, 4)))
+TWO_SLICES = collectives.Layout(AXES, AXES | {'data': 1}, links.Torus((2, 2)))
 
 
 def compiled(function, *shapes, specs):
@@ -125,7 +132,7 @@ def test_a_loop_that_starts_at_one_and_counts_by_two():
   found = traffic.measure(text, EIGHT)
   # The kernel reads and writes 400 bytes; the counter 4 and 4 in its fusion,
   # and the comparison reads it and its bound and writes a byte.
-  assert found.kernels == {'w': 5}
+  assert found.kernels == {'w': 5} and found.in_kernels == 5 * 800
   assert found.read_written == 5 * (800 + 8 + 9)
 
 
@@ -237,7 +244,8 @@ def test_a_gather_in_a_loop_counts_as_often_as_the_loop():
   # Of 128 x 128 numbers a device gets the three quarters it does not hold.
   assert gather.ici == 5 * 128 * 128 * 4 * 3 / 4
   assert gather.dcn == 0
-  assert gather.hops == 5 * 2  # Half way around a square of four, each time.
+  # Along an open line of four, each time, whose last chip has one link of 4.
+  assert (gather.hops, gather.load) == (5 * 3, 4 * gather.ici)
 
 
 @pytest.mark.parametrize(
@@ -257,9 +265,10 @@ def test_a_sum_over_slices_sends_only_shares_there(layout, ici, dcn):
   (found,) = traffic.measure(text, layout).collectives
   assert (found.kind, found.axes) == ('all-reduce', 'data x fsdp')
   assert (found.ici, found.dcn) == (ici, dcn)
-  # There and back: half way around two by four, or a square in a slice.
-  there = collectives.hops(8 if dcn == 0 else 4, 2)
-  assert found.hops == pytest.approx(2 * there)
+  # There and back over two by four, or a square in a slice; one link of a
+  # corner's in each dimension.
+  assert found.hops == 2 * (1 + 3 if dcn == 0 else 1 + 1)
+  assert found.load == 2 * found.ici
 
 
 @pytest.mark.parametrize(
@@ -319,14 +328,71 @@ def test_a_collective_spread_over_fusions_counts_once():
     ('[4,2]<=[2,4]T(1,0)', [0, 4]),
     ("mesh['x'=2,'y'=4] {'x'}", [0, 4]),
     ("mesh['x'=2,'y'=4] {'y'}", [0, 1, 2, 3]),
+    # The second axis of the mesh was named first.
+    ("mesh['x'=4,'y'=2], device_ids=([2,4]T(1,0)) {'x'}", [0, 1, 2, 3]),
+    ("mesh['x'=4,'y'=2], device_ids=([2,4]T(1,0)) {'y'}", [0, 4]),
     ("mesh['x'=8] {'x':(2)4}", [0, 1, 2, 3]),
     ("mesh['x'=8] {'x':(1)2}", [0, 4]),
     ('{}', list(range(8))),
   ],
 )
 def test_groups_in_every_notation(notation, group):
-  found = collectives.first_group(f', replica_groups={notation}, x=1', EIGHT)
+  found, count = collectives.first_group(
+    f', replica_groups={notation}, x=1', EIGHT
+  )
   np.testing.assert_array_equal(found, group)
+  assert count == (4 if notation.startswith('{{') else 8)
+
+
+@pytest.mark.parametrize(
+  ('groups', 'axes'), [('{{0,1},{2,3}}', 'fsdp'), ('{{0,2},{1,3}}', 'data')]
+)
+def test_several_slices_number_the_chips_of_one(groups, axes):
+  """As libtpu does: data 2 and fsdp 2 in each of two slices, dcn_fsdp=2."""
+  mesh = {'data': 2, 'fsdp': 4, 'tensor': 1}
+  layout = collectives.Layout(mesh, mesh | {'fsdp': 2}, links.Torus((2, 2)))
+  text = program_text.parse(
+    'ENTRY %main (a: f32[100]) -> f32[200] {\n'
+    '  %a = f32[100]{0} parameter(0)\n'
+    '  ROOT %s = f32[200]{0} all-gather(%a), channel_id=1, '
+    f'replica_groups={groups}, dimensions={{0}}\n'
+    '}\n'
+  )
+  (found,) = traffic.measure(text, layout).collectives
+  assert (found.axes, found.ici, found.dcn) == (axes, 400, 0)
+
+
+@pytest.mark.parametrize(
+  ('shape', 'made'),
+  [
+    ('(f32[1]{0}, f32[3]{0}, f32[8]{0}, f32[24]{0}) all-gather-start', 128),
+    ('(f32[10]{0}, f32[30]{0}) all-reduce-start', 160),
+    ('(f32[10]{0}, f32[30]{0}) all-reduce', 160),
+  ],
+)
+def test_combined_collectives_send_all_their_results(shape, made):
+  text = program_text.parse(
+    'ENTRY %main (a: f32[1], b: f32[3]) -> f32[1] {\n'
+    '  %a = f32[1]{0} parameter(0)\n'
+    '  %b = f32[3]{0} parameter(1)\n'
+    f'  %s = {shape}(%a, %b), replica_groups=[1,8]<=[8], to_apply=%add\n'
+    '}\n'
+  )
+  (found,) = traffic.measure(text, EIGHT).collectives
+  passes = 1 if 'gather' in shape else 2
+  assert found.ici == passes * made * 7 / 8
+
+
+def test_a_collective_of_another_shape_is_refused():
+  text = program_text.parse(
+    'ENTRY %main (a: f32[1], b: f32[3]) -> f32[1] {\n'
+    '  %a = f32[1]{0} parameter(0)\n'
+    '  %b = f32[3]{0} parameter(1)\n'
+    '  %s = (f32[1]{0}, f32[3]{0}, f32[8]{0}) all-gather-start(%a, %b)\n'
+    '}\n'
+  )
+  with pytest.raises(ValueError, match='of 2 operands, has 3 results'):
+    traffic.measure(text, EIGHT)
 
 
 def test_a_permutation_within_and_between_slices():
@@ -344,12 +410,41 @@ def test_a_permutation_within_and_between_slices():
   assert (across.ici, across.dcn) == (0, 400)
 
 
-def test_messages_hop_from_neighbour_to_neighbour():
-  # Half way around each dimension: a square of 16, a cube of 64.
-  assert collectives.hops(1, 2) == 0.0
-  # Two are neighbours, four a square, also in space.
-  assert collectives.hops(2, 2) == collectives.hops(2, 3) == 1.0
-  assert collectives.hops(4, 2) == collectives.hops(4, 3) == 2.0
-  assert collectives.hops(16, 2) == 4.0
-  assert collectives.hops(64, 3) == pytest.approx(6.0)
-  assert collectives.hops(4096, 3) == pytest.approx(24.0)
+@pytest.mark.parametrize(
+  ('sizes', 'places', 'share', 'hops'),
+  [
+    ((4, 4), [(0, 0)], 1, 0),
+    # Neighbours share one link of four; so do the ends of an open line.
+    ((4, 4), [(0, 0), (0, 1)], 1 / 4, 1),
+    ((4, 4), [(0, y) for y in range(4)], 1 / 4, 3),
+    ((4, 4), [(0, 0), (0, 1), (1, 0), (1, 1)], 2 / 4, 2),
+    # The pod's lines of 16 are rings: both links, half way around.
+    ((8, 16), [(0, y) for y in range(16)], 2 / 4, 8),
+    ((8, 16), [(0, y) for y in range(8)], 1 / 4, 7),
+    ((8, 16), [(x, 0) for x in range(8)], 1 / 4, 7),
+    ((16, 16), [(x, y) for x in range(16) for y in range(16)], 1, 16),
+    # In three dimensions those of whole cubes.
+    ((4, 4, 4), [(0, 0, z) for z in range(4)], 2 / 6, 2),
+    ((2, 4, 4), [(0, 0, z) for z in range(4)], 1 / 6, 3),
+    ((2, 2, 1), [(0, 0, 0), (0, 1, 0)], 1 / 6, 1),
+  ],
+)
+def test_a_group_uses_the_links_between_its_chips(sizes, places, share, hops):
+  found = links.Torus(sizes).span(np.array(places))
+  assert found == (pytest.approx(share), hops)
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'axes', 'expected'),
+  [
+    ((4, 4), (1, 4, 4), [(1, 0), (1 / 4, 3), (1 / 4, 3)]),
+    # Two whole dimensions make 4, and what is left of the third is a line.
+    ((2, 2, 4), (4, 1, 4), [(1 / 6, 3), (1, 0), (2 / 6, 2)]),
+    # 2 x 4 of 4 x 4; a line of two is left.
+    ((4, 4), (2, 1, 8), [(1 / 4, 1), (1, 0), (2 / 4, 4)]),
+    ((16, 16), (16, 8, 2), [(2 / 4, 8), (1 / 4, 7), (1 / 4, 1)]),
+  ],
+)
+def test_axes_of_a_mesh_lie_in_whole_dimensions_first(sizes, axes, expected):
+  found = links.Torus(sizes).spans(axes)
+  assert found == [(pytest.approx(share), hops) for share, hops in expected]
