@@ -35,7 +35,7 @@ def config(
   weights='actfocus',
   **changes,
 ):
-  """Two steps of 8 x 2 episodes of two turns.
+  """Two steps of 8 x 2 episodes of two turns; no self-check, no viewer.
 
   Args:
     cache: Of warm starts.
@@ -55,8 +55,8 @@ def config(
   c.num_steps = 2
   c.limits.update(context=224, response_tokens=24)
   c.rollout.update(prompts=8, members=2, lengths=(), cache_block=224)
-  c.learner.update(minibatch=16, microbatch=8)
-  c.eval.update(every=0, prompts=8, members=2, save=2)
+  c.learner.update(minibatch=16, microbatch=8, self_check=False)
+  c.eval.update(every=0, prompts=8, members=2, save=0)
   c.warm_start.update(
     cache=str(cache),
     episodes=128,

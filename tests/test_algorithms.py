@@ -17,7 +17,7 @@ def ordinary_promotion():
 
 
 ARMS = {
-  'ppo': dict(algo='ppo', critic__warmup=1),
+  'ppo': dict(algo='ppo', critic__warmup=1, learner__self_check=True),
   'ppo by turns': dict(algo='ppo', advantage__estimator='turn_gae'),
   'gigpo': dict(advantage__estimator='gigpo'),
   'empg': dict(advantage__estimator='empg', weights='uniform'),
@@ -114,7 +114,7 @@ def test_a_failed_self_check_stops_before_the_first_update(
   strict = self_check.Limits(ratio=-1.0, sampler=1, reference=1, padding=1)
   monkeypatch.setattr(self_check, 'EXACT', strict)
   with pytest.raises(settings.Halted, match='Self-check .* ratios are not 1'):
-    loop.train(config(cache), tmp_path)
+    loop.train(config(cache, learner__self_check=True), tmp_path)
   assert read(tmp_path) == []
 
 

@@ -27,6 +27,7 @@ def config(cache: pathlib.Path, **changes):
   every = dict(
     eval__every=2, checkpoint__every=2, checkpoint__keep=4, num_steps=4
   )
+  every |= dict(eval__save=2, learner__self_check=True)
   return small_run.config(cache, **every | changes)
 
 

@@ -48,7 +48,8 @@ from actfocus_jax import loop
 
 jax.config.update('jax_numpy_dtype_promotion', 'standard')
 cache, folder = map(pathlib.Path, sys.argv[1:3])
-loop.train(whole_run.config(cache), folder / sys.argv[3])
+few = dict(eval__save=0, learner__self_check=False)
+loop.train(whole_run.config(cache, **few), folder / sys.argv[3])
 """
 
 
