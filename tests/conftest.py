@@ -1,10 +1,10 @@
 """Guards of the whole suite: eight CPU devices, strict ranks and dtypes.
 
-The environment must be set before jax is first imported, so it is set here.
+The environment must be set before jax is first imported, so it is set here;
+processes that tests start inherit it.
 """
 
 import os
-import pathlib
 import sys
 import threading
 import time
@@ -13,21 +13,13 @@ import processes
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
-os.environ['XLA_FLAGS'] = ' '.join(
-  [os.environ.get('XLA_FLAGS', ''), processes.FLAGS, processes.simulated(8)]
-)
+os.environ |= processes.environment(devices=8)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
-jax.config.update('jax_compilation_cache_dir', str(ROOT / '.jax_cache'))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
-# The suite compiles much and computes little: it takes half the time so.
-jax.config.update('jax_disable_most_optimizations', True)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -43,9 +35,13 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope='session')
 def cache(tmp_path_factory):
   """Where whole runs keep what they start from, so that it is made once."""
+  import small_run
+
   own = tmp_path_factory.getbasetemp()
   is_worker = 'PYTEST_XDIST_WORKER' in os.environ
-  return (own.parent if is_worker else own) / 'warm_starts'
+  folder = (own.parent if is_worker else own) / 'warm_starts'
+  small_run.make_warm_start(small_run.config(folder))
+  return folder
 
 
 def idle():

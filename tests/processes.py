@@ -9,9 +9,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TIMEOUT = 420  # seconds, of anything
-# Tests compile much and compute little. The newer code generator of the CPU
-# takes twice as long over the same programs.
-FLAGS = '--xla_cpu_use_fusion_emitters=false'
+
 
 # Runs before a command, in its process: a dead neighbour is noticed soon.
 IMPATIENT = """
@@ -37,9 +35,20 @@ runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)
 """
 
 
-def simulated(count):
-  """The flag by which XLA simulates so many devices."""
-  return f'--xla_force_host_platform_device_count={count}'
+def environment(devices=1):
+  """What makes jax quick to compile, on so many simulated devices.
+
+  Tests compile much and compute little. What takes half a second is kept for
+  other processes; XLA's newer generator of code for the CPU and most of its
+  optimizations take two to three times as long over the same programs.
+  """
+  simulated = f'--xla_force_host_platform_device_count={devices}'
+  return {
+    'XLA_FLAGS': f'--xla_cpu_use_fusion_emitters=false {simulated}',
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.jax_cache'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3',
+  }
 
 
 def free_port():
@@ -75,9 +84,7 @@ def start(
   environ = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': f'{FLAGS} {simulated(devices // count)}',
-    'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.jax_cache'),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3',
+    **environment(devices // count),
     'PYTHONPATH': f'{ROOT}:{ROOT}/tests:{os.environ.get("PYTHONPATH", "")}',
   }
   port = free_port()

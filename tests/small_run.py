@@ -2,6 +2,10 @@
 
 import pathlib
 
+import jax
+
+from actfocus_jax import assemble, base_model
+from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import checks, presets, settings
 
 # Fields of the quick start for a training command whose steps take no time; for
@@ -73,3 +77,12 @@ def config(
     parent[name] = value
   checks.check(c)
   return c.lock()
+
+
+def make_warm_start(c):
+  """Makes what a config starts from: it computes more than it compiles."""
+  mesh, plan = mesh_lib.alone(), assemble.warm_start(c)
+  jax.config.update('jax_disable_most_optimizations', False)
+  with jax.numpy_dtype_promotion('standard'), jax.set_mesh(mesh), plan.hosts:
+    base_model.ensure(plan, mesh)
+  jax.config.update('jax_disable_most_optimizations', True)

@@ -120,7 +120,7 @@ def start(workdir, cache):
       *(f'--config.{field}={value}' for field, value in small.items()),
     ],
     cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': processes.FLAGS},
+    env={**os.environ, **processes.environment()},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

@@ -38,9 +38,7 @@ def ordinary_promotion():
 
 def train(cache, workdir, devices, steps, **changes):
   """Trains up to a step on so many devices; returns that step's row."""
-  fixed = dict(
-    num_steps=steps, checkpoint__every=1, warm_start__num_key_value_heads=2
-  )
+  fixed = dict(num_steps=steps, checkpoint__every=1)
   c = small_run.config(cache, **(fixed | MESHES[devices] | changes))
   whole = mesh_lib.make_mesh
   part = functools.partial(whole, devices=jax.devices()[:devices])
