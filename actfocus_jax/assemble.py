@@ -253,7 +253,7 @@ def _parts(c: ConfigDict, hosts: host_lib.Host) -> Parts:
     made, played = mesh(c), casting.games(c)
     check_first_prompts(c, played, hosts)
   # Every process makes the small model for itself, unless it finds it made.
-  own = mesh_lib.local(made, c.warm_start.batch)
+  own = mesh_lib.alone()
   with jax.set_mesh(own):
     path = model_path(c, own, played, hosts)
   with jax.set_mesh(made), refusing_misfits():

@@ -30,9 +30,10 @@ def main(argv: list[str]):
   import jax
 
   from actfocus_jax import assemble, base_model
+  from actfocus_jax.parallel import mesh as mesh_lib
 
   with assemble.refusing_misfits():
-    mesh, plan = assemble.mesh(c), assemble.warm_start(c)
+    mesh, plan = mesh_lib.alone(), assemble.warm_start(c)
   with jax.set_mesh(mesh), plan.hosts:
     base_model.make(plan, mesh, out)
   print(f'The model is in {out}')

@@ -1,29 +1,25 @@
 """Guards of the whole suite: eight CPU devices, strict ranks and dtypes.
 
-The environment must be set before jax is first imported, so it is set here.
+The environment must be set before jax is first imported, so it is set here;
+processes that tests start inherit it.
 """
 
 import os
-import pathlib
 import sys
 import threading
 import time
 
+import processes
+
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
-_FLAG = '--xla_force_host_platform_device_count=8'
-if _FLAG not in os.environ.get('XLA_FLAGS', ''):
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}'.strip()
+os.environ |= processes.environment(devices=8)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
-jax.config.update('jax_compilation_cache_dir', str(ROOT / '.jax_cache'))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -34,6 +30,18 @@ def pytest_collection_modifyitems(config, items):
   if hasattr(config, 'workerinput'):
     slow = {item.path for item in items if item.get_closest_marker('slow')}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope='session')
+def cache(tmp_path_factory):
+  """Where whole runs keep what they start from, so that it is made once."""
+  import small_run
+
+  own = tmp_path_factory.getbasetemp()
+  is_worker = 'PYTEST_XDIST_WORKER' in os.environ
+  folder = (own.parent if is_worker else own) / 'warm_starts'
+  small_run.make_warm_start(small_run.config(folder))
+  return folder
 
 
 def idle():

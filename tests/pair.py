@@ -25,8 +25,11 @@ DEVICES = 4
 
 def config(folder, **changes):
   """A run of few steps that every scenario plays, so that it compiles once."""
-  few = {'learner__self_check': False, 'checkpoint__every': 1, 'eval__save': 0}
-  few |= {'warm_start__episodes': 64, 'warm_start__steps': 40}
+  few = {
+    'checkpoint__every': 1,
+    'warm_start__episodes': 64,
+    'warm_start__steps': 40,
+  }
   few |= {'mesh__fsdp': 2, 'num_steps': 1}
   return small_run.config(folder / 'warm_starts', **few | changes)
 

@@ -10,6 +10,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TIMEOUT = 420  # seconds, of anything
 
+
 # Runs before a command, in its process: a dead neighbour is noticed soon.
 IMPATIENT = """
 from actfocus_jax.parallel import processes
@@ -32,6 +33,22 @@ _RUN = """
 import runpy, sys
 runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)
 """
+
+
+def environment(devices=1):
+  """What makes jax quick to compile, on so many simulated devices.
+
+  Tests compile much and compute little. What takes half a second is kept for
+  other processes; XLA's newer generator of code for the CPU and most of its
+  optimizations take two to three times as long over the same programs.
+  """
+  simulated = f'--xla_force_host_platform_device_count={devices}'
+  return {
+    'XLA_FLAGS': f'--xla_cpu_use_fusion_emitters=false {simulated}',
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.jax_cache'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3',
+  }
 
 
 def free_port():
@@ -64,13 +81,10 @@ def start(
   Returns:
     The processes; their output is text, stdout and stderr in one.
   """
-  flag = f'--xla_force_host_platform_device_count={devices // count}'
   environ = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': flag,
-    'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.jax_cache'),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3',
+    **environment(devices // count),
     'PYTHONPATH': f'{ROOT}:{ROOT}/tests:{os.environ.get("PYTHONPATH", "")}',
   }
   port = free_port()

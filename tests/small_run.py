@@ -2,6 +2,10 @@
 
 import pathlib
 
+import jax
+
+from actfocus_jax import assemble, base_model
+from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import checks, presets, settings
 
 # Fields of the quick start for a training command whose steps take no time; for
@@ -35,7 +39,7 @@ def config(
   weights='actfocus',
   **changes,
 ):
-  """Two steps of 8 x 2 episodes of two turns.
+  """Two steps of 8 x 2 episodes of two turns; no self-check, no viewer.
 
   Args:
     cache: Of warm starts.
@@ -55,8 +59,8 @@ def config(
   c.num_steps = 2
   c.limits.update(context=224, response_tokens=24)
   c.rollout.update(prompts=8, members=2, lengths=(), cache_block=224)
-  c.learner.update(minibatch=16, microbatch=8)
-  c.eval.update(every=0, prompts=8, members=2, save=2)
+  c.learner.update(minibatch=16, microbatch=8, self_check=False)
+  c.eval.update(every=0, prompts=8, members=2, save=0)
   c.warm_start.update(
     cache=str(cache),
     episodes=128,
@@ -73,3 +77,12 @@ def config(
     parent[name] = value
   checks.check(c)
   return c.lock()
+
+
+def make_warm_start(c):
+  """Makes what a config starts from: it computes more than it compiles."""
+  mesh, plan = mesh_lib.alone(), assemble.warm_start(c)
+  jax.config.update('jax_disable_most_optimizations', False)
+  with jax.numpy_dtype_promotion('standard'), jax.set_mesh(mesh), plan.hosts:
+    base_model.ensure(plan, mesh)
+  jax.config.update('jax_disable_most_optimizations', True)

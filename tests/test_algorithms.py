@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from small_run import config
+import small_run
 
 from actfocus_jax import loop, recipe
 from actfocus_jax.algorithm import estimators, losses, signals
@@ -16,13 +16,8 @@ def ordinary_promotion():
     yield
 
 
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp('warm_starts')
-
-
 ARMS = {
-  'ppo': dict(algo='ppo', critic__warmup=1),
+  'ppo': dict(algo='ppo', critic__warmup=1, learner__self_check=True),
   'ppo by turns': dict(algo='ppo', advantage__estimator='turn_gae'),
   'gigpo': dict(advantage__estimator='gigpo'),
   'empg': dict(advantage__estimator='empg', weights='uniform'),
@@ -58,7 +53,7 @@ def arrays(workdir, step):
 def test_it_runs_and_learns_something(arm, cache, tmp_path):
   arguments = dict(ARMS[arm])
   weights = arguments.pop('weights', 'actfocus')
-  c = config(cache, weights=weights, **arguments)
+  c = small_run.config(cache, weights=weights, **arguments)
   loop.train(c, tmp_path)
   rows = read(tmp_path)
   assert [row['step'] for row in rows] == [1, 2]
@@ -79,9 +74,11 @@ def test_it_runs_and_learns_something(arm, cache, tmp_path):
 @pytest.mark.slow
 def test_ppo_that_goes_on_equals_ppo_that_was_never_stopped(cache, tmp_path):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-  loop.train(config(cache, algo='ppo', checkpoint__every=1), whole)
-  loop.train(config(cache, algo='ppo', checkpoint__every=1, num_steps=1), parts)
-  loop.train(config(cache, algo='ppo', checkpoint__every=1), parts)
+  loop.train(small_run.config(cache, algo='ppo', checkpoint__every=1), whole)
+  loop.train(
+    small_run.config(cache, algo='ppo', checkpoint__every=1, num_steps=1), parts
+  )
+  loop.train(small_run.config(cache, algo='ppo', checkpoint__every=1), parts)
   left, right = arrays(whole, 2), arrays(parts, 2)
   assert left.keys() == right.keys()
   assert any(name.startswith('critic.params') for name in left)
@@ -91,7 +88,7 @@ def test_ppo_that_goes_on_equals_ppo_that_was_never_stopped(cache, tmp_path):
 
 def test_a_run_that_goes_nowhere_stops_and_says_why(cache, tmp_path):
   """Groups of two that never differ: nobody reaches the goal in one action."""
-  c = config(
+  c = small_run.config(
     cache,
     num_steps=9,
     selection__patience=2,
@@ -101,6 +98,7 @@ def test_a_run_that_goes_nowhere_stops_and_says_why(cache, tmp_path):
     limits__max_actions=1,
     limits__format_penalty=0.0,
   )
+  small_run.make_warm_start(c)
   with pytest.raises(settings.Stalled, match='after step 2, saved.*Remedies'):
     loop.train(c, tmp_path)
   assert (tmp_path / 'report' / 'summary.md').exists()
@@ -119,7 +117,7 @@ def test_a_failed_self_check_stops_before_the_first_update(
   strict = self_check.Limits(ratio=-1.0, sampler=1, reference=1, padding=1)
   monkeypatch.setattr(self_check, 'EXACT', strict)
   with pytest.raises(settings.Halted, match='Self-check .* ratios are not 1'):
-    loop.train(config(cache), tmp_path)
+    loop.train(small_run.config(cache, learner__self_check=True), tmp_path)
   assert read(tmp_path) == []
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import processes
 import pytest
 
 from actfocus_jax import sizes
@@ -24,7 +25,7 @@ def command(
   return subprocess.run(
     [sys.executable, '-m', f'actfocus_jax.{module}', *arguments],
     cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': '', **environment},
+    env={**os.environ, **processes.environment(), **environment},
     capture_output=True,
     text=True,
     timeout=120,
@@ -301,7 +302,7 @@ def test_sigint_in_the_warm_start_is_one_line(tmp_path):
       *('--config.warm_start.steps=100000', '--config.eval.prompts=1'),
     ],
     cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': ''},
+    env={**os.environ, **processes.environment()},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

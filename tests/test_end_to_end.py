@@ -27,6 +27,7 @@ def config(cache: pathlib.Path, **changes):
   every = dict(
     eval__every=2, checkpoint__every=2, checkpoint__keep=4, num_steps=4
   )
+  every |= dict(eval__save=2, learner__self_check=True)
   return small_run.config(cache, **every | changes)
 
 
@@ -35,11 +36,6 @@ def ordinary_promotion():
   """Adam of optax raises a float to an int32; our own stages are strict."""
   with jax.numpy_dtype_promotion('standard'):
     yield
-
-
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp('warm_starts')
 
 
 @pytest.fixture(scope='module')

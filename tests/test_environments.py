@@ -14,6 +14,7 @@ import types
 
 import jax
 import pytest
+import small_run
 from small_run import config
 
 from actfocus_jax import assemble, casting, evaluation, loop
@@ -92,11 +93,6 @@ def own(tmp_path_factory):
   sys.path.remove(str(folder))
 
 
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp('warm_starts')
-
-
 def command(module, *arguments, folder, **kwargs):
   return subprocess.run(
     [sys.executable, '-m', f'actfocus_jax.{module}', *arguments],
@@ -153,9 +149,7 @@ def test_a_mixture_with_a_failing_environment_of_ones_own(
   with pytest.MonkeyPatch.context() as patch:
     brittle = sys.modules.get('brittle') or __import__('brittle')
     patch.setattr(brittle.Brittle, 'step', brittle.Guess.step)
-    loop.train(
-      config(cache, env, **changes | {'num_steps': 0}), tmp_path / 'first'
-    )
+    small_run.make_warm_start(c)
   assert c.warm_start == sound.warm_start
   loop.train(c, tmp_path / 'run')
   chance = json.loads((tmp_path / 'run' / 'baselines.json').read_text())

@@ -32,7 +32,6 @@ def config(cache: pathlib.Path, **model):
     cache,
     num_steps=3,
     optimizer__learning_rate=3e-3,
-    eval__save=0,
     **{f'warm_start__{name}': value for name, value in smaller.items()},
     **{f'model__{name}': value for name, value in model.items()},
   )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 
+import processes
 import pytest
 
 from actfocus_jax import assemble, casting, play
@@ -141,7 +142,7 @@ def command(*arguments, **kwargs):
   return subprocess.run(
     [sys.executable, '-m', 'actfocus_jax.play', *arguments],
     cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': ''},
+    env={**os.environ, **processes.environment()},
     capture_output=True,
     timeout=120,
     check=False,
@@ -176,7 +177,7 @@ def test_ctrl_c_at_the_prompt_ends_quietly():
   process = subprocess.Popen(
     [sys.executable, '-c', '\n'.join(lines), '--env=frozen_lake'],
     cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': ''},
+    env={**os.environ, **processes.environment()},
     stdin=secondary,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,

@@ -28,11 +28,6 @@ def ordinary_promotion():
     yield
 
 
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp('warm_starts')
-
-
 def config(cache, **changes):
   every = dict(checkpoint__every=1, checkpoint__keep=9, num_steps=1)
   return small_run.config(cache, **every | changes)

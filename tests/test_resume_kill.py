@@ -9,6 +9,7 @@ import sys
 import time
 
 import jax
+import processes
 import pytest
 import small_run
 import test_end_to_end as whole_run
@@ -47,7 +48,8 @@ from actfocus_jax import loop
 
 jax.config.update('jax_numpy_dtype_promotion', 'standard')
 cache, folder = map(pathlib.Path, sys.argv[1:3])
-loop.train(whole_run.config(cache), folder / sys.argv[3])
+few = dict(eval__save=0, learner__self_check=False)
+loop.train(whole_run.config(cache, **few), folder / sys.argv[3])
 """
 
 
@@ -55,11 +57,6 @@ loop.train(whole_run.config(cache), folder / sys.argv[3])
 def ordinary_promotion():
   with jax.numpy_dtype_promotion('standard'):
     yield
-
-
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp('warm_starts')
 
 
 def training(code, cache, folder, name):
@@ -123,7 +120,7 @@ def start(workdir, cache):
       *(f'--config.{field}={value}' for field, value in small.items()),
     ],
     cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': ''},
+    env={**os.environ, **processes.environment()},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

@@ -38,9 +38,7 @@ def ordinary_promotion():
 
 def train(cache, workdir, devices, steps, **changes):
   """Trains up to a step on so many devices; returns that step's row."""
-  fixed = dict(
-    num_steps=steps, checkpoint__every=1, warm_start__num_key_value_heads=2
-  )
+  fixed = dict(num_steps=steps, checkpoint__every=1)
   c = small_run.config(cache, **(fixed | MESHES[devices] | changes))
   whole = mesh_lib.make_mesh
   part = functools.partial(whole, devices=jax.devices()[:devices])
@@ -57,11 +55,6 @@ def assert_close(row, expected):
     np.testing.assert_allclose(
       row[name], expected[name], rtol=rtol, atol=1e-6, err_msg=name
     )
-
-
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp('warm_starts')
 
 
 @pytest.fixture(scope='module')

@@ -242,18 +242,12 @@ def row_shards(mesh: Any) -> int:
   return mesh.shape.get('data', 1) * mesh.shape.get('fsdp', 1)
 
 
-def local(mesh: Mesh, rows: int) -> Mesh:
-  """Returns a mesh of this process alone, to make something for itself.
+def alone() -> Mesh:
+  """Returns a mesh of one device of this process, to make something small.
 
-  Args:
-    mesh: of the run; it is returned where there are no other processes.
-    rows: of a batch. Where the devices of this process do not divide it, one
-      of them does the work.
+  What it makes is the same on whatever mesh the run has.
   """
-  if jax.process_count() == 1:
-    return mesh
-  devices = jax.local_devices()
-  return make_mesh(devices=devices[: 1 if rows % len(devices) else None])
+  return make_mesh(devices=jax.local_devices()[:1])
 
 
 def row_owners(mesh: Mesh) -> list[int]:

@@ -52,14 +52,6 @@ _FOLLOWS = {
 }
 
 
-@pytest.fixture(scope='package', autouse=True)
-def quick_compiler():
-  """This room compiles much and computes little: it takes half the time so."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 @pytest.fixture(scope='package')
 def limits():
   """So tight that the context ends some of the episodes."""

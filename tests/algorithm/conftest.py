@@ -2,18 +2,9 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-
-@pytest.fixture(scope='package', autouse=True)
-def quick_compiler():
-  """This room compiles much and computes little."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @dataclasses.dataclass(frozen=True)

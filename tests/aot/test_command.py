@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 
-import conftest
+import processes
 import pytest
 
 CONFIG = '--config=configs/sokoban.py:size=0.5b'
@@ -14,7 +14,7 @@ CONFIG = '--config=configs/sokoban.py:size=0.5b'
 def aot(*arguments):
   return subprocess.run(
     [sys.executable, '-m', 'actfocus_jax.aot', *arguments],
-    cwd=conftest.ROOT,
+    cwd=processes.ROOT,
     capture_output=True,
     text=True,
     check=False,
@@ -46,7 +46,7 @@ def test_bad_input_is_one_sentence(arguments, sentence):
   assert done.returncode == 2 and not done.stdout
   (line,) = done.stderr.splitlines()
   assert line.startswith('error: ') and sentence in line
-  assert not (conftest.ROOT / 'x').exists()
+  assert not (processes.ROOT / 'x').exists()
 
 
 HAS_LIBTPU = importlib.util.find_spec('libtpu') is not None

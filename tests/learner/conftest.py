@@ -24,14 +24,6 @@ GROUPS, MEMBERS, LENGTH = 4, 4, 24
 STOP = 1
 
 
-@pytest.fixture(scope='package', autouse=True)
-def quick_compiler():
-  """This room compiles much and computes little: it takes half the time so."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def _noisy(seed):
   def noisy(path, leaf):
     name = mesh_lib.path_name(path)
