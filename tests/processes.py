@@ -35,7 +35,7 @@ runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)
 """
 
 
-def environment(devices=1):
+def environment(devices=1, computes_little=True):
   """What makes jax quick to compile, on so many simulated devices.
 
   Tests compile much and compute little. What takes half a second is kept for
@@ -45,7 +45,7 @@ def environment(devices=1):
   simulated = f'--xla_force_host_platform_device_count={devices}'
   return {
     'XLA_FLAGS': f'--xla_cpu_use_fusion_emitters=false {simulated}',
-    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': str(int(computes_little)),
     'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.jax_cache'),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3',
   }
@@ -66,6 +66,7 @@ def start(
   before='',
   code=None,
   own=None,
+  computes_little=True,
 ):
   """Starts processes that share simulated devices evenly.
 
@@ -77,6 +78,7 @@ def start(
     before: Code that runs in each process before the command.
     code: Runs instead of a command.
     own: By the index of a process: more arguments of its own.
+    computes_little: As of `environment`.
 
   Returns:
     The processes; their output is text, stdout and stderr in one.
@@ -84,7 +86,7 @@ def start(
   environ = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
-    **environment(devices // count),
+    **environment(devices // count, computes_little),
     'PYTHONPATH': f'{ROOT}:{ROOT}/tests:{os.environ.get("PYTHONPATH", "")}',
   }
   port = free_port()
