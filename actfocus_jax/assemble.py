@@ -253,9 +253,7 @@ def _parts(c: ConfigDict, hosts: host_lib.Host) -> Parts:
     made, played = mesh(c), casting.games(c)
     check_first_prompts(c, played, hosts)
   # Every process makes the small model for itself, unless it finds it made.
-  own = mesh_lib.alone()
-  with jax.set_mesh(own):
-    path = model_path(c, own, played, hosts)
+  path = model_path(c, played, hosts)
   with jax.set_mesh(made), refusing_misfits():
     bridge, wanted = chat(c, path), model(c, path, made)
     check_fit(c, bridge, wanted.config)
@@ -289,12 +287,12 @@ def check_fit(c: ConfigDict, chat: chat_lib.Chat, config: architecture.Config):
 
 
 def model_path(
-  c: ConfigDict, mesh, played=None, hosts: host_lib.Host | None = None
+  c: ConfigDict, played=None, hosts: host_lib.Host | None = None
 ) -> pathlib.Path:
   """`model.path`, or the warm start that the config describes."""
   if c.model.path:
     return files.locate(c.model.path, c.model.revision)
-  return base_model.ensure(warm_start(c, played, hosts), mesh)
+  return base_model.ensure(warm_start(c, played, hosts))
 
 
 def warm_start(

@@ -104,12 +104,11 @@ class WarmStart:
     return _FIRST_SEED + self.seed * _SEEDS
 
 
-def ensure(plan: WarmStart, mesh) -> pathlib.Path:
+def ensure(plan: WarmStart) -> pathlib.Path:
   """Makes the warm start unless it is there.
 
   Args:
     plan: What it is made from.
-    mesh: Where it is trained.
 
   Returns:
     Its Hugging Face directory.
@@ -118,7 +117,7 @@ def ensure(plan: WarmStart, mesh) -> pathlib.Path:
   # Several first runs may start at once: one makes it, the others wait.
   with directories.lock(plan.directory.with_suffix('.lock'), wait=True):
     if not plan.directory.exists():
-      make(plan, mesh, plan.directory)
+      make(plan, plan.directory)
   return plan.directory
 
 
@@ -133,12 +132,11 @@ def tokenizer(plan: WarmStart):
   )
 
 
-def make(plan: WarmStart, mesh, directory: pathlib.Path):
+def make(plan: WarmStart, directory: pathlib.Path):
   """Plays, trains and writes; nothing stands in the directory until it is done.
 
   Args:
     plan: What it is made from.
-    mesh: Where it is trained; set by the caller.
     directory: New or empty.
 
   Raises:
@@ -153,7 +151,7 @@ def make(plan: WarmStart, mesh, directory: pathlib.Path):
     )
   except ValueError as error:  # Limits too tight, an environment that fails.
     raise settings.Refused(str(error)) from error
-  config = _model_config(plan, len(made))
+  config, mesh = _model_config(plan, len(made)), mesh_lib.alone()
   graphdef, params = transformer.create(
     config, mesh, jax.random.key(plan.seed), dtype=jnp.float32, remat=True
   )
@@ -161,6 +159,7 @@ def make(plan: WarmStart, mesh, directory: pathlib.Path):
   state = state_lib.trained(params, tx)
   solved = np.mean([one.success for one in episodes])
   with (
+    jax.set_mesh(mesh),
     progress.Progress('warm start', plan.steps, interval=5) as display,
     interrupt.Interrupt() as stop,
   ):

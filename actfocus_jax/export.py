@@ -52,9 +52,9 @@ def main(argv: list[str]):
   from actfocus_jax.model import hf
   from actfocus_jax.parallel import mesh as mesh_lib
 
-  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+  mesh = mesh_lib.alone()
   with jax.set_mesh(mesh), assemble.refusing_misfits():
-    model = assemble.model(c, assemble.model_path(c, mesh), mesh)
+    model = assemble.model(c, assemble.model_path(c), mesh)
     step, params = assemble.checkpoint(model, workdir, _STEP.value)
     hf.save(out, model.config, params, source=model.path, dtype=_DTYPE.value)
   print(f'The policy after step {step} is in {out}, in {_DTYPE.value}.')

@@ -27,15 +27,12 @@ def main(argv: list[str]):
   command.check_new('--out', out)
 
   # Imported late: it takes seconds, and the checks above should not.
-  import jax
-
   from actfocus_jax import assemble, base_model
-  from actfocus_jax.parallel import mesh as mesh_lib
 
   with assemble.refusing_misfits():
-    mesh, plan = mesh_lib.alone(), assemble.warm_start(c)
-  with jax.set_mesh(mesh), plan.hosts:
-    base_model.make(plan, mesh, out)
+    plan = assemble.warm_start(c)
+  with plan.hosts:
+    base_model.make(plan, out)
   print(f'The model is in {out}')
 
 

@@ -5,7 +5,6 @@ import pathlib
 import jax
 
 from actfocus_jax import assemble, base_model
-from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import checks, presets, settings
 
 # Fields of the quick start for a training command whose steps take no time; for
@@ -81,8 +80,8 @@ def config(
 
 def make_warm_start(c):
   """Makes what a config starts from: it computes more than it compiles."""
-  mesh, plan = mesh_lib.alone(), assemble.warm_start(c)
+  plan = assemble.warm_start(c)
   jax.config.update('jax_disable_most_optimizations', False)
-  with jax.numpy_dtype_promotion('standard'), jax.set_mesh(mesh), plan.hosts:
-    base_model.ensure(plan, mesh)
+  with jax.numpy_dtype_promotion('standard'), plan.hosts:
+    base_model.ensure(plan)
   jax.config.update('jax_disable_most_optimizations', True)

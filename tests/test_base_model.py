@@ -42,8 +42,8 @@ def section(c):
 def made(tmp_path_factory):
   c = config(tmp_path_factory.mktemp('cache'))
   mesh = assemble.mesh(c)
-  with jax.numpy_dtype_promotion('standard'), jax.set_mesh(mesh):
-    path = base_model.ensure(assemble.warm_start(c), mesh)
+  with jax.numpy_dtype_promotion('standard'):
+    path = base_model.ensure(assemble.warm_start(c))
   return c, mesh, path
 
 
@@ -71,23 +71,23 @@ def test_its_tokenizer_reads_demonstrations_as_they_were_written(made):
 
 
 def test_it_is_made_once(made, monkeypatch):
-  c, mesh, path = made
+  c, _, path = made
 
   def fail(*_):
     raise AssertionError('made a second time')
 
   monkeypatch.setattr(base_model, 'make', fail)
-  assert base_model.ensure(assemble.warm_start(c), mesh) == path
+  assert base_model.ensure(assemble.warm_start(c)) == path
 
 
 def test_only_the_same_warm_start_is_waited_for(tmp_path, monkeypatch):
-  monkeypatch.setattr(base_model, 'make', lambda plan, mesh, path: path.mkdir())
+  monkeypatch.setattr(base_model, 'make', lambda plan, path: path.mkdir())
   here = assemble.warm_start(config(tmp_path))
   other = assemble.warm_start(config(tmp_path, seed=1))
-  waiting = threading.Thread(target=base_model.ensure, args=(here, None))
+  waiting = threading.Thread(target=base_model.ensure, args=(here,))
   with directory.lock(here.directory.with_suffix('.lock'), wait=False):
     waiting.start()
-    base_model.ensure(other, None)
+    base_model.ensure(other)
     waiting.join(0.2)
     assert waiting.is_alive() and not here.directory.exists()
   waiting.join(10)

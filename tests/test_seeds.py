@@ -30,7 +30,7 @@ def demonstrated(tmp_path, monkeypatch, seed):
 
   with monkeypatch.context() as patch, pytest.raises(Enough):
     patch.setattr(demonstrations, 'play', note)
-    base_model.make(assemble.warm_start(c), None, tmp_path / 'none')
+    base_model.make(assemble.warm_start(c), tmp_path / 'none')
   assert len(asked[1]) == c.warm_start.episodes and len(asked[0]) >= 32
   return asked
 
