@@ -81,7 +81,7 @@ def ordinary_promotion():
 def own(tmp_path_factory):
   """A folder with the README's example and some that fail, importable."""
   folder = tmp_path_factory.mktemp('own')
-  readme = (ROOT / 'README.md').read_text()
+  readme = (ROOT / 'actfocus_jax/envs/README.md').read_text()
   found = re.search(r'    """Guess a number.*?\n(?=\S)', readme, re.DOTALL)
   code = textwrap.dedent(found[0])
   assert 30 <= len(code.strip().splitlines()) <= 45

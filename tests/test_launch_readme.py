@@ -1,4 +1,4 @@
-"""The README's launch lines: each fits the machine that it names."""
+"""The launch lines of the pages: each fits the machine that it names."""
 
 import re
 import shlex
@@ -10,16 +10,17 @@ from actfocus_jax import command, dry_run, sizes
 from actfocus_jax.aot import chips
 from actfocus_jax.parallel import mesh_shapes
 
-README = (launch_stubs.ROOT / 'README.md').read_text()
+FRONT = (launch_stubs.ROOT / 'README.md').read_text()
+LAUNCH = (launch_stubs.ROOT / 'launch/README.md').read_text()
 KINDS = {'v5litepod': 'v5e', 'v6e': 'v6e'}
-FREE = 0.1  # Of the memory, as the README says.
+FREE = 0.1  # Of the memory, as the front page says.
 NUMBERS = {'one': 1, 'four': 4, 'eight': 8}
 GPUS = re.compile(r'(\w+)(?: GPUs| device)? of (\d+)(?: GB)?\b')
 
 
 def launch_lines():
   """Section, the line and the TPU type that its block has made, if any."""
-  for section in re.split(r'^#+ ', README, flags=re.M):
+  for section in re.split(r'^#+ ', FRONT + LAUNCH, flags=re.M):
     text = section.replace('\\\n', ' ')
     made = ''
     for line in re.findall(r'^ {4}(.*)$', text, re.M):
@@ -79,7 +80,7 @@ def test_a_launch_line_fits_its_machine(line, made):
 
 
 def test_the_first_section_says_how_to_install_for_each_accelerator():
-  first = README.partition('## Two commands')[2].partition('##')[0]
+  first = FRONT.partition('## Two commands')[2].partition('##')[0]
   said = re.findall(r'ACCELERATOR=(\w+) bash launch/environment.sh', first)
   assert said == ['cuda12', 'tpu']
   text = (launch_stubs.ROOT / 'launch/environment.sh').read_text()
@@ -89,7 +90,7 @@ def test_the_first_section_says_how_to_install_for_each_accelerator():
 
 def test_two_slices_of_the_pod_need_what_its_comment_says():
   (line,) = [line for section, line, _ in LINES if section == 'TPU pod']
-  (said,) = re.findall(r'joins two slices; they need (\S+),', README)
+  (said,) = re.findall(r'joins two slices; they need (\S+),', LAUNCH)
   with pytest.raises(ValueError, match=r'cannot cut learner\.microbatch'):
     c = config(line)
     mesh_shapes.choose(c.mesh, 16, 2, sizes.splits(c))
