@@ -86,6 +86,7 @@ def test_ppo_that_goes_on_equals_ppo_that_was_never_stopped(cache, tmp_path):
     np.testing.assert_array_equal(left[name], right[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_nowhere_stops_and_says_why(cache, tmp_path):
   """Groups of two that never differ: nobody reaches the goal in one action."""
   c = small_run.config(

@@ -291,6 +291,7 @@ def test_evaluate_with_a_torn_snapshot(tmp_path):
   assert_refused(result, 'config.json', 'cannot be read')
 
 
+@pytest.mark.slow
 def test_sigint_in_the_warm_start_is_one_line(tmp_path):
   process = subprocess.Popen(
     [

@@ -74,7 +74,6 @@ def test_refused(arguments, words, tmp_path):
   assert not (tmp_path / 'all').exists()
 
 
-@pytest.mark.slow
 def test_several_tasks_do_not_compare(tmp_path, monkeypatch):
   monkeypatch.setenv('SLURM_STEP_NODELIST', 'n1')
   monkeypatch.setenv('SLURM_NTASKS', '2')
@@ -85,6 +84,7 @@ def test_several_tasks_do_not_compare(tmp_path, monkeypatch):
   assert not out.exists()
 
 
+@pytest.mark.slow
 def test_it_trains_what_is_missing_and_compares(tmp_path):
   workdir = tmp_path / 'all'
   arguments = (

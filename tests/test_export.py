@@ -240,6 +240,7 @@ def test_a_run_stays_with_its_commit(run, tmp_path, monkeypatch):
   files.locate.cache_clear()
 
 
+@pytest.mark.slow
 def test_another_family_goes_in_and_out(run, tmp_path):
   """A Qwen3 of random weights: through the loop, a checkpoint and export.
 

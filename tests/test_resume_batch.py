@@ -62,6 +62,7 @@ def asked(monkeypatch):
   return seen
 
 
+@pytest.mark.slow
 def test_boards_neither_repeat_nor_are_left_out(
   cache, one_step, tmp_path, asked, capsys
 ):
@@ -150,6 +151,7 @@ def usual(cache, one_step, tmp_path_factory):
   return second_step(cache, one_step, tmp_path_factory.mktemp('usual'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'changes',
   [

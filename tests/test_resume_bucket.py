@@ -13,12 +13,12 @@ server = test_storage.server
 
 
 @pytest.mark.slow
-def test_a_run_in_a_bucket_equals_one_on_a_disk(server, tmp_path):
+def test_a_run_in_a_bucket_equals_one_on_a_disk(server, cache, tmp_path):
   place = storage.path(f'gs://{test_storage.BUCKET}/run')
   with jax.numpy_dtype_promotion('standard'):
-    c = whole_run.config(tmp_path / 'cache')
+    c = whole_run.config(cache)
     loop.train(c, tmp_path / 'disk')
-    loop.train(whole_run.config(tmp_path / 'cache', num_steps=2), place)
+    loop.train(whole_run.config(cache, num_steps=2), place)
     summary = loop.train(c, place)
     step, row = evaluation.evaluate_checkpoint(c, place, 2)
     with (

@@ -39,6 +39,7 @@ def is_plausible(found, prob_V):
   return statistic < degrees + 4 * np.sqrt(2 * degrees)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('temperature', [1.0, 1.7])
 def test_frequencies_are_the_softmax(collect, policy, limits, temperature):
   """Three ids in a row: the first, and the third after the commonest two."""

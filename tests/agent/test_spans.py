@@ -365,6 +365,7 @@ def what_occurs(pieces, data, mask):
   }
 
 
+@pytest.mark.slow
 def test_ten_thousand_responses_through_episodes(qwen):
   """Spans as the rules say, byte by byte, and not one sampled id changed."""
   rng = np.random.default_rng(3)
