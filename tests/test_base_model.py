@@ -70,6 +70,27 @@ def test_its_tokenizer_reads_demonstrations_as_they_were_written(made):
     assert loaded.text(episode.ids) == text
 
 
+def test_it_is_made_on_one_device_of_many(tmp_path, monkeypatch):
+  """So it is the same on every mesh: a sum over devices rounds otherwise."""
+
+  class Seen(Exception):
+    pass
+
+  def device_set(x):
+    return frozenset(x.sharding.device_set)
+
+  def look(graphdef, tx, state, *rows, **_):
+    del graphdef, tx
+    raise Seen({device_set(x) for x in jax.tree.leaves((state, rows))})
+
+  monkeypatch.setattr(base_model.supervised, 'step', look)
+  assert jax.device_count() > 1
+  with jax.numpy_dtype_promotion('standard'), pytest.raises(Seen) as seen:
+    base_model.ensure(assemble.warm_start(config(tmp_path)))
+  (devices,) = seen.value.args[0]
+  assert len(devices) == 1
+
+
 def test_it_is_made_once(made, monkeypatch):
   c, _, path = made
 
