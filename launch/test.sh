@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # The test suite, in the same environment as the quick start.
 #
-#   bash launch/test.sh [pytest arguments]
+#   bash launch/test.sh              # without those marked slow
+#   bash launch/test.sh -m slow      # only those
+#   bash launch/test.sh -m ''        # all
 #
+# Arguments go to pytest; a path or a name, say, chooses some of them.
 # Two processes share the files of tests; -n 0 keeps to one.
 set -euo pipefail
 
