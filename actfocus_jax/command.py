@@ -195,8 +195,8 @@ def pin_model(c: ml_collections.ConfigDict, workdir: pathlib.Path):
 
 
 def _noted_model(workdir: pathlib.Path) -> dict[str, Any]:
-  file = workdir / 'model.json'
-  return read_json(file) if file.exists() else {}
+  file, is_run = workdir / 'model.json', (workdir / 'config.json').exists()
+  return read_json(file) if is_run and file.exists() else {}
 
 
 def check_model(c: ml_collections.ConfigDict) -> pathlib.Path | None:
@@ -287,8 +287,9 @@ def check_workdir(
     if not storage.is_remote(workdir):
       check_writable('--workdir', workdir)
     return
-  # Dot-files are ours: a start that was killed may have left them alone.
-  if all(file.name.startswith('.') for file in workdir.iterdir()):
+  # Ours: what a start leaves that is killed before it has written the config.
+  names = {file.name for file in workdir.iterdir()} - {'model.json'}
+  if all(name.startswith('.') for name in names):
     return
   snapshot = workdir / 'config.json'
   if not snapshot.exists():
