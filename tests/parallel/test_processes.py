@@ -33,6 +33,8 @@ ONE_EACH = {'OMPI_COMM_WORLD_LOCAL_SIZE': '1'}
     (SLURM, 'Slurm'),
     (SLURM | {'SLURM_NTASKS': '1'}, None),
     ({'SLURM_NTASKS': '2'}, None),  # In the allocation, but not by srun.
+    (SLURM | {'SLURM_STEP_NUM_TASKS': '1'}, None),  # The shell of salloc.
+    (SLURM | {'SLURM_NTASKS': '1', 'SLURM_STEP_NUM_TASKS': '2'}, 'Slurm'),
     (OPEN_MPI_4, 'Open MPI'),
     (OPEN_MPI_5, 'Open MPI 5'),
     (OPEN_MPI_5 | SLURM, 'Open MPI 5'),  # Its daemons are steps of Slurm's.
@@ -63,6 +65,8 @@ def test_open_mpi_5_says_who_is_who():
     ({}, None),
     (SLURM | {'SLURM_STEP_NUM_NODES': '2'}, []),
     (SLURM | {'SLURM_STEP_NUM_NODES': '1'}, None),
+    (SLURM | {'SLURM_STEP_NUM_NODES': '2', 'SLURM_STEP_NUM_TASKS': '4'}, None),
+    (SLURM | {'SLURM_STEP_NUM_NODES': '1', 'SLURM_STEP_NUM_TASKS': '1'}, []),
     (OPEN_MPI_4 | {'OMPI_COMM_WORLD_LOCAL_SIZE': '2'}, None),
     (OPEN_MPI_4 | ONE_EACH, []),
     (OPEN_MPI_5, [1]),
