@@ -114,6 +114,29 @@ except refusals.Refused as error:
   )
 
 
+@pytest.mark.parametrize(
+  'count', ['return 2', 'raise RuntimeError("Unable to initialize backend")']
+)
+def test_who_is_lost_at_the_first_meeting_is_told_in_a_sentence(count):
+  code, said = alone(f"""
+import jax
+from actfocus_jax import distributed
+def count():
+  {count}
+def exchange(value):
+  processes.count = count
+  raise jax.errors.JaxRuntimeError('Gloo: closed')
+processes.exchange = exchange
+processes.start = lambda **arguments: None
+distributed.flags.FLAGS(['x', '--distributed=on'])
+with distributed.joined():
+  pass
+""")
+  assert code == 1
+  assert said.startswith('error: another process has ended, or cannot be rea')
+  assert said.endswith('(Gloo: closed)\n') and 'Traceback' not in said
+
+
 def test_one_process_exchanges_with_itself():
   assert (processes.count(), processes.index()) == (1, 0)
   assert processes.is_first()
@@ -330,5 +353,6 @@ def exchange(value):
   {kill}
 processes.exchange = exchange
 start(1, 0)
+processes.meet()
 """)
   assert code == -signal.SIGTERM and 'all have come' in said
