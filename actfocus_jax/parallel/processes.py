@@ -171,7 +171,7 @@ _TOLD = (refusals.Refused, refusals.Halted, interrupt.Stopped)
 
 # What the libraries of collectives say when another process does not answer.
 _LOST = re.compile(
-  r'Gloo|NCCL|[Cc]onnection (reset|closed|refused)|[Hh]eartbeat|coordination'
+  r'Gloo|NCCL|[Cc]onnection (reset|closed|refused)|[Hh]eartbeat|[Cc]oordination'
 )
 
 

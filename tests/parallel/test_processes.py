@@ -260,6 +260,7 @@ with processes.leaving():
   [
     (jax.errors.JaxRuntimeError('UNKNOWN: Gloo AllGather failed: ...'), True),
     (jax.errors.JaxRuntimeError('Connection reset by peer'), True),
+    (jax.errors.JaxRuntimeError('[CoordinationServiceError=]'), True),
     (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory'), False),
     (OSError('Connection reset by peer'), False),
   ],
