@@ -41,6 +41,20 @@ def mesh(c: ConfigDict) -> jax.sharding.Mesh:
   return mesh_lib.make_mesh(**c.mesh, splits=sizes.splits(c))
 
 
+def fit_mesh(c: ConfigDict):
+  """Gives the config of a run from elsewhere a mesh for the devices here.
+
+  Args:
+    c: Keeps the mesh of the run where it fits, for a model may not go onto one
+      device; otherwise it gets the default one.
+  """
+  try:
+    mesh(c)
+  except ValueError:
+    with c.unlocked():
+      c.mesh = dict(settings.MESH)
+
+
 def chat(c: ConfigDict, path: pathlib.Path) -> chat_lib.Chat:
   """The tokenizer bridge of a model directory, with all its stop ids."""
   tokenizer, stop_ids = chat_lib.load_tokenizer(path), files.stop_ids(path)

@@ -41,7 +41,7 @@ _LENGTH_BLOCK = 128  # conversations are padded to multiples of this
 _VOCAB_BLOCK = 64  # the vocabulary too, so that it can be split over devices
 # Raised when this file, the players or the tokenizer make another model from
 # the same plan; else a cached one would go on being used.
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,13 +44,16 @@ MODEL_PATH = flags.DEFINE_string(
 )
 
 
-def run(main: Callable[[list[str]], None]):
-  """Parses the flags and calls `main`; a bad flag exits with code 2."""
+def run(main: Callable[[list[str]], None], changes: str = ''):
+  """Parses the flags and calls `main`; a bad flag exits with code 2.
+
+  `changes` is the flag, if any, that names the config of `overridden`.
+  """
   os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
   logging.set_verbosity(logging.ERROR)  # Orbax tells of every rename.
   try:
     with refusing():
-      app.run(main, flags_parser=_parse)
+      app.run(main, flags_parser=lambda argv: _parse(argv, changes))
   except interrupt.Stopped as stopped:
     print(stopped)
     sys.exit(stopped.code)
@@ -125,7 +128,7 @@ def overridden(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   Raises:
     Refused: One sentence.
   """
-  argv = [sys.argv[0], *_overrides(sys.argv)]
+  argv = [sys.argv[0], *given_fields()]
   parsed = flags.FlagValues()
   try:
     config_flags.DEFINE_config_dict(
@@ -161,10 +164,9 @@ def run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     ) from error
   with c.unlocked():  # It may be looked at on another machine.
     c.model.attention = 'auto'
-  if MODEL_PATH.value:
-    with c.unlocked():
+    if MODEL_PATH.value:
       c.model.path, c.model.revision = MODEL_PATH.value, ''
-    return c
+      return c
   pin_model(c, workdir)
   noted = _noted_model(workdir)
   if noted and not c.model.path:
@@ -193,8 +195,8 @@ def pin_model(c: ml_collections.ConfigDict, workdir: pathlib.Path):
 
 
 def _noted_model(workdir: pathlib.Path) -> dict[str, Any]:
-  file = workdir / 'model.json'
-  return read_json(file) if file.exists() else {}
+  file, is_run = workdir / 'model.json', (workdir / 'config.json').exists()
+  return read_json(file) if is_run and file.exists() else {}
 
 
 def check_model(c: ml_collections.ConfigDict) -> pathlib.Path | None:
@@ -285,8 +287,9 @@ def check_workdir(
     if not storage.is_remote(workdir):
       check_writable('--workdir', workdir)
     return
-  # Dot-files are ours: a start that was killed may have left them alone.
-  if all(file.name.startswith('.') for file in workdir.iterdir()):
+  # Ours: what a start leaves that is killed before it has written the config.
+  names = {file.name for file in workdir.iterdir()} - {'model.json'}
+  if all(name.startswith('.') for name in names):
     return
   snapshot = workdir / 'config.json'
   if not snapshot.exists():
@@ -349,7 +352,7 @@ _FLAG_ERRORS = (
 )
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], changes: str) -> list[str]:
   """Parses with absl; every way to fail becomes one sentence."""
   for value in _config_values(argv):
     path = value.partition(':')[0]
@@ -360,8 +363,8 @@ def _parse(argv: list[str]) -> list[str]:
       'env.name comes with the config file, for the other fields depend on '
       'it; allowed: another file, or --config=configs/own.py:env=NAME.'
     )
-  # Without a file they are for `overridden`, if the command has an --env.
-  aside = [] if _config_values(argv) else _overrides(argv)
+  # Without a file they are for `overridden`.
+  aside = [] if _config_values(argv) else given_fields(argv)
   try:
     rest = flags.FLAGS([a for a in argv if a not in aside])
   except SystemExit:  # absl has printed the help, and leaves with 1.
@@ -370,7 +373,7 @@ def _parse(argv: list[str]) -> list[str]:
     raise settings.Refused(_sentence(error, argv)) from error
   if len(rest) > 1:
     raise settings.Refused(f'unexpected argument {rest[1]!r}')
-  if aside and not ('env' in flags.FLAGS and flags.FLAGS['env'].value):
+  if aside and not (changes and flags.FLAGS[changes].value):
     raise settings.Refused(
       f'{aside[0]} is a change to a config, but --config is missing; e.g. '
       '--config=configs/quickstart.py'
@@ -378,8 +381,9 @@ def _parse(argv: list[str]) -> list[str]:
   return rest
 
 
-def _overrides(argv: list[str]) -> list[str]:
-  return [a for a in argv if a.startswith('--config.')]
+def given_fields(argv: list[str] | None = None) -> list[str]:
+  """What changes fields of the config in a command line, by default this."""
+  return [a for a in argv or sys.argv if a.startswith('--config.')]
 
 
 def _config_values(argv: list[str]) -> list[str]:
@@ -401,7 +405,7 @@ def _sentence(
   text = ' '.join(str(error).split())
   if isinstance(error, (AttributeError, KeyError, flags.UnrecognizedFlagError)):
     known = _fields(argv) if c is None else settings.flatten(c)
-    named = (_field(a) for a in _overrides(argv))
+    named = (_field(a) for a in given_fields(argv))
     field = next((name for name in named if name not in known), None)
     if field is not None:
       return settings.unknown_field(field, known)
@@ -415,10 +419,9 @@ def _sentence(
   if number:
     kind = 'whole number' if 'int' in number[3] else 'number'
     return f'{number[1]} is {number[2]!r}; allowed: a {kind}.'
-  for argument in argv:
+  for argument in given_fields(argv):
     field, value = _field(argument), argument.partition('=')[2]
-    is_it = argument.startswith('--config.') and repr(value) in text
-    if is_it and field not in text:
+    if repr(value) in text and field not in text:
       return f'{field} is {value!r}: {text}'
   return text
 

@@ -134,6 +134,7 @@ def joined() -> Iterator[None]:
       '--process_id.'
     ) from error
   with processes.leaving():
+    processes.meet()
     yield
 
 

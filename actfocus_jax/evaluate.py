@@ -1,10 +1,12 @@
 r"""Held-out success of a run's checkpoint, or of a model directory.
 
-python -m actfocus_jax.evaluate --workdir=DIR [--step=N] [--model_path=HF_DIR]
+python -m actfocus_jax.evaluate --workdir=DIR [--step=N] \
+  [--model_path=HF_DIR] [--config.mesh.fsdp=N ...]
 python -m actfocus_jax.evaluate --config=configs/NAME.py \
   --config.model.path=HF_DIR
 
-Prints one line for people and one JSON object; writes nothing.
+Prints one line for people and one JSON object; writes nothing. A run is
+evaluated on its own mesh where that fits the devices, else on the default one.
 """
 
 import json
@@ -40,15 +42,15 @@ def main(argv: list[str]):
         for flag in (_PROMPTS, _MEMBERS, _TEMPERATURE):
           if flag.value is not None:
             c.eval[flag.name] = flag.value
-        if workdir:  # A run may be evaluated on another machine.
-          c.mesh = dict(settings.MESH)
       checks.check(c)
       command.check_model(c)
     distributed.check_configs(c)
 
     # Imported late: it takes seconds, and the checks above should not.
-    from actfocus_jax import evaluation
+    from actfocus_jax import assemble, evaluation
 
+    if workdir and not command.given_fields():
+      assemble.fit_mesh(c)
     step, row = evaluation.evaluate_checkpoint(c, workdir, _STEP.value)
   print(evaluation.line(step, row))
   print(json.dumps({'step': step, **row}))
@@ -61,8 +63,16 @@ def _config(workdir):
     return command.config()
   if command.CONFIG.value is not None:
     raise settings.Refused('--workdir and --config exclude each other.')
-  return command.run_config(workdir)
+  given = command.given_fields()
+  other = next((a for a in given if not a.startswith('--config.mesh.')), None)
+  if other:
+    raise settings.Refused(
+      f'{other} would change the run of --workdir; allowed: '
+      '--config.mesh.NAME=SIZE.'
+    )
+  c = command.run_config(workdir)
+  return command.overridden(c) if given else c
 
 
 if __name__ == '__main__':
-  command.run(main)
+  command.run(main, changes='workdir')

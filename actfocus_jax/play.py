@@ -50,6 +50,7 @@ def _play():
 
   seed = c.eval.first_seed if _SEED.value is None else _SEED.value
   if _WORKDIR.value:
+    assemble.fit_mesh(c)
     with assemble.parts(c) as parts:
       watch(c, parts, storage.path(_WORKDIR.value), seed)
     return
@@ -148,10 +149,7 @@ def _config():
   if _WORKDIR.value:
     if _ENV.value or command.CONFIG.value is not None:
       raise settings.Refused('--workdir excludes --env and --config.')
-    c = command.run_config(storage.path(_WORKDIR.value))
-    with c.unlocked():
-      c.mesh = dict(settings.MESH)
-    return c
+    return command.run_config(storage.path(_WORKDIR.value))
   if _STEP.value is not None:
     raise settings.Refused('--step needs --workdir.')
   if command.MODEL_PATH.value:
@@ -177,4 +175,4 @@ def _plain_chat():
 
 
 if __name__ == '__main__':
-  command.run(main)
+  command.run(main, changes='env')

@@ -44,7 +44,12 @@ check .venv/.accelerator "$(cat .venv/.accelerator 2>/dev/null || true)" 'cuda1[
   fail "--ntasks-per-node is '$TASKS' with $GPUS GPUs on a node; allowed is $GPUS, one process per GPU, or 1, a process with all of them"
 
 # For the same reason every process must see all GPUs of its node: no binding.
-flags=(--kill-on-bad-exit=1 --gpu-bind=none)
+# The processes end each other, so srun must not: its SIGTERM to those still there would hide
+# a refusal or an error behind 143. It kills what is left WAIT seconds after the first has
+# ended, which must be longer than the 300 s in which they wait for one that was refused
+# before it joined them: else that refusal would be hidden, too.
+WAIT=600
+flags=(--kill-on-bad-exit=0 --wait="$WAIT" --gpu-bind=none)
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || flags+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
 PYTHONUNBUFFERED=1 srun "${flags[@]}" .venv/bin/python -m actfocus_jax.train "$@" &
 step=$!
@@ -65,8 +70,11 @@ while [ -n "$signalled" ]; do
   wait "$step" || status=$?
 done
 
-# 2 is a refusal, which a second try would meet again; 143 is scancel's SIGTERM in the first
-# seconds, before training can save.
+# srun's status is the highest of its processes, 128 and the signal for one that was killed.
+# 2 is a refusal, which a second try would meet again: also that of one alone, for those who
+# wait for it in vain end with 1. 143 is scancel's SIGTERM to the processes, which is not
+# always told to this script. What hung until srun killed it is 137, as is one that was out
+# of memory, and worth another try.
 case $cause:$status in
   time:*) scontrol requeue "$SLURM_JOB_ID" ;;
   :0 | :2 | :143 | cancelled:*) ;;

@@ -74,7 +74,8 @@ reach() {
   pod "$@" ${SSH[@]+"${SSH[@]}"}
 }
 
-# Runs a shell command in the home directory of every worker at once.
+# Runs a shell command in the home directory of every worker: of 64 at once, which is the most
+# that gcloud does, and of the next 64 when all of those have returned.
 everywhere() {
   reach ssh "$NAME" --node=all --worker=all --batch-size=all --command="$1"
 }
@@ -120,7 +121,10 @@ start() {
   [ ${#ENVIRONMENT[@]} = 0 ] || worker=(env "${ENVIRONMENT[@]}" "${worker[@]}")
   # Asked of all before any is started: half a pod would wait for the other half.
   everywhere "$(quoted "${worker[@]}" ready "$@")"
+  # Returns at once, for all have to come within 300 s of the first, also those of later batches.
   everywhere "$(quoted "${worker[@]}" run "$@")"
+  # For a minute from the start, so that later batches need not be watched for a minute more.
+  everywhere "$(quoted "${worker[@]}" watch)"
 }
 
 needs_program gcloud

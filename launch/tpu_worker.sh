@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # What launch/tpu_pod.sh has each worker of a pod do, in the tree that it copied there.
 #
-#   bash launch/tpu_worker.sh setup|idle|stop|logs
+#   bash launch/tpu_worker.sh setup|idle|watch|stop|logs
 #   bash launch/tpu_worker.sh ready|run TRAINING FLAGS
 #
 # Training holds a lock on runs/pod/lock for as long as it lives. So whether it runs is asked
 # of the kernel, and neither a reboot nor a process id used again gives a wrong answer.
 #
-#   START_SECONDS   how long `run` watches whether training ends at once (default 60)
+#   START_SECONDS   until when after the start `watch` waits for training to end (default 60)
 #   STOP_SECONDS    how long `stop` waits for training to save (default 600)
 set -euo pipefail
 
@@ -45,23 +45,35 @@ setup() {
 }
 
 start() {
-  local pid status=0
   exec 9>>runs/pod/lock
   flock --nonblock 9 || busy
+  rm -f runs/pod/pid runs/pod/status
   # A session of its own, with no terminal: a dropped ssh does not end it.
-  PYTHONUNBUFFERED=1 setsid nohup .venv/bin/python -m actfocus_jax.train --distributed=on "$@" \
-    </dev/null >>runs/pod/log 2>&1 &
-  pid=$!
+  PYTHONUNBUFFERED=1 setsid nohup bash launch/tpu_worker.sh train "$@" </dev/null >>runs/pod/log 2>&1 &
   exec 9>&-
-  echo "$pid" >runs/pod/pid
-  # Some refusals come later: the workers import jax and join before they ask for the bucket,
-  # and make the mesh after that.
-  if ended "${START_SECONDS:-60}"; then
-    wait "$pid" || status=$?
+  until [ -s runs/pod/pid ]; do sleep 0.1; done
+}
+
+# What `run` leaves behind: it keeps the exit code for `watch`.
+train() {
+  local status=0
+  .venv/bin/python -m actfocus_jax.train --distributed=on "$@" &
+  echo $! >runs/pod/pid
+  wait $! || status=$?
+  echo "$status" >runs/pod/status
+}
+
+# Some refusals come later: the workers import jax and join before they ask for the bucket,
+# and make the mesh after that.
+watch() {
+  local age rest
+  age=$(($(date +%s) - $(stat -c %Y runs/pod/pid)))
+  rest=$((${START_SECONDS:-60} - age))
+  if ended $((rest > 0 ? rest : 0)); then
     tail -n 5 runs/pod/log >&2
-    exit "$status"
+    exit "$(cat runs/pod/status || echo 1)"
   fi
-  echo "training runs on $(hostname) as process $pid"
+  echo "training runs on $(hostname) as process $(cat runs/pod/pid)"
 }
 
 stop() {
@@ -76,9 +88,10 @@ stop() {
 
 case ${1:-} in
   idle) ended 0 || busy ;;
-  setup | stop) "$1" ;;
+  setup | watch | stop) "$1" ;;
   logs) exec tail -n 100 -F runs/pod/log ;;
   ready) ready "${@:2}" ;;
   run) start "${@:2}" ;;
-  *) fail "the action is '${1:-}'; allowed are setup, idle, ready, run, stop and logs" ;;
+  train) train "${@:2}" ;;
+  *) fail "the action is '${1:-}'; allowed are setup, idle, ready, run, watch, stop and logs" ;;
 esac

@@ -98,7 +98,7 @@ class Machine:
       'PATH': f'{self._bin}:{os.environ["PATH"]}',
       'HOME': str(self.home),
       'STUB_CALLS': str(self._calls),
-      'START_SECONDS': '0.3',
+      'START_SECONDS': '1',
     }
     for program in ('gcloud', 'srun', 'scontrol', 'kubectl', 'docker'):
       self.stub(program)

@@ -7,6 +7,7 @@ import pathlib
 import shlex
 import signal
 import tarfile
+import time
 
 import launch_stubs
 import pytest
@@ -114,6 +115,7 @@ def test_pod_create(machine, options, flags):
       [
         everywhere(f'{WORKER} ready {" ".join(TRAINING)}'),
         everywhere(f'{WORKER} run {" ".join(TRAINING)}'),
+        everywhere(f'{WORKER} watch'),
       ],
     ),
   ],
@@ -130,7 +132,7 @@ def test_workers_without_an_external_address_are_reached(machine, flag):
     succeeds(pod(machine, action, *told))
   succeeds(pod(machine, 'run', *told, '--', *TRAINING))
   calls = [call for call in machine.calls() if call[0] == 'gcloud']
-  assert [call[4] for call in calls] == ['scp'] + ['ssh'] * 5
+  assert [call[4] for call in calls] == ['scp'] + ['ssh'] * 6
   assert all(call[-2:] == told for call in calls)
   machine.forget()
   succeeds(pod(machine, 'delete', *told))
@@ -257,7 +259,26 @@ def test_a_refusal_by_training_reaches_the_caller(worker):
   assert (result.returncode, result.stderr) == (2, 'error: we\n')
   # Importing jax and joining take many seconds before such a refusal.
   text = (worker.root / 'launch/tpu_worker.sh').read_text()
-  assert 'ended "${START_SECONDS:-60}"' in text
+  assert '${START_SECONDS:-60}' in text
+
+
+def test_a_worker_starts_at_once_and_is_watched_once(worker):
+  """Those beyond the 64 that gcloud reaches at a time wait for both."""
+
+  def run(action):
+    script = tree / 'launch/tpu_worker.sh'  # Absolute: not that of `machine`.
+    begin = time.monotonic()
+    told = worker.run(str(script), action, *TRAINING, START_SECONDS='20')
+    return succeeds(told), time.monotonic() - begin
+
+  tree = worker.home / 'actfocus_jax'
+  succeeds(pod(worker, 'setup'))
+  told, seconds = run('run')
+  assert told == '' and seconds < 10
+  os.utime(tree / 'runs/pod/pid', (begun := time.time() - 30, begun))
+  told, seconds = run('watch')
+  assert told.startswith('training runs on ') and seconds < 10
+  succeeds(pod(worker, 'stop'))
 
 
 def test_setup_copies_the_tree_but_no_leavings(worker):

@@ -13,6 +13,7 @@ import launch_stubs
 import pytest
 from launch_stubs import AWKWARD, assert_refused, succeeds
 
+from actfocus_jax.parallel import processes
 from actfocus_jax.run import storage
 
 ROOT = launch_stubs.ROOT
@@ -25,13 +26,35 @@ JOB = {
   'SLURM_NTASKS_PER_NODE': '4',
   'SLURM_GPUS_ON_NODE': '4',
 }
-SRUN = ['srun', '--kill-on-bad-exit=1', '--gpu-bind=none']
+SRUN = ['srun', '--kill-on-bad-exit=0', '--wait=600', '--gpu-bind=none']
 PYTHON = ['.venv/bin/python', '-m', 'actfocus_jax.train']
 REQUEUE = ['scontrol', 'requeue', '41']
 SRUN_THAT_SAVES = """
 trap 'echo saved; exit 0' TERM
 echo started
 while :; do sleep 0.05; done
+"""
+# Each of PROCESSES is SECOND:STATUS, how it would end by itself, in that order.
+SRUN_OF_PROCESSES = """
+kills='' waits=0 first='' bad='' highest=0
+for flag in "$@"; do
+  case $flag in
+    --kill-on-bad-exit=1) kills=1 ;;
+    --wait=*) waits=${flag#*=} ;;
+  esac
+done
+for process in $PROCESSES; do
+  second=${process%:*} status=${process#*:}
+  age=$((second - ${first:=$second}))
+  if [ -n "$bad" ]; then
+    status=143
+  elif [ "$waits" -gt 0 ] && [ "$age" -gt "$waits" ]; then
+    status=137
+  fi
+  [ "$status" = 0 ] || bad=$kills
+  [ "$status" -le "$highest" ] || highest=$status
+done
+exit "$highest"
 """
 
 
@@ -116,6 +139,28 @@ def test_slurm_a_died_process_requeues(machine, status, environment, requeued):
   machine.stub('srun', f'exit {status}')
   result = slurm(machine, *TRAINING, **environment)
   assert result.returncode == int(status)
+  assert machine.calls()[1:] == ([REQUEUE] if requeued else [])
+
+
+@pytest.mark.parametrize(
+  ('ends', 'status', 'requeued'),
+  [
+    ('9:0 9:0', 0, False),
+    # Process 0 stays a little, for the others may have the same to say.
+    ('3:2 8:2', 2, False),
+    ('60:1 65:1', 1, True),
+    # Refused before it joined: the others import jax, then wait in vain.
+    (f'1:2 {60 + processes._JOIN_WITHIN:g}:1', 2, False),
+    ('60:137 90:134', 137, True),
+    ('60:1 100000:0', 137, True),  # The second hangs.
+  ],
+)
+def test_slurm_what_one_process_says_is_not_hidden(
+  machine, ends, status, requeued
+):
+  machine.stub('srun', SRUN_OF_PROCESSES)
+  result = slurm(machine, *TRAINING, PROCESSES=ends)
+  assert result.returncode == status
   assert machine.calls()[1:] == ([REQUEUE] if requeued else [])
 
 

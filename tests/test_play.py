@@ -1,5 +1,6 @@
 """Playing by hand and watching a checkpoint."""
 
+import contextlib
 import io
 import os
 import pathlib
@@ -11,6 +12,9 @@ import types
 
 import processes
 import pytest
+import small_run
+from absl import flags
+from absl.testing import flagsaver
 
 from actfocus_jax import assemble, casting, play
 from actfocus_jax.agent import chat as chat_lib
@@ -191,6 +195,28 @@ def test_ctrl_c_at_the_prompt_ends_quietly():
   rest, err = process.communicate(timeout=60)
   os.close(primary)
   assert (process.returncode, rest, err) == (130, '\n', '')
+
+
+def test_a_run_of_a_larger_machine_is_watched_on_this_one(monkeypatch):
+  meshes = []
+
+  @contextlib.contextmanager
+  def parts(c):
+    meshes.append(dict(c.mesh))
+    yield
+
+  monkeypatch.setattr(assemble, 'parts', parts)
+  monkeypatch.setattr(play, 'watch', lambda *arguments: None)
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+  for fsdp in (4, 16):
+    c = small_run.config('x', mesh__fsdp=fsdp, learner__microbatch=16)
+    monkeypatch.setattr(play, '_config', lambda c=c: c)
+    with flagsaver.flagsaver(workdir='x'):
+      play._play()
+  fits, does_not = meshes
+  assert fits == settings.MESH | {'fsdp': 4}
+  assert does_not == settings.MESH
 
 
 @pytest.mark.parametrize(

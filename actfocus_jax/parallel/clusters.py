@@ -24,7 +24,7 @@ def several(environ: Mapping[str, str] = os.environ) -> str | None:
   tasks = {
     'Open MPI': ('OMPI_MCA_orte_hnp_uri', 'OMPI_COMM_WORLD_SIZE'),
     OPEN_MPI_5: ('PMIX_NAMESPACE', 'OMPI_COMM_WORLD_SIZE'),
-    'Slurm': ('SLURM_STEP_NODELIST', 'SLURM_NTASKS'),
+    'Slurm': ('SLURM_STEP_NODELIST', _slurm_count(environ)),
   }
   for name, (mark, count) in tasks.items():
     if mark in environ and int(environ.get(count, '1')) > 1:
@@ -34,6 +34,16 @@ def several(environ: Mapping[str, str] = os.environ) -> str | None:
   if int(environ.get('MEGASCALE_NUM_SLICES', '1')) > 1:
     return 'several TPU slices'
   return None
+
+
+def _slurm_count(environ: Mapping[str, str]) -> str:
+  """What says how many processes a step of Slurm has.
+
+  The shell of an interactive allocation is a step, of one process, in which
+  SLURM_NTASKS is that of the allocation.
+  """
+  step = 'SLURM_STEP_NUM_TASKS'
+  return step if step in environ else 'SLURM_NTASKS'
 
 
 def count_and_index(
@@ -67,4 +77,5 @@ def local_devices(environ: Mapping[str, str] = os.environ) -> list[int] | None:
     is_known = several(environ) != OPEN_MPI_5
     return None if is_known else [int(environ['OMPI_COMM_WORLD_LOCAL_RANK'])]
   nodes = environ.get('SLURM_STEP_NUM_NODES')
-  return [] if nodes and nodes == environ.get('SLURM_NTASKS') else None
+  is_alone = nodes and nodes == environ.get(_slurm_count(environ))
+  return [] if is_alone else None

@@ -52,7 +52,7 @@ def start(
   process_id: int | None = None,
   local_devices: Sequence[int] | None = None,
 ):
-  """Joins the other processes. Before anything asks JAX for a device.
+  """Joins the other processes, to `meet` them. Before JAX looks for devices.
 
   Args:
     coordinator: HOST:PORT of process 0, with the two below, or all None: then
@@ -84,8 +84,14 @@ def start(
     come.set()
   # JAX took the signal, for a notice that nobody here asks it about.
   signal.signal(signal.SIGTERM, on_sigterm)
-  # Here, while all are here: the first meeting has a time limit (30 s on CPU),
-  # and what comes next may take one of them longer. Later ones have none.
+
+
+def meet():
+  """The first exchange of all, right after `start`, inside `leaving`.
+
+  While all are here: it has a time limit (30 s on CPU), and what comes next may
+  take one of them longer. Later ones have none.
+  """
   exchange(None)
   if not is_first():  # One of them talks; all of them may complain.
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
@@ -134,8 +140,11 @@ def end(error: BaseException):
   Args:
     error: From any thread.
   """
-  if count() == 1:
-    return
+  try:
+    if count() == 1:
+      return
+  except RuntimeError:  # What failed was to find the devices of all.
+    pass
   if isinstance(error, _TOLD):
     print(f'error: {error}', file=sys.stderr)
   elif is_loss(error):
@@ -162,7 +171,7 @@ _TOLD = (refusals.Refused, refusals.Halted, interrupt.Stopped)
 
 # What the libraries of collectives say when another process does not answer.
 _LOST = re.compile(
-  r'Gloo|NCCL|[Cc]onnection (reset|closed|refused)|[Hh]eartbeat|coordination'
+  r'Gloo|NCCL|[Cc]onnection (reset|closed|refused)|[Hh]eartbeat|[Cc]oordination'
 )
 
 

@@ -93,7 +93,8 @@ class RunDirectory:
       path / 'checkpoints', keep=c.checkpoint.keep, on_failure=on_failure
     )
     try:
-      if (path / 'model.json').exists():
+      files = (path / 'model.json', path / 'config.json')
+      if all(file.exists() for file in files):  # Else no run has begun.
         check_model(path, model)
     except BaseException:  # Nobody would leave the context that is not entered.
       self.let_go()

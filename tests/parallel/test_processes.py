@@ -33,6 +33,8 @@ ONE_EACH = {'OMPI_COMM_WORLD_LOCAL_SIZE': '1'}
     (SLURM, 'Slurm'),
     (SLURM | {'SLURM_NTASKS': '1'}, None),
     ({'SLURM_NTASKS': '2'}, None),  # In the allocation, but not by srun.
+    (SLURM | {'SLURM_STEP_NUM_TASKS': '1'}, None),  # The shell of salloc.
+    (SLURM | {'SLURM_NTASKS': '1', 'SLURM_STEP_NUM_TASKS': '2'}, 'Slurm'),
     (OPEN_MPI_4, 'Open MPI'),
     (OPEN_MPI_5, 'Open MPI 5'),
     (OPEN_MPI_5 | SLURM, 'Open MPI 5'),  # Its daemons are steps of Slurm's.
@@ -63,6 +65,8 @@ def test_open_mpi_5_says_who_is_who():
     ({}, None),
     (SLURM | {'SLURM_STEP_NUM_NODES': '2'}, []),
     (SLURM | {'SLURM_STEP_NUM_NODES': '1'}, None),
+    (SLURM | {'SLURM_STEP_NUM_NODES': '2', 'SLURM_STEP_NUM_TASKS': '4'}, None),
+    (SLURM | {'SLURM_STEP_NUM_NODES': '1', 'SLURM_STEP_NUM_TASKS': '1'}, []),
     (OPEN_MPI_4 | {'OMPI_COMM_WORLD_LOCAL_SIZE': '2'}, None),
     (OPEN_MPI_4 | ONE_EACH, []),
     (OPEN_MPI_5, [1]),
@@ -108,6 +112,29 @@ except refusals.Refused as error:
   assert said.startswith(
     '--distributed=on, but Retry failed: 403 Forbidden. Allowed: '
   )
+
+
+@pytest.mark.parametrize(
+  'count', ['return 2', 'raise RuntimeError("Unable to initialize backend")']
+)
+def test_who_is_lost_at_the_first_meeting_is_told_in_a_sentence(count):
+  code, said = alone(f"""
+import jax
+from actfocus_jax import distributed
+def count():
+  {count}
+def exchange(value):
+  processes.count = count
+  raise jax.errors.JaxRuntimeError('Gloo: closed')
+processes.exchange = exchange
+processes.start = lambda **arguments: None
+distributed.flags.FLAGS(['x', '--distributed=on'])
+with distributed.joined():
+  pass
+""")
+  assert code == 1
+  assert said.startswith('error: another process has ended, or cannot be rea')
+  assert said.endswith('(Gloo: closed)\n') and 'Traceback' not in said
 
 
 def test_one_process_exchanges_with_itself():
@@ -233,6 +260,7 @@ with processes.leaving():
   [
     (jax.errors.JaxRuntimeError('UNKNOWN: Gloo AllGather failed: ...'), True),
     (jax.errors.JaxRuntimeError('Connection reset by peer'), True),
+    (jax.errors.JaxRuntimeError('[CoordinationServiceError=]'), True),
     (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory'), False),
     (OSError('Connection reset by peer'), False),
   ],
@@ -326,5 +354,6 @@ def exchange(value):
   {kill}
 processes.exchange = exchange
 start(1, 0)
+processes.meet()
 """)
   assert code == -signal.SIGTERM and 'all have come' in said

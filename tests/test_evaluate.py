@@ -1,0 +1,100 @@
+"""The mesh on which a run is evaluated, here and on another machine."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import small_run
+
+from actfocus_jax.run import settings
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+OWN = dict(data=1, fsdp=4, tensor=2, dcn_data=-1, dcn_fsdp=1)
+# In a process of its own, for other commands have flags of the same names:
+# CASES are lists of a number of devices and what is told beside --workdir.
+EVALUATE = """
+import functools, json, sys
+import jax
+from absl import flags
+from actfocus_jax import assemble, command, evaluate, evaluation
+from actfocus_jax.parallel import mesh as mesh_lib
+from actfocus_jax.run import settings
+
+make, meshes = mesh_lib.make_mesh, []
+
+def play(c, workdir, step):
+  with assemble.refusing_misfits():
+    assemble.mesh(c)
+  meshes.append(dict(c.mesh))
+  return 0, {}
+
+def outcome(workdir, devices, *told):
+  part = jax.devices()[:devices]
+  mesh_lib.make_mesh = functools.partial(make, devices=part)
+  sys.argv = ['evaluate', f'--workdir={workdir}', *told]
+  flags.FLAGS.unparse_flags()
+  try:
+    evaluate.main(command._parse(sys.argv, 'workdir'))
+  except settings.Refused as refused:
+    return str(refused)
+  return meshes.pop()
+
+evaluation.evaluate_checkpoint = play
+evaluation.line = lambda step, row: ''
+workdir, cases = sys.argv[1:]
+told = [outcome(workdir, *case) for case in json.loads(cases)]
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope='module')
+def outcome(tmp_path_factory):
+  """(devices, *told) -> the mesh of the evaluation, or the refusal.
+
+  The run was one on eight devices; nothing but its config is read.
+  """
+  workdir = tmp_path_factory.mktemp('run')
+  changes = {f'mesh__{name}': size for name, size in OWN.items()}
+  c = small_run.config(workdir, **changes)
+  (workdir / 'config.json').write_text(json.dumps(settings.to_json(c)))
+  done = subprocess.run(
+    [sys.executable, '-c', EVALUATE, str(workdir), json.dumps(CASES)],
+    cwd=ROOT,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=120,
+  )
+  assert done.returncode == 0, done.stderr
+  outcomes = json.loads(done.stdout.splitlines()[-1])
+  return lambda *case: outcomes[CASES.index(list(case))]
+
+
+FSDP = '--config.mesh.fsdp=2'
+REFUSED = {
+  '--config.seed=1': '--config.seed=1 would change the run of --workdir; ',
+  '--config.mesh.fdsp=2': 'mesh.fdsp is no field of the config; did you mean',
+  '--config.mesh.fsdp=0': 'mesh.fsdp is 0; allowed: -1',
+  '--config.mesh.fsdp=x': "mesh.fsdp is 'x'; allowed: a whole number",
+}
+CASES = [[8], [4], [1], [4, FSDP], [8, FSDP], *([8, told] for told in REFUSED)]
+
+
+def test_a_run_keeps_its_mesh_where_that_fits(outcome):
+  assert outcome(8) == OWN
+  assert outcome(4) == outcome(1) == settings.MESH
+
+
+def test_a_mesh_may_be_told_beside_a_run(outcome):
+  assert outcome(4, FSDP) == OWN | {'fsdp': 2}
+  # What was told does not silently become another one.
+  assert 'fsdp=2, tensor=2 does not fit 8 devices' in outcome(8, FSDP)
+
+
+@pytest.mark.parametrize('told', REFUSED)
+def test_only_a_right_mesh_may_be_told(outcome, told):
+  assert outcome(8, told).startswith(REFUSED[told])
