@@ -46,7 +46,7 @@ from actfocus_jax.parallel import processes
 Episode = episode_lib.Episode
 
 # Below this many slots a step costs about the same however few there are.
-_LEAST_TO_COMPACT = 32
+LEAST_TO_COMPACT = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,7 +349,7 @@ class _Run:
   def _compact(self):
     """Drops slots when a quarter of each shard's holds all its episodes."""
     quarter, each = self._quarter(), self._each()
-    if len(self.lanes) < _LEAST_TO_COMPACT or quarter == each:
+    if len(self.lanes) < LEAST_TO_COMPACT or quarter == each:
       return
     live_SN = self.lanes.live_B.reshape(-1, each)
     if live_SN.sum(axis=1).max() > quarter:

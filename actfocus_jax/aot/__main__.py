@@ -71,6 +71,12 @@ _SCALE = flags.DEFINE_bool(
   'scale', False, 'From 1 to 4,096 chips, as a plot, into --out.'
 )
 _OUT = flags.DEFINE_string('out', None, 'Directory of --table and --scale.')
+_JOBS = flags.DEFINE_integer(
+  'jobs',
+  None,
+  'Cells of --table and --scale that are compiled at a time; without it as '
+  'many as there are cores, and 6 GiB of free memory for each.',
+)
 _TOPOLOGIES = flags.DEFINE_list(
   'topologies', ['v5e:4x4', 'v6e:4x4', 'v5p:2x2x4'], 'Of the table.'
 )
@@ -79,6 +85,8 @@ _ALGOS = flags.DEFINE_list('algos', list(settings.ALGOS), 'Of the table.')
 flags.declare_key_flag('config')
 
 _TABLE_CONFIG = 'configs/sokoban.py'
+# What compiling a cell takes of this machine's memory, and some more.
+_JOB_BYTES = 6 * 2**30
 
 
 def main(argv: list[str]):
@@ -139,17 +147,28 @@ def _several():
         raise settings.Refused(
           f'{flag} has {value!r}; allowed: {", ".join(allowed)}.'
         )
+  if _JOBS.value is not None and _JOBS.value < 1:
+    raise settings.Refused(f'--jobs is {_JOBS.value}; allowed: 1 or more.')
   efficiency = _efficiency()
   _prepare()
 
   from actfocus_jax.aot import many, scale
 
-  asks = many.Asks(_config_of, _workload, efficiency, _PRICE.value, out, _note)
+  asks = many.Asks(
+    _config_of, _workload, efficiency, _PRICE.value, out, _jobs()
+  )
   out.mkdir(parents=True, exist_ok=True)
   if _TABLE.value:
     print(many.table_of(asks, _SIZES.value, _ALGOS.value, wheres))
   if _SCALE.value:
     print(scale.run(asks))
+
+
+def _jobs() -> int:
+  if _JOBS.value is not None:
+    return _JOBS.value
+  free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  return max(1, min(os.cpu_count() or 1, free // _JOB_BYTES))
 
 
 def _config_of(size: str, algo: str, **changes: int):

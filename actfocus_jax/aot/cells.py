@@ -5,6 +5,7 @@ table that was interrupted goes on where it stopped.
 """
 
 import dataclasses
+import functools
 import gc
 import hashlib
 import importlib.metadata
@@ -76,8 +77,9 @@ class Question:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@functools.cache
 def _code() -> str:
-  """A fingerprint of the sources that a program is made of."""
+  """A fingerprint of the sources that a program is made of, as it began."""
   root = pathlib.Path(assemble.__file__).parent
   digest = hashlib.sha256()
   for room in _ROOMS:

@@ -132,6 +132,8 @@ def _candidate(
   shape = mesh_shapes.choose(sizes, where.slice_chips, where.slices, splits)
   with c.unlocked():
     c.mesh.update(dataclasses.asdict(shape))
+    # Score and update are compiled, and so counted, as two programs.
+    c.learner.fused = False
   return Candidate(
     c,
     shape,

@@ -138,14 +138,23 @@ def kind_of(one: Instruction) -> str:
   return opcode if opcode in KINDS else ''
 
 
-def wire(one: Instruction, layout: Layout) -> Collective:
-  """What one call of an instruction sends."""
+def wire(one: Instruction, layout: Layout, *, ways: int = 1) -> Collective:
+  """What one call of an instruction sends.
+
+  Args:
+    one: A collective.
+    layout: Of the devices.
+    ways: Of a permutation: 2 if another one goes the opposite way meanwhile.
+
+  Returns:
+    Its bytes; of two that share the time, each has half of load and hops.
+  """
   kind = kind_of(one)
   if one.opcode == 'send':
     return _between_slices(one, kind, layout)
   whole = _results(one)
   if kind == 'collective-permute':
-    return _permuted(one, whole, layout)
+    return _permuted(one, whole, layout, ways)
   group, count = first_group(one.attributes, layout)
   layout = layout.among(count)
   n, slices = len(group), layout.slices(group)
@@ -197,22 +206,27 @@ def _between_slices(one: Instruction, kind: str, layout: Layout) -> Collective:
   return Collective(kind, 'slices', 1.0, 0.0, 0.0, whole)
 
 
-def _permuted(one: Instruction, whole: float, layout: Layout) -> Collective:
-  kind = 'collective-permute'
+def pairs(one: Instruction) -> frozenset[tuple[int, int]]:
+  """(from, to) of a permutation that somebody is sent; else nothing."""
   listed = re.search(r'source_target_pairs=\{(.*?)\}\}', one.attributes)
   named = re.findall(r'(\d+),(\d+)', listed.group(1)) if listed else []
-  pairs = np.array(named, int).reshape(-1, 2)
-  if pairs.size and pairs.max() < layout.slice_chips:
-    layout = layout.among(layout.slice_chips)
-  pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-  if not pairs.size:
+  return frozenset((int(a), int(b)) for a, b in named if a != b)
+
+
+def _permuted(
+  one: Instruction, whole: float, layout: Layout, ways: int
+) -> Collective:
+  kind, sent = 'collective-permute', np.array(sorted(pairs(one)))
+  if not sent.size:
     return Collective(kind, 'none', 1.0, 0.0, 0.0, 0.0)
-  axes = layout.crossed(pairs[0])
-  if any(layout.slices(pair) > 1 for pair in pairs):
+  if sent.max() < layout.slice_chips:
+    layout = layout.among(layout.slice_chips)
+  axes = layout.crossed(sent[0])
+  if any(layout.slices(pair) > 1 for pair in sent):
     return Collective(kind, axes, 1.0, 0.0, 0.0, whole)
   # To one neighbour, over one link.
-  load = whole * 2 * len(layout.torus.sizes)
-  hops = max(layout.span(pair).hops for pair in pairs)
+  load = whole * 2 * len(layout.torus.sizes) / ways
+  hops = max(layout.span(pair).hops for pair in sent) / ways
   return Collective(kind, axes, 1.0, whole, load, 0.0, hops)
 
 

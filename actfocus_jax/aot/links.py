@@ -58,12 +58,11 @@ class Torus:
     for size, is_closed, line_N in zip(
       self.sizes, self.closed, places_ND.T, strict=True
     ):
-      far = int(line_N.max() - line_N.min())
-      if not far:
+      own = sorted(set(line_N.tolist()))
+      if len(own) == 1:
         continue
-      is_ring = is_closed and len(set(line_N.tolist())) == size
-      links += 2 if is_ring else 1
-      hops += size // 2 if is_ring else far
+      links += 2 if is_closed and len(own) == size else 1
+      hops += _farthest(own, size if is_closed else 0)
     return Span(links / (2 * len(self.sizes)), hops) if links else ALONE
 
   def spans(self, axes: Sequence[int]) -> list[Span]:
@@ -92,3 +91,9 @@ class Torus:
       part.append(math.gcd(n, size))
       size //= part[-1]
     return part
+
+
+def _farthest(places: Sequence[int], ring: int) -> int:
+  """Hops between the two farthest apart, on a ring of a size (or a line, 0)."""
+  apart = (abs(a - b) for a, b in itertools.combinations(places, 2))
+  return max(min(far, ring - far) if ring else far for far in apart)

@@ -1,21 +1,46 @@
 """The table: sizes and algorithms on some slices, and the smallest that fits.
 
-Every cell is compiled in turn and kept, so the command can be stopped and
-given again.
+What is not known yet is compiled first, in several processes (threads of one
+end in a crash of the compiler now and then), and every answer is kept, so the
+command can be stopped and given again. The table is then made of what is kept.
 """
 
 import dataclasses
 import json
+import multiprocessing
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import Any
 
 from actfocus_jax.aot import cells, roofline, table, topology, workload
 
 
 @dataclasses.dataclass(frozen=True)
+class Cell:
+  """One answer of many.
+
+  Attributes:
+    size: Of the model.
+    algo: Of the config.
+    where: The slices.
+    changes: Fields of the config, `section__name`, and their values.
+  """
+
+  size: str
+  algo: str
+  where: topology.Topology
+  changes: tuple[tuple[str, int], ...] = ()
+
+  def __str__(self) -> str:
+    changed = ''.join(f', {name}={value}' for name, value in self.changes)
+    return f'{self.size} {self.algo} on {self.where}{changed}'
+
+
+@dataclasses.dataclass(frozen=True)
 class Asks:
-  """How to make a question of a size and an algorithm.
+  """How to make a question of a cell.
 
   Attributes:
     config_of: (size, algo, **changes) -> (config, shape of the model).
@@ -23,7 +48,7 @@ class Asks:
     efficiency: Shares of the peaks that are reached.
     price: Dollars per chip and hour; None is the list price.
     out: Directory for what is found.
-    note: Told of progress.
+    jobs: Cells that are compiled at a time, each in a process of its own.
   """
 
   config_of: Callable[..., tuple[Any, Any]]
@@ -31,21 +56,64 @@ class Asks:
   efficiency: roofline.Efficiency
   price: float | None
   out: pathlib.Path
-  note: Callable[[str], None]
+  jobs: int = 1
 
-  def ask(
-    self, size: str, algo: str, where: topology.Topology, **changes: int
-  ) -> dict[str, Any]:
-    """The answer, new or kept, with the names of its row."""
-    c, config = self.config_of(size, algo, **changes)
-    question = cells.Question(
-      c, config, where, self.workload_of(c), self.efficiency, self.price
+  def question(self, cell: Cell) -> cells.Question:
+    """What is asked of a cell."""
+    c, config = self.config_of(cell.size, cell.algo, **dict(cell.changes))
+    work = self.workload_of(c)
+    return cells.Question(
+      c, config, cell.where, work, self.efficiency, self.price
     )
-    self.note(f'{size} {algo} on {where}')
-    told, is_kept = cells.kept(question, self.out, note=self.note)
-    does = 'fits' if told['fits'] else told.get('refused', 'does not fit')
-    self.note(f'{size} {algo} on {where}: {does}{" (kept)" * is_kept}')
-    return told | {'size': size.upper(), 'algo': algo}
+
+  def ask(self, cell: Cell) -> dict[str, Any]:
+    """The answer, new or kept, with the names of its row."""
+    told = _told(str(cell), self.question(cell), self.out)
+    return told | {'size': cell.size.upper(), 'algo': cell.algo}
+
+  def prepare(self, searches: Sequence[Sequence[Cell]]):
+    """Answers cells that are to be asked, several searches at a time.
+
+    Args:
+      searches: Of each the cells are asked in turn until one fits.
+    """
+    tasks = [
+      [(str(cell), self.question(cell)) for cell in cells_of]
+      for cells_of in searches
+    ]
+    spawn = multiprocessing.get_context('spawn')
+    with futures.ProcessPoolExecutor(self.jobs, mp_context=spawn) as pool:
+      begun = [pool.submit(_search, task, self.out) for task in tasks]
+      try:
+        for done, one in enumerate(futures.as_completed(begun), 1):
+          one.result()
+          _note(f'{done} of {len(tasks)} done')
+      except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+def _search(task: Sequence[tuple[str, cells.Question]], out: pathlib.Path):
+  for name, question in task:
+    if _told(name, question, out)['fits']:
+      return
+
+
+def _told(
+  name: str, question: cells.Question, out: pathlib.Path
+) -> dict[str, Any]:
+  def note(text: str):
+    _note(f'{name}: {text}')
+
+  told, is_kept = cells.kept(question, out, note=note)
+  does = 'fits' if told['fits'] else told.get('refused', 'does not fit')
+  if not is_kept:
+    note(does)
+  return told
+
+
+def _note(text: str):
+  print(f'  {text}', file=sys.stderr, flush=True)
 
 
 def table_of(
@@ -55,27 +123,30 @@ def table_of(
   wheres: Sequence[topology.Topology],
 ) -> str:
   """Compiles all cells; writes and returns the table as Markdown."""
-  named, smallest = [], []
-  for size in sizes:
-    for algo in algos:
-      named += [asks.ask(size, algo, where) for where in wheres]
-      _write(asks.out, named, smallest)
-  for size in sizes:
-    for algo in algos:
-      for kind in dict.fromkeys(where.chip.name for where in wheres):
-        smallest += _smallest(asks, size, algo, kind)
-        _write(asks.out, named, smallest)
+  pairs = [(size, algo) for size in sizes for algo in algos]
+  kinds = dict.fromkeys(where.chip.name for where in wheres)
+  named = [Cell(*pair, where) for pair in pairs for where in wheres]
+  asks.prepare([[cell] for cell in named])
+  found = [asks.ask(cell) for cell in named]
+  _write(asks.out, found, [])
+  searches = [
+    [Cell(*pair, where) for where in topology.all_of(kind)]
+    for pair in pairs
+    for kind in kinds
+  ]
+  asks.prepare(searches)
+  _write(asks.out, found, [_first(asks, search) for search in searches])
   return (asks.out / 'table.md').read_text()
 
 
-def _smallest(asks: Asks, size: str, algo: str, kind: str) -> Iterator[dict]:
-  """The first slice of a generation that fits; the last one if none does."""
+def _first(asks: Asks, search: Sequence[Cell]) -> dict[str, Any]:
+  """The first that fits; the last one if none does."""
   told = {}
-  for where in topology.all_of(kind):
-    told = asks.ask(size, algo, where)
+  for cell in search:
+    told = asks.ask(cell)
     if told['fits']:
       break
-  yield told
+  return told
 
 
 def _write(out: pathlib.Path, named: list[dict], smallest: list[dict]):

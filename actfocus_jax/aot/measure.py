@@ -9,11 +9,9 @@ does not suffice is no failure but an answer.
 import dataclasses
 import gc
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from concurrent import futures
 from typing import Any
 
 import jax
@@ -174,24 +172,14 @@ def all_programs(
   # What needs the most comes first, where one refusal is enough.
   order = sorted(listed, key=_rank) if until_full else listed
   costs = []
-  # To compile one keeps one core busy.
-  pool = futures.ThreadPoolExecutor(os.cpu_count())
-  try:
-    begun = []
+  for program in order:
+    beside = sum(outside[name] for name in program.beside)
     with jax.set_mesh(run.mesh):
-      for program in order:
-        beside = sum(outside[name] for name in program.beside)
-        known, lowered = _lowered(program, layout, beside)
-        task = (_compiled, known, lowered, layout, program.trips, memory)
-        begun.append(pool.submit(*task))
-    for future in begun:
-      costs.append(future.result())
-      note(f'{costs[-1].name}: {costs[-1].seconds:.0f} s')
-      gc.collect()
-      if until_full and not costs[-1].fits:
-        break
-  finally:
-    pool.shutdown(wait=False, cancel_futures=True)
+      costs.append(_one(program, layout, beside, memory))
+    note(f'{costs[-1].name}: {costs[-1].seconds:.0f} s')
+    gc.collect()
+    if until_full and not costs[-1].fits:
+      break
   names = [program.name for program in listed]
   return sorted(costs, key=lambda one: names.index(one.name))
 
@@ -201,10 +189,12 @@ def _rank(program: programs.Program) -> tuple[int, bool]:
   return phase, program.is_timed
 
 
-def _lowered(
-  program: programs.Program, layout: collectives.Layout, outside: float
-) -> tuple[dict[str, Any], Any]:
-  """What is known of a program before it is compiled, and what to compile."""
+def _one(
+  program: programs.Program,
+  layout: collectives.Layout,
+  outside: float,
+  memory: float,
+) -> Cost:
   traced = program.trace()
   products, in_kernels = (
     flops.count(traced.jaxpr, trips=program.trips, only_kernels=only)
@@ -220,7 +210,7 @@ def _lowered(
     kernel_flops=in_kernels,
     outside=outside,
   )
-  return known, traced.lower()
+  return _compiled(known, traced.lower(), layout, program.trips, memory)
 
 
 def _compiled(

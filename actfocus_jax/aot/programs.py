@@ -6,6 +6,7 @@ that what is compiled here is what would run there.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -166,7 +167,8 @@ class Run:
     than training.
     """
     training, seats = self.parts.training, self.parts.seats
-    if self.quarter(seats.batch) < seats.batch:
+    least = max(rollout.LEAST_TO_COMPACT, self.quarter(seats.batch) + 1)
+    if seats.batch >= least:
       yield self._compact(seats)
     if seats is not training:
       for view in sorted(self._views(self.work.turn_ends()))[-1:]:
@@ -175,6 +177,7 @@ class Run:
       yield self._decode(f'decode in evaluation, view {view}', seats, view)
     if self.parts.readers is not training:
       yield self._read(self.parts.evaluation, ' in evaluation')
+    if any(self.parts.evaluation is one for one in (seats, self.parts.readers)):
       yield self._admit(self.parts.evaluation, 0, ' in evaluation')
 
   def _read(self, seats: parts.Seats, when: str = '') -> Program:
@@ -267,10 +270,11 @@ class Run:
 
   def _learning(self, length: int) -> Iterator[Program]:
     batch = self._trajectories(length)
-    # What only the data decide: tokens that are scored, as pieces of them.
+    # What only the data decide: tokens that are scored, as pieces of them. The
+    # reference may be asked for fewer.
     marked = self.work.sampled_share(length)
     rows = self.step_microbatch // self.shards
-    pieces = max(1.0, marked * rows * length / self.c.learner.score_chunk)
+    pieces = math.ceil(marked * rows * length / self.c.learner.score_chunk)
     is_usual = length == self.usual_length
     state, reference = self.parts.state, self.parts.reference
     yield Program(

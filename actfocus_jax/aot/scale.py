@@ -104,11 +104,14 @@ def run(asks: many.Asks, host: Host | None = None) -> str:
     The table as Markdown.
   """
   host = host or Host()
-  points = []
-  for line in LINES:
-    for count in line.counts:
-      points.append(_point(asks, line, count, host))
-      (asks.out / 'scale.json').write_text(json.dumps(points, indent=1))
+  every = [(line, count) for line in LINES for count in line.counts]
+  asked = [_cell(line, count) for line, count in every]
+  asks.prepare([[cell] for cell in asked if cell])
+  points = [
+    _point(asks, line, count, cell, host)
+    for (line, count), cell in zip(every, asked, strict=True)
+  ]
+  (asks.out / 'scale.json').write_text(json.dumps(points, indent=1))
   assumed = f'{table.assumptions(points)} {host.assumptions()}'
   text = f'{markdown(points)}\n\n{assumed}'
   (asks.out / 'scale.md').write_text(f'{text}\n')
@@ -122,18 +125,23 @@ def run(asks: many.Asks, host: Host | None = None) -> str:
   return text
 
 
-def _point(
-  asks: many.Asks, line: Line, count: int, host: Host
-) -> dict[str, Any]:
+def _cell(line: Line, count: int) -> many.Cell | None:
+  """What is compiled for a point; None if no slice has so many chips."""
   where = slices_of(line.kind, count)
-  point = {'line': line.name, 'kind': line.kind, 'chips': count}
-  if where is None:
-    return point | {'refused': f'{line.kind} has no slice of {count}'}
   changes = growing(count) if line.grows else {}
-  told = asks.ask(SIZE, ALGO, where, **changes)
+  return where and many.Cell(SIZE, ALGO, where, tuple(changes.items()))
+
+
+def _point(
+  asks: many.Asks, line: Line, count: int, cell: many.Cell | None, host: Host
+) -> dict[str, Any]:
+  point = {'line': line.name, 'kind': line.kind, 'chips': count}
+  if cell is None:
+    return point | {'refused': f'{line.kind} has no slice of {count}'}
+  told = asks.ask(cell)
   if not told['fits']:
     return point | {'refused': told.get('refused', 'does not fit')}
-  prompts = changes.get('rollout__prompts', 8)
+  prompts = dict(cell.changes).get('rollout__prompts', 8)
   return point | summary(told, prompts, host)
 
 

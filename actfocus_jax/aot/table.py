@@ -47,7 +47,9 @@ def assumptions(told: Iterable[dict[str, Any]]) -> str:
     'reached, and the slowest of these hides the others. A group of chips uses '
     'the links along which its members differ, both ways round only where the '
     'slice closes a ring; collectives follow one another; a hop takes '
-    f'{chips.HOP * 1e6:.0f} µs. Prices per chip and hour: {named}.'
+    f'{chips.HOP * 1e6:.0f} µs. Score and update are two programs '
+    '(learner.fused=False), and the reference scores all sampled tokens. '
+    f'Prices per chip and hour: {named}.'
   )
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def measure(
     What one call moves.
   """
   sums = {'bytes': 0.0, 'copied': 0.0, 'in_kernels': 0.0, 'cycles': 0.0}
-  wires: dict[tuple[str, str], tuple[float, Instruction]] = {}
+  wires: dict[Any, Wire] = {}
   kernels: dict[str, float] = {}
   for where, one, times in _executed(text, text.entry, 1.0, trips):
     size = _moved(text, where, one)
@@ -103,35 +104,54 @@ def measure(
     else:
       sums['cycles'] += times * one.cycles
     for inner in _collectives(text, one):
-      key = _identity(where, inner)
+      key = _identity(inner)
       # A part of one in an inner loop goes on with what the outer one began.
-      times_before = wires[key][0] if key in wires else math.inf
-      wires[key] = min(times, times_before), inner
-  found = _summed(wires.values(), layout)
+      times_before = wires[key].times if key in wires else math.inf
+      wires[key] = Wire(min(times, times_before), where.name, inner)
+  found = _summed(list(wires.values()), layout)
   return Traffic(*sums.values(), found, kernels)
 
 
-def _identity(where: program_text.Computation, one: Instruction):
-  """What is the same in all pieces of one collective.
+class Wire(NamedTuple):
+  """A collective, how often it runs, and where."""
+
+  times: float
+  where: str
+  one: Instruction
+
+
+def _identity(one: Instruction) -> Any:
+  """What is the same in all pieces of one collective, and in no other.
 
   The compiler may spread one over several fusions, to overlap it with what
-  they compute: those pieces share a channel.
+  they compute: those pieces share a channel, and so may others of other sizes
+  and groups, which `shard_map` numbers alike.
   """
   channel = re.search(r'channel_id=(\d+)', one.attributes)
-  if not channel:
-    return where.name, one.name
-  is_spread = 'async_collective_fusion_config' in one.attributes
-  return '' if is_spread else where.name, channel.group(1)
+  if not channel or 'async_collective_fusion_config' not in one.attributes:
+    return one.name
+  sizes = tuple(array.logical for array in one.arrays)
+  groups = re.search(r'replica_groups=[^ ]*', one.attributes)
+  return channel.group(1), sizes, groups and groups.group()
 
 
-def _summed(wires, layout: Layout) -> tuple[Collective, ...]:
+def _summed(wires: list[Wire], layout: Layout) -> tuple[Collective, ...]:
   found: dict[tuple[str, str], np.ndarray] = {}
-  for times, one in wires:
-    kind, axes, *wire = dataclasses.astuple(collectives.wire(one, layout))
+  sent = {(x.where, collectives.pairs(x.one), _size(x.one)) for x in wires}
+  for times, where, one in wires:
+    # The compiler sends both ways round a ring at a time.
+    back = frozenset((b, a) for a, b in collectives.pairs(one))
+    ways = 2 if back and (where, back, _size(one)) in sent else 1
+    told = collectives.wire(one, layout, ways=ways)
+    kind, axes, *wire = dataclasses.astuple(told)
     found[kind, axes] = found.get((kind, axes), 0.0) + times * np.array(wire)
   return tuple(
     Collective(*key, *map(float, sums)) for key, sums in sorted(found.items())
   )
+
+
+def _size(one: Instruction) -> float:
+  return sum(array.logical for array in one.arrays)
 
 
 def _executed(
@@ -288,4 +308,15 @@ def _collectives(text, one: Instruction) -> Iterator[Instruction]:
   elif one.opcode == 'fusion':
     for name in one.called:
       for inner in text.computations[name].instructions:
-        yield from _collectives(text, inner)
+        for found in _collectives(text, inner):
+          is_cut = name.startswith('all-reduce-scatter')
+          yield _scattered(found, one) if is_cut else found
+
+
+def _scattered(inner: Instruction, fusion: Instruction) -> Instruction:
+  """A sum of which the fusion keeps one part: TPUs write it as all of it."""
+  if inner.opcode != 'all-reduce':
+    return inner
+  return dataclasses.replace(
+    inner, opcode='reduce-scatter', arrays=fusion.arrays
+  )

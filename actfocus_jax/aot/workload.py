@@ -71,7 +71,9 @@ class Workload:
     turns = self._turns()
     calls: dict[int, float] = {}
     for (_, sampled), (start, _) in zip(turns, turns[1:], strict=False):
-      calls[start] = calls.get(start, 0.0) + -(-sampled // self.steps)
+      # Each takes a quarter of the slots.
+      ends = max(-(-sampled // self.steps), 4)
+      calls[start] = calls.get(start, 0.0) + ends
     return calls
 
   def sampled_share(self, length: int) -> float:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from aot import paper
 
+from actfocus_jax.agent import rollout
 from actfocus_jax.aot import (
   cells,
   chips,
@@ -189,6 +190,21 @@ def test_evaluation_counts_where_it_is_larger(run):
   assert measure.per_chip(larger.parts.named()['cache']) == pytest.approx(
     4 * measure.per_chip(run.parts.named()['cache']), rel=0.01
   )
+  # No more boards than in training, but more slots: 8 x 64 of 8 x 16.
+  run.c.eval.update(prompts=8, members=64)
+  longer = programs.Run(run.c, SMALL, run.mesh, run.work)
+  names = [one.name for one in longer.programs() if not one.is_timed]
+  assert 'admit in evaluation' in names
+  assert 'prefill of prompts in evaluation' not in names
+
+
+def test_few_slots_are_never_compacted(run):
+  assert any(one.name == 'compact' for one in run.programs())
+  few = small_run(run.mesh)
+  few.c.update({'rollout': {'slots': 16}, 'eval': {'prompts': 1}})
+  few = programs.Run(few.c, SMALL, run.mesh, few.work)
+  assert few.parts.seats.batch == 16 < rollout.LEAST_TO_COMPACT
+  assert not any(one.name == 'compact' for one in few.programs())
 
 
 def test_every_program_compiles_and_is_costed(run):
@@ -221,13 +237,10 @@ def test_every_program_compiles_and_is_costed(run):
 def test_one_refusal_is_enough(run, monkeypatch):
   """What needs the most is asked for first; the rest is not waited for."""
   monkeypatch.setattr(
-    measure, '_lowered', lambda p, *rest: ({'name': p.name}, 0)
-  )
-  monkeypatch.setattr(
     measure,
-    '_compiled',
-    lambda known, *rest: cost(
-      **known, fits=not known['name'].startswith('update')
+    '_one',
+    lambda program, *rest: cost(
+      name=program.name, fits=not program.name.startswith('update')
     ),
   )
   names, where = [one.name for one in run.programs()], topology.parse('v5e:2x4')
