@@ -54,6 +54,7 @@ def run(tmp_path_factory):
   """A run of three steps, and its cache of warm starts."""
   cache = tmp_path_factory.mktemp('cache')
   workdir = tmp_path_factory.mktemp('run')
+  small_run.make_warm_start(config(cache))
   with jax.numpy_dtype_promotion('standard'):
     loop.train(config(cache), workdir)
   return workdir, cache

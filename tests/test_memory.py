@@ -182,7 +182,11 @@ def _agrees(plan, parts):
 
 @pytest.mark.parametrize(
   ('length', 'rows', 'peak'),
-  [(256, 1, 'logits'), (256, 8, 'layer'), (2048, 2, 'layer')],
+  [
+    (256, 1, 'logits'),
+    pytest.param(256, 8, 'layer', marks=pytest.mark.slow),
+    pytest.param(2048, 2, 'layer', marks=pytest.mark.slow),
+  ],
 )
 def test_the_compiler_agrees(length, rows, peak):
   """Where logits are the largest thing, the MLP, and the attention scores."""
@@ -194,7 +198,13 @@ def test_the_compiler_agrees(length, rows, peak):
   _agrees(_compiled(length, rows), parts)
 
 
-@pytest.mark.parametrize(('rows', 'updates'), [(1, 1), (8, 1), (1, 2)])
+@pytest.mark.parametrize(
+  ('rows', 'updates'),
+  [
+    (1, 1),
+    *(pytest.param(*x, marks=pytest.mark.slow) for x in ((8, 1), (1, 2))),
+  ],
+)
 def test_the_compiler_agrees_with_ppo(rows, updates):
   """One update, whose two halves XLA mixes, and two, in a loop a model."""
   # jax 0.10 and 0.12 plan 0.88 to 1.03 of it; if the formula counted one model

@@ -82,6 +82,7 @@ def test_boards_neither_repeat_nor_are_left_out(
   assert noted['rollout.prompts'] == 8 and noted['num_steps'] == 4
 
 
+@pytest.mark.slow
 def test_a_killed_change_goes_on_from_the_same_board(
   cache, one_step, tmp_path, asked, monkeypatch
 ):

@@ -185,7 +185,16 @@ def assert_same_update(found, wanted):
   assert float(metrics['actor/grad_norm']) > 1e-3
 
 
-@pytest.mark.parametrize('name', SHAPES)
+QUICK = ('fsdp2tensor4', 'data2fsdp2tensor2')
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name in SHAPES
+  ],
+)
 def test_every_mesh_makes_the_same_update(name, step, alone, tmp_path):
   """Of PPO; and nothing is replicated by accident on the way.
 
