@@ -1,6 +1,7 @@
 """How long an iteration would take on a mesh, by formula: to choose one.
 
-Nothing is compiled. Decoding reads the weights and the cache at every step;
+Nothing is compiled. Decoding reads the weights and the view of the cache at
+every step; a prefill of observations multiplies, and copies the cache about;
 scoring and training compute, gather what `fsdp` splits and sum activations over
 `tensor`. What this leaves out is much the same on every mesh.
 """
@@ -9,6 +10,7 @@ import math
 
 import ml_collections
 
+from actfocus_jax.agent import rollout
 from actfocus_jax.aot import chips, links, topology, workload
 from actfocus_jax.model import architecture
 from actfocus_jax.parallel import mesh_shapes
@@ -19,10 +21,10 @@ _SUMS = 2
 # Passes over a model that learns, with remat: forward, again, and backward,
 # which multiplies twice as much and sums and gathers as often.
 _PRODUCTS, _PASSES = 4, 3
-# What decoding takes longer where `tensor` is more than the key heads: compiled
-# programs of 1.5B and 3B on 16 chips move 1.2 to 1.4 times what the formula
-# says then, most of it in the prefill of observations.
-_REPEATED = 1.3
+# How often a prefill of observations reads or writes the view of the cache:
+# compiled programs of 3B on 16 chips 3 to 5 times on v5e and v6e, on v5p 8 to
+# 12 times.
+_COPIES = 4
 _ITEMSIZE, _FLOAT32 = 2, 4
 
 
@@ -44,33 +46,65 @@ def seconds(
   """
   spans = links.Torus(where.sizes).spans(shape.inside)
   joined = dict(zip(mesh_shapes.AXES, spans, strict=True))
-  return _decoding(c, config, shape, where, work, joined) + _learning(
+  return _rollout(c, config, shape, where, work, joined) + _learning(
     c, config, shape, where, work, joined
   )
 
 
-def _decoding(c, config, shape, where, work, joined) -> float:
-  """Of all steps: the longer of memory and network."""
+def _rollout(c, config, shape, where, work, joined) -> float:
+  """Of all steps and prefills: the longest of memory, compute and network."""
   chip, size = where.chip, shape.total
   shards, tensor = size['data'] * size['fsdp'], size['tensor']
   episodes = c.rollout.prompts * c.rollout.members
   slots = min(c.rollout.slots or episodes, episodes)
   rows = math.ceil(slots / shards)
+  weights = config.num_parameters * _ITEMSIZE / tensor
   keys = 2 * config.num_layers * config.held_heads(tensor) * config.head_dim
-  read = config.num_parameters / tensor
-  read += rows * work.length / 2 * keys
-  read *= _ITEMSIZE
-  sums = _SUMS * config.num_layers
-  network = sums * _sum_over_tensor(
-    rows, config, tensor, chip, joined['tensor']
+
+  def cache(length: int) -> float:
+    return rows * _view(c, length) * keys * _ITEMSIZE
+
+  def network(tokens: int) -> float:
+    return _sums_of_a_pass(tokens, config, tensor, chip, joined['tensor'])
+
+  decoding = sum(
+    calls * work.steps * max(_read(chip, weights, cache(n)), network(rows))
+    for n, calls in work.decoding().items()
   )
-  dearer = 1.0
+  block = c.rollout.observation_block
+  tokens = math.ceil(rows / 4) * rollout.double_up(
+    work.observation_tokens, block
+  )
+  products = 2 * config.num_parameters * tokens / tensor / chip.flops
+  moved = {
+    n: _read(chip, weights, _COPIES * cache(n)) for n in work.turn_ends()
+  }
+  prefills = sum(
+    calls * max(products, moved[n], network(tokens))
+    for n, calls in work.turn_ends().items()
+  )
+  return math.ceil(episodes / slots) * (decoding + prefills)
+
+
+def _view(c, length: int) -> int:
+  """Positions of the cache that are looked at for slots of a length."""
+  block = c.rollout.cache_block
+  most = rollout.round_up(c.limits.context, block)
+  return min(rollout.double_up(length, block), most)
+
+
+def _read(chip, *sizes: float) -> float:
+  return sum(sizes) / chip.hbm_bandwidth
+
+
+def _sums_of_a_pass(tokens, config, tensor: int, chip, joined) -> float:
+  """Seconds of what a forward pass sends over the tensor axis."""
+  whole = _SUMS * config.num_layers
+  whole *= _sum_over_tensor(tokens, config, tensor, chip, joined)
   if tensor > config.num_key_value_heads:
     # New keys and values become whole first.
-    network += 2 * config.num_layers * joined['tensor'].hops * chips.HOP
-    dearer = _REPEATED
-  step = dearer * max(read / chip.hbm_bandwidth, network)
-  return work.sampled * math.ceil(episodes / slots) * step
+    whole += 2 * config.num_layers * joined.hops * chips.HOP
+  return whole
 
 
 def _learning(c, config, shape, where, work, joined) -> float:

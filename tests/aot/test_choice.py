@@ -130,11 +130,17 @@ def test_seconds_by_hand():
   c = paper.config('grpo')
   c.learner.microbatch = 32
   found = ranking.seconds(c, paper.QWEN, shape, where, paper.WORK)
-  # 32 slots a chip, half of 3024 tokens long on average: 36 layers, keys and
-  # values of 2 heads of 128 numbers.
+  # 32 slots a chip: 36 layers, keys and values of 2 heads of 128 numbers. Of
+  # 250 calls to decode, 8 steps each, 50 end below 1,024 positions, 100 below
+  # 2,048; the others read all 3,712.
   count = 3_085_938_688
-  read = 2 * count + 32 * 3024 / 2 * 36 * 2 * 256 * 2
-  decoding = 2000 * read / 819e9
+  position = 32 * 36 * 2 * 256 * 2
+  read = 250 * 2 * count + (50 * 1024 + 100 * 2048 + 100 * 3712) * position
+  decoding = 8 * read / 819e9
+  # A quarter of the slots takes 128 tokens in, 50 times after each of 4 turns;
+  # that multiplies longer than it moves the cache.
+  decoding += 200 * 2 * count * 8 * 128 / 197e12
+  assert 2 * count + 4 * 3712 * position < 819e9 * 2 * count * 1024 / 197e12
   # GRPO: policy and reference score, the policy learns (4 passes), 8 rows each.
   products = 2 * count * 8 * 3024 * (2 + 4) / 197e12
   assert found == pytest.approx(decoding + products, rel=1e-6)
@@ -150,8 +156,11 @@ def test_seconds_of_the_network_by_hand():
   found = ranking.seconds(c, paper.QWEN, shape, where, paper.WORK)
   count, link = 3_085_938_688, 200e9 / 4
   # 2 sums in 36 layers, 3 hops there and back, and 2 gathers of keys and values
-  # for 4 parts of 2 heads, which is dearer otherwise, too.
-  decoding = 2000 * 1.3 * 36 * (2 * 6 + 2 * 3) * 1e-6
+  # for 4 parts of 2 heads.
+  decoding = 2000 * 36 * (2 * 6 + 2 * 3) * 1e-6
+  # 200 prefills of 8 x 128 tokens.
+  sent = 2 * 8 * 128 * 2048 * 2 * 3 / 4
+  decoding += 200 * 36 * (2 * sent / link + 2 * 3 * 1e-6)
   # 2 models score and 1 learns in 3 passes, 8 rows each.
   sums = (2 + 3) * 36 * 2 * (2 * 8 * 3024 * 2048 * 2 * 3 / 4) / link
   gathered = (2 + 3) * count * 2 / 4 / 2 / link
