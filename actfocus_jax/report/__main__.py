@@ -8,6 +8,7 @@ import sys
 from absl import app, flags, logging
 
 from actfocus_jax.report import summary
+from actfocus_jax.run import storage
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The run.', required=True)
 _WORKDIRS = flags.DEFINE_list(
@@ -21,7 +22,10 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     sys.exit(_fail(f'unexpected argument {argv[1]!r}'))
   try:
-    path = summary.write_report(_WORKDIR.value, workdirs=_WORKDIRS.value)
+    path = summary.write_report(
+      storage.path(_WORKDIR.value),
+      workdirs=[storage.path(run, '--workdirs') for run in _WORKDIRS.value],
+    )
   except (FileNotFoundError, ValueError) as error:
     sys.exit(_fail(str(error)))
   for file in sorted(path.parent.iterdir()):
@@ -29,7 +33,7 @@ def main(argv: list[str]) -> None:
 
 
 def _fail(sentence: str) -> int:
-  print(f'report: {sentence}', file=sys.stderr)
+  print(f'error: {sentence}', file=sys.stderr)
   return 2
 
 

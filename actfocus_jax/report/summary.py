@@ -72,8 +72,9 @@ def write_report(
   """
   workdir = rows_lib.place(workdir)
   runs = [rows_lib.place(other) for other in workdirs]
-  for run in (workdir, *runs):
-    _require_run(run)
+  _require_run(workdir, '--workdir')
+  for run in runs:
+    _require_run(run, '--workdirs')
   out = workdir / 'report'
   evals = rows_lib.read(workdir / 'eval.jsonl')
   steps = rows_lib.read(workdir / 'metrics.jsonl')
@@ -342,11 +343,13 @@ def _baselines(workdir: pathlib.Path) -> dict[str, Any]:
   return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
 
 
-def _require_run(workdir: pathlib.Path) -> None:
+def _require_run(workdir: pathlib.Path, flag: str) -> None:
   # A model directory has a config.json too, but no rows.
   for name in ('config.json', 'eval.jsonl'):
     if not (workdir / name).is_file():
-      raise FileNotFoundError(f'{workdir} is no run directory: no {name}')
+      raise FileNotFoundError(
+        f'{flag} is {workdir}, which holds no run: no {name}.'
+      )
 
 
 def _label(run: pathlib.Path) -> str:
