@@ -82,6 +82,12 @@ training_flag() {
   printf '%s' "$value"
 }
 
+# What is an address and no bucket would make a local folder of that name.
+check_workdir_scheme() {
+  [[ ! $1 =~ ^[A-Za-z][A-Za-z0-9+.-]*:/ || $1 =~ ^gs://[^/]+/+[^/] ]] ||
+    fail "--workdir is '$1'; allowed is a directory, or gs://BUCKET/RUN"
+}
+
 # check_env KEY=VALUE
 check_env() {
   check --env "$1" '[A-Za-z_][A-Za-z0-9_]*=.*' 'KEY=VALUE'

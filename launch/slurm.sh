@@ -36,6 +36,7 @@ fi
 
 TASKS=${SLURM_NTASKS_PER_NODE:-1} GPUS=${SLURM_GPUS_ON_NODE:-$TASKS}
 needs_training_flags "$@"
+check_workdir_scheme "$(training_flag --workdir "$@")"
 check RESTARTS "${RESTARTS:=3}" '[0-9]+' 'a count, 0 or more'
 check .venv/.accelerator "$(cat .venv/.accelerator 2>/dev/null || true)" 'cuda1[23]' \
   'cuda12 or cuda13; run ACCELERATOR=cuda12 bash launch/environment.sh first'

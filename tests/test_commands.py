@@ -280,6 +280,30 @@ def test_directories_that_cannot_be_made(tmp_path):
   assert_refused(train(tmp_path / 'run', cache), 'warm_start.cache')
 
 
+QUICKSTART = '--config=configs/quickstart.py'
+
+
+@pytest.mark.parametrize(
+  ('module', 'arguments'),
+  [
+    ('train', [QUICKSTART]),
+    ('compare', [QUICKSTART, '--arms=uniform,actfocus']),
+    ('evaluate', []),
+    ('export', ['--out=no/model']),
+    ('play', []),
+    ('report', []),
+    ('report', ['--workdir=no/run', '--workdirs=a,s3://b/x']),
+  ],
+)
+def test_a_workdir_of_another_scheme_is_quoted_as_typed(module, arguments):
+  flag = '--workdirs' if '--workdir=no/run' in arguments else '--workdir'
+  result = command(module, '--workdir=s3://b/x', *arguments)
+  assert_refused(
+    result, f'{flag} is s3://b/x; allowed: a directory, or gs://BUCKET/FOLDER.'
+  )
+  assert not (ROOT / 's3:').exists()
+
+
 def test_config_that_is_no_python(tmp_path):
   result = command('train', '--config=README.md', f'--workdir={tmp_path}/run')
   assert_refused(result)

@@ -367,6 +367,7 @@ REFUSED = {
   'run POD -- --workdir=d': ['--config', 'missing'],
   'run POD -- --config=c': ['--workdir', 'missing'],
   'run POD -- --config=c --workdir=runs/x': ['runs/x', 'gs://BUCKET/RUN'],
+  'run POD -- --config=c --workdir=gs://b': ['gs://b', 'gs://BUCKET/RUN'],
   'run POD --config=c --workdir=d': ['--config=c', 'after --'],
 }
 

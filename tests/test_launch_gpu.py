@@ -84,6 +84,8 @@ def test_slurm_runs_one_process_per_gpu(machine):
   succeeds(slurm(machine, *TRAINING, *AWKWARD))
   assert machine.calls() == [[*SRUN, *PYTHON, *TRAINING, *AWKWARD]]
   machine.forget()
+  succeeds(slurm(machine, TRAINING[0], '--workdir=gs://b/r'))
+  machine.forget()
   succeeds(slurm(machine, *TRAINING, SLURM_CPUS_PER_TASK='6'))
   assert machine.calls() == [[*SRUN, '--cpus-per-task=6', *PYTHON, *TRAINING]]
 
@@ -169,6 +171,9 @@ def test_slurm_refusals(machine):
     assert_refused(machine, slurm(machine, *arguments, **environment), *words)
 
   refused('--workdir', 'missing', arguments=TRAINING[:1])
+  for place in ('s3://b/x', 'gs:/b/x', 'gs://b'):
+    told = ("'" + place + "'", 'gs://BUCKET/RUN')
+    refused(*told, arguments=(TRAINING[0], f'--workdir={place}'))
   refused('sbatch', SLURM_JOB_ID='')
   refused('sbatch', SLURM_SUBMIT_DIR=str(machine.home))
   refused('RESTARTS', 'many', RESTARTS='many')

@@ -17,6 +17,7 @@ import contextlib
 import importlib.util
 import os
 import pathlib
+import re
 import socket
 import threading
 import time
@@ -25,6 +26,9 @@ import uuid
 from actfocus_jax.run import refusals
 
 _BUCKET = 'gs://'
+_FOLDER = re.compile(r'gs://[^/]+/+[^/]')
+# An address: taken for a path, it is a folder whose name ends with a colon.
+_SCHEME = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*:/')
 # What epath, Orbax and the lease import for a bucket; one command brings both.
 _PACKAGES = ('gcsfs', 'google.cloud.storage')
 _INSTALL = 'pip install gcsfs'
@@ -48,17 +52,19 @@ def path(text: str, flag: str = '--workdir') -> pathlib.Path:
     A `pathlib.Path`, or for a bucket an `epath.Path`, which is used like one.
 
   Raises:
-    Refused: For a bucket, where a package is missing or no folder is named.
+    Refused: For a bucket, where a package is missing or no folder is named;
+      for any other address.
   """
-  if not text.startswith(_BUCKET):
+  if not _SCHEME.match(text):
     return pathlib.Path(text)
+  if not _FOLDER.match(text):
+    raise refusals.Refused(
+      f'{flag} is {text}; allowed: a directory, or gs://BUCKET/FOLDER.'
+    )
   if not all(map(_is_installed, _PACKAGES)):
     raise refusals.Refused(
       f'{flag} is {text}, which needs a package more: {_INSTALL}'
     )
-  bucket, _, folder = text.removeprefix(_BUCKET).partition('/')
-  if not bucket or not folder.strip('/'):
-    raise refusals.Refused(f'{flag} is {text}; allowed: gs://BUCKET/FOLDER.')
   # Imported late: they are for buckets only.
   import fsspec
   from etils import epath

@@ -44,6 +44,20 @@ def test_a_bucket_without_a_folder_is_refused(monkeypatch, text):
     storage.path(text)
 
 
+@pytest.mark.parametrize('text', ['s3://b/x', 'gs:/b/x', 'gs:///x', 'C:/x'])
+def test_another_address_is_no_directory(text):
+  with pytest.raises(refusals.Refused) as told:
+    storage.path(text)
+  assert str(told.value) == (
+    f'--workdir is {text}; allowed: a directory, or gs://BUCKET/FOLDER.'
+  )
+
+
+@pytest.mark.parametrize('text', ['a/s3://b', './gs:/b', 'a:b/c', '1:/x'])
+def test_a_colon_may_stand_in_a_directory(text):
+  assert storage.path(text) == pathlib.Path(text)
+
+
 def test_a_file_is_written_whole(tmp_path, monkeypatch):
   place = tmp_path / 'config.json'
   storage.write(place, 'old')
