@@ -213,7 +213,7 @@ def check_model(c: ml_collections.ConfigDict) -> pathlib.Path | None:
   """
   path = c.model.path
   if not path:
-    cache = pathlib.Path(c.warm_start.cache)
+    cache = storage.on_disk(c.warm_start.cache, 'warm_start.cache')
     if not cache.is_dir():
       check_writable('warm_start.cache', cache)
     return None
@@ -253,10 +253,6 @@ def check_new(flag: str, directory: pathlib.Path):
   Raises:
     Refused: One sentence.
   """
-  if storage.is_remote(directory):
-    raise settings.Refused(
-      f'{flag} is {directory}; allowed: a directory on this machine.'
-    )
   if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
     raise settings.Refused(
       f'{flag} is {directory}, which is there already; name a new directory.'

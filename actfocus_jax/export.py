@@ -38,7 +38,7 @@ def main(argv: list[str]):
   if not _OUT.value:
     raise settings.Refused('--out is missing; e.g. --out=models/mine')
   workdir = storage.path(_WORKDIR.value)
-  out = storage.path(_OUT.value, '--out')
+  out = storage.on_disk(_OUT.value, '--out')
   c = command.run_config(workdir)
   command.check_new('--out', out)
   command.check_model(c)

@@ -6,12 +6,10 @@ The directory holds config.json, model.safetensors and the tokenizer; train
 from it with --config.model.path=DIR.
 """
 
-import pathlib
-
 from absl import flags
 
 from actfocus_jax import command
-from actfocus_jax.run import settings
+from actfocus_jax.run import settings, storage
 
 _OUT = flags.DEFINE_string('out', None, 'Directory to write.')
 flags.declare_key_flag('config')
@@ -23,7 +21,7 @@ def main(argv: list[str]):
   if not _OUT.value:
     raise settings.Refused('--out is missing; e.g. --out=runs/base')
   c = command.config()
-  out = pathlib.Path(_OUT.value)
+  out = storage.on_disk(_OUT.value, '--out')
   command.check_new('--out', out)
 
   # Imported late: it takes seconds, and the checks above should not.

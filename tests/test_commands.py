@@ -304,6 +304,25 @@ def test_a_workdir_of_another_scheme_is_quoted_as_typed(module, arguments):
   assert not (ROOT / 's3:').exists()
 
 
+@pytest.mark.parametrize(
+  ('module', 'flag', 'arguments'),
+  [
+    ('train', '--config.warm_start.cache', ['--workdir=no/run', QUICKSTART]),
+    ('train', '--config.warm_start.cache', ['--dry_run', QUICKSTART]),
+    ('warm_start', '--out', [QUICKSTART]),
+    ('export', '--out', ['--workdir=no/run']),
+  ],
+)
+def test_what_is_only_on_a_disk_is_no_address(module, flag, arguments):
+  result = command(module, *arguments, f'{flag}=gs://b/x')
+  assert_refused(
+    result,
+    f'{flag.removeprefix("--config.")} is gs://b/x; allowed: a directory on '
+    'this machine.',
+  )
+  assert not (ROOT / 'gs:').exists()
+
+
 def test_config_that_is_no_python(tmp_path):
   result = command('train', '--config=README.md', f'--workdir={tmp_path}/run')
   assert_refused(result)

@@ -75,6 +75,26 @@ def path(text: str, flag: str = '--workdir') -> pathlib.Path:
   return epath.Path(text)
 
 
+def on_disk(text: str, flag: str) -> pathlib.Path:
+  """The place that a user named for what is never in a bucket.
+
+  Args:
+    text: A directory.
+    flag: The name it was given by.
+
+  Returns:
+    The path.
+
+  Raises:
+    Refused: For any address.
+  """
+  if _SCHEME.match(text):
+    raise refusals.Refused(
+      f'{flag} is {text}; allowed: a directory on this machine.'
+    )
+  return pathlib.Path(text)
+
+
 def is_remote(place: os.PathLike) -> bool:
   """Whether a path lies in a bucket."""
   return os.fspath(place).startswith(_BUCKET)
