@@ -16,7 +16,7 @@ import sys
 
 from absl import flags
 
-from actfocus_jax import command, distributed, dry_run
+from actfocus_jax import command, distributed, dry_run, sizes
 from actfocus_jax.run import interrupt, presets, settings, storage
 
 _DRY_RUN = flags.DEFINE_bool(
@@ -45,6 +45,8 @@ def main(argv: list[str]):
       c, workdir = command.config(), storage.path(_WORKDIR.value)
       command.check_workdir(workdir, c)
       command.pin_model(c, workdir)
+      if c.model.path in presets.SHAPES:  # Before anything is fetched.
+        sizes.check_splits(c, None)
       command.check_model(c)
     distributed.check_configs(c)
 

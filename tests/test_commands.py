@@ -472,3 +472,9 @@ def test_help_is_no_failure():
   assert (
     'centered_energy' in result.stdout and 'quickstart.py \\\n' in result.stdout
   )
+
+
+def test_a_mesh_is_refused_before_a_model_is_fetched(tmp_path):
+  run = (f'--workdir={tmp_path / "run"}', '--config.mesh.tensor=3')
+  result = command('train', '--config=configs/sokoban.py:size=0.5b', *run)
+  assert_refused(result, 'tensor=3', 'cannot cut vocab_size, 151936')

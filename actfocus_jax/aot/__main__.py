@@ -3,6 +3,7 @@
 python -m actfocus_jax.aot --config=configs/sokoban.py:size=3b,algo=ppo \
   --topology=v5e:4x4
 python -m actfocus_jax.aot --table --out=runs/aot
+python -m actfocus_jax.aot --scale --out=runs/aot
 
 It needs libtpu, no TPU, and neither weights nor the network:
 `pip install "jax[tpu]"` in an environment of its own, for with libtpu
@@ -15,6 +16,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import sys
 
 import ml_collections
@@ -85,6 +87,10 @@ _ALGOS = flags.DEFINE_list('algos', list(settings.ALGOS), 'Of the table.')
 flags.declare_key_flag('config')
 
 _TABLE_CONFIG = 'configs/sokoban.py'
+# Flags that only one of the three commands reads.
+_OF_ONE = ('topology', 'slices', 'mesh', 'fused', 'json')
+_OF_TABLE = ('topologies', 'sizes', 'algos')
+_OF_SEVERAL = ('out', 'jobs')
 # What compiling a cell takes of this machine's memory, and some more.
 _JOB_BYTES = 6 * 2**30
 
@@ -92,6 +98,7 @@ _JOB_BYTES = 6 * 2**30
 def main(argv: list[str]):
   """Checks the input, then compiles."""
   del argv
+  _check_flags()
   if _TABLE.value or _SCALE.value:
     _several()
     return
@@ -123,12 +130,37 @@ def main(argv: list[str]):
   )
   told['config'] = f'{pathlib.Path(c.model.path).name or "the small model"}, '
   told['config'] += c.algo
-  if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(json.dumps(told, indent=1))
   if 'refused' in told:
     print(f'{told["config"]} on {told["topology"]}: {told["refused"]}.')
-    return
-  print(table.describe(told))
+  else:
+    print(table.describe(told))
+  if _JSON.value:
+    file = pathlib.Path(_JSON.value)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(told, indent=1))
+
+
+def _check_flags():
+  """Refuses flags that the command would not read."""
+  if _TABLE.value:
+    asked, unread = '--table', _OF_ONE
+  elif _SCALE.value:
+    asked, unread = '--scale', _OF_ONE + _OF_TABLE
+  else:
+    asked, unread = '--topology', _OF_TABLE + _OF_SEVERAL
+  given = next((name for name in unread if flags.FLAGS[name].present), None)
+  every = _OF_ONE + _OF_TABLE + _OF_SEVERAL
+  beside = ', '.join(f'--{name}' for name in every if name not in unread)
+  if given:
+    raise settings.Refused(
+      f'--{given} is given, but {asked} does not read it; allowed: {beside}.'
+    )
+  named = re.search(r'--config[= ]\S*[:,](size|algo)=', ' '.join(sys.argv))
+  if named and asked != '--topology':
+    raise settings.Refused(
+      f'--config says {named[1]}, which {asked} chooses itself; allowed: '
+      f'{beside}, and a config without it.'
+    )
 
 
 def _several():
@@ -137,7 +169,7 @@ def _several():
     raise settings.Refused('--out is missing; e.g. --out=runs/aot')
   out = pathlib.Path(_OUT.value)
   command.check_writable('--out', out)
-  wheres = [topology.parse(text) for text in _TOPOLOGIES.value]
+  wheres = _topologies()
   for flag, values, allowed in (
     ('--sizes', _SIZES.value, tuple(presets.MODELS)),
     ('--algos', _ALGOS.value, settings.ALGOS),
@@ -162,6 +194,15 @@ def _several():
     print(many.table_of(asks, _SIZES.value, _ALGOS.value, wheres))
   if _SCALE.value:
     print(scale.run(asks))
+
+
+def _topologies() -> list[topology.Topology]:
+  """Of the table."""
+  try:
+    return [topology.parse(text) for text in _TOPOLOGIES.value]
+  except settings.Refused as error:
+    text = str(error).replace('--topology is', '--topologies has')
+    raise settings.Refused(text) from error
 
 
 def _jobs() -> int:

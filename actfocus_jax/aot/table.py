@@ -13,8 +13,8 @@ def describe(told: dict[str, Any]) -> str:
   memory = told['memory']
   mesh = ', '.join(f'{name}={size}' for name, size in told['mesh'].items())
   lines = [
-    f'{told["config"]} on {told["topology"]}: {told["chips"]} chips, '
-    f'{told["hosts"]} hosts; mesh {mesh}, micro-batches of '
+    f'{told["config"]} on {told["topology"]}: {_count(told["chips"], "chip")}, '
+    f'{_count(told["hosts"], "host")}; mesh {mesh}, micro-batches of '
     f'{told["microbatch"]}',
     '',
     f'Memory of a chip, GB ({memory["usable"] / _GB:.2f} usable):',
@@ -27,8 +27,12 @@ def describe(told: dict[str, Any]) -> str:
   if 'iteration' in told:
     lines += ['', assumptions([told]), _iteration(told)]
     if told['flags']:
-      lines += ['', f'Train with: {" ".join(told["flags"])}']
+      lines += ['', f'To train what was counted: {" ".join(told["flags"])}']
   return '\n'.join(lines)
+
+
+def _count(number: int, what: str) -> str:
+  return f'{number} {what}' if number == 1 else f'{number} {what}s'
 
 
 def assumptions(told: Iterable[dict[str, Any]]) -> str:
@@ -79,6 +83,10 @@ def _programs(told: dict[str, Any]) -> list[str]:
     'ms*: by the cycles that the compiler itself expects, without collectives; '
     'kernels, of which it expects nothing, as their peaks allow.'
   )
+  lines.append(
+    'view N: slots of which the longest reaches to N of their positions in the '
+    'cache; length N: a batch padded to N tokens a row.'
+  )
   return lines
 
 
@@ -86,7 +94,7 @@ def _verdict(told: dict[str, Any]) -> str:
   memory = told['memory']
   does = 'Fits' if told['fits'] else 'Does not fit'
   return (
-    f'{does}: the largest program, {memory["program"]}, needs '
+    f"{does}: the largest program, '{memory['program']}', needs "
     f'{memory["needed"] / _GB:.2f} of {memory["usable"] / _GB:.2f} GB; by '
     f'formula {memory["by_formula"] / _GB:.2f}.'
   )
@@ -114,14 +122,14 @@ def _iteration(told: dict[str, Any]) -> str:
   iteration = told['iteration']
   seconds = iteration['seconds']
   parts = ', '.join(
-    f'{name} {value:.2f}' for name, value in seconds.items() if name != 'all'
+    f'{name} {value:.3g}' for name, value in seconds.items() if name != 'all'
   )
   return (
-    f'An iteration takes at least {seconds["all"]:.2f} s ({parts}); by the '
-    f"compiler's cycles {iteration['compiler_seconds']:.2f} s. "
+    f'An iteration takes at least {seconds["all"]:.3g} s ({parts}); by the '
+    f"compiler's cycles {iteration['compiler_seconds']:.3g} s. "
     f'{iteration["calls"]:.0f} calls, {iteration["tokens"]:,} sampled tokens, '
     f'at most {iteration["tokens_per_second"]:,.0f} a second, at least '
-    f'${iteration["dollars"]:.4f}.'
+    f'${iteration["dollars"]:.3g}.'
   )
 
 

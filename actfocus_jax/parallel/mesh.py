@@ -87,9 +87,10 @@ def slices(
     count = len(by_process)
     if count % asked:
       raise ValueError(
-        f'mesh.dcn_data and mesh.dcn_fsdp ask for {asked} slices, but all'
-        f' devices lie in one and the {count} processes do not make {asked}'
-        f' equal groups; allowed: divisors of {count}, or -1 and 1.'
+        f'mesh.dcn_data * mesh.dcn_fsdp is {asked}, but all devices lie in one'
+        f' slice, and the processes, {count}, do not make {asked} equal groups;'
+        f' allowed: a divisor of {count}, or mesh.dcn_data=-1 with'
+        ' mesh.dcn_fsdp=1.'
       )
     each = count // asked
     by_slice = [

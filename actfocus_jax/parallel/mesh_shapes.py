@@ -215,9 +215,8 @@ def _written(wanted: Mapping[str, int]) -> str:
 
 
 def _devices(per_slice: int, slices: int) -> str:
-  if slices == 1:
-    return f'{per_slice} devices'
-  return f'{slices} slices of {per_slice} devices each'
+  devices = f'{per_slice} device' + 's' * (per_slice > 1)
+  return devices if slices == 1 else f'{slices} slices of {devices} each'
 
 
 def _told(split: Split, total: Mapping[str, int]) -> str:

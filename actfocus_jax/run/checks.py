@@ -368,9 +368,9 @@ def check_mesh(c: ml_collections.ConfigDict, shards: int):
       fitting = [n for n in range(1, common + 1) if common % n == 0]
       near = sorted(fitting, key=lambda n: abs(math.log(n / shards)))[:3]
       raise settings.Refused(
-        f'{field} is {size}, which the {shards} devices of the mesh axes data '
-        f'and fsdp cannot share equally; allowed: multiples of {shards}, or '
-        f'a mesh whose data * fsdp is {", ".join(map(str, sorted(near)))}.'
+        f'{field} is {size}, which mesh.data * mesh.fsdp, {shards} over all '
+        f'slices, cannot share equally; allowed: multiples of {shards}, or '
+        f'mesh.data * mesh.fsdp of {", ".join(map(str, sorted(near)))}.'
       )
 
 

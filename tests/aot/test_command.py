@@ -34,6 +34,19 @@ def aot(*arguments):
     ((CONFIG, '--topology=v5e:4x4', '--reached=1,2,1'), '--reached is '),
     ((CONFIG, '--topology=v5e:4x4', '--price=-1'), '--price is -1.0'),
     (('--table',), '--out is missing'),
+    (
+      ('--table', '--out=x', '--topology=v5e:4x4'),
+      '--topology is given, but --table does not read it; allowed: --topol',
+    ),
+    (('--table', '--out=x', '--json=f'), '--json is given, but --table'),
+    (('--scale', '--out=x', '--sizes=3b'), '--sizes is given, but --scale'),
+    ((CONFIG, '--topology=v5e:4x4', '--out=x'), '--out is given, but --topo'),
+    ((CONFIG, '--table', '--out=x'), '--config says size, which --table'),
+    (('--table', '--out=x', '--jobs=0'), '--jobs is 0; allowed: 1 or more.'),
+    (
+      ('--table', '--out=x', '--topologies=v5e:3x3'),
+      "--topologies has 'v5e:3x3'; slices of v5e",
+    ),
     (('--table', '--out=x', '--sizes=9b'), "--sizes has '9b'"),
     (
       (CONFIG, '--topology=v5e:4x4', '--config.model.path=some/model'),
@@ -62,7 +75,7 @@ def test_without_libtpu_it_says_where_to_get_it():
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_LIBTPU, reason='libtpu is not installed')
 def test_a_slice_that_is_not_there(tmp_path):
-  file = tmp_path / 'told.json'
+  file = tmp_path / 'not yet there' / 'told.json'
   done = aot(
     '--config=configs/quickstart.py',
     '--config.model.dtype=bfloat16',

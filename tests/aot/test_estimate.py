@@ -330,8 +330,11 @@ def test_an_answer_ends_with_its_assumptions_and_the_flags_that_train_so():
   *_, assumed, times, _, last = table.describe(told).splitlines()
   assert assumed.startswith('Assumed: Episodes are as given. Of the peaks')
   assert '50% of compute' in assumed and 'hour: v5e $0.90.' in assumed
-  assert 'at least 6.00 s' in times
-  assert last == 'Train with: --config.mesh.fsdp=8 --config.mesh.tensor=2'
+  assert 'at least 6 s' in times
+  assert (
+    last
+    == 'To train what was counted: --config.mesh.fsdp=8 --config.mesh.tensor=2'
+  )
   same = table.describe(told | {'flags': []})
   assert same.splitlines()[-1] == times
   assert 'nothing was compiled' in table.assumptions([{'refused': 'no'}])

@@ -191,9 +191,9 @@ def test_processes_are_slices_where_somebody_asks():
   assert [len(part) for part in meshes.slices(hosts, 4)] == [2] * 4
   first, _ = meshes.slices(hosts, 2)
   assert [d.process_index for d in first] == [0, 0, 1, 1]
-  with pytest.raises(ValueError, match='ask for 3 slices.* 4 processes'):
+  with pytest.raises(ValueError, match='dcn_fsdp is 3, but.*a divisor of 4'):
     meshes.slices(hosts, 3)
-  with pytest.raises(ValueError, match='the 1 processes do not make 2'):
+  with pytest.raises(ValueError, match='processes, 1, do not make 2 equal'):
     meshes.make_mesh(dcn_data=2)
 
 

@@ -125,7 +125,7 @@ def test_batches_that_do_not_divide():
   c = load('quickstart')
   with pytest.raises(
     ValueError,
-    match='rollout.members is 128.*multiples of 3, or a mesh .* is 2, 4, 8.',
+    match='rollout.members is 128.*multiples of 3, or mesh.* of 2, 4, 8.',
   ):
     checks.check_mesh(c, 3)
 
