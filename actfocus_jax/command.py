@@ -25,6 +25,7 @@ from actfocus_jax.run import (
   continuing,
   env_settings,
   interrupt,
+  refusals,
   settings,
   storage,
 )
@@ -324,15 +325,18 @@ def check_writable(flag: str, path: pathlib.Path):
 
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
-  """Turns `Refused` into one sentence on stderr and exit code 2.
+  """Turns `Refused`, and a platform that jax lacks, into a sentence and code 2.
 
   Any other exception is a defect or a failure of the machine and keeps its
   traceback.
   """
   try:
     yield
-  except settings.Refused as error:
-    print(f'error: {error}', file=sys.stderr)
+  except (settings.Refused, RuntimeError) as error:
+    told = refusals.sentence(error)
+    if told is None:
+      raise
+    print(f'error: {told}', file=sys.stderr)
     sys.exit(2)
 
 

@@ -128,6 +128,8 @@ def joined() -> Iterator[None]:
     processes.start(**_given(), local_devices=clusters.local_devices())
   except ValueError as error:
     told = ' '.join(str(error).split()).rstrip('.')
+    if 'coordinator_address' in told:
+      told = 'this machine tells of no cluster'
     raise settings.Refused(
       f'--distributed={_DISTRIBUTED.value}, but {told}. Allowed: '
       '--distributed=off, or --coordinator with --num_processes and '

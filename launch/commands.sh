@@ -93,13 +93,18 @@ check_env() {
   check --env "$1" '[A-Za-z_][A-Za-z0-9_]*=.*' 'KEY=VALUE'
 }
 
-# check_tpu_type FIELD TYPE: the chips of v5litepod and v6e are known, of others it is the form.
+# check_tpu_type FIELD TYPE: the chips of v5litepod and v6e are known, of v5p that its cores come
+# in cubes of 8, of others it is the form.
 check_tpu_type() {
   check "$1" "$2" '[a-z0-9]+-[0-9x-]+' 'a type such as v5litepod-16'
   case $2 in
     v5litepod-* | v6e-*)
       [[ ${2#*-} =~ ^(1|4|8|16|32|64|128|256)$ ]] ||
         fail "$1 is '$2'; allowed is ${2%%-*}-N with N one of 1, 4, 8, 16, 32, 64, 128, 256"
+      ;;
+    v5p-*)
+      [[ ${2#*-} =~ ^[1-9][0-9]*$ && $((${2#*-} % 8)) = 0 ]] ||
+        fail "$1 is '$2'; allowed is v5p-N with N, two cores a chip, a multiple of 8"
       ;;
   esac
 }

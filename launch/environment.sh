@@ -4,11 +4,24 @@
 #   PYTHON        the interpreter that .venv is made with (default python3); 3.11 or newer
 #   ACCELERATOR   cpu (default), cuda12, cuda13 or tpu: which build of JAX is installed
 #
+#   ACCELERATOR=cuda12 bash launch/environment.sh
+#
 # A second run with the same requirements, interpreter and accelerator installs nothing.
 set -euo pipefail
 
 # shellcheck source=launch/commands.sh
 . "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
+
+# Those who source it hand on arguments of their own.
+executed=
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+  executed=1
+  case ${1:-} in
+    '') ;;
+    -h | --help | help) usage ;;
+    *) fail "the argument is '$1'; allowed are none, and the variables PYTHON and ACCELERATOR before the command" ;;
+  esac
+fi
 
 VENV="$ROOT/.venv"
 stamp="$VENV/.installed"
@@ -40,3 +53,4 @@ if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
 fi
 
 cd "$ROOT" || exit
+[ -z "$executed" ] || echo ".venv has JAX for $ACCELERATOR"

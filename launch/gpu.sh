@@ -45,10 +45,19 @@ needs_training_flags "$@"
 # Only runs/ outlives the container.
 for flag in "$@"; do
   case $flag in
+    --workdir=*/../* | --workdir=*/..) fail "--workdir is '${flag#*=}'; allowed is a directory runs/RUN without .., which is the host's, or gs://BUCKET/RUN" ;;
     --workdir=runs/* | --workdir=gs://*) ;;
     --workdir=*) fail "--workdir is '${flag#*=}'; allowed is a directory runs/RUN, which is the host's, or gs://BUCKET/RUN" ;;
   esac
 done
+model=$(training_flag --config.model.path "$@")
+if [[ $model == /* ]]; then
+  seen=
+  for mount in ${mounts[@]+"${mounts[@]}"}; do
+    [[ $model/ != "${mount%/}"/* ]] || seen=1
+  done
+  [ -n "$seen" ] || fail "--config.model.path is '$model', which the container does not see; allowed is a directory below a --mount=DIR, before the --"
+fi
 key=
 if [[ $(training_flag --workdir "$@") == gs://* ]]; then
   key=${CLOUDSDK_CONFIG:-$HOME/.config/gcloud}/application_default_credentials.json

@@ -3,6 +3,7 @@
 #
 #   ACCELERATOR=cuda12 bash launch/environment.sh       once, where there is a network
 #   sbatch [sbatch options] launch/slurm.sh --config=configs/NAME.py --workdir=DIR [training flags]
+#   bash launch/slurm.sh --dry-run --config=...         prints what the job would run; needs no Slurm
 #
 # The root and DIR lie on a file system that all nodes share. Options of sbatch overrule those
 # below, e.g. --nodes=4 --ntasks-per-node=4 --gpus-per-node=4 --time=02:00:00 --account=A.
@@ -27,18 +28,24 @@ if [ "${1:-}" = --help ]; then
 fi
 # Slurm runs a copy of this file, so its own place says nothing about the project's.
 cd "${SLURM_SUBMIT_DIR:-.}"
-if [ -z "${SLURM_JOB_ID:-}" ] || [ ! -f launch/commands.sh ]; then
+dry_run=
+if [ "${1:-}" = --dry-run ]; then
+  dry_run=1
+  shift
+  cd "$(dirname "$0")/.."
+elif [ -z "${SLURM_JOB_ID:-}" ] || [ ! -f launch/commands.sh ]; then
   echo "error: this is no Slurm job submitted from the project's root; allowed is sbatch launch/slurm.sh there" >&2
   exit 2
 fi
 # shellcheck source=launch/commands.sh
 . launch/commands.sh
+DRY_RUN=$dry_run
 
 TASKS=${SLURM_NTASKS_PER_NODE:-1} GPUS=${SLURM_GPUS_ON_NODE:-$TASKS}
 needs_training_flags "$@"
 check_workdir_scheme "$(training_flag --workdir "$@")"
 check RESTARTS "${RESTARTS:=3}" '[0-9]+' 'a count, 0 or more'
-check .venv/.accelerator "$(cat .venv/.accelerator 2>/dev/null || true)" 'cuda1[23]' \
+[ -n "$DRY_RUN" ] || check .venv/.accelerator "$(cat .venv/.accelerator 2>/dev/null || true)" 'cuda1[23]' \
   'cuda12 or cuda13; run ACCELERATOR=cuda12 bash launch/environment.sh first'
 # Of several processes of a node that with SLURM_LOCALID n has the n-th GPU; one alone has all.
 [ "${SLURM_NTASKS:-1}" = 1 ] || [ "$TASKS" = 1 ] || [ "$TASKS" = "$GPUS" ] ||
@@ -52,7 +59,13 @@ check .venv/.accelerator "$(cat .venv/.accelerator 2>/dev/null || true)" 'cuda1[
 WAIT=600
 flags=(--kill-on-bad-exit=0 --wait="$WAIT" --gpu-bind=none)
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || flags+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
-PYTHONUNBUFFERED=1 srun "${flags[@]}" .venv/bin/python -m actfocus_jax.train "$@" &
+export PYTHONUNBUFFERED=1
+command=(srun "${flags[@]}" .venv/bin/python -m actfocus_jax.train "$@")
+if [ -n "$DRY_RUN" ]; then
+  run "${command[@]}"
+  exit 0
+fi
+"${command[@]}" &
 step=$!
 
 # srun hands SIGTERM to all processes, which save and end.

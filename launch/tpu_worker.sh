@@ -14,6 +14,7 @@ set -euo pipefail
 # shellcheck source=launch/commands.sh
 . "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
 
+case ${1:-} in -h | --help | help) usage ;; esac
 cd "$ROOT"
 mkdir -p runs/pod
 

@@ -356,6 +356,7 @@ REFUSED = {
   'logs POD --ssh-key-file=': ['--ssh-key-file=', '--internal-ip'],
   'status POD -- --x': ['--x', 'status', 'create and run'],
   'create POD --type=v6e-17': ['--type', 'v6e-17', '64, 128'],
+  'create POD --type=v5p-12': ['--type', 'v5p-12', 'multiple of 8'],
   'create POD': ['--type', 'TPU_TYPE', 'v5litepod-N'],
   'create POD --type=v5e-16': ['--type', 'v5e-16', 'v5litepod-N'],
   'create POD --type=v4-8 --node-count=0': ['--node-count', '0'],

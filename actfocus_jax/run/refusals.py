@@ -1,5 +1,7 @@
 """The two ways in which a command ends with one sentence."""
 
+import os
+
 
 class Refused(ValueError):
   """Bad input: told in one sentence, with exit code 2, before any work."""
@@ -11,3 +13,23 @@ class Halted(RuntimeError):
 
 class Stalled(Halted):
   """A run that has nothing left to learn from; all of it is saved."""
+
+
+def sentence(error: Exception) -> str | None:
+  """What to tell of an error that is no defect; None for any other.
+
+  Args:
+    error: `Refused`, or what jax raises for a platform that the environment
+      names and it does not have.
+  """
+  if isinstance(error, Refused):
+    return str(error)
+  platform = os.environ.get('JAX_PLATFORMS')
+  if not platform or 'nable to initialize backend' not in str(error):
+    return None
+  why = ' '.join(str(error).split()).partition(' (set JAX_PLATFORMS')[0]
+  return (
+    f'JAX_PLATFORMS is {platform!r}, for which jax finds no device ({why}); '
+    'allowed: one that it is installed for (launch/environment.sh, with '
+    'ACCELERATOR=tpu, say), or nothing.'
+  )
