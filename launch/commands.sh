@@ -82,9 +82,12 @@ training_flag() {
   printf '%s' "$value"
 }
 
+# shellcheck disable=SC2034  # The scripts that source this file use it.
+BUCKET='gs://[^/]+/+[^/].*'
+
 # What is an address and no bucket would make a local folder of that name.
 check_workdir_scheme() {
-  [[ ! $1 =~ ^[A-Za-z][A-Za-z0-9+.-]*:/ || $1 =~ ^gs://[^/]+/+[^/] ]] ||
+  [[ ! $1 =~ ^[A-Za-z][A-Za-z0-9+.-]*:/ || $1 =~ ^$BUCKET ]] ||
     fail "--workdir is '$1'; allowed is a directory, or gs://BUCKET/RUN"
 }
 

@@ -89,7 +89,7 @@ create() {
   check --max-restarts "$RESTARTS" '[0-9]+' '0 or more'
   needs_training_flags "$@"
   # What lies in a pod is lost with it.
-  check --workdir "$(training_flag --workdir "$@")" 'gs://[^/]+/+[^/].*|/.+' 'gs://BUCKET/RUN, or the path of a volume that is mounted in every pod'
+  check --workdir "$(training_flag --workdir "$@")" "$BUCKET|/.+" 'gs://BUCKET/RUN, or the path of a volume that is mounted in every pod'
   # The command becomes a line of a pod's specification, where $(...) would be replaced.
   case "$*" in
     *$'\n'* | *"\$("*) fail "a training flag in '$*' holds a line break or \$(, which a pod's command cannot; allowed is all else" ;;

@@ -45,10 +45,12 @@ needs_training_flags "$@"
 # Only runs/ outlives the container.
 for flag in "$@"; do
   case $flag in
-    --workdir=*/../* | --workdir=*/..) fail "--workdir is '${flag#*=}'; allowed is a directory runs/RUN without .., which is the host's, or gs://BUCKET/RUN" ;;
-    --workdir=runs/* | --workdir=gs://*) ;;
-    --workdir=*) fail "--workdir is '${flag#*=}'; allowed is a directory runs/RUN, which is the host's, or gs://BUCKET/RUN" ;;
+    --workdir=*/../* | --workdir=*/..) workdir= ;;
+    --workdir=runs/* | --workdir=gs://*) workdir=1 ;;
+    --workdir=*) workdir= ;;
+    *) continue ;;
   esac
+  [ -n "$workdir" ] || fail "--workdir is '${flag#*=}'; allowed is a directory runs/RUN without .., which is the host's, or gs://BUCKET/RUN"
 done
 model=$(training_flag --config.model.path "$@")
 if [[ $model == /* ]]; then

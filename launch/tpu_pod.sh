@@ -116,7 +116,7 @@ setup() {
 
 start() {
   needs_training_flags "$@"
-  check --workdir "$(training_flag --workdir "$@")" 'gs://[^/]+/+[^/].*|/.+' 'gs://BUCKET/RUN, or the path of a file system that all workers share; what lies in the tree goes with the pod'
+  check --workdir "$(training_flag --workdir "$@")" "$BUCKET|/.+" 'gs://BUCKET/RUN, or the path of a file system that all workers share; what lies in the tree goes with the pod'
   local worker=(bash actfocus_jax/launch/tpu_worker.sh)
   [ ${#ENVIRONMENT[@]} = 0 ] || worker=(env "${ENVIRONMENT[@]}" "${worker[@]}")
   # Asked of all before any is started: half a pod would wait for the other half.

@@ -13,6 +13,8 @@ import signal
 import subprocess
 import time
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What a shell, a YAML file or a naive `"$*"` would spoil.
 AWKWARD = (
@@ -141,6 +143,11 @@ class Machine:
     finally:
       end(process)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+@pytest.fixture
+def machine(tmp_path):
+  return Machine(tmp_path)
 
 
 def end(process: subprocess.Popen) -> None:

@@ -79,10 +79,10 @@ def ordinary_promotion():
 
 @pytest.fixture(scope='module')
 def own(tmp_path_factory):
-  """A folder with the README's example and some that fail, importable."""
+  """A folder with the page's example and some that fail, importable."""
   folder = tmp_path_factory.mktemp('own')
-  readme = (ROOT / 'actfocus_jax/envs/README.md').read_text()
-  found = re.search(r'    """Guess a number.*?\n(?=\S)', readme, re.DOTALL)
+  page = (ROOT / 'actfocus_jax/envs/README.md').read_text()
+  found = re.search(r'    """Guess a number.*?\n(?=\S)', page, re.DOTALL)
   code = textwrap.dedent(found[0])
   assert 30 <= len(code.strip().splitlines()) <= 45
   (folder / 'guessing.py').write_text(code)

@@ -32,9 +32,7 @@ fi
 """
 
 
-@pytest.fixture
-def machine(tmp_path):
-  return launch_stubs.Machine(tmp_path)
+machine = launch_stubs.machine
 
 
 @pytest.fixture

@@ -1,13 +1,9 @@
 """launch/environment.sh: what it installs, once, and how it explains itself."""
 
 import launch_stubs
-import pytest
 from launch_stubs import assert_refused, succeeds
 
-
-@pytest.fixture
-def machine(tmp_path):
-  return launch_stubs.Machine(tmp_path)
+machine = launch_stubs.machine
 
 
 PYTHON_THAT_INSTALLS = """

@@ -11,9 +11,7 @@ XPK = ('--cluster=c-1', '--project=my-project', '--zone=us-east5-a')
 WORKLOAD = ('--workload=run-1', '--tpu-type=v6e-16')
 
 
-@pytest.fixture
-def machine(tmp_path):
-  return launch_stubs.Machine(tmp_path)
+machine = launch_stubs.machine
 
 
 def test_gke_image(machine):

@@ -113,7 +113,7 @@ def main(argv: list[str]):
   _prepare()
 
   # Imported late: it takes seconds, and jax must not look for a TPU.
-  from actfocus_jax.aot import cells, table
+  from actfocus_jax.aot import cells, many, table
 
   told = cells.answer(
     cells.Question(
@@ -126,7 +126,7 @@ def main(argv: list[str]):
       is_auto=_is_auto(c),
       with_fused=_FUSED.value,
     ),
-    note=_note,
+    note=many.note,
   )
   told['config'] = f'{pathlib.Path(c.model.path).name or "the small model"}, '
   told['config'] += c.algo
@@ -169,7 +169,9 @@ def _several():
     raise settings.Refused('--out is missing; e.g. --out=runs/aot')
   out = pathlib.Path(_OUT.value)
   command.check_writable('--out', out)
-  wheres = _topologies()
+  wheres = [
+    topology.parse(text, named='--topologies has') for text in _TOPOLOGIES.value
+  ]
   for flag, values, allowed in (
     ('--sizes', _SIZES.value, tuple(presets.MODELS)),
     ('--algos', _ALGOS.value, settings.ALGOS),
@@ -194,15 +196,6 @@ def _several():
     print(many.table_of(asks, _SIZES.value, _ALGOS.value, wheres))
   if _SCALE.value:
     print(scale.run(asks))
-
-
-def _topologies() -> list[topology.Topology]:
-  """Of the table."""
-  try:
-    return [topology.parse(text) for text in _TOPOLOGIES.value]
-  except settings.Refused as error:
-    text = str(error).replace('--topology is', '--topologies has')
-    raise settings.Refused(text) from error
 
 
 def _jobs() -> int:
@@ -318,10 +311,6 @@ def _prepare():
     TPU_ACCELERATOR_TYPE='v5litepod-4',
     TPU_WORKER_HOSTNAMES='localhost',
   )
-
-
-def _note(text: str):
-  print(f'  {text}', file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
 """The table: sizes and algorithms on some slices, and the smallest that fits.
 
-What is not known yet is compiled first, in several processes (threads of one
-end in a crash of the compiler now and then), and every answer is kept, so the
-command can be stopped and given again. The table is then made of what is kept.
+What is not known yet is compiled in several processes (threads of one end in a
+crash of the compiler now and then), and every answer is kept, so the command
+can be stopped and given again.
 """
 
 import dataclasses
@@ -66,20 +66,18 @@ class Asks:
       c, config, cell.where, work, self.efficiency, self.price
     )
 
-  def ask(self, cell: Cell) -> dict[str, Any]:
-    """The answer, new or kept, with the names of its row."""
-    told = _told(str(cell), self.question(cell), self.out)
-    return told | {'size': cell.size.upper(), 'algo': cell.algo}
-
-  def prepare(self, searches: Sequence[Sequence[Cell]]):
-    """Answers cells that are to be asked, several searches at a time.
+  def answers(self, searches: Sequence[Sequence[Cell]]) -> list[dict[str, Any]]:
+    """Answers several searches at a time, new or kept.
 
     Args:
       searches: Of each the cells are asked in turn until one fits.
+
+    Returns:
+      Of each search the answer of the first that fits, or of the last one, with
+      the names of its row.
     """
     tasks = [
-      [(str(cell), self.question(cell)) for cell in cells_of]
-      for cells_of in searches
+      [(cell, self.question(cell)) for cell in search] for search in searches
     ]
     spawn = multiprocessing.get_context('spawn')
     with futures.ProcessPoolExecutor(self.jobs, mp_context=spawn) as pool:
@@ -87,32 +85,38 @@ class Asks:
       try:
         for done, one in enumerate(futures.as_completed(begun), 1):
           one.result()
-          _note(f'{done} of {len(tasks)} done')
+          note(f'{done} of {len(tasks)} done')
       except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
+    return [one.result() for one in begun]
 
 
-def _search(task: Sequence[tuple[str, cells.Question]], out: pathlib.Path):
-  for name, question in task:
-    if _told(name, question, out)['fits']:
-      return
+def _search(
+  task: Sequence[tuple[Cell, cells.Question]], out: pathlib.Path
+) -> dict[str, Any]:
+  for cell, question in task:
+    told = _told(str(cell), question, out)
+    if told['fits']:
+      break
+  return told | {'size': cell.size.upper(), 'algo': cell.algo}
 
 
 def _told(
   name: str, question: cells.Question, out: pathlib.Path
 ) -> dict[str, Any]:
-  def note(text: str):
-    _note(f'{name}: {text}')
+  def tell(text: str):
+    note(f'{name}: {text}')
 
-  told, is_kept = cells.kept(question, out, note=note)
+  told, is_kept = cells.kept(question, out, note=tell)
   does = 'fits' if told['fits'] else told.get('refused', 'does not fit')
   if not is_kept:
-    note(does)
+    tell(does)
   return told
 
 
-def _note(text: str):
+def note(text: str):
+  """Tells of progress."""
   print(f'  {text}', file=sys.stderr, flush=True)
 
 
@@ -125,28 +129,19 @@ def table_of(
   """Compiles all cells; writes and returns the table as Markdown."""
   pairs = [(size, algo) for size in sizes for algo in algos]
   kinds = dict.fromkeys(where.chip.name for where in wheres)
-  named = [Cell(*pair, where) for pair in pairs for where in wheres]
-  asks.prepare([[cell] for cell in named])
-  found = [asks.ask(cell) for cell in named]
-  _write(asks.out, found, [])
-  searches = [
-    [Cell(*pair, where) for where in topology.all_of(kind)]
-    for pair in pairs
-    for kind in kinds
-  ]
-  asks.prepare(searches)
-  _write(asks.out, found, [_first(asks, search) for search in searches])
+  named = asks.answers(
+    [[Cell(*pair, where)] for pair in pairs for where in wheres]
+  )
+  _write(asks.out, named, [])
+  smallest = asks.answers(
+    [
+      [Cell(*pair, where) for where in topology.all_of(kind)]
+      for pair in pairs
+      for kind in kinds
+    ]
+  )
+  _write(asks.out, named, smallest)
   return (asks.out / 'table.md').read_text()
-
-
-def _first(asks: Asks, search: Sequence[Cell]) -> dict[str, Any]:
-  """The first that fits; the last one if none does."""
-  told = {}
-  for cell in search:
-    told = asks.ask(cell)
-    if told['fits']:
-      break
-  return told
 
 
 def _write(out: pathlib.Path, named: list[dict], smallest: list[dict]):

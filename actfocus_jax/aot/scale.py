@@ -106,9 +106,10 @@ def run(asks: many.Asks, host: Host | None = None) -> str:
   host = host or Host()
   every = [(line, count) for line in LINES for count in line.counts]
   asked = [_cell(line, count) for line, count in every]
-  asks.prepare([[cell] for cell in asked if cell])
+  known = [cell for cell in asked if cell]
+  told = dict(zip(known, asks.answers([[x] for x in known]), strict=True))
   points = [
-    _point(asks, line, count, cell, host)
+    _point(line, count, cell, told.get(cell), host)
     for (line, count), cell in zip(every, asked, strict=True)
   ]
   (asks.out / 'scale.json').write_text(json.dumps(points, indent=1))
@@ -132,13 +133,10 @@ def _cell(line: Line, count: int) -> many.Cell | None:
   return where and many.Cell(SIZE, ALGO, where, tuple(changes.items()))
 
 
-def _point(
-  asks: many.Asks, line: Line, count: int, cell: many.Cell | None, host: Host
-) -> dict[str, Any]:
+def _point(line: Line, count: int, cell, told, host: Host) -> dict[str, Any]:
   point = {'line': line.name, 'kind': line.kind, 'chips': count}
   if cell is None:
     return point | {'refused': f'{line.kind} has no slice of {count}'}
-  told = asks.ask(cell)
   if not told['fits']:
     return point | {'refused': told.get('refused', 'does not fit')}
   prompts = dict(cell.changes).get('rollout__prompts', 8)

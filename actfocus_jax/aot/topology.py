@@ -53,12 +53,15 @@ class Topology:
     return one if self.slices == 1 else f'{self.slices} x {one}'
 
 
-def parse(text: str, slices: int = 1) -> Topology:
+def parse(
+  text: str, slices: int = 1, *, named: str = '--topology is'
+) -> Topology:
   """Reads `KIND:SHAPE`.
 
   Args:
     text: E.g. 'v5e:4x4'.
     slices: How many of them.
+    named: How a refusal begins.
 
   Returns:
     The topology.
@@ -69,14 +72,14 @@ def parse(text: str, slices: int = 1) -> Topology:
   kind, _, shape = text.partition(':')
   if kind not in chips.CHIPS:
     raise settings.Refused(
-      f'--topology is {text!r}; allowed: KIND:SHAPE with KIND one of '
+      f'{named} {text!r}; allowed: KIND:SHAPE with KIND one of '
       f'{", ".join(chips.CHIPS)}, e.g. v5e:4x4.'
     )
   chip = chips.CHIPS[kind]
   if shape not in chip.slices:
     near = _nearest(shape, chip.slices)
     raise settings.Refused(
-      f'--topology is {text!r}; slices of {kind}: {", ".join(chip.slices)}; '
+      f'{named} {text!r}; slices of {kind}: {", ".join(chip.slices)}; '
       f'the nearest is {kind}:{near}.'
     )
   if not 1 <= slices <= MOST_SLICES:

@@ -130,18 +130,17 @@ def _identity(one: Instruction) -> Any:
   channel = re.search(r'channel_id=(\d+)', one.attributes)
   if not channel or 'async_collective_fusion_config' not in one.attributes:
     return one.name
-  sizes = tuple(array.logical for array in one.arrays)
   groups = re.search(r'replica_groups=[^ ]*', one.attributes)
-  return channel.group(1), sizes, groups and groups.group()
+  return channel.group(1), _sizes(one), groups and groups.group()
 
 
 def _summed(wires: list[Wire], layout: Layout) -> tuple[Collective, ...]:
   found: dict[tuple[str, str], np.ndarray] = {}
-  sent = {(x.where, collectives.pairs(x.one), _size(x.one)) for x in wires}
+  sent = {(x.where, collectives.pairs(x.one), _sizes(x.one)) for x in wires}
   for times, where, one in wires:
     # The compiler sends both ways round a ring at a time.
     back = frozenset((b, a) for a, b in collectives.pairs(one))
-    ways = 2 if back and (where, back, _size(one)) in sent else 1
+    ways = 2 if back and (where, back, _sizes(one)) in sent else 1
     told = collectives.wire(one, layout, ways=ways)
     kind, axes, *wire = dataclasses.astuple(told)
     found[kind, axes] = found.get((kind, axes), 0.0) + times * np.array(wire)
@@ -150,8 +149,8 @@ def _summed(wires: list[Wire], layout: Layout) -> tuple[Collective, ...]:
   )
 
 
-def _size(one: Instruction) -> float:
-  return sum(array.logical for array in one.arrays)
+def _sizes(one: Instruction) -> tuple[float, ...]:
+  return tuple(array.logical for array in one.arrays)
 
 
 def _executed(

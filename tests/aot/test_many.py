@@ -42,10 +42,9 @@ def test_a_search_ends_where_it_fits(asks, monkeypatch):
 
   monkeypatch.setattr(cells, 'kept', kept)
   search = [many.Cell('3b', 'ppo', where) for where in V5E]
-  task = [(str(cell), asks.question(cell)) for cell in search]
-  many._search(task, asks.out)
+  task = [(cell, asks.question(cell)) for cell in search]
+  told = many._search(task, asks.out)
   assert asked == ['v5e:1x1', 'v5e:2x2']
-  told = many._first(asks, search)
   assert told == {'fits': True, 'size': '3B', 'algo': 'ppo'}
 
 
