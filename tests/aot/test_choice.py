@@ -170,6 +170,27 @@ def test_seconds_of_the_network_by_hand():
   )
 
 
+def test_seconds_of_the_memory_by_hand():
+  """Likewise where products and links take no time: 8 x tensor holds more."""
+  v5e = chips.CHIPS['v5e']
+  fast = dataclasses.replace(v5e, flops=1e30, ici_bandwidth=1e30)
+  where = topology.Topology(fast, '4x4')
+  c = paper.config('grpo')
+  c.learner.microbatch = 32
+  shape = mesh_shapes.Shape(2, 1, 8)
+  found = ranking.seconds(c, paper.QWEN, shape, where, paper.WORK)
+  # 64 slots a chip, of whose 2 key heads each of 8 chips holds one of 128
+  # numbers; calls by view as above, and 50 prefills at the ends of 4 turns: at
+  # 1,040 and 1,568 positions below 2,048, at 2,096 and 2,624 below 3,712.
+  weights, position = 3_085_938_688 * 2 / 8, 64 * 36 * 2 * 128 * 2
+  seen = 50 * 1024 + 100 * 2048 + 100 * 3712
+  moved = 8 * (250 * weights + seen * position)
+  moved += 200 * weights + 4 * 100 * (2048 + 3712) * position
+  # 2 models score and 1 learns in 3 passes: sums of 4 hops, there and back.
+  hops = (2 + 3) * 36 * 2 * 2 * 4 * 1e-6
+  assert found == pytest.approx(moved / 819e9 + hops, rel=1e-6)
+
+
 def test_the_mesh_of_the_config_must_fit():
   c = paper.config()
   c.mesh.fsdp = 3
