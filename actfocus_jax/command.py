@@ -18,16 +18,12 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from actfocus_jax.model import files
-from actfocus_jax.parallel import mesh_shapes
 from actfocus_jax.run import (
   checks,
-  continuing,
   env_settings,
   interrupt,
   refusals,
   settings,
-  storage,
 )
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -141,188 +137,6 @@ def overridden(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return parsed['config'].value
 
 
-def run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-  """The config that a run was started with.
-
-  Args:
-    workdir: Of the run.
-
-  Returns:
-    The config, with the place of the very model that the run started from.
-
-  Raises:
-    Refused: When there is no run, or its model is gone.
-  """
-  storage.check_bucket(workdir)
-  snapshot = workdir / 'config.json'
-  if not snapshot.exists():
-    raise settings.Refused(f'--workdir is {workdir}, which holds no run.')
-  try:
-    c = settings.from_json(read_json(snapshot))
-  except settings.Refused as error:
-    raise settings.Refused(
-      f'--workdir is {workdir}, which holds no run of this version: {error}'
-    ) from error
-  with c.unlocked():  # It may be looked at on another machine.
-    c.model.attention = 'auto'
-    if MODEL_PATH.value:
-      c.model.path, c.model.revision = MODEL_PATH.value, ''
-      return c
-  pin_model(c, workdir)
-  noted = _noted_model(workdir)
-  if noted and not c.model.path:
-    if not pathlib.Path(noted['path']).is_dir():
-      raise settings.Refused(
-        f'--workdir is {workdir}, whose run started from {noted["path"]}, '
-        'which is gone; name its new place by --model_path, or let the '
-        'training command of the run make it again.'
-      )
-    with c.unlocked():
-      c.model.path = noted['path']
-  return c
-
-
-def pin_model(c: ml_collections.ConfigDict, workdir: pathlib.Path):
-  """Stays with the commit of the hub that a run in `workdir` started from.
-
-  Args:
-    c: The config; its `model.revision` is set unless it names one itself.
-    workdir: Of a run, or new.
-  """
-  commit = _noted_model(workdir).get('commit')
-  if commit and files.is_hub_id(c.model.path) and not c.model.revision:
-    with c.unlocked():
-      c.model.revision = commit
-
-
-def _noted_model(workdir: pathlib.Path) -> dict[str, Any]:
-  file, is_run = workdir / 'model.json', (workdir / 'config.json').exists()
-  return read_json(file) if is_run and file.exists() else {}
-
-
-def check_model(c: ml_collections.ConfigDict) -> pathlib.Path | None:
-  """Refuses a model that cannot be trained; one on the hub is fetched first.
-
-  Args:
-    c: The config.
-
-  Returns:
-    The model's directory; None for the small model of `warm_start`.
-
-  Raises:
-    Refused: One sentence naming the path and what is missing.
-  """
-  path = c.model.path
-  if not path:
-    cache = storage.on_disk(c.warm_start.cache, 'warm_start.cache')
-    if not cache.is_dir():
-      check_writable('warm_start.cache', cache)
-    return None
-  try:
-    directory = files.locate(path, c.model.revision)
-  except ValueError as error:
-    raise settings.Refused(str(error)) from error
-  try:
-    config = files.check(directory)
-  except ValueError as error:
-    hint = ''
-    if files.is_hub_id(path):
-      hint = f' {files.how_to_fetch(path, c.model.revision)}'
-    raise settings.Refused(f'model.path is {path!r}: {error}{hint}') from error
-  try:
-    mesh_shapes.check(c.mesh, config.splits)
-  except ValueError as error:
-    raise settings.Refused(str(error)) from error
-  return directory
-
-
-def read_json(file: pathlib.Path) -> dict[str, Any]:
-  """A JSON object from a file that a user named; refused when it is none."""
-  try:
-    return files.read_json(file)
-  except ValueError as error:
-    raise settings.Refused(str(error)) from error
-
-
-def check_new(flag: str, directory: pathlib.Path):
-  """Refuses a directory that is there already, or cannot be made.
-
-  Args:
-    flag: The name it was given by.
-    directory: To be written.
-
-  Raises:
-    Refused: One sentence.
-  """
-  if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
-    raise settings.Refused(
-      f'{flag} is {directory}, which is there already; name a new directory.'
-    )
-  check_writable(flag, directory)
-
-
-def check_workdir(
-  workdir: pathlib.Path,
-  c: ml_collections.ConfigDict,
-  *,
-  same_batch: bool = False,
-):
-  """Refuses a directory that belongs to something else.
-
-  Args:
-    workdir: Where the run lives or will live.
-    c: The config.
-    same_batch: As of `continuing.difference`.
-
-  Raises:
-    Refused: One sentence.
-  """
-  storage.check_bucket(workdir)
-  if workdir.exists() and not workdir.is_dir():
-    raise settings.Refused(f'--workdir is {workdir}, which is a file.')
-  if not workdir.exists():
-    if not storage.is_remote(workdir):
-      check_writable('--workdir', workdir)
-    return
-  # Ours: what a start leaves that is killed before it has written the config.
-  names = {file.name for file in workdir.iterdir()} - {'model.json'}
-  if all(name.startswith('.') for name in names):
-    return
-  snapshot = workdir / 'config.json'
-  if not snapshot.exists():
-    raise settings.Refused(
-      f'--workdir is {workdir}, which holds files but no run; allowed: a new '
-      'or empty directory, or that of a run to go on with.'
-    )
-  old = read_json(snapshot)
-  change = continuing.difference(old, c, same_batch=same_batch)
-  if change:
-    raise settings.Refused(
-      f'--workdir is {workdir}, whose run had another config: {change}; '
-      'allowed: the same config, or another workdir.'
-    )
-
-
-def check_writable(flag: str, path: pathlib.Path):
-  """Refuses a directory that cannot be made.
-
-  Args:
-    flag: The name it was given by.
-    path: Does not exist yet.
-
-  Raises:
-    Refused: One sentence.
-  """
-  parent = path.absolute().parent
-  while not parent.exists():
-    parent = parent.parent
-  if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-    raise settings.Refused(
-      f'{flag} is {path}, which cannot be made: {parent} is no directory that '
-      'can be written to.'
-    )
-
-
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
   """Turns `Refused`, and a platform that jax lacks, into a sentence and code 2.
@@ -332,7 +146,7 @@ def refusing() -> Iterator[None]:
   """
   try:
     yield
-  except (settings.Refused, RuntimeError) as error:
+  except Exception as error:
     told = refusals.sentence(error)
     if told is None:
       raise
@@ -412,6 +226,14 @@ def _sentence(
   if 'before a value for --config' in text:
     return '--config=FILE must stand before --config.section.field=value.'
   text = re.split(r'\b(?:\w+Error|Refused): ', text)[-1]
+  section = re.match(
+    r"flag --config\.(\S+?)=(.*): Failed to parse '.*' as a ConfigDict", text
+  )
+  if section:
+    return (
+      f'{section[1]} is {section[2]!r}, but has fields of its own; allowed: '
+      f'--config.{section[1]}.FIELD=value.'
+    )
   number = re.match(
     r'flag --config\.(\S+?)=(.*): (invalid literal for int|could not convert)',
     text,

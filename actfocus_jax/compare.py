@@ -18,7 +18,7 @@ import pathlib
 import ml_collections
 from absl import flags
 
-from actfocus_jax import command
+from actfocus_jax import command, places
 from actfocus_jax.parallel import clusters
 from actfocus_jax.run import checks, interrupt, metrics, settings, storage
 
@@ -58,9 +58,9 @@ def main(argv: list[str]):
   _check_different(plans[: len(_ARMS.value)])
   for arm, seed, c in plans:
     run = _run(workdir, arm, seed)
-    command.check_workdir(run, c, same_batch=True)
-    command.pin_model(c, run)
-  command.check_model(plans[0][2])
+    places.check_workdir(run, c, same_batch=True)
+    places.pin_model(c, run)
+  places.check_model(plans[0][2])
 
   cluster = clusters.several()
   if cluster:

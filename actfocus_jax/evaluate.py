@@ -13,7 +13,7 @@ import json
 
 from absl import flags
 
-from actfocus_jax import command, distributed
+from actfocus_jax import command, distributed, places
 from actfocus_jax.run import checks, settings, storage
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'A run to evaluate.')
@@ -43,7 +43,7 @@ def main(argv: list[str]):
           if flag.value is not None:
             c.eval[flag.name] = flag.value
       checks.check(c)
-      command.check_model(c)
+      places.check_model(c)
     distributed.check_configs(c)
 
     # Imported late: it takes seconds, and the checks above should not.
@@ -70,7 +70,7 @@ def _config(workdir):
       f'{other} would change the run of --workdir; allowed: '
       '--config.mesh.NAME=SIZE.'
     )
-  c = command.run_config(workdir)
+  c = places.run_config(workdir, command.MODEL_PATH.value)
   return command.overridden(c) if given else c
 
 

@@ -13,7 +13,7 @@ import os
 
 from absl import flags
 
-from actfocus_jax import command
+from actfocus_jax import command, places
 from actfocus_jax.run import settings, storage
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The run.')
@@ -39,9 +39,9 @@ def main(argv: list[str]):
     raise settings.Refused('--out is missing; e.g. --out=models/mine')
   workdir = storage.path(_WORKDIR.value)
   out = storage.on_disk(_OUT.value, '--out')
-  c = command.run_config(workdir)
-  command.check_new('--out', out)
-  command.check_model(c)
+  c = places.run_config(workdir, command.MODEL_PATH.value)
+  places.check_new('--out', out)
+  places.check_model(c)
   os.environ['JAX_PLATFORMS'] = 'cpu'
 
   # Imported late: it takes seconds, and the checks above should not.

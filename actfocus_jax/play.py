@@ -15,7 +15,7 @@ import sys
 
 from absl import flags
 
-from actfocus_jax import casting, command
+from actfocus_jax import casting, command, places
 from actfocus_jax.run import checks, env_settings, settings, storage
 
 _ENV = flags.DEFINE_string(
@@ -43,7 +43,7 @@ def main(argv: list[str]):
 def _play():
   c = _config()
   checks.check(c)
-  directory = command.check_model(c) if c.model.path else None
+  directory = places.check_model(c) if c.model.path else None
 
   # Imported late: it takes seconds, and the checks above should not.
   from actfocus_jax import assemble
@@ -149,7 +149,9 @@ def _config():
   if _WORKDIR.value:
     if _ENV.value or command.CONFIG.value is not None:
       raise settings.Refused('--workdir excludes --env and --config.')
-    return command.run_config(storage.path(_WORKDIR.value))
+    return places.run_config(
+      storage.path(_WORKDIR.value), command.MODEL_PATH.value
+    )
   if _STEP.value is not None:
     raise settings.Refused('--step needs --workdir.')
   if command.MODEL_PATH.value:

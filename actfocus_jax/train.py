@@ -16,7 +16,7 @@ import sys
 
 from absl import flags
 
-from actfocus_jax import command, distributed, dry_run, sizes
+from actfocus_jax import command, distributed, dry_run, places, sizes
 from actfocus_jax.run import interrupt, presets, settings, storage
 
 _DRY_RUN = flags.DEFINE_bool(
@@ -33,7 +33,7 @@ def main(argv: list[str]):
   if _DRY_RUN.value:
     c = command.config()
     is_known = c.model.path in presets.SHAPES
-    print(dry_run.describe(c, None if is_known else command.check_model(c)))
+    print(dry_run.describe(c, None if is_known else places.check_model(c)))
     return
   if not _WORKDIR.value:
     raise settings.Refused(
@@ -43,11 +43,11 @@ def main(argv: list[str]):
   with distributed.joined():
     with distributed.refusing_alike():
       c, workdir = command.config(), storage.path(_WORKDIR.value)
-      command.check_workdir(workdir, c)
-      command.pin_model(c, workdir)
+      places.check_workdir(workdir, c)
+      places.pin_model(c, workdir)
       if c.model.path in presets.SHAPES:  # Before anything is fetched.
         sizes.check_splits(c, None)
-      command.check_model(c)
+      places.check_model(c)
     distributed.check_configs(c)
 
     # Imported late: it takes seconds, and the checks above should not.

@@ -8,7 +8,7 @@ from it with --config.model.path=DIR.
 
 from absl import flags
 
-from actfocus_jax import command
+from actfocus_jax import command, places
 from actfocus_jax.run import settings, storage
 
 _OUT = flags.DEFINE_string('out', None, 'Directory to write.')
@@ -22,7 +22,7 @@ def main(argv: list[str]):
     raise settings.Refused('--out is missing; e.g. --out=runs/base')
   c = command.config()
   out = storage.on_disk(_OUT.value, '--out')
-  command.check_new('--out', out)
+  places.check_new('--out', out)
 
   # Imported late: it takes seconds, and the checks above should not.
   from actfocus_jax import assemble, base_model

@@ -97,10 +97,11 @@ check_env() {
 }
 
 # check_tpu_type FIELD TYPE: the chips of v5litepod and v6e are known, of v5p that its cores come
-# in cubes of 8, of others it is the form.
+# in cubes of 8, of others it is the form. v5e is its name everywhere but here.
 check_tpu_type() {
   check "$1" "$2" '[a-z0-9]+-[0-9x-]+' 'a type such as v5litepod-16'
   case $2 in
+    v5e-*) fail "$1 is '$2'; allowed is v5litepod-${2#*-}, the name of that v5e" ;;
     v5litepod-* | v6e-*)
       [[ ${2#*-} =~ ^(1|4|8|16|32|64|128|256)$ ]] ||
         fail "$1 is '$2'; allowed is ${2%%-*}-N with N one of 1, 4, 8, 16, 32, 64, 128, 256"

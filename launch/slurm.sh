@@ -3,7 +3,8 @@
 #
 #   ACCELERATOR=cuda12 bash launch/environment.sh       once, where there is a network
 #   sbatch [sbatch options] launch/slurm.sh --config=configs/NAME.py --workdir=DIR [training flags]
-#   bash launch/slurm.sh --dry-run --config=...         prints what the job would run; needs no Slurm
+#   bash launch/slurm.sh --dry-run --config=...         prints what the job would run, with the
+#                                                       options below; needs no Slurm
 #
 # The root and DIR lie on a file system that all nodes share. Options of sbatch overrule those
 # below, e.g. --nodes=4 --ntasks-per-node=4 --gpus-per-node=4 --time=02:00:00 --account=A.
@@ -33,6 +34,7 @@ if [ "${1:-}" = --dry-run ]; then
   dry_run=1
   shift
   cd "$(dirname "$0")/.."
+  SLURM_CPUS_PER_TASK=$(sed -n 's/^#[S]BATCH --cpus-per-task=//p' launch/slurm.sh)
 elif [ -z "${SLURM_JOB_ID:-}" ] || [ ! -f launch/commands.sh ]; then
   echo "error: this is no Slurm job submitted from the project's root; allowed is sbatch launch/slurm.sh there" >&2
   exit 2
@@ -62,6 +64,7 @@ flags=(--kill-on-bad-exit=0 --wait="$WAIT" --gpu-bind=none)
 export PYTHONUNBUFFERED=1
 command=(srun "${flags[@]}" .venv/bin/python -m actfocus_jax.train "$@")
 if [ -n "$DRY_RUN" ]; then
+  echo "As a job with$(sed -n 's/^#[S]BATCH -/ -/p' launch/slurm.sh | tr -d '\n'):" >&2
   run "${command[@]}"
   exit 0
 fi

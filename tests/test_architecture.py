@@ -31,7 +31,7 @@ ALLOWED = {
     'parallel',
     'run',
     *('assemble', 'recipe'),
-    *('dry_run', 'sizes', 'command'),
+    *('dry_run', 'sizes', 'command', 'places'),
   ),
 }
 # Read by people and by scripts before there is a device, or without one.
@@ -40,6 +40,7 @@ WITHOUT_JAX = (
   'run.settings',
   'command',
   'distributed',
+  'places',
   'model.architecture',
   'model.files',
   'parallel.mesh_shapes',

@@ -75,6 +75,7 @@ REFUSED = {
   '--config.player.options.skill=7': ['player.options.skill', '7', '0 to 1'],
   '--config.env.options.size=3000': ['env.options.size', '3000', '2 to 16'],
   '--config.env.options.boxes=2': ['env.options.boxes', 'no field'],
+  '--config.mesh=2x4': ['mesh', '2x4', '--config.mesh.FIELD=value'],
   '--confg=x': ['confg'],
   'stray': ['stray'],
 }

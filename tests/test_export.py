@@ -16,7 +16,7 @@ import small_run
 import transformers
 from flax import nnx
 
-from actfocus_jax import assemble, command, evaluation, loop
+from actfocus_jax import assemble, evaluation, loop, places
 from actfocus_jax.model import architecture, files, hf, transformer
 from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import checkpoint
@@ -233,10 +233,10 @@ def test_a_run_stays_with_its_commit(run, tmp_path, monkeypatch):
   noted = json.loads((workdir / 'model.json').read_text())
   assert noted['commit'] == 'c' * 40
   again = config(run[1], path='some/model')
-  command.pin_model(again, workdir)
+  places.pin_model(again, workdir)
   assert again.model.revision == 'c' * 40
   own = config(run[1], path='some/model', revision='v2')
-  command.pin_model(own, workdir)
+  places.pin_model(own, workdir)
   assert own.model.revision == 'v2'
   files.locate.cache_clear()
 

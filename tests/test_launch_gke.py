@@ -163,6 +163,11 @@ REFUSED = {
   'create NEW': ['--docker-image', '--base-docker-image'],
   'create NEW --docker-image=i --base-docker-image=b': ['image'],
   'create NEW --base-docker-image=b --script-dir=/none': ['/none'],
+  'create CLUSTER --workload=w --tpu-type=v5e-16 -- --config=c': [
+    '--tpu-type',
+    'v5e-16',
+    'v5litepod-16',
+  ],
   'create CLUSTER --workload=w --tpu-type=v5litepod-9 -- --config=c': [
     '--tpu-type',
     'v5litepod-9',

@@ -411,9 +411,10 @@ def test_slurm_explains_itself_anywhere(machine):
 
 
 def test_slurm_dry_run_needs_no_job(machine):
-  told = succeeds(machine.run('slurm.sh', '--dry-run', *TRAINING))
-  (line,) = launch_stubs.commands(told)
+  done = machine.run('slurm.sh', '--dry-run', *TRAINING)
+  (line,) = launch_stubs.commands(succeeds(done))
   assert line[0] == 'srun' and tuple(line[-2:]) == TRAINING
-  assert '--kill-on-bad-exit=0' in line
+  assert {'--kill-on-bad-exit=0', '--cpus-per-task=8'} <= set(line)
+  assert '--nodes=1 --ntasks-per-node=8 --gpus-per-node=8' in done.stderr
   assert machine.calls() == []
   assert_refused(machine, machine.run('slurm.sh', '--dry-run'), '--config')

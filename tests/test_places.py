@@ -52,14 +52,16 @@ def test_a_mesh_is_refused_before_a_model_is_fetched(tmp_path):
   assert_refused(result, 'tensor=3', 'cannot cut vocab_size, 151936')
 
 
-def test_a_platform_that_jax_does_not_have_is_named(tmp_path):
+@pytest.mark.parametrize('platform', ['tpu', 'cuda'])
+def test_a_platform_that_jax_does_not_have_is_named(platform, tmp_path):
   result = command(
     *('evaluate', '--config=configs/quickstart.py'),
     f'--config.warm_start.cache={tmp_path}',
-    JAX_PLATFORMS='tpu',
+    JAX_PLATFORMS=platform,
+    CUDA_VISIBLE_DEVICES='-1',
   )
   assert_refused(
-    result, "JAX_PLATFORMS is 'tpu', for which jax finds no", 'ACCELERATOR=tpu'
+    result, f'JAX_PLATFORMS is {platform!r}, for which jax finds no', '=tpu'
   )
 
 

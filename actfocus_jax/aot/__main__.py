@@ -22,7 +22,7 @@ import sys
 import ml_collections
 from absl import flags
 
-from actfocus_jax import command, sizes
+from actfocus_jax import command, places, sizes
 from actfocus_jax.aot import chips, roofline, topology, workload
 from actfocus_jax.model import architecture, files
 from actfocus_jax.run import env_settings, presets, settings
@@ -109,7 +109,7 @@ def main(argv: list[str]):
   config, work = _shape(c), _workload(c)
   efficiency = _efficiency()
   if _JSON.value:
-    command.check_writable('--json', pathlib.Path(_JSON.value))
+    places.check_writable('--json', pathlib.Path(_JSON.value))
   _prepare()
 
   # Imported late: it takes seconds, and jax must not look for a TPU.
@@ -168,7 +168,7 @@ def _several():
   if not _OUT.value:
     raise settings.Refused('--out is missing; e.g. --out=runs/aot')
   out = pathlib.Path(_OUT.value)
-  command.check_writable('--out', out)
+  places.check_writable('--out', out)
   wheres = [
     topology.parse(text, named='--topologies has') for text in _TOPOLOGIES.value
   ]

@@ -141,12 +141,14 @@ def end(error: BaseException):
     error: From any thread.
   """
   try:
-    if count() == 1:
-      return
-  except RuntimeError:  # What failed was to find the devices of all.
-    pass
-  if isinstance(error, _TOLD):
-    print(f'error: {error}', file=sys.stderr)
+    is_alone, is_of_many_the_first = count() == 1, is_first()
+  except (RuntimeError, AssertionError):  # To find the devices is what failed.
+    is_alone, is_of_many_the_first = False, True
+  if is_alone:
+    return
+  told = refusals.sentence(error)
+  if told is not None or isinstance(error, _TOLD):
+    print(f'error: {told or error}', file=sys.stderr)
   elif is_loss(error):
     print(
       'error: another process has ended, or cannot be reached: its own '
@@ -160,13 +162,13 @@ def end(error: BaseException):
     stream.flush()
   try:
     is_ours = isinstance(error, Exception) and not is_loss(error)
-    if is_first() and is_ours:
+    if is_of_many_the_first and is_ours:
       time.sleep(_LINGER)
   finally:  # Whoever interrupts that has waited enough.
     os._exit(_code(error))
 
 
-_TOLD = (refusals.Refused, refusals.Halted, interrupt.Stopped)
+_TOLD = (refusals.Halted, interrupt.Stopped)
 
 
 # What the libraries of collectives say when another process does not answer.
@@ -185,7 +187,7 @@ def _code(error: BaseException) -> int:
   """The exit code that a command would have ended with."""
   if isinstance(error, interrupt.Stopped):
     return error.code
-  return 2 if isinstance(error, refusals.Refused) else 1
+  return 1 if refusals.sentence(error) is None else 2
 
 
 def count() -> int:

@@ -17,11 +17,15 @@ What another batch, mesh or block size keeps, on CPU in float32 and as tested:
 Rounding grows: after some steps two such runs sample different episodes.
 """
 
+import pathlib
 from typing import Any
 
 import ml_collections
 
 from actfocus_jax.run import settings
+
+# Of a run directory; a run has begun when both are there.
+CONFIG, MODEL = 'config.json', 'model.json'
 
 # What may change when a run is continued in its workdir. How far and how often;
 # the machine and the split of the work on it, which decide the speed and the
@@ -42,6 +46,12 @@ _CONTINUABLE = (
 # The batch: how many episodes a step learns from, and an optimizer step. It
 # follows the machine too, but what is learned depends on it.
 _BATCH = ('rollout.prompts', 'rollout.members', 'learner.minibatch')
+
+
+def model_file(workdir: pathlib.Path) -> pathlib.Path | None:
+  """What a run started from, written down; None where none has begun."""
+  files = (workdir / MODEL, workdir / CONFIG)
+  return files[0] if all(file.exists() for file in files) else None
 
 
 def difference(

@@ -66,7 +66,7 @@ class RunDirectory:
     """Makes the directory and locks it; says nothing to other processes.
 
     Args:
-      path: Checked before by `command.check_workdir`.
+      path: Checked before by `places.check_workdir`.
       c: The config.
       model: What the run starts from: its `path` and `commit`, for people, and
         its `sha256`.
@@ -93,8 +93,7 @@ class RunDirectory:
       path / 'checkpoints', keep=c.checkpoint.keep, on_failure=on_failure
     )
     try:
-      files = (path / 'model.json', path / 'config.json')
-      if all(file.exists() for file in files):  # Else no run has begun.
+      if continuing.model_file(path):
         check_model(path, model)
     except BaseException:  # Nobody would leave the context that is not entered.
       self.let_go()
@@ -106,8 +105,8 @@ class RunDirectory:
       # Processes meet where the checkpoints are opened, so all do it here.
       latest = self._checkpoints.latest_step()
       self.changes = self._note_changes(latest)
-      self.write('model.json', self._model)
-      self.write('config.json', settings.to_json(self._c))
+      self.write(continuing.MODEL, self._model)
+      self.write(continuing.CONFIG, settings.to_json(self._c))
     except BaseException:
       self.let_go()
       raise
@@ -188,7 +187,7 @@ class RunDirectory:
 
   def _note_changes(self, latest: int | None) -> list[str]:
     """Notes what differs from the config before; it is still in its place."""
-    file = self._path / 'config.json'
+    file = self._path / continuing.CONFIG
     if not self._writes or not file.exists():
       return []
     changed = continuing.changed(
@@ -264,7 +263,7 @@ def check_model(path: pathlib.Path, model: dict[str, str]):
   Raises:
     Refused: One sentence.
   """
-  noted = json.loads((path / 'model.json').read_text())
+  noted = json.loads((path / continuing.MODEL).read_text())
   if model['sha256'] != noted['sha256']:
     commit = noted.get('commit')
     where = f' (--config.model.revision={commit})' if commit else ''

@@ -15,7 +15,7 @@ class Stalled(Halted):
   """A run that has nothing left to learn from; all of it is saved."""
 
 
-def sentence(error: Exception) -> str | None:
+def sentence(error: BaseException) -> str | None:
   """What to tell of an error that is no defect; None for any other.
 
   Args:
@@ -25,11 +25,26 @@ def sentence(error: Exception) -> str | None:
   if isinstance(error, Refused):
     return str(error)
   platform = os.environ.get('JAX_PLATFORMS')
-  if not platform or 'nable to initialize backend' not in str(error):
+  if not platform or not _has_no_device(error):
     return None
   why = ' '.join(str(error).split()).partition(' (set JAX_PLATFORMS')[0]
   return (
-    f'JAX_PLATFORMS is {platform!r}, for which jax finds no device ({why}); '
-    'allowed: one that it is installed for (launch/environment.sh, with '
-    'ACCELERATOR=tpu, say), or nothing.'
+    f'JAX_PLATFORMS is {platform!r}, for which jax finds no device'
+    f'{f" ({why})" if why else ""}; allowed: one that it is installed for '
+    '(launch/environment.sh, with ACCELERATOR=tpu, say), or nothing.'
+  )
+
+
+def _has_no_device(error: BaseException) -> bool:
+  """Whether jax raised it when it looked for devices."""
+  if isinstance(error, RuntimeError):
+    return 'nable to initialize backend' in str(error)
+  # For CUDA without a GPU it is an assertion without a word.
+  at = error.__traceback__
+  while at is not None and at.tb_next is not None:
+    at = at.tb_next
+  return (
+    isinstance(error, AssertionError)
+    and at is not None
+    and at.tb_frame.f_globals.get('__name__') == 'jax._src.xla_bridge'
   )

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from actfocus_jax import assemble, command, recipe
+from actfocus_jax import assemble, places, recipe
 from actfocus_jax.model import (
   architecture,
   attention,
@@ -388,13 +388,8 @@ def test_a_run_may_go_on_with_another():
   assert continuing.difference(before, c) is None
 
 
-def test_a_run_can_be_looked_at_elsewhere(tmp_path, monkeypatch):
-  monkeypatch.setattr(command, 'pin_model', lambda c, workdir: None)
-  monkeypatch.setattr(command, '_noted_model', lambda workdir: None)
-  monkeypatch.setattr(
-    command, 'MODEL_PATH', type('Flag', (), {'value': None})()
-  )
+def test_a_run_can_be_looked_at_elsewhere(tmp_path):
   c = settings.defaults()
   c.model.attention = 'splash'
   (tmp_path / 'config.json').write_text(json.dumps(settings.to_json(c)))
-  assert command.run_config(tmp_path).model.attention == 'auto'
+  assert places.run_config(tmp_path, None).model.attention == 'auto'

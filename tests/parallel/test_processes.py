@@ -235,6 +235,7 @@ with processes.leaving():
   for index, error, exit_code, said, stays in (
     (0, "refusals.Refused('no')", 2, 'error: no\n', 'stays 5 s\n'),
     (1, "refusals.Halted('bad')", 1, 'error: bad\n', ''),
+    (1, "RuntimeError('Unable to initialize backend')", 2, 'nothing.\n', ''),
     (0, "FloatingPointError('x')", 1, 'FloatingPointError: x\n', 'stays 5 s\n'),
     (0, "JaxRuntimeError('Gloo: closed')", 1, '(Gloo: closed)\n', ''),
     (0, 'KeyboardInterrupt', 1, 'KeyboardInterrupt\n', ''),
@@ -247,7 +248,7 @@ with processes.leaving():
       ],
       capture_output=True,
       text=True,
-      env={**os.environ, 'PYTHONPATH': os.getcwd()},
+      env={**os.environ, 'PYTHONPATH': os.getcwd(), 'JAX_PLATFORMS': 'cpu'},
       timeout=60,
     )
     assert done.returncode == exit_code

@@ -2,7 +2,7 @@
 
 import pytest
 
-from actfocus_jax import command
+from actfocus_jax import places
 from actfocus_jax.run import directory, refusals, settings, storage
 
 
@@ -28,8 +28,8 @@ def test_a_kill_before_the_config_is_written_leaves_no_run(
   assert {p.name for p in tmp_path.iterdir()} == {'.lock', 'model.json'}
   # Another config and another model may begin there, as in an empty directory.
   c.seed, c.model.path = 1, 'qwen/qwen'
-  command.check_workdir(tmp_path, c)
-  command.pin_model(c, tmp_path)
+  places.check_workdir(tmp_path, c)
+  places.pin_model(c, tmp_path)
   assert c.model.revision == ''
   with opened(tmp_path, c, sha256='b'):
     pass

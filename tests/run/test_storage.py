@@ -317,7 +317,7 @@ def test_only_what_somebody_changed_is_a_change(tmp_path):
   old = json.loads(file.read_text())
   del old['learner.ratio'], old['model.attention']
   file.write_text(json.dumps(old))
-  c.model.revision = 'a1b2'  # As command.pin_model does.
+  c.model.revision = 'a1b2'  # As places.pin_model does.
   with opened(tmp_path, c, commit='a1b2') as run:
     assert run.changes == [] and changes(tmp_path) == []
   file.write_text(json.dumps(old))
