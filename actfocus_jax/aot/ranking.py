@@ -21,10 +21,9 @@ _SUMS = 2
 # Passes over a model that learns, with remat: forward, again, and backward,
 # which multiplies twice as much and sums and gathers as often.
 _PRODUCTS, _PASSES = 4, 3
-# How often a prefill of observations reads or writes the view of the cache:
-# compiled programs of 3B on 16 chips 3 to 5 times on v5e and v6e, on v5p 8 to
-# 12 times.
-_COPIES = 4
+# How often a prefill of observations reads or writes the view of the cache, in
+# what the compiler makes of 3B: on v5e and v6e 3 to 5 times, on v5p 8 to 13.
+_COPIES = {'v5e': 4, 'v6e': 4, 'v5p': 10}
 _ITEMSIZE, _FLOAT32 = 2, 4
 
 
@@ -77,7 +76,8 @@ def _rollout(c, config, shape, where, work, joined) -> float:
   )
   products = 2 * config.num_parameters * tokens / tensor / chip.flops
   moved = {
-    n: _read(chip, weights, _COPIES * cache(n)) for n in work.turn_ends()
+    n: _read(chip, weights, _COPIES[chip.name] * cache(n))
+    for n in work.turn_ends()
   }
   prefills = sum(
     calls * max(products, moved[n], network(tokens))

@@ -170,10 +170,12 @@ def test_seconds_of_the_network_by_hand():
   )
 
 
-def test_seconds_of_the_memory_by_hand():
+@pytest.mark.parametrize(('name', 'copies'), [('v5e', 4), ('v5p', 10)])
+def test_seconds_of_the_memory_by_hand(name, copies):
   """Likewise where products and links take no time: 8 x tensor holds more."""
-  v5e = chips.CHIPS['v5e']
-  fast = dataclasses.replace(v5e, flops=1e30, ici_bandwidth=1e30)
+  fast = dataclasses.replace(
+    chips.CHIPS['v5e'], name=name, flops=1e30, ici_bandwidth=1e30
+  )
   where = topology.Topology(fast, '4x4')
   c = paper.config('grpo')
   c.learner.microbatch = 32
@@ -185,7 +187,7 @@ def test_seconds_of_the_memory_by_hand():
   weights, position = 3_085_938_688 * 2 / 8, 64 * 36 * 2 * 128 * 2
   seen = 50 * 1024 + 100 * 2048 + 100 * 3712
   moved = 8 * (250 * weights + seen * position)
-  moved += 200 * weights + 4 * 100 * (2048 + 3712) * position
+  moved += 200 * weights + copies * 100 * (2048 + 3712) * position
   # 2 models score and 1 learns in 3 passes: sums of 4 hops, there and back.
   hops = (2 + 3) * 36 * 2 * 2 * 4 * 1e-6
   assert found == pytest.approx(moved / 819e9 + hops, rel=1e-6)
