@@ -70,6 +70,10 @@ def config() -> ml_collections.ConfigDict:
     raise settings.Refused(
       '--config is missing; e.g. --config=configs/quickstart.py'
     )
+  if MODEL_PATH.value:
+    raise settings.Refused(
+      '--model_path needs --workdir; beside --config it is --config.model.path.'
+    )
   checks.check(c)
   return c
 
@@ -90,8 +94,8 @@ def config_with(arguments: str) -> ml_collections.ConfigDict:
   Raises:
     Refused: One sentence.
   """
-  if CONFIG.value is None:
-    config()  # Which says what is missing.
+  if CONFIG.value is None or MODEL_PATH.value:
+    config()  # Which says what is wrong.
   c = read_config(_config_values(sys.argv)[-1], arguments)
   with c.unlocked():
     for field, value in overrides().items():

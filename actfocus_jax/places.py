@@ -180,12 +180,29 @@ def check_workdir(
     )
 
 
+def check_file(flag: str, file: pathlib.Path):
+  """Refuses what cannot be written as a file.
+
+  Args:
+    flag: The name it was given by.
+    file: To be written, anew or again.
+
+  Raises:
+    Refused: One sentence.
+  """
+  if file.is_dir():
+    raise settings.Refused(
+      f'{flag} is {file}, which is a directory; allowed: a file.'
+    )
+  check_writable(flag, file)
+
+
 def check_writable(flag: str, path: pathlib.Path):
   """Refuses a directory that cannot be made.
 
   Args:
     flag: The name it was given by.
-    path: Does not exist yet.
+    path: To be made, or to be written to.
 
   Raises:
     Refused: One sentence.

@@ -23,10 +23,12 @@
 #SBATCH --signal=B:USR1@300
 set -euo pipefail
 
-if [ "${1:-}" = --help ]; then
-  awk 'NR > 1 && /^#[S]BATCH/ {exit} NR > 1 {sub(/^# ?/, ""); print}' "$0"
-  exit 0
-fi
+case ${1:-} in
+  -h | --help | help)
+    awk 'NR > 1 && /^#[S]BATCH/ {exit} NR > 1 {sub(/^# ?/, ""); print}' "$0"
+    exit 0
+    ;;
+esac
 # Slurm runs a copy of this file, so its own place says nothing about the project's.
 cd "${SLURM_SUBMIT_DIR:-.}"
 dry_run=

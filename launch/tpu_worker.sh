@@ -14,7 +14,11 @@ set -euo pipefail
 # shellcheck source=launch/commands.sh
 . "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
 
-case ${1:-} in -h | --help | help) usage ;; esac
+case ${1:-} in
+  setup | idle | ready | run | train | watch | stop | logs) ;;
+  -h | --help | help) usage ;;
+  *) fail "the action is '${1:-}'; allowed are setup, idle, ready, run, watch, stop and logs" ;;
+esac
 cd "$ROOT"
 mkdir -p runs/pod
 
@@ -94,5 +98,4 @@ case ${1:-} in
   ready) ready "${@:2}" ;;
   run) start "${@:2}" ;;
   train) train "${@:2}" ;;
-  *) fail "the action is '${1:-}'; allowed are setup, idle, ready, run, watch, stop and logs" ;;
 esac

@@ -76,6 +76,7 @@ REFUSED = {
   '--config.env.options.size=3000': ['env.options.size', '3000', '2 to 16'],
   '--config.env.options.boxes=2': ['env.options.boxes', 'no field'],
   '--config.mesh=2x4': ['mesh', '2x4', '--config.mesh.FIELD=value'],
+  '--model_path=x': ['--model_path needs --workdir', '--config.model.path'],
   '--confg=x': ['confg'],
   'stray': ['stray'],
 }
@@ -342,6 +343,7 @@ def test_bad_config_argument(tmp_path):
 def test_no_workdir_and_no_config():
   assert_refused(command('train', '--config=configs/quickstart.py'), 'workdir')
   assert_refused(command('train', '--workdir=runs/x'), '--config')
+  assert_refused(command('report'), '--workdir is missing')
   assert_refused(command('evaluate', '--workdir=no/such/run'), 'no/such/run')
 
 
@@ -350,6 +352,7 @@ def test_no_workdir_and_no_config():
 )
 def test_help_says_how_to_call(module):
   result = command(module, '--help')
+  assert result.returncode == 0
   assert f'python -m actfocus_jax.{module}' in result.stdout
 
 

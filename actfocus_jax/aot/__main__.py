@@ -109,7 +109,7 @@ def main(argv: list[str]):
   config, work = _shape(c), _workload(c)
   efficiency = _efficiency()
   if _JSON.value:
-    places.check_writable('--json', pathlib.Path(_JSON.value))
+    places.check_file('--json', pathlib.Path(_JSON.value))
   _prepare()
 
   # Imported late: it takes seconds, and jax must not look for a TPU.
@@ -168,6 +168,10 @@ def _several():
   if not _OUT.value:
     raise settings.Refused('--out is missing; e.g. --out=runs/aot')
   out = pathlib.Path(_OUT.value)
+  if out.is_file():
+    raise settings.Refused(
+      f'--out is {out}, which is a file; allowed: a directory.'
+    )
   places.check_writable('--out', out)
   wheres = [
     topology.parse(text, named='--topologies has') for text in _TOPOLOGIES.value
@@ -175,9 +179,12 @@ def _several():
   for flag, values, allowed in (
     ('--sizes', _SIZES.value, tuple(presets.MODELS)),
     ('--algos', _ALGOS.value, settings.ALGOS),
+    ('--topologies', _TOPOLOGIES.value, None),
   ):
+    if not values:
+      raise settings.Refused(f'{flag} is empty; leave it out for all.')
     for value in values:
-      if value not in allowed:
+      if allowed and value not in allowed:
         raise settings.Refused(
           f'{flag} has {value!r}; allowed: {", ".join(allowed)}.'
         )

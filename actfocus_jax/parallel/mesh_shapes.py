@@ -61,7 +61,10 @@ class Shape:
     return self.dcn_data, self.dcn_fsdp, 1
 
   def __str__(self) -> str:
-    names = AXES if math.prod(self.outside) == 1 else AXES + DCN
+    return self.told(AXES if math.prod(self.outside) == 1 else AXES + DCN)
+
+  def told(self, names: Sequence[str]) -> str:
+    """Those of its sizes."""
     return ' '.join(f'{name}={getattr(self, name)}' for name in names)
 
 
@@ -107,9 +110,8 @@ def choose(
       return shape
     fault = _told(uneven, shape.total)
   near = nearest(wanted, per_slice, slices, splits)
-  raise ValueError(
-    f'mesh {_written(wanted)} {fault}; {_suggested(near, per_slice, slices)}.'
-  )
+  hint = _suggested(near, wanted, per_slice, slices)
+  raise ValueError(f'mesh {_written(wanted)} {fault}; {hint}.')
 
 
 def check(wanted: Mapping[str, int], splits: Iterable[Split]) -> None:
@@ -134,7 +136,7 @@ def check(wanted: Mapping[str, int], splits: Iterable[Split]) -> None:
     per_slice = math.prod(known[name] for name in AXES)
     slices = math.prod(known[name] for name in DCN)
     near = nearest(wanted, per_slice, slices, splits)
-    hint = _suggested(near, per_slice, slices) if near else hint
+    hint = _suggested(near, wanted, per_slice, slices) if near else hint
   raise ValueError(f'mesh {_written(wanted)} {fault}; {hint}.')
 
 
@@ -207,11 +209,14 @@ def _uneven(total: Mapping[str, int], splits: Iterable[Split]) -> Split | None:
 
 
 def _written(wanted: Mapping[str, int]) -> str:
-  """The sizes as they were asked for; those over slices if anybody asked."""
-  asked = AXES
-  if (wanted['dcn_data'], wanted['dcn_fsdp']) != (-1, 1):
-    asked = AXES + DCN
-  return ', '.join(f'{name}={wanted[name]}' for name in asked)
+  """The sizes as they were asked for."""
+  return ', '.join(f'{name}={wanted[name]}' for name in _asked(wanted))
+
+
+def _asked(wanted: Mapping[str, int]) -> tuple[str, ...]:
+  """The axes; those over slices, too, if anybody asked."""
+  is_open = (wanted['dcn_data'], wanted['dcn_fsdp']) == (-1, 1)
+  return AXES if is_open else AXES + DCN
 
 
 def _devices(per_slice: int, slices: int) -> str:
@@ -227,9 +232,15 @@ def _told(split: Split, total: Mapping[str, int]) -> str:
   )
 
 
-def _suggested(near: Sequence[Shape], per_slice: int, slices: int) -> str:
+def _suggested(
+  near: Sequence[Shape],
+  wanted: Mapping[str, int],
+  per_slice: int,
+  slices: int,
+) -> str:
   devices = _devices(per_slice, slices)
   if not near:
-    return f'no shape of {devices} can'
-  shapes = ', or '.join(map(str, near))
+    return f'no shape of {devices} can; allowed: another number of devices'
+  names = _asked(wanted) if slices == 1 else AXES + DCN
+  shapes = ', or '.join(shape.told(names) for shape in near)
   return f'nearest that fit {devices} (one may be -1, the rest): {shapes}'

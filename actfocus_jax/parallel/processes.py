@@ -11,6 +11,7 @@ is waited for as long as it lives.
 A single process passes through here without a collective.
 """
 
+import collections
 import contextlib
 import os
 import pickle
@@ -91,10 +92,33 @@ def meet():
 
   While all are here: it has a time limit (30 s on CPU), and what comes next may
   take one of them longer. Later ones have none.
+
+  Raises:
+    Refused: As of `check_devices`.
   """
+  if count() > 1:
+    check_devices([device.process_index for device in jax.devices()])
   exchange(None)
   if not is_first():  # One of them talks; all of them may complain.
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
+
+
+def check_devices(owners: Sequence[int]):
+  """Refuses processes of which one has more devices than another.
+
+  Args:
+    owners: The process of each device of all.
+
+  Raises:
+    Refused: One sentence, the same in all processes.
+  """
+  counts = collections.Counter(owners)
+  fewest, most = (pick(counts, key=counts.get) for pick in (min, max))
+  if counts[fewest] != counts[most]:
+    raise refusals.Refused(
+      f'process {fewest} has {counts[fewest]} devices and process {most} has '
+      f'{counts[most]}; allowed: the same number in each.'
+    )
 
 
 def _expect(come: threading.Event, where: str):
@@ -111,7 +135,8 @@ def _expect(come: threading.Event, where: str):
   print(
     f'error: not all processes came{where} within {_JOIN_WITHIN:g} s. Look at '
     'the output of each: one that was refused or killed says so. If none was, '
-    'can all reach process 0, and do they agree on how many they are?',
+    'can all reach process 0, do they agree on how many they are, and has each '
+    'a number of its own?',
     file=sys.stderr,
     flush=True,
   )

@@ -10,7 +10,7 @@ from absl import app, flags, logging
 from actfocus_jax.report import summary
 from actfocus_jax.run import storage
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'The run.', required=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'The run.')
 _WORKDIRS = flags.DEFINE_list(
   'workdirs', [], 'Runs to compare in one picture and one table.'
 )
@@ -21,6 +21,8 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.ERROR)  # gcsfs tells of every look-up.
   if len(argv) > 1:
     sys.exit(_fail(f'unexpected argument {argv[1]!r}'))
+  if not _WORKDIR.value:
+    sys.exit(_fail('--workdir is missing; e.g. --workdir=runs/quickstart'))
   try:
     path = summary.write_report(
       storage.path(_WORKDIR.value),
@@ -40,6 +42,8 @@ def _fail(sentence: str) -> int:
 def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
+  except SystemExit:  # absl has printed the help, and leaves with 1.
+    sys.exit(0)
   except flags.Error as error:
     sys.exit(_fail(' '.join(str(error).split())))
 

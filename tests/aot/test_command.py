@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -11,9 +12,16 @@ import pytest
 CONFIG = '--config=configs/sokoban.py:size=0.5b'
 
 
-def aot(*arguments):
+IS_HERE = importlib.util.find_spec('libtpu') is not None
+# Else that of the README.
+WITH_LIBTPU = pathlib.Path(
+  sys.executable if IS_HERE else processes.ROOT / '.venv-tpu/bin/python'
+)
+
+
+def aot(*arguments, python=sys.executable):
   return subprocess.run(
-    [sys.executable, '-m', 'actfocus_jax.aot', *arguments],
+    [str(python), '-m', 'actfocus_jax.aot', *arguments],
     cwd=processes.ROOT,
     capture_output=True,
     text=True,
@@ -48,6 +56,12 @@ def aot(*arguments):
       "--topologies has 'v5e:3x3'; slices of v5e",
     ),
     (('--table', '--out=x', '--sizes=9b'), "--sizes has '9b'"),
+    (('--table', '--out=x', '--sizes='), '--sizes is empty'),
+    (('--table', '--out=README.md'), '--out is README.md, which is a file'),
+    (
+      (CONFIG, '--topology=v5e:4x4', '--json=configs'),
+      '--json is configs, which is a directory',
+    ),
     (
       (CONFIG, '--topology=v5e:4x4', '--config.model.path=some/model'),
       "model.path is 'some/model'; allowed: Qwen/",
@@ -62,10 +76,7 @@ def test_bad_input_is_one_sentence(arguments, sentence):
   assert not (processes.ROOT / 'x').exists()
 
 
-HAS_LIBTPU = importlib.util.find_spec('libtpu') is not None
-
-
-@pytest.mark.skipif(HAS_LIBTPU, reason='libtpu is installed')
+@pytest.mark.skipif(IS_HERE, reason='libtpu is installed')
 def test_without_libtpu_it_says_where_to_get_it():
   done = aot(CONFIG, '--topology=v5e:2x2')
   assert done.returncode == 2 and not done.stdout
@@ -73,7 +84,7 @@ def test_without_libtpu_it_says_where_to_get_it():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not HAS_LIBTPU, reason='libtpu is not installed')
+@pytest.mark.skipif(not WITH_LIBTPU.exists(), reason='there is no .venv-tpu')
 def test_a_slice_that_is_not_there(tmp_path):
   file = tmp_path / 'not yet there' / 'told.json'
   done = aot(
@@ -82,6 +93,7 @@ def test_a_slice_that_is_not_there(tmp_path):
     '--topology=v5e:2x2',
     '--prompt_tokens=100',
     f'--json={file}',
+    python=WITH_LIBTPU,
   )
   assert done.returncode == 0, done.stderr
   told = json.loads(file.read_text())

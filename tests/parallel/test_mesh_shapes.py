@@ -121,6 +121,8 @@ def test_a_refusal_names_them():
     choose(3, splits=splits + QWEN.splits)
   with pytest.raises(ValueError, match='data=1 fsdp=4 .* dcn_data=2 dcn_fsdp'):
     choose(4, 2, fsdp=3)
+  with pytest.raises(ValueError, match=': data=4 .* dcn_data=1 dcn_fsdp=1'):
+    choose(4, dcn_data=2)
 
 
 def test_what_no_machine_can_is_refused_before_there_is_one():

@@ -270,6 +270,15 @@ def test_the_loss_of_another_process_is_known(error, is_it):
   assert processes.is_loss(error) is is_it
 
 
+def test_all_have_as_many_devices():
+  """Else jax could not gather what each has to say."""
+  processes.check_devices([0, 0, 1, 1])
+  with pytest.raises(
+    refusals.Refused, match='process 0 has 2 devices and process 1 has 3; '
+  ):
+    processes.check_devices([0, 0, 1, 1, 1])
+
+
 def test_one_process_raises_as_ever():
   with pytest.raises(refusals.Refused), processes.leaving():
     raise refusals.Refused('no')
