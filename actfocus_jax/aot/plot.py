@@ -77,7 +77,7 @@ def _cost(axes, points):
       f'${last["dollars"]:.2f} an iteration',
       (x[-1], y[-1]),
       textcoords='offset points',
-      xytext=(-4, -16 if i == 2 else 8),  # Clear of the line above.
+      xytext=(-4, -36 if i == 2 else 8),  # Clear of the lines.
       ha='right',
       fontsize=8,
       color=_COLORS[i],
