@@ -72,7 +72,8 @@ def config() -> ml_collections.ConfigDict:
     )
   if MODEL_PATH.value:
     raise settings.Refused(
-      '--model_path needs --workdir; beside --config it is --config.model.path.'
+      '--model_path goes with the run of --workdir, not with --config; '
+      'allowed there: --config.model.path=DIR.'
     )
   checks.check(c)
   return c

@@ -194,24 +194,28 @@ def check_file(flag: str, file: pathlib.Path):
     raise settings.Refused(
       f'{flag} is {file}, which is a directory; allowed: a file.'
     )
-  check_writable(flag, file)
+  if not file.exists():
+    check_writable(flag, file)
+  elif not os.access(file, os.W_OK):
+    raise settings.Refused(f'{flag} is {file}, which cannot be written to.')
 
 
 def check_writable(flag: str, path: pathlib.Path):
-  """Refuses a directory that cannot be made.
+  """Refuses a directory that cannot be written to, or cannot be made.
 
   Args:
     flag: The name it was given by.
-    path: To be made, or to be written to.
+    path: Of the directory, which need not be there.
 
   Raises:
     Refused: One sentence.
   """
-  parent = path.absolute().parent
-  while not parent.exists():
-    parent = parent.parent
-  if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+  there = path.absolute()
+  while not there.exists():
+    there = there.parent
+  if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    what = 'used' if path.exists() else 'made'
     raise settings.Refused(
-      f'{flag} is {path}, which cannot be made: {parent} is no directory that '
+      f'{flag} is {path}, which cannot be {what}: {there} is no directory that '
       'can be written to.'
     )

@@ -76,7 +76,7 @@ REFUSED = {
   '--config.env.options.size=3000': ['env.options.size', '3000', '2 to 16'],
   '--config.env.options.boxes=2': ['env.options.boxes', 'no field'],
   '--config.mesh=2x4': ['mesh', '2x4', '--config.mesh.FIELD=value'],
-  '--model_path=x': ['--model_path needs --workdir', '--config.model.path'],
+  '--model_path=x': ['--model_path goes', '--config.model.path=DIR'],
   '--confg=x': ['confg'],
   'stray': ['stray'],
 }

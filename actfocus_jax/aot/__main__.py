@@ -168,10 +168,6 @@ def _several():
   if not _OUT.value:
     raise settings.Refused('--out is missing; e.g. --out=runs/aot')
   out = pathlib.Path(_OUT.value)
-  if out.is_file():
-    raise settings.Refused(
-      f'--out is {out}, which is a file; allowed: a directory.'
-    )
   places.check_writable('--out', out)
   wheres = [
     topology.parse(text, named='--topologies has') for text in _TOPOLOGIES.value
@@ -182,7 +178,7 @@ def _several():
     ('--topologies', _TOPOLOGIES.value, None),
   ):
     if not values:
-      raise settings.Refused(f'{flag} is empty; leave it out for all.')
+      raise settings.Refused(f'{flag} is empty; leave it out for its default.')
     for value in values:
       if allowed and value not in allowed:
         raise settings.Refused(

@@ -21,8 +21,9 @@ _SUMS = 2
 # Passes over a model that learns, with remat: forward, again, and backward,
 # which multiplies twice as much and sums and gathers as often.
 _PRODUCTS, _PASSES = 4, 3
-# How often a prefill of observations reads or writes the view of the cache, in
-# what the compiler makes of 3B: on v5e and v6e 3 to 5 times, on v5p 8 to 13.
+# About how often a prefill of observations reads or writes the view of the
+# cache. What the compiler makes of 3B: on v5e and v6e 3 to 4 times, but 10 with
+# 32 rows and tensor=2, on v5p 8 to 15 times.
 _COPIES = {'v5e': 4, 'v6e': 4, 'v5p': 10}
 _ITEMSIZE, _FLOAT32 = 2, 4
 

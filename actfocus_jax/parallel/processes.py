@@ -116,8 +116,8 @@ def check_devices(owners: Sequence[int]):
   fewest, most = (pick(counts, key=counts.get) for pick in (min, max))
   if counts[fewest] != counts[most]:
     raise refusals.Refused(
-      f'process {fewest} has {counts[fewest]} devices and process {most} has '
-      f'{counts[most]}; allowed: the same number in each.'
+      f'The devices of process {fewest} are {counts[fewest]} and those of '
+      f'process {most} are {counts[most]}; allowed: as many in each.'
     )
 
 
@@ -166,9 +166,10 @@ def end(error: BaseException):
     error: From any thread.
   """
   try:
-    is_alone, is_of_many_the_first = count() == 1, is_first()
-  except (RuntimeError, AssertionError):  # To find the devices is what failed.
-    is_alone, is_of_many_the_first = False, True
+    is_alone, may_be_first = count() == 1, is_first()
+  except (RuntimeError, AssertionError):
+    # To find the devices is what failed, which also says who is the first.
+    is_alone, may_be_first = False, True
   if is_alone:
     return
   told = refusals.sentence(error)
@@ -187,7 +188,7 @@ def end(error: BaseException):
     stream.flush()
   try:
     is_ours = isinstance(error, Exception) and not is_loss(error)
-    if is_of_many_the_first and is_ours:
+    if may_be_first and is_ours:
       time.sleep(_LINGER)
   finally:  # Whoever interrupts that has waited enough.
     os._exit(_code(error))

@@ -256,6 +256,26 @@ with processes.leaving():
     assert done.stdout == stays
 
 
+def test_who_finds_no_device_says_so_and_stays_for_the_others():
+  """It cannot know that it is not the first of them."""
+  code, said = alone("""
+import jax
+from actfocus_jax import distributed
+os.environ['JAX_PLATFORMS'] = 'cuda'
+jax.config.update('jax_platforms', 'cuda')
+time.sleep = lambda seconds: print(f'stays {seconds:g} s', file=sys.stderr)
+processes.start = lambda **arguments: None
+distributed.flags.FLAGS(['x', '--distributed=on'])
+with distributed.joined():
+  pass
+""")
+  assert code == 2
+  assert said.startswith(
+    "error: JAX_PLATFORMS is 'cuda', for which jax finds no"
+  )
+  assert said.endswith('stays 5 s\n')
+
+
 @pytest.mark.parametrize(
   ('error', 'is_it'),
   [
@@ -274,7 +294,7 @@ def test_all_have_as_many_devices():
   """Else jax could not gather what each has to say."""
   processes.check_devices([0, 0, 1, 1])
   with pytest.raises(
-    refusals.Refused, match='process 0 has 2 devices and process 1 has 3; '
+    refusals.Refused, match='of process 0 are 2 and those of process 1 are 3; '
   ):
     processes.check_devices([0, 0, 1, 1, 1])
 
