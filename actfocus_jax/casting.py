@@ -10,10 +10,11 @@ import pathlib
 import ml_collections
 
 from actfocus_jax import envs
-from actfocus_jax.agent import games as games_lib
-from actfocus_jax.agent import host as host_lib
-from actfocus_jax.envs import boards, players
-from actfocus_jax.run import env_settings, own_classes
+from actfocus_jax.config import env_schema, plugins
+from actfocus_jax.envs import boards
+from actfocus_jax.rollout import env_pool as env_pool_lib
+from actfocus_jax.rollout import games as games_lib
+from actfocus_jax.warmstart import players
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -43,12 +44,12 @@ def games(
       limits(c, section, **({'context': _ENDLESS} if by_hand else {})),
       section.share,
     )
-    for section in env_settings.sections(c)
+    for section in env_schema.sections(c)
   )
 
 
 def environment(
-  c: ConfigDict, section: env_settings.Section, *, by_hand: bool = False
+  c: ConfigDict, section: env_schema.Section, *, by_hand: bool = False
 ):
   """The environment of one section, on its own boards if it names any."""
   field = f'{section.field}.options'
@@ -62,11 +63,11 @@ def environment(
       raise ValueError(f'{field}: {told}.') from error
   else:
     name = f'{section.field}.name'
-    env = own_classes.make(name, section.name, field, section.options)
+    env = plugins.make(name, section.name, field, section.options)
     try:
       problem = games_lib.problem(env)
     except (Exception, SystemExit) as error:  # A property may do anything.
-      problem = f'cannot be looked at: {own_classes.told(error)}'
+      problem = f'cannot be looked at: {plugins.describe_exception(error)}'
     if problem:
       raise ValueError(f'{name} is {section.name!r}, which {problem}.')
   if not section.boards:
@@ -82,7 +83,7 @@ def environment(
   )
 
 
-def _check_evaluation(c: ConfigDict, section: env_settings.Section, env):
+def _check_evaluation(c: ConfigDict, section: env_schema.Section, env):
   """Raises ValueError where an evaluation would count a board twice."""
   most = getattr(env, 'evaluation_boards', None)
   if most is not None and c.eval.prompts > most:
@@ -93,11 +94,11 @@ def _check_evaluation(c: ConfigDict, section: env_settings.Section, env):
     )
 
 
-def player(section: env_settings.Section):
+def player(section: env_schema.Section):
   """The scripted player whose demonstrations warm-start the small model."""
   name, field = section.player.name, f'{section.player_field}.name'
   if ':' in name:
-    made = own_classes.make(field, name, f'{section.player_field}.options', {})
+    made = plugins.make(field, name, f'{section.player_field}.options', {})
     if callable(getattr(made, 'respond', None)):
       return made
     raise ValueError(
@@ -118,13 +119,13 @@ def player(section: env_settings.Section):
 
 
 def limits(
-  c: ConfigDict, section: env_settings.Section, **others: int
+  c: ConfigDict, section: env_schema.Section, **others: int
 ) -> games_lib.Limits:
   """What bounds an episode; `others` go before the config."""
-  own = {name: getattr(section, name) for name in env_settings.limits('')}
+  own = {name: getattr(section, name) for name in env_schema.limits('')}
   return games_lib.Limits(**{**c.limits, **own, **others})
 
 
-def host(c: ConfigDict) -> host_lib.Host:
+def host(c: ConfigDict) -> env_pool_lib.EnvPool:
   """Where the environments of a run are reset and stepped."""
-  return host_lib.Host(c.env.threads, c.env.time_limit)
+  return env_pool_lib.EnvPool(c.env.threads, c.env.time_limit)

@@ -12,9 +12,10 @@ import ml_collections
 import numpy as np
 
 from actfocus_jax import envs
-from actfocus_jax.agent import games as games_lib
-from actfocus_jax.agent import host as host_lib
-from actfocus_jax.envs import boards, players
+from actfocus_jax.envs import boards
+from actfocus_jax.rollout import env_pool as env_pool_lib
+from actfocus_jax.rollout import games as games_lib
+from actfocus_jax.warmstart import players
 
 _PLAYS = 16  # on each board
 
@@ -33,7 +34,7 @@ def level(c: ml_collections.ConfigDict, collector) -> dict[str, float | None]:
     each.
   """
   seeds = range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts)
-  rates = [_rate(collector.host, game, seeds) for game in collector.games]
+  rates = [_rate(collector.pool, game, seeds) for game in collector.games]
   row = {
     'random_success': None if None in rates else float(np.mean(rates)),
     'random_episodes': _PLAYS * len(seeds) * len(rates),
@@ -45,7 +46,7 @@ def level(c: ml_collections.ConfigDict, collector) -> dict[str, float | None]:
 
 
 def _rate(
-  hosts: host_lib.Host, game: games_lib.Game, seeds: range
+  pool: env_pool_lib.EnvPool, game: games_lib.Game, seeds: range
 ) -> float | None:
   """How often a game is solved, or None."""
   cast = _cast(game)
@@ -58,8 +59,8 @@ def _rate(
       players.episode(game.env, player, seed, play=play, **limits)
       for seed in seeds
     ]
-    found = _in_lockstep(hosts, episodes)
-    if isinstance(found, host_lib.Failed):
+    found = _in_lockstep(pool, episodes)
+    if isinstance(found, env_pool_lib.Failed):
       print(
         f'No chance level of {game.name}: the environment failed, '
         f'{found.reason}'
@@ -87,15 +88,15 @@ def _cast(game: games_lib.Game) -> tuple[players.Player, dict[str, Any]] | None:
 
 
 def _in_lockstep(
-  hosts: host_lib.Host, episodes: Sequence[players.Calls]
-) -> list[bool] | host_lib.Failed:
+  pool: env_pool_lib.EnvPool, episodes: Sequence[players.Calls]
+) -> list[bool] | env_pool_lib.Failed:
   """Makes the calls of all episodes, the first of each, the second, ..."""
   solved = [False] * len(episodes)
   calls = {i: next(episode) for i, episode in enumerate(episodes)}
   while calls:
-    outcomes = hosts.run(list(calls.values()))
+    outcomes = pool.run(list(calls.values()))
     for outcome in outcomes:
-      if isinstance(outcome, host_lib.Failed):
+      if isinstance(outcome, env_pool_lib.Failed):
         return outcome
     following = {}
     for i, outcome in zip(calls, outcomes, strict=True):

@@ -18,9 +18,12 @@ import pathlib
 import ml_collections
 from absl import flags
 
-from actfocus_jax import command, places
+from actfocus_jax import errors
+from actfocus_jax.cli import flags as flags_lib
+from actfocus_jax.cli import paths
+from actfocus_jax.config import schema, validate
 from actfocus_jax.parallel import clusters
-from actfocus_jax.run import checks, interrupt, metrics, settings, storage
+from actfocus_jax.run import interrupt, metrics, storage
 
 # What --arms and --seeds say; and what a run leaves that has stalled.
 _OF_ARMS = ('seed', 'algo', 'advantage.estimator')
@@ -31,8 +34,8 @@ _ARMS = flags.DEFINE_list(
   'arms',
   [],
   '[ALGO:]WEIGHTS[:ESTIMATOR],... to compare. ALGO: '
-  f'{", ".join(settings.ALGOS)}. WEIGHTS: {", ".join(settings.WEIGHTS)}. '
-  f'ESTIMATOR: {", ".join(settings.ESTIMATORS)}.',
+  f'{", ".join(schema.ALGOS)}. WEIGHTS: {", ".join(schema.WEIGHTS)}. '
+  f'ESTIMATOR: {", ".join(schema.ESTIMATORS)}.',
 )
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'Runs of each arm.', lower_bound=1)
 flags.declare_key_flag('config')
@@ -42,9 +45,9 @@ def main(argv: list[str]):
   """Checks all arms, then trains what is missing, then compares."""
   del argv
   if not _WORKDIR.value:
-    raise settings.Refused('--workdir is missing; e.g. --workdir=runs/compare')
+    raise errors.UsageError('--workdir is missing; e.g. --workdir=runs/compare')
   if len(_ARMS.value) < 2:
-    raise settings.Refused(
+    raise errors.UsageError(
       f'--arms is {",".join(_ARMS.value)!r}; allowed: two or more, e.g. '
       '--arms=uniform,actfocus'
     )
@@ -58,13 +61,13 @@ def main(argv: list[str]):
   _check_different(plans[: len(_ARMS.value)])
   for arm, seed, c in plans:
     run = _run(workdir, arm, seed)
-    places.check_workdir(run, c, same_batch=True)
-    places.pin_model(c, run)
-  places.check_model(plans[0][2])
+    paths.check_workdir(run, c, same_batch=True)
+    paths.pin_model(c, run)
+  paths.check_model(plans[0][2])
 
   cluster = clusters.several()
   if cluster:
-    raise settings.Refused(
+    raise errors.UsageError(
       f'compare runs in one process, and {cluster} has started several; '
       'allowed: one task.'
     )
@@ -91,17 +94,17 @@ def _train(c: ml_collections.ConfigDict, run: pathlib.Path, title: str):
   print(f'{title}: {run}')
   try:
     loop.train(c, run)
-  except settings.Stalled as error:
+  except errors.NoLearningSignal as error:
     print(error)
     (run / _STALLED).write_text(f'{error}\n')
 
 
 def _plan(arm: str, seed: int) -> ml_collections.ConfigDict:
   """The config of one run: that of the command line, but for arm and seed."""
-  c = command.config_with(_arguments(arm))
+  c = flags_lib.config_with(_arguments(arm))
   with c.unlocked():
     c.seed = seed
-  checks.check(c)
+  validate.check(c)
   return c
 
 
@@ -109,14 +112,14 @@ def _check_different(plans):
   """Refuses an arm that is there twice, by whatever name."""
   seen = {}
   for arm, _, c in plans:
-    described = str(settings.to_json(c))
+    described = str(schema.to_json(c))
     # `auto` is the algorithm's own estimator, and counts as its name.
-    described += settings.estimator(c)
+    described += schema.estimator(c)
     described = described.replace(
       f"'advantage.estimator': '{c.advantage.estimator}'", ''
     )
     if described in seen:
-      raise settings.Refused(
+      raise errors.UsageError(
         f'--arms has {seen[described]!r} and {arm!r}, which are the same; '
         'allowed: each arm once.'
       )
@@ -126,15 +129,15 @@ def _check_different(plans):
 def _check_overrides(plans: list[ml_collections.ConfigDict]):
   """Refuses fields that say what an arm is, and those that no arm has."""
   arms = ','.join(_ARMS.value)
-  for field in command.overrides():
+  for field in flags_lib.overrides():
     section = field.partition('.')[0]
     if field in _OF_ARMS or section == 'weights':
-      raise settings.Refused(
+      raise errors.UsageError(
         f'--config.{field} would make every arm of --arms={arms} the same in '
         'it; allowed: what is said by --arms and --seeds is said there alone.'
       )
-    if not any(settings.has_field(c, field) for c in plans):
-      raise settings.Refused(
+    if not any(schema.has_field(c, field) for c in plans):
+      raise errors.UsageError(
         f'--config.{field} is a field that no arm of --arms={arms} has.'
       )
 
@@ -143,14 +146,14 @@ def _arguments(arm: str) -> str:
   """The config arguments that an arm stands for."""
   names = arm.split(':')
   if len(names) > 3:
-    raise settings.Refused(
+    raise errors.UsageError(
       f'--arms has {arm!r}; allowed: [ALGO:]WEIGHTS[:ESTIMATOR].'
     )
   keys = ['algo', 'weights', 'estimator']
-  if len(names) == 1 or names[0] in settings.WEIGHTS:
+  if len(names) == 1 or names[0] in schema.WEIGHTS:
     keys = keys[1:]
   if len(names) > len(keys):
-    raise settings.Refused(
+    raise errors.UsageError(
       f'--arms has {arm!r}, where {names[0]} is no algorithm; allowed: '
       '[ALGO:]WEIGHTS[:ESTIMATOR].'
     )
@@ -192,4 +195,4 @@ def _write(workdir: pathlib.Path, plans):
 
 
 if __name__ == '__main__':
-  command.run(main)
+  flags_lib.run(main)

@@ -13,8 +13,11 @@ import json
 
 from absl import flags
 
-from actfocus_jax import command, distributed, places
-from actfocus_jax.run import checks, settings, storage
+from actfocus_jax import errors
+from actfocus_jax.cli import cluster, paths
+from actfocus_jax.cli import flags as flags_lib
+from actfocus_jax.config import validate
+from actfocus_jax.run import storage
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'A run to evaluate.')
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint; default the newest.')
@@ -27,30 +30,30 @@ _TEMPERATURE = flags.DEFINE_float(
 )
 flags.declare_key_flag('config')
 flags.declare_key_flag('model_path')
-flags.adopt_module_key_flags(distributed)
+flags.adopt_module_key_flags(cluster)
 
 
 def main(argv: list[str]):
   """Checks the input, then plays the held-out boards."""
   del argv
-  distributed.check()
-  with distributed.joined():
-    with distributed.refusing_alike():
+  cluster.check()
+  with cluster.joined():
+    with cluster.raise_everywhere():
       workdir = storage.path(_WORKDIR.value) if _WORKDIR.value else None
       c = _config(workdir)
       with c.unlocked():
         for flag in (_PROMPTS, _MEMBERS, _TEMPERATURE):
           if flag.value is not None:
             c.eval[flag.name] = flag.value
-      checks.check(c)
-      places.check_model(c)
-    distributed.check_configs(c)
+      validate.check(c)
+      paths.check_model(c)
+    cluster.check_configs(c)
 
     # Imported late: it takes seconds, and the checks above should not.
-    from actfocus_jax import assemble, evaluation
+    from actfocus_jax import build, evaluation
 
-    if workdir and not command.given_fields():
-      assemble.fit_mesh(c)
+    if workdir and not flags_lib.given_fields():
+      build.fit_mesh(c)
     step, row = evaluation.evaluate_checkpoint(c, workdir, _STEP.value)
   print(evaluation.line(step, row))
   print(json.dumps({'step': step, **row}))
@@ -59,20 +62,20 @@ def main(argv: list[str]):
 def _config(workdir):
   if not workdir:
     if _STEP.value is not None:
-      raise settings.Refused('--step needs --workdir.')
-    return command.config()
-  if command.CONFIG.value is not None:
-    raise settings.Refused('--workdir and --config exclude each other.')
-  given = command.given_fields()
+      raise errors.UsageError('--step needs --workdir.')
+    return flags_lib.config()
+  if flags_lib.CONFIG.value is not None:
+    raise errors.UsageError('--workdir and --config exclude each other.')
+  given = flags_lib.given_fields()
   other = next((a for a in given if not a.startswith('--config.mesh.')), None)
   if other:
-    raise settings.Refused(
+    raise errors.UsageError(
       f'{other} would change the run of --workdir; allowed: '
       '--config.mesh.NAME=SIZE.'
     )
-  c = places.run_config(workdir, command.MODEL_PATH.value)
-  return command.overridden(c) if given else c
+  c = paths.run_config(workdir, flags_lib.MODEL_PATH.value)
+  return flags_lib.overridden(c) if given else c
 
 
 if __name__ == '__main__':
-  command.run(main, changes='workdir')
+  flags_lib.run(main, changes='workdir')

@@ -7,22 +7,24 @@ import jax
 import ml_collections
 import numpy as np
 
-from actfocus_jax import assemble
-from actfocus_jax.agent import episode, records, rollout
+from actfocus_jax import build
 from actfocus_jax.parallel import processes
 from actfocus_jax.report import intervals
+from actfocus_jax.rollout import collector as collector_lib
+from actfocus_jax.rollout import episode
+from actfocus_jax.rollout import statistics as statistics_lib
 
 
 def evaluate(
-  collector: rollout.Collector,
-  policy: rollout.Policy,
+  collector: collector_lib.Collector,
+  policy: collector_lib.Policy,
   key: jax.Array,
   *,
   prompts: int,
   members: int,
   temperature: float,
   first_seed: int,
-) -> tuple[dict[str, float], rollout.Rollout]:
+) -> tuple[dict[str, float], collector_lib.Rollout]:
   """Plays the held-out boards of every game.
 
   Args:
@@ -48,7 +50,7 @@ def evaluate(
     )
     for game in collector.games
   ]
-  played = rollout.joined(parts)
+  played = collector_lib.joined(parts)
   row = _row(played)
   if len(parts) > 1:
     for game, part in zip(collector.games, parts, strict=True):
@@ -56,11 +58,11 @@ def evaluate(
   return row, played
 
 
-def _row(played: rollout.Rollout) -> dict[str, float]:
+def _row(played: collector_lib.Rollout) -> dict[str, float]:
   """The numbers of some episodes."""
   solved = np.array([one.success for one in played.episodes])
   low, high = intervals.wilson(int(solved.sum()), solved.size)
-  row = records.statistics(played)
+  row = statistics_lib.statistics(played)
   head = {
     'success': row.pop('success'),
     'success_low': low,
@@ -86,7 +88,7 @@ def evaluate_checkpoint(
     The step, and the row of `evaluate`.
 
   Raises:
-    Refused: When there is no such checkpoint, or not all processes mean it.
+    UsageError: When there is no such checkpoint, or not all processes mean it.
   """
   # Else each would read its slices from the checkpoint that it means.
   for flag, value in (
@@ -94,15 +96,15 @@ def evaluate_checkpoint(
     ('--step', step),
   ):
     processes.check_equal(value, flag, 'the same in all processes')
-  with assemble.parts(c) as parts:
+  with build.parts(c) as parts:
     if workdir is None:
-      assemble.same_model(parts.model)
+      build.same_model(parts.model)
       step, params = 0, parts.model.weights()
     else:
-      step, params = assemble.checkpoint(parts.model, workdir, step)
+      step, params = build.checkpoint(parts.model, workdir, step)
     row, _ = evaluate(
       parts.collector,
-      assemble.policy(parts.model, params),
+      build.policy(parts.model, params),
       evaluation_key(c),
       **evaluation_arguments(c),
     )
@@ -111,7 +113,7 @@ def evaluate_checkpoint(
 
 def evaluation_key(c: ml_collections.ConfigDict) -> jax.Array:
   """The key of every evaluation of a run."""
-  return jax.random.fold_in(jax.random.key(c.seed), assemble.EVALUATION)
+  return jax.random.fold_in(jax.random.key(c.seed), build.EVALUATION)
 
 
 def evaluation_arguments(c: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -137,8 +139,8 @@ def line(step: int, row: dict[str, float]) -> str:
 
 
 def episodes_to_show(
-  played: rollout.Rollout,
-  parts: assemble.Parts,
+  played: collector_lib.Rollout,
+  parts: build.Parts,
   explain,
   *,
   step,
@@ -156,7 +158,7 @@ def episodes_to_show(
     length: To which they are padded.
 
   Returns:
-    Records as `records.to_json` makes them.
+    Records as `statistics_lib.to_json` makes them.
   """
   members = played.groups.count(0)
   order = sorted(range(len(played.episodes)), key=lambda row: row % members)
@@ -168,7 +170,7 @@ def episodes_to_show(
   )
   signal_BT, weight_BT = jax.device_get(explain(batch))
   return [
-    records.to_json(
+    statistics_lib.to_json(
       one,
       parts.chat,
       step=step,

@@ -13,8 +13,10 @@ import os
 
 from absl import flags
 
-from actfocus_jax import command, places
-from actfocus_jax.run import settings, storage
+from actfocus_jax import errors
+from actfocus_jax.cli import flags as flags_lib
+from actfocus_jax.cli import paths
+from actfocus_jax.run import storage
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The run.')
 _OUT = flags.DEFINE_string('out', None, 'Directory to write.')
@@ -29,33 +31,33 @@ flags.declare_key_flag('model_path')
 def main(argv: list[str]):
   """Checks the input, then reads the checkpoint and writes the directory."""
   del argv
-  if command.CONFIG.value is not None:
-    raise settings.Refused(
+  if flags_lib.CONFIG.value is not None:
+    raise errors.UsageError(
       '--config has no meaning here: --workdir names a run.'
     )
   if not _WORKDIR.value:
-    raise settings.Refused('--workdir is missing; e.g. --workdir=runs/base')
+    raise errors.UsageError('--workdir is missing; e.g. --workdir=runs/base')
   if not _OUT.value:
-    raise settings.Refused('--out is missing; e.g. --out=models/mine')
+    raise errors.UsageError('--out is missing; e.g. --out=models/mine')
   workdir = storage.path(_WORKDIR.value)
   out = storage.on_disk(_OUT.value, '--out')
-  c = places.run_config(workdir, command.MODEL_PATH.value)
-  places.check_new('--out', out)
-  places.check_model(c)
+  c = paths.run_config(workdir, flags_lib.MODEL_PATH.value)
+  paths.check_new('--out', out)
+  paths.check_model(c)
   os.environ['JAX_PLATFORMS'] = 'cpu'
 
   # Imported late: it takes seconds, and the checks above should not.
   import jax
 
-  from actfocus_jax import assemble
-  from actfocus_jax.agent import vocabulary
+  from actfocus_jax import build
   from actfocus_jax.model import hf
   from actfocus_jax.parallel import mesh as mesh_lib
+  from actfocus_jax.text import vocabulary
 
-  mesh = mesh_lib.alone()
-  with jax.set_mesh(mesh), assemble.refusing_misfits():
-    model = assemble.model(c, assemble.model_path(c), mesh)
-    step, params = assemble.checkpoint(model, workdir, _STEP.value)
+  mesh = mesh_lib.single_device_mesh()
+  with jax.set_mesh(mesh), build.refusing_misfits():
+    model = build.model(c, build.model_path(c), mesh)
+    step, params = build.checkpoint(model, workdir, _STEP.value)
     hf.save(out, model.config, params, source=model.path, dtype=_DTYPE.value)
   print(f'The policy after step {step} is in {out}, in {_DTYPE.value}.')
   if not vocabulary.reads_alike(out):
@@ -66,4 +68,4 @@ def main(argv: list[str]):
 
 
 if __name__ == '__main__':
-  command.run(main)
+  flags_lib.run(main)

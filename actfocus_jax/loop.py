@@ -20,25 +20,22 @@ import jax
 import ml_collections
 import numpy as np
 
-from actfocus_jax import (
-  assemble,
-  chance,
-  evaluation,
-  recipe,
-  shared_run,
-)
-from actfocus_jax.agent import episode, records, rollout
+from actfocus_jax import build, chance, errors, evaluation, recipe
+from actfocus_jax.config import schema
 from actfocus_jax.learner import self_check
 from actfocus_jax.learner import step as step_lib
 from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.parallel import processes
 from actfocus_jax.report import summary
+from actfocus_jax.rollout import collector as collector_lib
+from actfocus_jax.rollout import episode
+from actfocus_jax.rollout import statistics as statistics_lib
 from actfocus_jax.run import (
   compilations,
   directory,
   interrupt,
   progress,
-  settings,
+  shared,
 )
 
 Row = dict[str, float]
@@ -55,23 +52,23 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     The report's summary file.
 
   Raises:
-    Refused: When the config cannot work with this model or machine; the
+    UsageError: When the config cannot work with this model or machine; the
       workdir is untouched then.
     Stopped: When a signal came during the warm start.
     FloatingPointError: When a metric of a step is not finite.
-    Halted: When the first batch fails the self-check, or every environment of
-      a step fails. Stalled, when `selection.patience` steps in a row had
-      nothing to learn from; the run is evaluated, saved and reported then.
+    RunError: When the first batch fails the self-check, or every environment of
+      a step fails. NoLearningSignal, when `selection.patience` steps in a row
+      had nothing to learn from; the run is evaluated, saved and reported then.
   """
   compilations.start()
   with contextlib.ExitStack() as stack:
-    parts = stack.enter_context(assemble.parts(c))
+    parts = stack.enter_context(build.parts(c))
     stop = stack.enter_context(interrupt.Interrupt())
     run = stack.enter_context(opened(c, parts, workdir))
     # A signal may have come to one process of several.
-    if run.done == 0 and not stop.agreed(processes.first_said):
+    if run.done == 0 and not stop.agreed(processes.first_non_none):
       run.evaluate()
-    while not (stopped := stop.agreed(processes.first_said)):
+    while not (stopped := stop.agreed(processes.first_non_none)):
       if run.done >= c.num_steps or run.stalled:
         break
       begin = time.perf_counter()
@@ -96,7 +93,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def opened(
-  c: ml_collections.ConfigDict, parts: assemble.Parts, workdir: pathlib.Path
+  c: ml_collections.ConfigDict, parts: build.Parts, workdir: pathlib.Path
 ) -> Iterator['Run']:
   """Makes the learner, and goes on where an earlier run stopped.
 
@@ -109,18 +106,18 @@ def opened(
     The run; leaving it waits for its last checkpoint.
 
   Raises:
-    Refused: As of `train`.
+    UsageError: As of `train`.
   """
   model = parts.model
-  described = assemble.same_model(model)
+  described = build.same_model(model)
   learners = recipe.learners(c, model)
   train_step = recipe.train_step(c, learners)
   reference = None
-  if settings.has_reference(c):
+  if schema.has_reference(c):
     reference = model.weights(model.dtype)
-  with shared_run.open_run(workdir, c, described) as files:
+  with shared.open_run(workdir, c, described) as files:
     state, next_seed = files.restore(
-      learners.abstract(), agreed=processes.of_first
+      learners.abstract(), agreed=processes.broadcast
     )
     if state is None:
       state = learners.create()
@@ -128,7 +125,7 @@ def opened(
       files.write('baselines.json', chance.level(c, parts.collector))
     # The others wait here for as long as it takes, where every process has
     # been before: the first meeting of some devices has a time limit on GPUs.
-    processes.exchange(None)
+    processes.allgather(None)
     with progress.Progress('train', c.num_steps) as display:
       run = Run(
         c, parts, files, display, train_step, reference, state, next_seed
@@ -156,7 +153,7 @@ class Run:
   """
 
   c: ml_collections.ConfigDict
-  parts: assemble.Parts
+  parts: build.Parts
   files: directory.RunDirectory
   display: progress.Progress
   train_step: step_lib.TrainStep
@@ -185,14 +182,14 @@ class Run:
         f'{self.c.num_steps}.'
       )
 
-  def collect(self) -> rollout.Rollout:
+  def collect(self) -> collector_lib.Rollout:
     """Plays the next boards with the newest policy."""
     how = self.c.rollout
     seeds = range(self.next_seed, self.next_seed + how.prompts)
     played = self.parts.collector.collect(
-      assemble.policy(self.parts.model, self.state.actor.params),
+      build.policy(self.parts.model, self.state.actor.params),
       seeds,
-      named_key(self.key, assemble.ROLLOUT, self.done),
+      named_key(self.key, build.ROLLOUT, self.done),
       members=how.members,
       temperature=how.temperature,
     )
@@ -201,7 +198,7 @@ class Run:
     return played
 
   def check_first(self, batch):
-    """Raises Halted unless what should be equal is, before the first update."""
+    """Run the self-check on the first batch."""
     if self.done or not self.c.learner.self_check:
       return
     model = self.parts.model
@@ -216,7 +213,7 @@ class Run:
         limits=self_check.EXACT if is_exact else self_check.ROUNDED,
       )
     except self_check.Failed as error:
-      raise settings.Halted(str(error)) from error
+      raise errors.RunError(str(error)) from error
 
   def learn(self, batch) -> Row:
     """One train step; its metrics."""
@@ -225,7 +222,7 @@ class Run:
       self.state,
       self.reference,
       batch,
-      named_key(self.key, assemble.UPDATE, self.done),
+      named_key(self.key, build.UPDATE, self.done),
       fused=self.c.learner.fused,
     )
     self.done += 1
@@ -256,7 +253,7 @@ class Run:
     c, parts, step = self.c, self.parts, self.done
     row, played = evaluation.evaluate(
       parts.collector,
-      assemble.policy(parts.model, self.state.actor.params),
+      build.policy(parts.model, self.state.actor.params),
       evaluation.evaluation_key(c),
       **evaluation.evaluation_arguments(c),
     )
@@ -287,7 +284,7 @@ def _end(run: Run, workdir: pathlib.Path, stopped: str | None) -> pathlib.Path:
   done, of = run.done, run.c.num_steps
   if run.stalled and done < of:
     _report(workdir)
-    raise settings.Stalled(_why_stalled(run.c, run.row))
+    raise errors.NoLearningSignal(_why_stalled(run.c, run.row))
   if done < of:
     saved = ', saved' if done else ', before anything was learned'
     print(
@@ -304,12 +301,12 @@ def _report(workdir: pathlib.Path) -> pathlib.Path:
   """
   if processes.is_first():
     summary.write_report(workdir)
-  processes.exchange(None)
+  processes.allgather(None)
   return workdir / 'report' / 'summary.md'
 
 
-def report_failures(played: rollout.Rollout, when: str, display):
-  """Tells of environments that failed; raises Halted when all of them did."""
+def report_failures(played: collector_lib.Rollout, when: str, display):
+  """Tells of environments that failed; raises RunError when all of them did."""
   failures = [one.failure for one in played.episodes if one.failure]
   if not failures:
     return
@@ -318,7 +315,7 @@ def report_failures(played: rollout.Rollout, when: str, display):
     f'{len(played.episodes)} episodes, first: {failures[0].reason}'
   )
   if len(failures) == len(played.episodes):
-    raise settings.Halted(f'{text}\n{failures[0].details}'.strip())
+    raise errors.RunError(f'{text}\n{failures[0].details}'.strip())
   display.note(text)
 
 
@@ -328,7 +325,9 @@ def named_key(root: jax.Array, stream: int, step: int) -> jax.Array:
 
 
 def to_batch(
-  played: rollout.Rollout, c: ml_collections.ConfigDict, parts: assemble.Parts
+  played: collector_lib.Rollout,
+  c: ml_collections.ConfigDict,
+  parts: build.Parts,
 ):
   """Lays episodes side by side at one of a few lengths, on the devices."""
   longest = max(len(one.ids) for one in played.episodes)
@@ -374,13 +373,13 @@ def run_step(
   return state, row | times
 
 
-def to_row(step: int, played: rollout.Rollout, learned: Row) -> Row:
+def to_row(step: int, played: collector_lib.Rollout, learned: Row) -> Row:
   """The metrics of one iteration under the names of metrics.jsonl."""
-  seen, speed = records.statistics(played), records.speed(played)
-  parts = records.by_game(played)
+  seen, speed = statistics_lib.statistics(played), statistics_lib.speed(played)
+  parts = statistics_lib.by_game(played)
   if len(parts) > 1:
     for game, part in parts.items():
-      of_game = records.statistics(part)
+      of_game = statistics_lib.statistics(part)
       seen |= {f'{game}/{name}': value for name, value in of_game.items()}
   return {
     'step': step,

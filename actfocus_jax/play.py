@@ -15,8 +15,11 @@ import sys
 
 from absl import flags
 
-from actfocus_jax import casting, command, places
-from actfocus_jax.run import checks, env_settings, settings, storage
+from actfocus_jax import casting, errors
+from actfocus_jax.cli import flags as flags_lib
+from actfocus_jax.cli import paths
+from actfocus_jax.config import env_schema, schema, validate
+from actfocus_jax.run import storage
 
 _ENV = flags.DEFINE_string(
   'env', None, 'frozen_lake, sokoban, ... or package.module:Class.'
@@ -42,32 +45,32 @@ def main(argv: list[str]):
 
 def _play():
   c = _config()
-  checks.check(c)
-  directory = places.check_model(c) if c.model.path else None
+  validate.check(c)
+  directory = paths.check_model(c) if c.model.path else None
 
   # Imported late: it takes seconds, and the checks above should not.
-  from actfocus_jax import assemble
+  from actfocus_jax import build
 
   seed = c.eval.first_seed if _SEED.value is None else _SEED.value
   if _WORKDIR.value:
-    assemble.fit_mesh(c)
-    with assemble.parts(c) as parts:
+    build.fit_mesh(c)
+    with build.parts(c) as parts:
       watch(c, parts, storage.path(_WORKDIR.value), seed)
     return
-  with assemble.refusing_misfits():
+  with build.refusing_misfits():
     games = casting.games(c, by_hand=True)
-    chat = assemble.chat(c, directory) if directory else _plain_chat()
+    chat = build.chat(c, directory) if directory else _plain_chat()
   sys.stdin.reconfigure(errors='replace')  # A terminal may send any bytes.
   by_hand(chat, games, seed)
 
 
 def by_hand(chat, games, seed: int):
   """Asks for every response on standard input."""
-  from actfocus_jax.agent import episode as episode_lib
-  from actfocus_jax.agent import games as games_lib
-  from actfocus_jax.agent import host
+  from actfocus_jax.rollout import env_pool
+  from actfocus_jax.rollout import episode as episode_lib
+  from actfocus_jax.rollout import games as games_lib
 
-  game, place = games_lib.pick(games, seed), host.Host()
+  game, place = games_lib.pick(games, seed), env_pool.EnvPool()
   (opening,) = episode_lib.open_all(chat, place, [game], [seed])
   episode = episode_lib.Episode(chat, opening)
   print(f'{game.name}, seed {seed}\n{_RULE}')
@@ -83,9 +86,9 @@ def by_hand(chat, games, seed: int):
     ids = chat.tokenizer.encode(text, add_special_tokens=False)
     ids.append(chat.stop_ids[0])
     shown += len(ids)
-    episode.hear(ids, [0.0] * len(ids))
-    (outcome,) = place.run([episode.turn()])
-    episode.conclude(outcome)
+    episode.add_response(ids, [0.0] * len(ids))
+    (outcome,) = place.run([episode.env_call()])
+    episode.apply(outcome)
     if not episode.failure:
       _tell(episode.turns[-1])
   if episode.failure:  # For who wrote it.
@@ -97,11 +100,11 @@ def watch(c, parts, workdir: pathlib.Path, seed: int):
   """Prints an episode of a checkpoint, turn by turn."""
   import jax
 
-  from actfocus_jax import assemble
+  from actfocus_jax import build
 
-  step, params = assemble.checkpoint(parts.model, workdir, _STEP.value)
+  step, params = build.checkpoint(parts.model, workdir, _STEP.value)
   played = parts.collector.collect(
-    assemble.policy(parts.model, params),
+    build.policy(parts.model, params),
     [seed] * parts.collector.shards,
     jax.random.key(c.seed),
     members=1,
@@ -147,34 +150,34 @@ def _tell_end(episode):
 
 def _config():
   if _WORKDIR.value:
-    if _ENV.value or command.CONFIG.value is not None:
-      raise settings.Refused('--workdir excludes --env and --config.')
-    return places.run_config(
-      storage.path(_WORKDIR.value), command.MODEL_PATH.value
+    if _ENV.value or flags_lib.CONFIG.value is not None:
+      raise errors.UsageError('--workdir excludes --env and --config.')
+    return paths.run_config(
+      storage.path(_WORKDIR.value), flags_lib.MODEL_PATH.value
     )
   if _STEP.value is not None:
-    raise settings.Refused('--step needs --workdir.')
-  if command.MODEL_PATH.value:
-    raise settings.Refused('--model_path needs --workdir.')
-  if _ENV.value and command.CONFIG.value is not None:
-    raise settings.Refused('--env and --config exclude each other.')
-  if command.CONFIG.value is not None:
-    return command.config()
+    raise errors.UsageError('--step needs --workdir.')
+  if flags_lib.MODEL_PATH.value:
+    raise errors.UsageError('--model_path needs --workdir.')
+  if _ENV.value and flags_lib.CONFIG.value is not None:
+    raise errors.UsageError('--env and --config exclude each other.')
+  if flags_lib.CONFIG.value is not None:
+    return flags_lib.config()
   if not _ENV.value:
-    raise settings.Refused(
+    raise errors.UsageError(
       '--env is missing; allowed: '
-      f'{", ".join(env_settings.OPTIONS)}, or package.module:Class.'
+      f'{", ".join(env_schema.OPTIONS)}, or package.module:Class.'
     )
-  return command.overridden(settings.defaults(_ENV.value))
+  return flags_lib.overridden(schema.defaults(_ENV.value))
 
 
 def _plain_chat():
   """A tokenizer bridge in plain bytes, with the markup of Qwen2.5."""
-  from actfocus_jax.agent import chat as chat_lib
-  from actfocus_jax.agent import tokenizer
+  from actfocus_jax.text import chat as chat_lib
+  from actfocus_jax.text import tokenizer
 
   return chat_lib.Chat(tokenizer.train([]))
 
 
 if __name__ == '__main__':
-  command.run(main, changes='env')
+  flags_lib.run(main, changes='env')

@@ -10,7 +10,7 @@ import functools
 
 import ml_collections
 
-from actfocus_jax import assemble
+from actfocus_jax import build
 from actfocus_jax.algorithm import (
   estimators,
   losses,
@@ -18,11 +18,11 @@ from actfocus_jax.algorithm import (
   turns,
   weights,
 )
-from actfocus_jax.learner import stages
+from actfocus_jax.config import env_schema, schema
+from actfocus_jax.learner import prepare
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import step as step_lib
 from actfocus_jax.model import transformer
-from actfocus_jax.run import env_settings, settings
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -37,7 +37,7 @@ class Learners:
     critic: None without one.
   """
 
-  model: assemble.Model
+  model: build.Model
   actor: step_lib.Learner
   critic: step_lib.Learner | None
 
@@ -63,7 +63,7 @@ class Learners:
     return state_lib.abstract(actor, critic)
 
 
-def learners(c: ConfigDict, model: assemble.Model) -> Learners:
+def learners(c: ConfigDict, model: build.Model) -> Learners:
   """The policy and, for PPO, a critic of the same architecture."""
   critic = None
   if c.algo == 'ppo':
@@ -85,18 +85,18 @@ def train_step(c: ConfigDict, who: Learners) -> step_lib.TrainStep:
   return step_lib.TrainStep(who.actor, stages_of(c), critic=who.critic)
 
 
-def stages_of(c: ConfigDict) -> stages.Recipe:
+def stages_of(c: ConfigDict) -> prepare.Recipe:
   """The stages of the train step with their numbers."""
   ratios = {'token': None, 'turn': _turn_mean(c)}
   value_loss = functools.partial(losses.value_loss, clip=c.critic.clip)
-  return stages.Recipe(
+  return prepare.Recipe(
     members=c.rollout.members,
     ratio=c.selection.ratio,
     rule=c.selection.rule,
-    needs_spread=settings.skips_without_spread(c),
+    needs_spread=schema.skips_without_spread(c),
     compares_turns=c.advantage.estimator == 'gigpo',
-    has_reference=settings.has_reference(c),
-    has_signal=settings.has_signal(c),
+    has_reference=schema.has_reference(c),
+    has_signal=schema.has_signal(c),
     signal=signals.SIGNALS[c.weights.signal],
     token_weights=token_weights(c),
     advantage=estimator(c),
@@ -126,8 +126,8 @@ def policy_loss(c: ConfigDict):
 
 def estimator(c: ConfigDict):
   """The advantage estimator with its numbers."""
-  name = settings.estimator(c)
-  numbers = dict(c.advantage[name], num_turns=env_settings.most_turns(c))
+  name = schema.estimator(c)
+  numbers = dict(c.advantage[name], num_turns=env_schema.most_turns(c))
   return functools.partial(estimators.ESTIMATORS[name], **numbers)
 
 
@@ -153,7 +153,7 @@ def token_weights(c: ConfigDict):
 
 
 def _turn_mean(c: ConfigDict):
-  most = env_settings.most_turns(c)
+  most = env_schema.most_turns(c)
 
   def mean(logprob_BT, sampled_BT, turn_BT):
     mean_BK = turns.mean(logprob_BT, sampled_BT, turn_BT, turns=most)

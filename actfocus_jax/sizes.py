@@ -8,9 +8,10 @@ import pathlib
 
 import ml_collections
 
+from actfocus_jax import errors
+from actfocus_jax.config import presets, validate
 from actfocus_jax.model import architecture, files
 from actfocus_jax.parallel import mesh_shapes
-from actfocus_jax.run import checks, presets, settings
 
 
 def check_splits(c: ml_collections.ConfigDict, directory: pathlib.Path | None):
@@ -21,12 +22,12 @@ def check_splits(c: ml_collections.ConfigDict, directory: pathlib.Path | None):
     directory: As of `dry_run.describe`.
 
   Raises:
-    Refused: One sentence with the nearest shapes.
+    UsageError: One sentence with the nearest shapes.
   """
   try:
     mesh_shapes.check(c.mesh, splits(c, directory))
   except ValueError as error:
-    raise settings.Refused(str(error)) from error
+    raise errors.UsageError(str(error)) from error
 
 
 def splits(
@@ -43,7 +44,7 @@ def splits(
   model = shape(c, directory).splits
   if not c.model.path:  # Set phrases add to its vocabulary.
     model = tuple(part for part in model if part.what != 'vocab_size')
-  return mesh_shapes.of_rows(checks.mesh_rows(c)) + model
+  return mesh_shapes.of_rows(validate.mesh_rows(c)) + model
 
 
 def shape(

@@ -16,39 +16,42 @@ import sys
 
 from absl import flags
 
-from actfocus_jax import command, distributed, dry_run, places, sizes
-from actfocus_jax.run import interrupt, presets, settings, storage
+from actfocus_jax import errors, sizes
+from actfocus_jax.cli import cluster, dry_run, paths
+from actfocus_jax.cli import flags as flags_lib
+from actfocus_jax.config import presets
+from actfocus_jax.run import interrupt, storage
 
 _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'Print config, work and memory of a step, and stop.'
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 flags.declare_key_flag('config')
-flags.adopt_module_key_flags(distributed)
+flags.adopt_module_key_flags(cluster)
 
 
 def main(argv: list[str]):
   """Checks the input, then trains."""
   del argv
   if _DRY_RUN.value:
-    c = command.config()
+    c = flags_lib.config()
     is_known = c.model.path in presets.SHAPES
-    print(dry_run.describe(c, None if is_known else places.check_model(c)))
+    print(dry_run.describe(c, None if is_known else paths.check_model(c)))
     return
   if not _WORKDIR.value:
-    raise settings.Refused(
+    raise errors.UsageError(
       '--workdir is missing; e.g. --workdir=runs/quickstart'
     )
-  distributed.check()
-  with distributed.joined():
-    with distributed.refusing_alike():
-      c, workdir = command.config(), storage.path(_WORKDIR.value)
-      places.check_workdir(workdir, c)
-      places.pin_model(c, workdir)
+  cluster.check()
+  with cluster.joined():
+    with cluster.raise_everywhere():
+      c, workdir = flags_lib.config(), storage.path(_WORKDIR.value)
+      paths.check_workdir(workdir, c)
+      paths.pin_model(c, workdir)
       if c.model.path in presets.SHAPES:  # Before anything is fetched.
         sizes.check_splits(c, None)
-      places.check_model(c)
-    distributed.check_configs(c)
+      paths.check_model(c)
+    cluster.check_configs(c)
 
     # Imported late: it takes seconds, and the checks above should not.
     from actfocus_jax import loop
@@ -67,4 +70,4 @@ def main(argv: list[str]):
 
 
 if __name__ == '__main__':
-  command.run(main)
+  flags_lib.run(main)

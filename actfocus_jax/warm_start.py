@@ -8,8 +8,10 @@ from it with --config.model.path=DIR.
 
 from absl import flags
 
-from actfocus_jax import command, places
-from actfocus_jax.run import settings, storage
+from actfocus_jax import errors
+from actfocus_jax.cli import flags as flags_lib
+from actfocus_jax.cli import paths
+from actfocus_jax.run import storage
 
 _OUT = flags.DEFINE_string('out', None, 'Directory to write.')
 flags.declare_key_flag('config')
@@ -19,20 +21,21 @@ def main(argv: list[str]):
   """Checks the input, then plays, trains and writes."""
   del argv
   if not _OUT.value:
-    raise settings.Refused('--out is missing; e.g. --out=runs/base')
-  c = command.config()
+    raise errors.UsageError('--out is missing; e.g. --out=runs/base')
+  c = flags_lib.config()
   out = storage.on_disk(_OUT.value, '--out')
-  places.check_new('--out', out)
+  paths.check_new('--out', out)
 
   # Imported late: it takes seconds, and the checks above should not.
-  from actfocus_jax import assemble, base_model
+  from actfocus_jax import build
+  from actfocus_jax.warmstart import model as warm_model
 
-  with assemble.refusing_misfits():
-    plan = assemble.warm_start(c)
-  with plan.hosts:
-    base_model.make(plan, out)
+  with build.refusing_misfits():
+    plan = build.warm_start(c)
+  with plan.pool:
+    warm_model.make(plan, out)
   print(f'The model is in {out}')
 
 
 if __name__ == '__main__':
-  command.run(main)
+  flags_lib.run(main)

@@ -9,12 +9,12 @@ Expected: not measured yet at any size. Chance: ten random actions solve
 24 % of the boards.
 """
 
-from actfocus_jax.run import presets, settings
+from actfocus_jax.config import presets, schema
 
 
 def get_config(arg=None):
   """Arguments: size=tiny|0.5b|1.5b|3b|7b, algo=, weights=, estimator=."""
-  c = settings.defaults('frozen_lake')
+  c = schema.defaults('frozen_lake')
   c.env.options.success_probability = 0.8
   c.selection.ratio = 1.0
   choice = presets.arguments(arg)

@@ -16,7 +16,8 @@ Hardware and time: with size=tiny two CPU cores, minutes; it depends on the
 environment. Expected: nothing has been measured.
 """
 
-from actfocus_jax.run import presets, settings
+from actfocus_jax import errors
+from actfocus_jax.config import presets, schema
 
 
 def get_config(arg=None):
@@ -24,11 +25,11 @@ def get_config(arg=None):
   choice = presets.arguments(arg, env='frozen_lake')
   names = choice['env'].split('+')
   if len(set(names)) < len(names):
-    raise settings.Refused(
+    raise errors.UsageError(
       f'env is {choice["env"]!r}; allowed: each environment once.'
     )
   shares = dict.fromkeys(names, 1.0)
-  c = settings.defaults(shares if len(names) > 1 else names[0])
+  c = schema.defaults(shares if len(names) > 1 else names[0])
   presets.apply(c, choice)
   c.lock()
   return c

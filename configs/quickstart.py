@@ -10,12 +10,12 @@ Expected: held-out success from 37-40 % to 81-84 % (seeds 0, 1, 2; 32 boards x
 Chance: ten random actions solve 28 % of these boards.
 """
 
-from actfocus_jax.run import presets, settings
+from actfocus_jax.config import presets, schema
 
 
 def get_config(arg=None):
   """Arguments: algo=ppo|grpo, weights=actfocus|uniform|..., estimator=."""
-  c = settings.defaults('frozen_lake')
+  c = schema.defaults('frozen_lake')
   c.env.options.success_probability = 1.0
   # The demonstrations read the board well and act on habit: what reinforcement
   # has to change is the actions, which is what ActFocus is about.

@@ -10,13 +10,13 @@ after 46 % at step 60; other sizes have not been measured. Chance: ten random
 actions solve 18 % of the boards.
 """
 
-from actfocus_jax.run import presets, settings
+from actfocus_jax.config import presets, schema
 
 
 def get_config(arg=None):
   """Arguments: size=tiny|0.5b|1.5b|3b|7b, algo=, weights=, estimator=."""
   choice = presets.arguments(arg)
-  c = settings.defaults('sokoban')
+  c = schema.defaults('sokoban')
   c.selection.ratio = 0.25
   presets.apply(c, choice)
   if choice['size'] == 'tiny':

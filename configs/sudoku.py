@@ -11,13 +11,13 @@ other sizes have not been measured. Chance: random numbers in the cells with the
 fewest valid ones solve 25 % of the small boards.
 """
 
-from actfocus_jax.run import presets, settings
+from actfocus_jax.config import presets, schema
 
 
 def get_config(arg=None):
   """Arguments: size=tiny|0.5b|1.5b|3b|7b, algo=, weights=, estimator=."""
   choice = presets.arguments(arg)
-  c = settings.defaults('sudoku')
+  c = schema.defaults('sudoku')
   c.selection.ratio = 0.25
   presets.apply(c, choice)
   if choice['size'] == 'tiny':

@@ -13,13 +13,13 @@ Expected: size=tiny from 8 % to 11 % held out in 20 steps and 12 % in 40 (seed
 measured. Chance: clicking at random buys what is asked for in 0.2 %.
 """
 
-from actfocus_jax.run import presets, settings
+from actfocus_jax.config import presets, schema
 
 
 def get_config(arg=None):
   """Arguments: size=tiny|0.5b|1.5b|3b|7b, algo=, weights=, estimator=."""
   choice = presets.arguments(arg)
-  c = settings.defaults('webshop')
+  c = schema.defaults('webshop')
   c.num_steps = 100
   c.rollout.prompts, c.rollout.members = 16, 8
   c.eval.prompts, c.eval.members = 256, 1

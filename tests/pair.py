@@ -15,10 +15,11 @@ import time
 import small_run
 from absl import flags
 
-from actfocus_jax import distributed, evaluation, loop, recipe, shared_run
+from actfocus_jax import errors, evaluation, loop, recipe
+from actfocus_jax.cli import cluster
 from actfocus_jax.envs import frozen_lake
 from actfocus_jax.parallel import processes
-from actfocus_jax.run import directory, interrupt, metrics, refusals
+from actfocus_jax.run import directory, interrupt, metrics, shared
 
 DEVICES = 4
 
@@ -66,7 +67,7 @@ class Pair:
     """Leaves the sentence by which a call is refused."""
     try:
       call()
-    except refusals.Refused as refused:
+    except errors.UsageError as refused:
       self.says(name, str(refused))
 
   def goes_on(self):
@@ -104,7 +105,7 @@ class Pair:
     """Each host has files of its own; the directory of a run is taken."""
     place = pathlib.Path.cwd()
     os.chdir(self.folder / 'hosts' / str(self.me))
-    shared_run._SEEN_WITHIN = 1.0
+    shared._SEEN_WITHIN = 1.0
     other = config(self.folder, model__path='other')
     same = config(self.folder, model__path='same')
     run, here = self.folder / 'run', pathlib.Path('run')
@@ -161,7 +162,7 @@ def main():
   """Joins the other and does everything."""
   folder = pathlib.Path(sys.argv[1])
   flags.FLAGS([sys.argv[0], *sys.argv[2:]])
-  with distributed.joined():
+  with cluster.joined():
     pair = Pair(folder)
     for part in (
       pair.goes_on,

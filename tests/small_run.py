@@ -4,8 +4,9 @@ import pathlib
 
 import jax
 
-from actfocus_jax import assemble, base_model
-from actfocus_jax.run import checks, presets, settings
+from actfocus_jax import build
+from actfocus_jax.config import presets, schema, validate
+from actfocus_jax.warmstart import model as warm_model
 
 # Fields of the quick start for a training command whose steps take no time; for
 # tests that look at how a run begins and ends, not at its numbers.
@@ -42,7 +43,7 @@ def config(
 
   Args:
     cache: Of warm starts.
-    env: As of settings.defaults.
+    env: As of schema.defaults.
     algo: A config argument.
     weights: A config argument.
     **changes: Fields by their dotted names, with `__` for a dot.
@@ -50,7 +51,7 @@ def config(
   Returns:
     The config, checked and locked.
   """
-  c = settings.defaults(env)
+  c = schema.defaults(env)
   presets.apply(c, presets.arguments(f'algo={algo},weights={weights}'))
   if env == 'frozen_lake':
     c.env.options.success_probability = 1.0
@@ -74,14 +75,14 @@ def config(
     for section in sections:
       parent = parent[section]
     parent[name] = value
-  checks.check(c)
+  validate.check(c)
   return c.lock()
 
 
 def make_warm_start(c):
   """Makes what a config starts from: it computes more than it compiles."""
-  plan = assemble.warm_start(c)
+  plan = build.warm_start(c)
   jax.config.update('jax_disable_most_optimizations', False)
-  with jax.numpy_dtype_promotion('standard'), plan.hosts:
-    base_model.ensure(plan)
+  with jax.numpy_dtype_promotion('standard'), plan.pool:
+    warm_model.ensure(plan)
   jax.config.update('jax_disable_most_optimizations', True)

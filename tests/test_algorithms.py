@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import small_run
 
-from actfocus_jax import loop, recipe
+from actfocus_jax import errors, loop, recipe
 from actfocus_jax.algorithm import estimators, losses, signals
-from actfocus_jax.run import checkpoint, checks, metrics, settings
+from actfocus_jax.config import schema, validate
+from actfocus_jax.run import checkpoint, metrics
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -67,7 +68,7 @@ def test_it_runs_and_learns_something(arm, cache, tmp_path):
   if has_critic:
     assert rows[0]['critic/update_norm'] > 0
     assert (rows[0]['actor/update_norm'] == 0) == (c.critic.warmup > 0)
-  assert settings.has_signal(c) == ('signal/mean' in rows[0])
+  assert schema.has_signal(c) == ('signal/mean' in rows[0])
   assert bool(c.kl.coefficient) == ('actor/kl' in rows[0])
 
 
@@ -100,7 +101,9 @@ def test_a_run_that_goes_nowhere_stops_and_says_why(cache, tmp_path):
     limits__format_penalty=0.0,
   )
   small_run.make_warm_start(c)
-  with pytest.raises(settings.Stalled, match='after step 2, saved.*Remedies'):
+  with pytest.raises(
+    errors.NoLearningSignal, match='after step 2, saved.*Remedies'
+  ):
     loop.train(c, tmp_path)
   assert (tmp_path / 'report' / 'summary.md').exists()
   steps = [row['step'] for row in metrics.read(tmp_path / 'eval.jsonl')]
@@ -117,30 +120,30 @@ def test_a_failed_self_check_stops_before_the_first_update(
 
   strict = self_check.Limits(ratio=-1.0, sampler=1, reference=1, padding=1)
   monkeypatch.setattr(self_check, 'EXACT', strict)
-  with pytest.raises(settings.Halted, match='Self-check .* ratios are not 1'):
+  with pytest.raises(errors.RunError, match='Self-check .* ratios are not 1'):
     loop.train(small_run.config(cache, learner__self_check=True), tmp_path)
   assert read(tmp_path) == []
 
 
 def test_settings_name_what_the_algorithm_has():
-  assert set(settings.SIGNALS) == set(signals.SIGNALS)
-  assert set(settings.ESTIMATORS) == set(estimators.ESTIMATORS)
-  assert set(settings.WITHOUT_REFERENCE) < set(settings.SIGNALS)
-  for names in settings.ESTIMATORS_OF.values():
-    assert set(names) <= set(settings.ESTIMATORS)
-  c = settings.defaults()
+  assert set(schema.SIGNALS) == set(signals.SIGNALS)
+  assert set(schema.ESTIMATORS) == set(estimators.ESTIMATORS)
+  assert set(schema.WITHOUT_REFERENCE) < set(schema.SIGNALS)
+  for names in schema.ESTIMATORS_OF.values():
+    assert set(names) <= set(schema.ESTIMATORS)
+  c = schema.defaults()
   for reduction in losses.REDUCTIONS:
     c.loss.reduction = reduction
-    checks.check(c)
+    validate.check(c)
   c.kl.coefficient = 0.1
   for estimator in losses.ESTIMATORS:
     c.kl.estimator = estimator
-    checks.check(c)
+    validate.check(c)
 
 
 def test_a_dual_clip_of_0_is_none():
-  c = settings.defaults()
+  c = schema.defaults()
   assert recipe.policy_loss(c).keywords['dual_clip'] == 3.0
   c.loss.dual_clip = 0.0
-  checks.check(c)
+  validate.check(c)
   assert recipe.policy_loss(c).keywords['dual_clip'] is None

@@ -1,4 +1,4 @@
-"""The shape of the house: imports go one way, files stay small.
+"""The shape of the house: imports go one way, between rooms and files.
 
 Only the syntax is read, nothing is imported. An import inside a function
 counts like any other.
@@ -13,44 +13,33 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = 'actfocus_jax'
 FILES = sorted((ROOT / PACKAGE).rglob('*.py'))
 # What the modules of a room may import of other rooms: a prefix each. The
-# modules beside the rooms (the loop, the commands) may import everything.
+# modules beside the rooms (build, loop, the commands) may import everything.
 ALLOWED = {
   'algorithm': (),
   'model': ('parallel',),
   'envs': (),
-  'run': (),
-  'parallel': ('run.interrupt', 'run.refusals'),
-  'agent': ('model', 'envs', 'parallel', 'algorithm.trajectory'),
+  'text': ('model.files',),
+  'parallel': ('errors', 'run.interrupt'),
+  'config': ('errors', 'algorithm', 'envs', 'model', 'text', 'parallel'),
+  'run': ('errors', 'config', 'parallel', 'model.files'),
+  'rollout': ('text', 'model', 'envs', 'parallel', 'algorithm.trajectory'),
   'learner': ('model', 'parallel', 'algorithm'),
+  'warmstart': (
+    *('errors', 'rollout', 'text', 'model', 'envs', 'parallel', 'run'),
+    *('learner', 'algorithm.trajectory'),
+  ),
   'report': ('algorithm', 'run.storage'),
+  'cli': ('errors', 'config', 'model', 'parallel', 'run', 'build', 'sizes'),
   # A command with rooms of its own, which nobody imports.
   'aot': (
-    'agent',
-    'learner',
-    'model',
-    'parallel',
-    'run',
-    *('assemble', 'recipe'),
-    *('dry_run', 'sizes', 'command', 'places'),
+    *('errors', 'rollout', 'learner', 'model', 'parallel', 'config', 'run'),
+    *('build', 'recipe', 'sizes', 'cli'),
   ),
 }
-# Read by people and by scripts before there is a device, or without one.
-WITHOUT_JAX = (
-  'envs',
-  'run.settings',
-  'command',
-  'distributed',
-  'places',
-  'model.architecture',
-  'model.files',
-  'parallel.mesh_shapes',
-  'sizes',
-)
-LONGEST = 450
 
 
 def module_of(path):
-  """`agent.chat` for actfocus_jax/agent/chat.py, `agent` for its __init__."""
+  """`text.chat` for actfocus_jax/text/chat.py, `text` for its __init__."""
   parts = path.relative_to(ROOT / PACKAGE).with_suffix('').parts
   return '.'.join(part for part in parts if part != '__init__')
 
@@ -93,23 +82,32 @@ def is_package(module):
   return (ROOT / PACKAGE).joinpath(*module.split('.')).is_dir()
 
 
-def needed(module):
-  """Everything that is imported when a module is, outside of functions."""
-  seen, todo = set(), [module]
-  while todo:
-    name = todo.pop()
-    if name in seen or name not in SOURCES:
-      continue
-    seen.add(name)
-    tree = ast.parse(SOURCES[name])
-    for function in ast.walk(tree):
-      if isinstance(function, ast.FunctionDef):
-        function.body = [ast.Pass()]
-    found = list(imports(ast.unparse(tree), name, is_package(name)))
-    yield from found
-    ours = [f.removeprefix(f'{PACKAGE}.') for f in found if PACKAGE in f]
-    parents = [n.rpartition('.')[0] for n in (*ours, name)]
-    todo += [*ours, *parents, '']
+def circles(sources):
+  """Circles of files: each a list of modules that import each other in turn."""
+  arrows = {}
+  for module, source in sources.items():
+    names = {
+      name.removeprefix(f'{PACKAGE}.')
+      for name in imports(source, module, is_package(module))
+      if is_within(name, PACKAGE)
+    }
+    # `from a import b` reads a/b.py, or a/__init__.py for a name in it.
+    arrows[module] = {
+      name if name in sources else name.rpartition('.')[0] for name in names
+    } & set(sources) - {module, ''}
+  found, done = [], set()
+
+  def visit(module, path):
+    if module in path:
+      found.append(path[path.index(module) :])
+    elif module not in done:
+      for other in sorted(arrows[module]):
+        visit(other, [*path, module])
+      done.add(module)
+
+  for module in sorted(sources):
+    visit(module, [])
+  return found
 
 
 def test_every_room_is_known():
@@ -133,15 +131,15 @@ def test_imports_go_one_way(module):
     ('algorithm.losses', 'from .. import envs'),
     ('algorithm.losses', 'def f():\n  from actfocus_jax.envs import base'),
     ('algorithm.losses', 'from actfocus_jax import loop'),
-    ('envs.base', 'from actfocus_jax.agent import chat'),
+    ('envs.base', 'from actfocus_jax.text import chat'),
     ('model.transformer', 'from actfocus_jax.algorithm import trajectory'),
     ('run.metrics', 'import actfocus_jax.report'),
-    ('agent.rollout', 'from actfocus_jax.algorithm import losses'),
-    ('agent.rollout', 'from actfocus_jax import algorithm'),
-    ('agent.rollout', 'from actfocus_jax.learner import step'),
-    ('agent.rollout', 'from actfocus_jax.run import settings'),
-    ('learner.step', 'from actfocus_jax.agent import episode'),
-    ('learner.step', 'from actfocus_jax import envs'),
+    ('rollout.collector', 'from actfocus_jax.algorithm import losses'),
+    ('rollout.collector', 'from actfocus_jax import algorithm'),
+    ('rollout.collector', 'from actfocus_jax.learner import update'),
+    ('rollout.collector', 'from actfocus_jax.config import schema'),
+    ('learner.update', 'from actfocus_jax.rollout import episode'),
+    ('learner.update', 'from actfocus_jax import envs'),
     ('report.plots', 'from actfocus_jax.parallel import mesh'),
   ],
 )
@@ -154,11 +152,14 @@ def test_a_forbidden_arrow_is_seen(module, source):
 @pytest.mark.parametrize(
   ('module', 'source'),
   [
-    ('agent.rollout', 'from actfocus_jax.algorithm import trajectory'),
-    ('agent.rollout', 'from actfocus_jax.algorithm.trajectory import check'),
-    ('agent.rollout', 'from actfocus_jax.parallel import mesh'),
-    ('learner.step', 'from actfocus_jax.algorithm import losses, weights'),
-    ('learner.step', 'from . import state'),
+    ('rollout.collector', 'from actfocus_jax.algorithm import trajectory'),
+    (
+      'rollout.collector',
+      'from actfocus_jax.algorithm.trajectory import check',
+    ),
+    ('rollout.collector', 'from actfocus_jax.parallel import mesh'),
+    ('learner.update', 'from actfocus_jax.algorithm import losses, weights'),
+    ('learner.update', 'from . import state'),
     ('report.plots', 'from actfocus_jax.report import rows'),
     ('algorithm.losses', 'import jax\nfrom jax import numpy as jnp'),
   ],
@@ -167,24 +168,17 @@ def test_an_allowed_arrow_is_not(module, source):
   assert list(imports(source, module)) and forbidden(source, module) == []
 
 
-@pytest.mark.parametrize(
-  'module',
-  [m for m in SOURCES if any(is_within(m, name) for name in WITHOUT_JAX)],
-)
-def test_no_device_library_is_imported(module):
-  heavy = {'jax', 'flax', 'optax', 'orbax', 'transformers'}
-  assert heavy.isdisjoint(name.split('.')[0] for name in needed(module))
+def test_no_file_imports_itself_through_others():
+  assert circles(SOURCES) == []
 
 
-def test_a_device_library_is_seen():
-  assert 'jax' in set(needed('algorithm.losses'))
-  assert 'jax' in {name.split('.')[0] for name in needed('learner.step')}
-  assert not {'jax', 'flax'} & set(needed('envs.base'))
-
-
-@pytest.mark.parametrize('module', SOURCES)
-def test_no_file_is_two_rooms(module):
-  assert SOURCES[module].count('\n') <= LONGEST
+def test_a_circle_of_files_is_seen():
+  sources = {
+    'loop': 'from actfocus_jax import build',
+    'build': 'import actfocus_jax.envs.base',
+    'envs.base': 'def f():\n  from actfocus_jax import build',
+  }
+  assert circles(sources) == [['build', 'envs.base']]
 
 
 def test_every_module_says_what_it_is():

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import transformers
 
-from actfocus_jax import assemble, base_model, casting, envs
-from actfocus_jax.agent import chat as chat_lib
-from actfocus_jax.agent import demonstrations
-from actfocus_jax.envs import players
+from actfocus_jax import build, casting, envs
+from actfocus_jax.config import env_schema, presets, schema
 from actfocus_jax.model import hf
-from actfocus_jax.run import directory, env_settings, presets, settings
+from actfocus_jax.run import directory
+from actfocus_jax.text import chat as chat_lib
+from actfocus_jax.warmstart import demonstrations, players
+from actfocus_jax.warmstart import model as warm_model
 
 
 def config(cache, **warm_start):
-  c = settings.defaults()
+  c = schema.defaults()
   presets.tiny(c)
   c.env.options.success_probability = 1.0
   c.warm_start.update(
@@ -35,15 +36,15 @@ def config(cache, **warm_start):
 
 
 def section(c):
-  return env_settings.sections(c)[0]
+  return env_schema.sections(c)[0]
 
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
   c = config(tmp_path_factory.mktemp('cache'))
-  mesh = assemble.mesh(c)
+  mesh = build.mesh(c)
   with jax.numpy_dtype_promotion('standard'):
-    path = base_model.ensure(assemble.warm_start(c))
+    path = warm_model.ensure(build.warm_start(c))
   return c, mesh, path
 
 
@@ -59,9 +60,9 @@ def test_it_is_a_hugging_face_directory(made):
 
 def test_its_tokenizer_reads_demonstrations_as_they_were_written(made):
   c, _, path = made
-  plan = assemble.warm_start(c)
-  written = chat_lib.Chat(base_model.tokenizer(plan))
-  loaded = assemble.chat(c, path)
+  plan = build.warm_start(c)
+  written = chat_lib.Chat(warm_model.tokenizer(plan))
+  loaded = build.chat(c, path)
   episodes = demonstrations.play(written, plan.cast, range(5))
   for episode in episodes:
     text = written.text(episode.ids)
@@ -83,10 +84,10 @@ def test_it_is_made_on_one_device_of_many(tmp_path, monkeypatch):
     del graphdef, tx
     raise Seen({device_set(x) for x in jax.tree.leaves((state, rows))})
 
-  monkeypatch.setattr(base_model.supervised, 'step', look)
+  monkeypatch.setattr(warm_model.supervised, 'step', look)
   assert jax.device_count() > 1
   with jax.numpy_dtype_promotion('standard'), pytest.raises(Seen) as seen:
-    base_model.ensure(assemble.warm_start(config(tmp_path)))
+    warm_model.ensure(build.warm_start(config(tmp_path)))
   (devices,) = seen.value.args[0]
   assert len(devices) == 1
 
@@ -97,18 +98,18 @@ def test_it_is_made_once(made, monkeypatch):
   def fail(*_):
     raise AssertionError('made a second time')
 
-  monkeypatch.setattr(base_model, 'make', fail)
-  assert base_model.ensure(assemble.warm_start(c)) == path
+  monkeypatch.setattr(warm_model, 'make', fail)
+  assert warm_model.ensure(build.warm_start(c)) == path
 
 
 def test_only_the_same_warm_start_is_waited_for(tmp_path, monkeypatch):
-  monkeypatch.setattr(base_model, 'make', lambda plan, path: path.mkdir())
-  here = assemble.warm_start(config(tmp_path))
-  other = assemble.warm_start(config(tmp_path, seed=1))
-  waiting = threading.Thread(target=base_model.ensure, args=(here,))
+  monkeypatch.setattr(warm_model, 'make', lambda plan, path: path.mkdir())
+  here = build.warm_start(config(tmp_path))
+  other = build.warm_start(config(tmp_path, seed=1))
+  waiting = threading.Thread(target=warm_model.ensure, args=(here,))
   with directory.lock(here.directory.with_suffix('.lock'), wait=False):
     waiting.start()
-    base_model.ensure(other)
+    warm_model.ensure(other)
     waiting.join(0.2)
     assert waiting.is_alive() and not here.directory.exists()
   waiting.join(10)
@@ -117,9 +118,9 @@ def test_only_the_same_warm_start_is_waited_for(tmp_path, monkeypatch):
 
 def test_its_name_follows_its_content(made, tmp_path):
   c, _, path = made
-  name = assemble.warm_start(config(c.warm_start.cache)).directory.name
+  name = build.warm_start(config(c.warm_start.cache)).directory.name
   assert name == path.name
-  elsewhere = assemble.warm_start(config(tmp_path)).directory
+  elsewhere = build.warm_start(config(tmp_path)).directory
   assert elsewhere.parent == tmp_path
   assert elsewhere.name == name
   others = [config(tmp_path) for _ in range(4)]
@@ -127,7 +128,7 @@ def test_its_name_follows_its_content(made, tmp_path):
   others[1].player.options.skill = 0.9
   others[2].limits.turns = 3
   others[3].env.options.success_probability = 0.8
-  names = {assemble.warm_start(other).directory.name for other in others}
+  names = {build.warm_start(other).directory.name for other in others}
   assert len(names | {name}) == 5
 
 
@@ -146,31 +147,31 @@ def test_unknown_player_and_options_are_refused(tmp_path):
     casting.environment(c, section(c))
 
 
-@pytest.mark.parametrize('name', env_settings.OPTIONS)
+@pytest.mark.parametrize('name', env_schema.OPTIONS)
 def test_options_in_the_config_are_those_of_the_environment(name):
   constructor = dict(inspect.signature(envs.ENVS[name]).parameters)
   constructor.pop('progress', None)  # A callable is no setting.
-  assert env_settings.OPTIONS[name] == {
+  assert env_schema.OPTIONS[name] == {
     option: '' if parameter.default is None else parameter.default
     for option, parameter in constructor.items()
   }
   for player in players.PLAYERS[name].values():
     fields = {field.name for field in dataclasses.fields(player)}
-    assert fields == set(env_settings.PLAYERS[name])
+    assert fields == set(env_schema.PLAYERS[name])
 
 
 def test_instructions_of_the_users_own(tmp_path):
   c = config(tmp_path)
-  own = assemble.warm_start(c).directory
+  own = build.warm_start(c).directory
   c.env.options.instructions = 'Reach G.'
   assert casting.environment(c, section(c)).instructions == 'Reach G.'
-  assert assemble.warm_start(c).directory != own
+  assert build.warm_start(c).directory != own
 
 
 def test_stop_ids_of_the_generation_config(made, tmp_path):
   c, _, path = made
   model = tmp_path / 'model'
   shutil.copytree(path, model)
-  before = assemble.chat(c, model).stop_ids
+  before = build.chat(c, model).stop_ids
   (model / 'generation_config.json').write_text('{"eos_token_id": [0, 2]}')
-  assert assemble.chat(c, model).stop_ids == (0, 2) != before
+  assert build.chat(c, model).stop_ids == (0, 2) != before

@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 
 from actfocus_jax import chance
-from actfocus_jax.agent import games, host
-from actfocus_jax.envs import base, frozen_lake, players, sudoku
+from actfocus_jax.envs import base, frozen_lake, sudoku
+from actfocus_jax.rollout import env_pool, games
+from actfocus_jax.warmstart import players
 
 LIMITS = games.Limits()
 
 
-def level(*played, hosts=None, prompts=4):
+def level(*played, pool=None, prompts=4):
   c = ml_collections.ConfigDict()
   c.eval = dict(first_seed=123, prompts=prompts)
-  collector = types.SimpleNamespace(games=played, host=hosts or host.Host())
+  collector = types.SimpleNamespace(
+    games=played, pool=pool or env_pool.EnvPool()
+  )
   return chance.level(c, collector)
 
 
@@ -56,8 +59,8 @@ class Counter:
 @pytest.mark.parametrize('threads', [0, 3])
 def test_it_is_that_of_the_quick_start(threads):
   """512 episodes on its 32 boards: the number in README.md."""
-  with host.Host(threads) as hosts:
-    found = level(lake(), hosts=hosts, prompts=32)
+  with env_pool.EnvPool(threads) as pool:
+    found = level(lake(), pool=pool, prompts=32)
   assert found == {'random_success': 145 / 512, 'random_episodes': 512}
 
 
@@ -111,12 +114,12 @@ def test_no_more_actions_than_an_episode_has(limits, most):
 def test_the_time_limit_is_of_a_turn_not_of_an_episode(monkeypatch):
   """Ten turns take twice the limit, and none of them near it."""
   monkeypatch.setattr(chance, '_PLAYS', 2)
-  hosts = host.Host(16, time_limit=0.5)
+  pool = env_pool.EnvPool(16, time_limit=0.5)
   before = threading.active_count()
   game = games.Game('count', Counter(seconds=0.1), LIMITS)
-  assert level(game, hosts=hosts, prompts=2)['random_success'] == 1.0
+  assert level(game, pool=pool, prompts=2)['random_success'] == 1.0
   assert threading.active_count() <= before + 16
-  hosts.close()
+  pool.close()
 
 
 def test_one_that_fails_leaves_no_level_and_says_so(capsys):
@@ -130,11 +133,11 @@ def test_one_that_fails_leaves_no_level_and_says_so(capsys):
 
 def test_one_that_hangs_is_left_soon():
   end = threading.Event()
-  hosts = host.Host(2, time_limit=0.2)
+  pool = env_pool.EnvPool(2, time_limit=0.2)
   begin = time.monotonic()
   game = games.Game('count', Counter(hung=end), LIMITS)
-  assert level(game, hosts=hosts)['random_success'] is None
+  assert level(game, pool=pool)['random_success'] is None
   assert time.monotonic() - begin < 10
   assert len(game.env.resets) == 4  # And as many threads left behind.
   end.set()
-  hosts.close()
+  pool.close()

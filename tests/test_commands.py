@@ -12,8 +12,8 @@ import processes
 import pytest
 
 from actfocus_jax import sizes
+from actfocus_jax.config import schema
 from actfocus_jax.model import architecture
-from actfocus_jax.run import settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG_JSON = json.dumps(architecture.Config(96, 32, 48, 2, 4, 2, 8).to_hf())
@@ -132,9 +132,9 @@ def test_episodes_not_divisible_by_the_data_axis(tmp_path):
 
 
 def test_workdir_of_another_config_is_left_alone(tmp_path):
-  from actfocus_jax.run import settings
+  from actfocus_jax.config import schema
 
-  snapshot = settings.to_json(settings.defaults()) | {'weights.alpha': 0.3}
+  snapshot = schema.to_json(schema.defaults()) | {'weights.alpha': 0.3}
   (tmp_path / 'config.json').write_text(json.dumps(snapshot))
   (tmp_path / '.lock').write_text('')
   before = (tmp_path / 'config.json').read_text()
@@ -257,7 +257,7 @@ def test_typo_in_a_config_file(tmp_path):
   config.write_text(
     'from actfocus_jax.run import settings\n'
     'def get_config():\n'
-    '  c = settings.defaults()\n'
+    '  c = schema.defaults()\n'
     '  c.rollout.memebers = 32\n'
     '  return c\n'
   )
@@ -402,7 +402,7 @@ def test_a_dry_run_reads_the_config_json_of_a_directory(tmp_path):
   model.mkdir()
   config = architecture.Config(96, 32, 48, 2, 4, 2, 8)
   (model / 'config.json').write_text(json.dumps(config.to_hf()))
-  assert sizes.shape(settings.defaults(), model) == config
+  assert sizes.shape(schema.defaults(), model) == config
 
 
 def test_a_dry_run_refuses_a_mesh_that_cannot_share(tmp_path):

@@ -6,13 +6,13 @@ import pytest
 from absl.testing import flagsaver
 from parallel import test_processes
 
-from actfocus_jax import distributed
-from actfocus_jax.run import refusals
+from actfocus_jax import errors
+from actfocus_jax.cli import cluster
 
 
 @pytest.fixture(autouse=True)
 def parsed():
-  flags = distributed.flags.FLAGS
+  flags = cluster.flags.FLAGS
   if not flags.is_parsed():
     flags.mark_as_parsed()
   with flagsaver.flagsaver():
@@ -36,23 +36,23 @@ def open_mpi_5(monkeypatch):
   ],
 )
 def test_the_three_flags_go_together(given, told):
-  distributed.check()
+  cluster.check()
   with (
     flagsaver.flagsaver(**given),
-    pytest.raises(refusals.Refused, match=told),
+    pytest.raises(errors.UsageError, match=told),
   ):
-    distributed.check()
+    cluster.check()
 
 
 def test_open_mpi_5_needs_only_the_coordinator(open_mpi_5):
-  with pytest.raises(refusals.Refused, match='^missing: --coordinator; Open'):
-    distributed.check()
+  with pytest.raises(errors.UsageError, match='^missing: --coordinator; Open'):
+    cluster.check()
   with flagsaver.flagsaver(coordinator='n1:1234'):
-    distributed.check()
+    cluster.check()
     given = {'coordinator': 'n1:1234', 'num_processes': 4, 'process_id': 3}
-    assert distributed._given() == given
+    assert cluster._given() == given
   with flagsaver.flagsaver(distributed='off'):
-    distributed.check()
+    cluster.check()
 
 
 def test_a_port_that_is_taken_is_refused_by_process_0():
@@ -60,11 +60,11 @@ def test_a_port_that_is_taken_is_refused_by_process_0():
     port = made.getsockname()[1]
     who = {'coordinator': f'localhost:{port}', 'num_processes': 2}
     with flagsaver.flagsaver(**who, process_id=1):
-      distributed.check()
+      cluster.check()
     with (
       flagsaver.flagsaver(**who, process_id=0),
-      pytest.raises(refusals.Refused, match='whose port is taken'),
+      pytest.raises(errors.UsageError, match='whose port is taken'),
     ):
-      distributed.check()
+      cluster.check()
   with flagsaver.flagsaver(**who, process_id=0):
-    distributed.check()
+    cluster.check()

@@ -12,14 +12,8 @@ import pytest
 import safetensors.numpy
 import small_run
 
-from actfocus_jax import evaluation, loop
-from actfocus_jax.run import (
-  checkpoint,
-  directory,
-  metrics,
-  progress,
-  settings,
-)
+from actfocus_jax import errors, evaluation, loop
+from actfocus_jax.run import checkpoint, directory, metrics, progress
 
 
 def config(cache: pathlib.Path, **changes):
@@ -163,13 +157,13 @@ def test_evaluation_reads_a_checkpoint_and_disturbs_nothing(cache, whole):
   evaluation.evaluate_checkpoint(config(cache), workdir, 4)
   assert sorted(p.name for p in workdir.rglob('*')) == before
   half_written.rmdir()
-  with pytest.raises(settings.Refused, match='--step is 3.*2, 4'):
+  with pytest.raises(errors.UsageError, match='--step is 3.*2, 4'):
     evaluation.evaluate_checkpoint(config(cache), workdir, 3)
 
 
 def test_one_process_at_a_time(cache, tmp_path):
   run = directory.RunDirectory(tmp_path, config(cache), {'sha256': ''})
-  with run, pytest.raises(settings.Refused, match='another process'):
+  with run, pytest.raises(errors.UsageError, match='another process'):
     loop.train(config(cache), tmp_path)
 
 
@@ -180,7 +174,7 @@ def test_another_reference_is_refused(cache, whole, tmp_path):
   note['sha256'] = '0' * 64
   (workdir / 'model.json').write_text(json.dumps(note))
   before = {p.name: p.read_bytes() for p in workdir.iterdir() if p.is_file()}
-  with pytest.raises(settings.Refused, match='frozen reference'):
+  with pytest.raises(errors.UsageError, match='frozen reference'):
     loop.train(config(cache, num_steps=5), workdir)
   # And nothing of the refused command stays in the run.
   after = {p.name: p.read_bytes() for p in workdir.iterdir() if p.is_file()}
@@ -198,17 +192,17 @@ def test_a_model_that_does_not_fit_is_refused(cache, whole, tmp_path):
     ({'max_position_embeddings': 100}, 'limits.context is 224; .* up to 100'),
   ):
     (model / 'config.json').write_text(json.dumps(raw | changed))
-    with pytest.raises(settings.Refused, match=message):
+    with pytest.raises(errors.UsageError, match=message):
       loop.train(c, tmp_path / 'run')
   (model / 'config.json').write_text(json.dumps(raw))
   (model / 'generation_config.json').write_text('{"eos_token_id": 99999}')
-  with pytest.raises(settings.Refused, match='up to id 99999'):
+  with pytest.raises(errors.UsageError, match='up to id 99999'):
     loop.train(c, tmp_path / 'run')
   (model / 'generation_config.json').unlink()
   tensors = safetensors.numpy.load_file(model / 'model.safetensors')
   tensors['model.layers.1.mlp.up_proj.weight'][3, 4] = np.nan
   safetensors.numpy.save_file(tensors, model / 'model.safetensors')
-  with pytest.raises(settings.Refused, match='layers.1.mlp.up_proj.* finite'):
+  with pytest.raises(errors.UsageError, match='layers.1.mlp.up_proj.* finite'):
     loop.train(c, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 

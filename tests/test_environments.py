@@ -17,10 +17,12 @@ import pytest
 import small_run
 from small_run import config
 
-from actfocus_jax import assemble, casting, evaluation, loop
-from actfocus_jax.agent import chat as chat_lib
-from actfocus_jax.agent import games, host, tokenizer
-from actfocus_jax.run import env_settings, metrics, settings
+from actfocus_jax import build, casting, errors, evaluation, loop
+from actfocus_jax.config import env_schema, schema
+from actfocus_jax.rollout import env_pool, games
+from actfocus_jax.run import metrics
+from actfocus_jax.text import chat as chat_lib
+from actfocus_jax.text import tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -170,7 +172,7 @@ def test_a_mixture_with_a_failing_environment_of_ones_own(
   assert f'failed in {last["failed"]:.1%} of them' in told and told in said
   assert f'brittle {last["brittle/success"]:.1%}, frozen_lake' in told
   snapshot = json.loads((tmp_path / 'run' / 'config.json').read_text())
-  assert settings.from_json(snapshot).to_dict() == c.to_dict()
+  assert schema.from_json(snapshot).to_dict() == c.to_dict()
 
 
 @pytest.mark.slow
@@ -212,13 +214,13 @@ class Resetting:
     return seed, self.text
 
 
-def look_at_first_prompts(monkeypatch, env, hosts):
-  c = settings.defaults()
+def look_at_first_prompts(monkeypatch, env, pool):
+  c = schema.defaults()
   assert (c.eval.first_seed, c.eval.prompts) == (123, 32)
   bridge = chat_lib.Chat(tokenizer.train([]))
-  monkeypatch.setattr(assemble, '_early_chat', lambda *_: bridge)
+  monkeypatch.setattr(build, '_early_chat', lambda *_: bridge)
   limits = games.Limits(context=2000)
-  assemble.check_first_prompts(c, [games.Game('own', env, limits)], hosts)
+  build.check_first_prompts(c, [games.Game('own', env, limits)], pool)
 
 
 def raises():
@@ -229,33 +231,33 @@ def raises():
 def test_first_prompts_are_looked_at_where_resets_may_fail(
   monkeypatch, threads
 ):
-  hosts = host.Host(threads)
+  pool = env_pool.EnvPool(threads)
   but_one = Resetting(raises, {*range(123, 155)} - {140})
-  look_at_first_prompts(monkeypatch, but_one, hosts)
+  look_at_first_prompts(monkeypatch, but_one, pool)
   but_one.text = 'x' * 3000
   with pytest.raises(ValueError, match='limits.context is 2000'):
-    look_at_first_prompts(monkeypatch, but_one, hosts)
+    look_at_first_prompts(monkeypatch, but_one, pool)
   none = Resetting(raises, range(123, 155))
   with pytest.raises(
     ValueError, match='^own: .* 123 to 154, first: RuntimeError: no board$'
   ):
-    look_at_first_prompts(monkeypatch, none, hosts)
-  hosts.close()
+    look_at_first_prompts(monkeypatch, none, pool)
+  pool.close()
 
 
 def test_first_prompts_are_not_waited_for_ever(monkeypatch):
   end = threading.Event()
-  hosts = host.Host(8, time_limit=0.2)
+  pool = env_pool.EnvPool(8, time_limit=0.2)
   hanging = Resetting(lambda: end.wait(30), range(125, 155))
   begin = time.monotonic()
-  look_at_first_prompts(monkeypatch, hanging, hosts)
+  look_at_first_prompts(monkeypatch, hanging, pool)
   assert time.monotonic() - begin < 15
   end.set()
-  hosts.close()
+  pool.close()
 
 
 def test_a_step_in_which_all_fail_stops_the_run():
-  failure = host.Failed('RuntimeError: gone', 'Traceback: gone')
+  failure = env_pool.Failed('RuntimeError: gone', 'Traceback: gone')
   lost = types.SimpleNamespace(failure=failure)
   sound = types.SimpleNamespace(failure=None)
   told = []
@@ -273,7 +275,7 @@ def test_a_step_in_which_all_fail_stops_the_run():
     'step 5: the environment failed in 1 of 2 episodes, first: '
     'RuntimeError: gone'
   )
-  with pytest.raises(settings.Halted, match='2 of 2(.*\n)+Traceback: gone'):
+  with pytest.raises(errors.RunError, match='2 of 2(.*\n)+Traceback: gone'):
     report(lost, lost)
 
 
@@ -281,7 +283,7 @@ def test_a_step_in_which_all_fail_stops_the_run():
 
 
 def shop_config(prompts, **options):
-  c = settings.defaults('webshop')
+  c = schema.defaults('webshop')
   c.env.options.update(options)
   c.eval.prompts = prompts
   return c
@@ -290,7 +292,7 @@ def shop_config(prompts, **options):
 def test_no_evaluation_counts_a_goal_twice():
   """10 products give 61 goals, of which a third is for evaluation."""
   (game,) = casting.games(shop_config(20, products=10))
-  first = settings.defaults().eval.first_seed
+  first = schema.defaults().eval.first_seed
   goals = {game.env.reset(seed)[0].goal for seed in range(first, first + 21)}
   assert len(goals) == game.env.evaluation_boards == 20
   sentence = (
@@ -302,7 +304,7 @@ def test_no_evaluation_counts_a_goal_twice():
 
 
 def test_a_shop_of_a_mixture_has_goals_enough():
-  c = settings.defaults({'frozen_lake': 1.0, 'webshop': 1.0})
+  c = schema.defaults({'frozen_lake': 1.0, 'webshop': 1.0})
   c.mixture.webshop.options.products = 10
   with pytest.raises(ValueError, match=r'with these mixture\.webshop\.options'):
     casting.games(c)
@@ -358,10 +360,10 @@ def test_fields_that_are_not_there_are_refused(own, env, change, words):
 
 def test_what_is_made_must_be_whole(own):
   def assembled(make, **names):
-    c = settings.defaults(names.get('env', 'guessing:Guess'))
+    c = schema.defaults(names.get('env', 'guessing:Guess'))
     c.player.name = names.get('player', 'random')
     c.env.options.update(names.get('options', {}))
-    (section,) = env_settings.sections(c)
+    (section,) = env_schema.sections(c)
     with pytest.raises(ValueError) as error:
       make(c, section)
     return str(error.value)

@@ -9,7 +9,7 @@ import sys
 import pytest
 import small_run
 
-from actfocus_jax.run import settings
+from actfocus_jax.config import schema
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OWN = dict(data=1, fsdp=4, tensor=2, dcn_data=-1, dcn_fsdp=1)
@@ -38,7 +38,7 @@ def outcome(workdir, devices, *told):
   flags.FLAGS.unparse_flags()
   try:
     evaluate.main(command._parse(sys.argv, 'workdir'))
-  except settings.Refused as refused:
+  except errors.UsageError as refused:
     return str(refused)
   return meshes.pop()
 
@@ -59,7 +59,7 @@ def outcome(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('run')
   changes = {f'mesh__{name}': size for name, size in OWN.items()}
   c = small_run.config(workdir, **changes)
-  (workdir / 'config.json').write_text(json.dumps(settings.to_json(c)))
+  (workdir / 'config.json').write_text(json.dumps(schema.to_json(c)))
   done = subprocess.run(
     [sys.executable, '-c', EVALUATE, str(workdir), json.dumps(CASES)],
     cwd=ROOT,
@@ -86,7 +86,7 @@ CASES = [[8], [4], [1], [4, FSDP], [8, FSDP], *([8, told] for told in REFUSED)]
 
 def test_a_run_keeps_its_mesh_where_that_fits(outcome):
   assert outcome(8) == OWN
-  assert outcome(4) == outcome(1) == settings.MESH
+  assert outcome(4) == outcome(1) == schema.MESH
 
 
 def test_a_mesh_may_be_told_beside_a_run(outcome):

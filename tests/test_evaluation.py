@@ -4,9 +4,8 @@ import pathlib
 
 import pytest
 
-from actfocus_jax import evaluation
+from actfocus_jax import errors, evaluation
 from actfocus_jax.parallel import processes
-from actfocus_jax.run import refusals
 
 ROW = {
   'success': 0.25,
@@ -54,5 +53,5 @@ def test_processes_that_mean_other_checkpoints_are_refused(
     return [value, next(theirs)]
 
   monkeypatch.setattr(processes, 'exchange', exchange)
-  with pytest.raises(refusals.Refused, match=told):
+  with pytest.raises(errors.UsageError, match=told):
     evaluation.evaluate_checkpoint(None, pathlib.Path('runs/one'), 2)

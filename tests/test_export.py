@@ -16,7 +16,8 @@ import small_run
 import transformers
 from flax import nnx
 
-from actfocus_jax import assemble, evaluation, loop, places
+from actfocus_jax import build, evaluation, loop
+from actfocus_jax.cli import paths
 from actfocus_jax.model import architecture, files, hf, transformer
 from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import checkpoint
@@ -95,7 +96,7 @@ def _greedy(directory, ids):
 
 
 def _prompt(directory):
-  chat = assemble.chat(config(''), directory)
+  chat = build.chat(config(''), directory)
   return chat.opening('You play.', 'Turn 1:\nState:\nP_G')[0]
 
 
@@ -233,10 +234,10 @@ def test_a_run_stays_with_its_commit(run, tmp_path, monkeypatch):
   noted = json.loads((workdir / 'model.json').read_text())
   assert noted['commit'] == 'c' * 40
   again = config(run[1], path='some/model')
-  places.pin_model(again, workdir)
+  paths.pin_model(again, workdir)
   assert again.model.revision == 'c' * 40
   own = config(run[1], path='some/model', revision='v2')
-  places.pin_model(own, workdir)
+  paths.pin_model(own, workdir)
   assert own.model.revision == 'v2'
   files.locate.cache_clear()
 

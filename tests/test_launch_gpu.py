@@ -151,7 +151,7 @@ def test_slurm_a_died_process_requeues(machine, status, environment, requeued):
     # Process 0 stays a little, for the others may have the same to say.
     ('3:2 8:2', 2, False),
     ('60:1 65:1', 1, True),
-    # Refused before it joined: the others import jax, then wait in vain.
+    # UsageError before it joined: the others import jax, then wait in vain.
     (f'1:2 {60 + processes._JOIN_WITHIN:g}:1', 2, False),
     ('60:137 90:134', 137, True),
     ('60:1 100000:0', 137, True),  # The second hangs.

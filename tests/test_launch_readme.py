@@ -6,8 +6,10 @@ import shlex
 import launch_stubs
 import pytest
 
-from actfocus_jax import command, dry_run, sizes
+from actfocus_jax import sizes
 from actfocus_jax.aot import chips
+from actfocus_jax.cli import dry_run
+from actfocus_jax.cli import flags as flags_lib
 from actfocus_jax.parallel import mesh_shapes
 
 FRONT = (launch_stubs.ROOT / 'README.md').read_text()
@@ -48,7 +50,7 @@ def machine(line, made):
 def config(line):
   words = shlex.split(line, comments=True)
   (named,) = [w for w in words if w.startswith('--config=')]
-  c = command.read_config(named.partition('=')[2])
+  c = flags_lib.read_config(named.partition('=')[2])
   for word in words:
     field = re.fullmatch(r'--config\.(\w+)\.(\w+)=(\d+)', word)
     if field:

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from actfocus_jax import assemble, dry_run, memory, recipe
-from actfocus_jax.learner import stages
+from actfocus_jax import build, recipe
+from actfocus_jax.cli import dry_run, memory
+from actfocus_jax.config import presets, schema, validate
+from actfocus_jax.learner import prepare
 from actfocus_jax.model import architecture, transformer
 from actfocus_jax.parallel import mesh as mesh_lib
-from actfocus_jax.run import checks, presets, settings
 
 LENGTH, ROWS = 256, 4
 MODEL = architecture.Config(4096, 256, 1024, 4, 4, 2, 64)
@@ -28,7 +29,7 @@ def _bytes(tree):
 def _model(mesh, *, config=MODEL, remat=False):
   graphdef, _ = transformer.abstract(config, jnp.float32, remat=remat)
   dtype = jnp.dtype('float32')
-  return assemble.Model(pathlib.Path(), config, graphdef, dtype, mesh)
+  return build.Model(pathlib.Path(), config, graphdef, dtype, mesh)
 
 
 def _estimate(config=MODEL, **changes):
@@ -59,7 +60,7 @@ def test_parameters_are_counted(kind, tied):
 
 
 def test_parts_are_those_that_are_allocated():
-  c = settings.defaults()
+  c = schema.defaults()
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   model = _model(mesh)
   state = recipe.learners(c, model).abstract().actor
@@ -77,7 +78,7 @@ def test_parts_are_those_that_are_allocated():
 
 @pytest.mark.parametrize('config', [MODEL, UNTIED])
 def test_a_critic_is_what_is_allocated(config):
-  c = settings.defaults()
+  c = schema.defaults()
   c.algo = 'ppo'
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   state = recipe.learners(c, _model(mesh, config=config)).abstract()
@@ -144,7 +145,7 @@ def _ready(shape, mesh, *, algo):
     kinds |= {'old_value_BT': np.float32, 'return_BT': np.float32}
     kinds |= {'critic_BT': bool}
   where = mesh_lib.rows(mesh)
-  return stages.Ready(
+  return prepare.UpdateBatch(
     **{
       name: jax.ShapeDtypeStruct(shape, kind, sharding=where)
       for name, kind in kinds.items()
@@ -154,7 +155,7 @@ def _ready(shape, mesh, *, algo):
 
 def _compiled(length, rows, *, algo='grpo', updates=1):
   """What XLA plans for updates of two micro-batches each, in bytes."""
-  c = settings.defaults()
+  c = schema.defaults()
   c.algo = algo
   presets.tiny(c)
   c.learner.update(minibatch=2 * rows, microbatch=rows)
@@ -214,7 +215,7 @@ def test_the_compiler_agrees_with_ppo(rows, updates):
 
 
 def test_a_dry_run_counts_what_the_config_runs():
-  c = settings.defaults()
+  c = schema.defaults()
   c.algo = 'ppo'
   episodes = c.eval.prompts * c.eval.members
   assert episodes > c.rollout.prompts * c.rollout.members > 64
@@ -223,7 +224,7 @@ def test_a_dry_run_counts_what_the_config_runs():
     caches.append(dry_run.needs(c, MODEL)['cache'])
   assert caches[0] * episodes == caches[1] * 64
   assert caches[1] == caches[2] == caches[3]
-  kept = checks.kept_rows(c)
+  kept = validate.kept_rows(c)
   one, two = kept, kept // 2
   gradients = []
   for c.learner.minibatch in (one, two):

@@ -16,12 +16,13 @@ import small_run
 from absl import flags
 from absl.testing import flagsaver
 
-from actfocus_jax import assemble, casting, play
-from actfocus_jax.agent import chat as chat_lib
-from actfocus_jax.agent import episode as episode_lib
-from actfocus_jax.agent import games, host, tokenizer
+from actfocus_jax import build, casting, play
+from actfocus_jax.config import presets, schema
 from actfocus_jax.envs import base
-from actfocus_jax.run import presets, settings
+from actfocus_jax.rollout import env_pool, games
+from actfocus_jax.rollout import episode as episode_lib
+from actfocus_jax.text import chat as chat_lib
+from actfocus_jax.text import tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -60,7 +61,7 @@ def by_hand(chat, env, said, monkeypatch, capsys, **limits):
 
 def test_no_context_ends_a_game_by_hand(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
-  c = settings.defaults('frozen_lake')
+  c = schema.defaults('frozen_lake')
   presets.tiny(c)
   (tmp_path / 'lakes.txt').write_text('SFG')
   c.env.boards = '~/lakes.txt'
@@ -73,7 +74,7 @@ def test_no_context_ends_a_game_by_hand(tmp_path, monkeypatch):
 
 
 def test_a_shop_of_few_goals_may_be_played_by_hand():
-  c = settings.defaults('webshop')
+  c = schema.defaults('webshop')
   c.env.options.products = 10
   (game,) = casting.games(c, by_hand=True)
   assert game.env.evaluation_boards < c.eval.prompts
@@ -117,22 +118,22 @@ def test_the_response_that_an_environment_failed_on_is_shown(
 ):
   """Else nobody sees what the checkpoint had said to it."""
   game = games.Game('counting', Counting(breaks_at=2), games.Limits())
-  (opening,) = episode_lib.open_all(chat, host.Host(), [game], [3])
+  (opening,) = episode_lib.open_all(chat, env_pool.EnvPool(), [game], [3])
   episode = episode_lib.Episode(chat, opening)
   for thought in ('first', 'second'):
     ids = chat.respond(f'my {thought} thought', ['go'])
-    episode.hear(ids, [0.0] * len(ids))
-    (outcome,) = host.Host().run([episode.turn()])
-    episode.conclude(outcome)
+    episode.add_response(ids, [0.0] * len(ids))
+    (outcome,) = env_pool.EnvPool().run([episode.env_call()])
+    episode.apply(outcome)
   played = types.SimpleNamespace(episodes=[episode])
   collector = types.SimpleNamespace(
     shards=1, collect=lambda *args, **kwargs: played
   )
   parts = types.SimpleNamespace(chat=chat, model=None, collector=collector)
-  monkeypatch.setattr(assemble, 'checkpoint', lambda *args: (7, None))
-  monkeypatch.setattr(assemble, 'policy', lambda *args: None)
+  monkeypatch.setattr(build, 'checkpoint', lambda *args: (7, None))
+  monkeypatch.setattr(build, 'policy', lambda *args: None)
   monkeypatch.setattr(play, '_STEP', types.SimpleNamespace(value=None))
-  play.watch(settings.defaults(), parts, pathlib.Path('run'), 3)
+  play.watch(schema.defaults(), parts, pathlib.Path('run'), 3)
   out = capsys.readouterr().out
   assert out.count('my first thought') == 1 == out.count('my second thought')
   assert out.index('second') < out.index('The environment failed: RuntimeErr')
@@ -205,7 +206,7 @@ def test_a_run_of_a_larger_machine_is_watched_on_this_one(monkeypatch):
     meshes.append(dict(c.mesh))
     yield
 
-  monkeypatch.setattr(assemble, 'parts', parts)
+  monkeypatch.setattr(build, 'parts', parts)
   monkeypatch.setattr(play, 'watch', lambda *arguments: None)
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
@@ -215,8 +216,8 @@ def test_a_run_of_a_larger_machine_is_watched_on_this_one(monkeypatch):
     with flagsaver.flagsaver(workdir='x'):
       play._play()
   fits, does_not = meshes
-  assert fits == settings.MESH | {'fsdp': 4}
-  assert does_not == settings.MESH
+  assert fits == schema.MESH | {'fsdp': 4}
+  assert does_not == schema.MESH
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,11 @@ import pytest
 import small_run
 
 from actfocus_jax import loop
-from actfocus_jax.agent import rollout
-from actfocus_jax.run import (
-  checkpoint,
-  continuing,
-  directory,
-  metrics,
-  settings,
-)
+from actfocus_jax.config import resume, schema
+from actfocus_jax.rollout import collector
+from actfocus_jax.run import checkpoint, directory, metrics
 
-FIRST = settings.FIRST_TRAINING_SEED
+FIRST = schema.FIRST_TRAINING_SEED
 # What a step is made of, and rounding may move.
 CLOSE = ('actor/loss', 'actor/grad_norm', 'actor/entropy', 'signal/mean')
 
@@ -51,14 +46,14 @@ def copied(workdir, to):
 @pytest.fixture
 def asked(monkeypatch):
   """The seeds of every rollout of training."""
-  seen, collect = [], rollout.Collector.collect
+  seen, collect = [], collector.Collector.collect
 
   def noting(self, policy, seeds, *arguments, **more):
     if seeds[0] >= FIRST:
       seen.append(seeds)
     return collect(self, policy, seeds, *arguments, **more)
 
-  monkeypatch.setattr(rollout.Collector, 'collect', noting)
+  monkeypatch.setattr(collector.Collector, 'collect', noting)
   return seen
 
 
@@ -104,7 +99,7 @@ class Nothing:
   """A state of nothing but its step."""
 
   def __init__(self, workdir, prompts, writes=True):
-    c = settings.defaults()
+    c = schema.defaults()
     c.rollout.prompts = prompts
     self.run = directory.RunDirectory(workdir, c, {'sha256': ''}, writes=writes)
 
@@ -176,12 +171,12 @@ def test_the_split_of_the_work_changes_rounding_alone(
 
 
 def test_batches_may_change_but_not_where_runs_are_compared():
-  c = settings.defaults()
-  old = settings.to_json(c)
+  c = schema.defaults()
+  old = schema.to_json(c)
   c.rollout.update(prompts=16, members=8)
   c.learner.minibatch = 64
-  assert continuing.difference(old, c) is None
-  told = continuing.difference(old, c, same_batch=True)
+  assert resume.difference(old, c) is None
+  told = resume.difference(old, c, same_batch=True)
   assert told == 'learner.minibatch was 32 and is now 64'
   c.rollout.temperature = 0.5
-  assert 'rollout.temperature' in continuing.difference(old, c)
+  assert 'rollout.temperature' in resume.difference(old, c)

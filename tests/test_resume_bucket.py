@@ -6,8 +6,8 @@ import pytest
 import test_end_to_end as whole_run
 from run import test_storage
 
-from actfocus_jax import evaluation, loop
-from actfocus_jax.run import directory, metrics, settings, storage
+from actfocus_jax import errors, evaluation, loop
+from actfocus_jax.run import directory, metrics, storage
 
 server = test_storage.server
 
@@ -23,7 +23,7 @@ def test_a_run_in_a_bucket_equals_one_on_a_disk(server, cache, tmp_path):
     step, row = evaluation.evaluate_checkpoint(c, place, 2)
     with (
       directory.RunDirectory(tmp_path / 'other', c, {'sha256': ''}),
-      pytest.raises(settings.Refused, match='checkpoints .* are: 2, 4'),
+      pytest.raises(errors.UsageError, match='checkpoints .* are: 2, 4'),
     ):
       evaluation.evaluate_checkpoint(c, place, 3)
   whole_run.assert_same_run(tmp_path / 'disk', place)
@@ -60,15 +60,15 @@ def leaf(value):
   x = np.full((8,), value, np.float32)
   return {'x': jax.make_array_from_callback(x.shape, sharding, x.__getitem__)}
 with (
-  processes.leaving(),
-  shared_run.open_run(place, settings.defaults(), {'sha256': ''}) as run,
+  processes.exit_on_error(),
+  shared_run.open_run(place, schema.defaults(), {'sha256': ''}) as run,
 ):
-  state, seed = run.restore(leaf(0.0), agreed=processes.of_first)
-  done = 0 if state is None else seed - settings.FIRST_TRAINING_SEED
+  state, seed = run.restore(leaf(0.0), agreed=processes.broadcast)
+  done = 0 if state is None else seed - schema.FIRST_TRAINING_SEED
   if done:
     np.testing.assert_array_equal(state['x'].addressable_data(0), done)
   run.metrics.append({'step': done + 1})
-  seed = settings.FIRST_TRAINING_SEED + done + 1
+  seed = schema.FIRST_TRAINING_SEED + done + 1
   run.save(done + 1, leaf(done + 1.0), None, seed)
 """
 

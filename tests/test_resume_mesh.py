@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small_run
 
-from actfocus_jax import assemble, loop
+from actfocus_jax import build, loop
 from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import metrics
 
@@ -44,7 +44,7 @@ def train(cache, workdir, devices, steps, **changes):
   part = functools.partial(whole, devices=jax.devices()[:devices])
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(mesh_lib, 'make_mesh', part)
-    assert assemble.mesh(c).size == devices
+    assert build.mesh(c).size == devices
     loop.train(c, workdir)
   return metrics.read(workdir / 'metrics.jsonl')[steps - 1]
 

@@ -5,9 +5,10 @@ That those of training never repeat is in test_resume_batch.py.
 
 import pytest
 
-from actfocus_jax import assemble, base_model
-from actfocus_jax.agent import demonstrations
-from actfocus_jax.run import settings
+from actfocus_jax import build
+from actfocus_jax.config import schema
+from actfocus_jax.warmstart import demonstrations
+from actfocus_jax.warmstart import model as warm_model
 
 MANY = 100_000  # steps; the paper takes 200
 
@@ -18,7 +19,7 @@ class Enough(Exception):
 
 def demonstrated(tmp_path, monkeypatch, seed):
   """The boards of the tokenizer and those of the model."""
-  c = settings.defaults()
+  c = schema.defaults()
   c.warm_start.update(cache=str(tmp_path), seed=seed)
   asked, play = [], demonstrations.play
 
@@ -30,7 +31,7 @@ def demonstrated(tmp_path, monkeypatch, seed):
 
   with monkeypatch.context() as patch, pytest.raises(Enough):
     patch.setattr(demonstrations, 'play', note)
-    base_model.make(assemble.warm_start(c), tmp_path / 'none')
+    warm_model.make(build.warm_start(c), tmp_path / 'none')
   assert len(asked[1]) == c.warm_start.episodes and len(asked[0]) >= 32
   return asked
 
@@ -38,8 +39,8 @@ def demonstrated(tmp_path, monkeypatch, seed):
 def test_demonstrations_have_boards_of_their_own(tmp_path, monkeypatch):
   first = demonstrated(tmp_path, monkeypatch, seed=0)
   second = demonstrated(tmp_path, monkeypatch, seed=1)
-  latest = settings.FIRST_TRAINING_SEED + MANY * 8
+  latest = schema.FIRST_TRAINING_SEED + MANY * 8
   for seeds in (*first, *second):
-    assert seeds.start > latest > settings.FIRST_TRAINING_SEED
+    assert seeds.start > latest > schema.FIRST_TRAINING_SEED
   together = [*first, *second]
   assert len(set().union(*together)) == sum(len(seeds) for seeds in together)

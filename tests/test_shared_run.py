@@ -2,31 +2,31 @@
 
 import pytest
 
-from actfocus_jax import shared_run
+from actfocus_jax import errors
 from actfocus_jax.parallel import processes
-from actfocus_jax.run import refusals
+from actfocus_jax.run import shared
 
 
 @pytest.mark.parametrize('newest', [-2, -1, 8, 12])
 def test_all_see_the_mark_and_the_newest_checkpoint(
   tmp_path, monkeypatch, newest
 ):
-  monkeypatch.setattr(shared_run, '_SEEN_WITHIN', -1.0)
+  monkeypatch.setattr(shared, '_SEEN_WITHIN', -1.0)
   run = tmp_path / 'run'
   mark = run / '.mark'
-  assert not shared_run._is_seen(mark, 'word', newest)
+  assert not shared._is_seen(mark, 'word', newest)
   run.mkdir()
   if newest > -2:
     (run / 'checkpoints').mkdir()
     (run / 'checkpoints' / '13.orbax-checkpoint-tmp').mkdir()
   if newest > -1:
     (run / 'checkpoints' / str(newest)).mkdir()
-  assert not shared_run._is_seen(mark, 'word', newest)
+  assert not shared._is_seen(mark, 'word', newest)
   mark.write_text('another')
-  assert not shared_run._is_seen(mark, 'word', newest)
+  assert not shared._is_seen(mark, 'word', newest)
   mark.write_text('word')
-  assert shared_run._is_seen(mark, 'word', newest)
-  assert not shared_run._is_seen(mark, 'word', newest + 1)
+  assert shared._is_seen(mark, 'word', newest)
+  assert not shared._is_seen(mark, 'word', newest + 1)
 
 
 def test_what_appears_late_is_seen(tmp_path, monkeypatch):
@@ -36,8 +36,8 @@ def test_what_appears_late_is_seen(tmp_path, monkeypatch):
     (mark.parent / 'checkpoints' / '3').mkdir(parents=True)
     mark.write_text('word')
 
-  monkeypatch.setattr(shared_run.time, 'sleep', sleep)
-  assert shared_run._is_seen(mark, 'word', 3)
+  monkeypatch.setattr(shared.time, 'sleep', sleep)
+  assert shared._is_seen(mark, 'word', 3)
 
 
 def test_a_checkpoint_that_one_sees_is_waited_for_by_all(tmp_path, monkeypatch):
@@ -53,8 +53,8 @@ def test_a_checkpoint_that_one_sees_is_waited_for_by_all(tmp_path, monkeypatch):
     return [value, others]
 
   monkeypatch.setattr(processes, 'exchange', exchange)
-  monkeypatch.setattr(shared_run, '_is_seen', seen)
-  shared_run.check_shared(tmp_path)
+  monkeypatch.setattr(shared, '_is_seen', seen)
+  shared.check_shared(tmp_path)
   assert asked == [12]
 
 
@@ -69,8 +69,8 @@ def test_the_mark_does_not_stay(tmp_path, monkeypatch, sees):
 
   monkeypatch.setattr(processes, 'exchange', exchange)
   if sees:
-    shared_run.check_shared(run)
+    shared.check_shared(run)
   else:
-    with pytest.raises(refusals.Refused, match='process 1 does not see'):
-      shared_run.check_shared(run)
+    with pytest.raises(errors.UsageError, match='process 1 does not see'):
+      shared.check_shared(run)
   assert marks and list(run.iterdir()) == []

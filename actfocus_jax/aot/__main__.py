@@ -22,10 +22,12 @@ import sys
 import ml_collections
 from absl import flags
 
-from actfocus_jax import command, places, sizes
+from actfocus_jax import errors, sizes
 from actfocus_jax.aot import chips, roofline, topology, workload
+from actfocus_jax.cli import flags as flags_lib
+from actfocus_jax.cli import paths
+from actfocus_jax.config import env_schema, presets, schema
 from actfocus_jax.model import architecture, files
-from actfocus_jax.run import env_settings, presets, settings
 
 _TOPOLOGY = flags.DEFINE_string(
   'topology', None, f'KIND:SHAPE, KIND one of {", ".join(chips.CHIPS)}.'
@@ -83,7 +85,7 @@ _TOPOLOGIES = flags.DEFINE_list(
   'topologies', ['v5e:4x4', 'v6e:4x4', 'v5p:2x2x4'], 'Of the table.'
 )
 _SIZES = flags.DEFINE_list('sizes', ['0.5b', '1.5b', '3b'], 'Of the table.')
-_ALGOS = flags.DEFINE_list('algos', list(settings.ALGOS), 'Of the table.')
+_ALGOS = flags.DEFINE_list('algos', list(schema.ALGOS), 'Of the table.')
 flags.declare_key_flag('config')
 
 _TABLE_CONFIG = 'configs/sokoban.py'
@@ -103,13 +105,13 @@ def main(argv: list[str]):
     _several()
     return
   if not _TOPOLOGY.value:
-    raise settings.Refused('--topology is missing; e.g. --topology=v5e:4x4')
+    raise errors.UsageError('--topology is missing; e.g. --topology=v5e:4x4')
   where = topology.parse(_TOPOLOGY.value, _SLICES.value)
-  c = command.config()
+  c = flags_lib.config()
   config, work = _shape(c), _workload(c)
   efficiency = _efficiency()
   if _JSON.value:
-    places.check_file('--json', pathlib.Path(_JSON.value))
+    paths.check_file('--json', pathlib.Path(_JSON.value))
   _prepare()
 
   # Imported late: it takes seconds, and jax must not look for a TPU.
@@ -152,12 +154,12 @@ def _check_flags():
   every = _OF_ONE + _OF_TABLE + _OF_SEVERAL
   beside = ', '.join(f'--{name}' for name in every if name not in unread)
   if given:
-    raise settings.Refused(
+    raise errors.UsageError(
       f'--{given} is given, but {asked} does not read it; allowed: {beside}.'
     )
   named = re.search(r'--config[= ]\S*[:,](size|algo)=', ' '.join(sys.argv))
   if named and asked != '--topology':
-    raise settings.Refused(
+    raise errors.UsageError(
       f'--config says {named[1]}, which {asked} chooses itself; allowed: '
       f'{beside}, and a config without it.'
     )
@@ -166,26 +168,26 @@ def _check_flags():
 def _several():
   """The table and the plot, each cell of which is kept in --out."""
   if not _OUT.value:
-    raise settings.Refused('--out is missing; e.g. --out=runs/aot')
+    raise errors.UsageError('--out is missing; e.g. --out=runs/aot')
   out = pathlib.Path(_OUT.value)
-  places.check_writable('--out', out)
+  paths.check_writable('--out', out)
   wheres = [
     topology.parse(text, named='--topologies has') for text in _TOPOLOGIES.value
   ]
   for flag, values, allowed in (
     ('--sizes', _SIZES.value, tuple(presets.MODELS)),
-    ('--algos', _ALGOS.value, settings.ALGOS),
+    ('--algos', _ALGOS.value, schema.ALGOS),
     ('--topologies', _TOPOLOGIES.value, None),
   ):
     if not values:
-      raise settings.Refused(f'{flag} is empty; leave it out for its default.')
+      raise errors.UsageError(f'{flag} is empty; leave it out for its default.')
     for value in values:
       if allowed and value not in allowed:
-        raise settings.Refused(
+        raise errors.UsageError(
           f'{flag} has {value!r}; allowed: {", ".join(allowed)}.'
         )
   if _JOBS.value is not None and _JOBS.value < 1:
-    raise settings.Refused(f'--jobs is {_JOBS.value}; allowed: 1 or more.')
+    raise errors.UsageError(f'--jobs is {_JOBS.value}; allowed: 1 or more.')
   efficiency = _efficiency()
   _prepare()
 
@@ -211,15 +213,15 @@ def _jobs() -> int:
 def _config_of(size: str, algo: str, **changes: int):
   """A config of the paper's settings, and the shape of its model."""
   path = _TABLE_CONFIG
-  if command.CONFIG.value is None and not pathlib.Path(path).is_file():
-    raise settings.Refused(
+  if flags_lib.CONFIG.value is None and not pathlib.Path(path).is_file():
+    raise errors.UsageError(
       f'{path} is not here; name a config file by --config.'
     )
   arguments = f'size={size},algo={algo}'
-  if command.CONFIG.value is None:
-    c = command.read_config(path, arguments)
+  if flags_lib.CONFIG.value is None:
+    c = flags_lib.read_config(path, arguments)
   else:
-    c = command.config_with(arguments)
+    c = flags_lib.config_with(arguments)
   with c.unlocked():
     for field, value in changes.items():
       section, name = field.split('__')
@@ -234,19 +236,19 @@ def _shape(c: ml_collections.ConfigDict) -> architecture.Config:
     return sizes.shape(c, None)
   directory = pathlib.Path(path).expanduser()
   if not (directory / 'config.json').is_file():
-    raise settings.Refused(
+    raise errors.UsageError(
       f'model.path is {path!r}; allowed: {", ".join(presets.SHAPES)}, or a '
       'directory with a config.json. Nothing is fetched here.'
     )
   try:
     return files.config(directory)
   except ValueError as error:
-    raise settings.Refused(f'model.path is {path!r}: {error}') from error
+    raise errors.UsageError(f'model.path is {path!r}: {error}') from error
 
 
 def _workload(c: ml_collections.ConfigDict) -> workload.Workload:
   """How long episodes are, from the flags and the limits of the config."""
-  most, turns = c.limits.response_tokens, env_settings.most_turns(c)
+  most, turns = c.limits.response_tokens, env_schema.most_turns(c)
   prompt = min(512, c.limits.context // 2)
   for flag, value, limit in (
     ('--prompt_tokens', _PROMPT.value, c.limits.context - 1),
@@ -255,7 +257,7 @@ def _workload(c: ml_collections.ConfigDict) -> workload.Workload:
     ('--turns', _TURNS.value, turns),
   ):
     if value is not None and not 1 <= value <= limit:
-      raise settings.Refused(f'{flag} is {value}; allowed: 1 to {limit}.')
+      raise errors.UsageError(f'{flag} is {value}; allowed: 1 to {limit}.')
   return workload.Workload(
     prompt_tokens=_PROMPT.value or prompt,
     observation_tokens=_OBSERVATION.value,
@@ -273,21 +275,21 @@ def _efficiency() -> roofline.Efficiency:
   except ValueError:
     shares = []
   if len(shares) != 3 or not all(0 < x <= 1 for x in shares):
-    raise settings.Refused(
+    raise errors.UsageError(
       f'--reached is {",".join(_REACHED.value)!r}; allowed: three numbers '
       'above 0 and up to 1, of compute, memory and network.'
     )
   if _PRICE.value is not None and not (
     math.isfinite(_PRICE.value) and _PRICE.value >= 0
   ):
-    raise settings.Refused(f'--price is {_PRICE.value}; allowed: 0 or more.')
+    raise errors.UsageError(f'--price is {_PRICE.value}; allowed: 0 or more.')
   return roofline.Efficiency(*shares)
 
 
 def _is_auto(c: ml_collections.ConfigDict) -> bool:
   if _MESH.value:
     return _MESH.value == 'auto'
-  default = settings.schema_of(c).mesh
+  default = schema.schema_of(c).mesh
   return c.mesh.to_dict() == default.to_dict()
 
 
@@ -295,10 +297,10 @@ def _prepare():
   """Makes jax compile for a TPU without looking for one.
 
   Raises:
-    Refused: When libtpu is not installed.
+    UsageError: When libtpu is not installed.
   """
   if importlib.util.find_spec('libtpu') is None:
-    raise settings.Refused(
+    raise errors.UsageError(
       'libtpu is not installed; `pip install "jax[tpu]"` in an environment of '
       'its own brings it (no TPU is needed, but with it other commands look '
       'for one).'
@@ -317,4 +319,4 @@ def _prepare():
 
 
 if __name__ == '__main__':
-  command.run(main)
+  flags_lib.run(main)

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from actfocus_jax import assemble
+from actfocus_jax import build
 from actfocus_jax.aot import (
   choice,
   estimate,
@@ -27,9 +27,9 @@ from actfocus_jax.aot import (
   topology,
   workload,
 )
+from actfocus_jax.config import schema
 from actfocus_jax.model import architecture
 from actfocus_jax.parallel import mesh as mesh_lib
-from actfocus_jax.run import settings
 
 # What the compiled programs are made of, and what only shows the answers.
 _ROOMS = ('agent', 'algorithm', 'aot', 'learner', 'model', 'parallel')
@@ -65,7 +65,7 @@ class Question:
   def key(self) -> str:
     """A name for the question and the code that answers it."""
     parts = [
-      settings.to_json(self.c),
+      schema.to_json(self.c),
       dataclasses.asdict(self.config),
       str(self.where),
       dataclasses.asdict(self.work),
@@ -80,7 +80,7 @@ class Question:
 @functools.cache
 def _code() -> str:
   """A fingerprint of the sources that a program is made of, as it began."""
-  root = pathlib.Path(assemble.__file__).parent
+  root = pathlib.Path(build.__file__).parent
   digest = hashlib.sha256()
   for room in _ROOMS:
     for file in sorted((root / room).rglob('*.py')):
@@ -108,8 +108,8 @@ def answer(
     the config.
 
   Raises:
-    Refused: When the compiler does not know the topology, or the mesh that the
-      config names cannot run it.
+    UsageError: When the compiler does not know the topology, or the mesh
+      that the config names cannot run it.
   """
   q = question
   devices = topology.devices(q.where)

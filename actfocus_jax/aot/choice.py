@@ -12,11 +12,12 @@ from collections.abc import Iterator
 
 import ml_collections
 
-from actfocus_jax import dry_run
+from actfocus_jax import errors
 from actfocus_jax.aot import ranking, topology, workload
+from actfocus_jax.cli import dry_run
+from actfocus_jax.config import schema, validate
 from actfocus_jax.model import architecture
 from actfocus_jax.parallel import mesh_shapes
-from actfocus_jax.run import checks, settings
 
 # The formula leaves out what a compiler adds, and overstates what it saves.
 _SLACK = 1.25
@@ -40,10 +41,10 @@ class Candidate:
 
   def flags(self, given: ml_collections.ConfigDict) -> list[str]:
     """What to add to the command of a config for it to run like this."""
-    before = settings.flatten(given)
+    before = schema.flatten(given)
     return [
       f'--config.{field}={value}'
-      for field, value in settings.flatten(self.c).items()
+      for field, value in schema.flatten(self.c).items()
       # An open size, -1, becomes what the others leave.
       if value != before[field] and before[field] != -1
     ]
@@ -70,12 +71,12 @@ def given(
   """The mesh that the config names, on the chips of a slice.
 
   Raises:
-    Refused: One sentence.
+    UsageError: One sentence.
   """
   try:
     return _candidate(copy.deepcopy(c), config, c.mesh.to_dict(), where, work)
   except ValueError as error:
-    raise settings.Refused(f'On {where}: {error}') from error
+    raise errors.UsageError(f'On {where}: {error}') from error
 
 
 def promising(found: list[Candidate], memory: float) -> list[Candidate]:
@@ -127,7 +128,7 @@ def _candidate(
   Raises:
     ValueError: When the mesh leaves something uneven.
   """
-  splits = mesh_shapes.of_rows(checks.mesh_rows(c))
+  splits = mesh_shapes.of_rows(validate.mesh_rows(c))
   splits += config.splits
   shape = mesh_shapes.choose(sizes, where.slice_chips, where.slices, splits)
   with c.unlocked():

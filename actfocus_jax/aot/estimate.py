@@ -50,7 +50,7 @@ def report(
   told = {
     'topology': str(where),
     'chips': where.chips,
-    'hosts': where.hosts,
+    'hosts': where.pool,
     'mesh': dict(run.mesh.shape),
     'microbatch': chosen.c.learner.microbatch,
     'workload': dataclasses.asdict(run.work) | {'length': run.work.length},

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from actfocus_jax.agent import sampling
+from actfocus_jax.rollout import sampling
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from actfocus_jax import assemble, recipe
-from actfocus_jax.agent import episode, homes, rollout, sampling
+from actfocus_jax import build, recipe
 from actfocus_jax.aot import parts, workload
+from actfocus_jax.config import schema
 from actfocus_jax.model import architecture
 from actfocus_jax.parallel import mesh as mesh_lib
-from actfocus_jax.run import settings
+from actfocus_jax.rollout import collector, episode, placement, sampling
 
 ALWAYS = ('actor', 'critic', 'optimizers', 'reference')
 # The actor is what is copied.
@@ -79,7 +79,7 @@ class Run:
     """
     self.c, self.config, self.mesh, self.work = c, config, mesh, work
     self.with_fused = with_fused
-    self.model = assemble.shaped(c, pathlib.Path(), config, mesh)
+    self.model = build.shaped(c, pathlib.Path(), config, mesh)
     self.who = recipe.learners(c, self.model)
     self.step = recipe.train_step(c, self.who)
     self.shards = mesh_lib.row_shards(mesh)
@@ -96,7 +96,7 @@ class Run:
   def _parts(self) -> parts.Parts:
     state = self.who.abstract()
     reference = None
-    if settings.has_reference(self.c):
+    if schema.has_reference(self.c):
       reference = _recast(state.actor.params, self.model.dtype)
     where = mesh_lib.decode_shardings(state.actor.params, self.mesh)
     decoding = _placed(_recast(state.actor.params, self.model.dtype), where)
@@ -118,13 +118,13 @@ class Run:
 
   def quarter(self, batch: int) -> int:
     """Rows of a small prefill, and slots that a batch shrinks to."""
-    return rollout.round_up(max(batch // 4, 1), self.shards)
+    return collector.round_up(max(batch // 4, 1), self.shards)
 
   @property
   def prompt_width(self) -> int:
     """Padded tokens of an opening."""
     block = self.c.rollout.observation_block
-    return rollout.double_up(self.work.prompt_tokens, block)
+    return collector.double_up(self.work.prompt_tokens, block)
 
   @property
   def lengths(self) -> tuple[int, ...]:
@@ -167,7 +167,7 @@ class Run:
     than training.
     """
     training, seats = self.parts.training, self.parts.seats
-    least = max(rollout.LEAST_TO_COMPACT, self.quarter(seats.batch) + 1)
+    least = max(collector.LEAST_TO_COMPACT, self.quarter(seats.batch) + 1)
     if seats.batch >= least:
       yield self._compact(seats)
     if seats is not training:
@@ -223,7 +223,7 @@ class Run:
     self, name: str, seats: parts.Seats, view: int, calls: float = 0
   ) -> Program:
     block = self.c.rollout.observation_block
-    width = rollout.double_up(self.work.observation_tokens, block)
+    width = collector.double_up(self.work.observation_tokens, block)
     sizes = (self.quarter(seats.batch), width)
 
     def trace():
@@ -334,18 +334,20 @@ class Run:
     block = self.c.rollout.cache_block
     views: dict[int, float] = {}
     for length, calls in lengths.items():
-      view = min(rollout.double_up(length, block), most)
+      view = min(collector.double_up(length, block), most)
       views[view] = views.get(view, 0.0) + calls
     return views
 
   def _seats(self, prompts: int, members: int) -> parts.Seats:
     episodes = prompts * members
     slots = min(self.c.rollout.slots or episodes, episodes)
-    batch = rollout.round_up(slots, self.shards)
-    length = rollout.round_up(self.c.limits.context, self.c.rollout.cache_block)
+    batch = collector.round_up(slots, self.shards)
+    length = collector.round_up(
+      self.c.limits.context, self.c.rollout.cache_block
+    )
     # Of the openings each shard reads those that its episodes need.
     groups = [p for p in range(prompts) for _ in range(members)]
-    read = len(homes.Homes.of(groups, range(self.shards)).groups)
+    read = len(placement.ShardPlacement.of(groups, range(self.shards)).groups)
     return parts.Seats(
       self._slots(batch, length), self._slots(read, self.prompt_width)
     )

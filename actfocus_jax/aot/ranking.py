@@ -10,11 +10,11 @@ import math
 
 import ml_collections
 
-from actfocus_jax.agent import rollout
 from actfocus_jax.aot import chips, links, topology, workload
+from actfocus_jax.config import schema, validate
 from actfocus_jax.model import architecture
 from actfocus_jax.parallel import mesh_shapes
-from actfocus_jax.run import checks, settings
+from actfocus_jax.rollout import collector
 
 # Sums over `tensor` in a layer, forward.
 _SUMS = 2
@@ -72,7 +72,7 @@ def _rollout(c, config, shape, where, work, joined) -> float:
     for n, calls in work.decoding().items()
   )
   block = c.rollout.observation_block
-  tokens = math.ceil(rows / 4) * rollout.double_up(
+  tokens = math.ceil(rows / 4) * collector.double_up(
     work.observation_tokens, block
   )
   products = 2 * config.num_parameters * tokens / tensor / chip.flops
@@ -90,8 +90,8 @@ def _rollout(c, config, shape, where, work, joined) -> float:
 def _view(c, length: int) -> int:
   """Positions of the cache that are looked at for slots of a length."""
   block = c.rollout.cache_block
-  most = rollout.round_up(c.limits.context, block)
-  return min(rollout.double_up(length, block), most)
+  most = collector.round_up(c.limits.context, block)
+  return min(collector.double_up(length, block), most)
 
 
 def _read(chip, *sizes: float) -> float:
@@ -112,10 +112,10 @@ def _learning(c, config, shape, where, work, joined) -> float:
   """Of scoring and training: the longer of compute and network."""
   chip, size = where.chip, shape.total
   shards, tensor = size['data'] * size['fsdp'], size['tensor']
-  kept = checks.kept_rows(c)
+  kept = validate.kept_rows(c)
   micro = c.learner.microbatch or c.learner.minibatch
   models = 2 if c.algo == 'ppo' else 1
-  scored = models + settings.has_reference(c)
+  scored = models + schema.has_reference(c)
   trained = models * c.learner.epochs
   passes = scored + trained * _PASSES
   tokens = math.ceil(kept / shards) * work.length

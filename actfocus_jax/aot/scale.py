@@ -4,7 +4,7 @@ Two ways to use more chips. *The paper's batch* is cut finer and finer, until
 there is no row left to cut. *A batch that grows* keeps 16 episodes and 4
 trained rows on every chip. Every point is compiled, so what it sends between
 chips and slices is what the program sends; what the host does between calls is
-an assumption, `Host`.
+an assumption, `EnvPool`.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import json
 from typing import Any
 
 from actfocus_jax.aot import many, table, topology
-from actfocus_jax.run import env_settings
+from actfocus_jax.config import env_schema
 
 SIZE, ALGO = '3b', 'ppo'
 _MEMBERS = 16  # The paper's, of a group.
@@ -20,7 +20,7 @@ MOST_IN_SLICE = {'v5e': 256, 'v6e': 256, 'v5p': 4096}
 
 
 @dataclasses.dataclass(frozen=True)
-class Host:
+class EnvPool:
   """Seconds on the host, of which none overlap with the device's.
 
   The first is an assumption. The others are what `tests/bench/host_cost.py`
@@ -93,7 +93,7 @@ LINES = (
 )
 
 
-def run(asks: many.Asks, host: Host | None = None) -> str:
+def run(asks: many.Asks, host: EnvPool | None = None) -> str:
   """Compiles every point; writes scale.json, scale.md and scale.png.
 
   Args:
@@ -103,7 +103,7 @@ def run(asks: many.Asks, host: Host | None = None) -> str:
   Returns:
     The table as Markdown.
   """
-  host = host or Host()
+  host = host or EnvPool()
   every = [(line, count) for line in LINES for count in line.counts]
   asked = [_cell(line, count) for line, count in every]
   known = [cell for cell in asked if cell]
@@ -120,7 +120,7 @@ def run(asks: many.Asks, host: Host | None = None) -> str:
   from actfocus_jax.aot import plot
 
   c, _ = asks.config_of(SIZE, ALGO)
-  played = ' and '.join(one.name for one in env_settings.sections(c))
+  played = ' and '.join(one.name for one in env_schema.sections(c))
   title = f'Qwen2.5-{SIZE.upper()}, {ALGO.upper()} on {played}'
   plot.scale(points, asks.out / 'scale.png', title, assumed)
   return text
@@ -133,7 +133,7 @@ def _cell(line: Line, count: int) -> many.Cell | None:
   return where and many.Cell(SIZE, ALGO, where, tuple(changes.items()))
 
 
-def _point(line: Line, count: int, cell, told, host: Host) -> dict[str, Any]:
+def _point(line: Line, count: int, cell, told, host: EnvPool) -> dict[str, Any]:
   point = {'line': line.name, 'kind': line.kind, 'chips': count}
   if cell is None:
     return point | {'refused': f'{line.kind} has no slice of {count}'}
@@ -163,7 +163,9 @@ def slices_of(kind: str, count: int) -> topology.Topology | None:
   return None
 
 
-def summary(told: dict[str, Any], prompts: int, host: Host) -> dict[str, Any]:
+def summary(
+  told: dict[str, Any], prompts: int, host: EnvPool
+) -> dict[str, Any]:
   """A point of a curve."""
   episodes = prompts * _MEMBERS
   iteration = told['iteration']

@@ -6,8 +6,8 @@ import math
 import re
 from typing import Any
 
+from actfocus_jax import errors
 from actfocus_jax.aot import chips
-from actfocus_jax.run import settings
 
 MOST_SLICES = 64
 
@@ -42,7 +42,7 @@ class Topology:
     return self.slice_chips * self.slices
 
   @property
-  def hosts(self) -> int:
+  def pool(self) -> int:
     """Hosts of all slices, as the TPU API makes them."""
     if self.slice_chips <= self.chip.alone_chips:
       return self.slices
@@ -67,23 +67,23 @@ def parse(
     The topology.
 
   Raises:
-    Refused: One sentence that lists what there is and names the nearest.
+    UsageError: One sentence that lists what there is and names the nearest.
   """
   kind, _, shape = text.partition(':')
   if kind not in chips.CHIPS:
-    raise settings.Refused(
+    raise errors.UsageError(
       f'{named} {text!r}; allowed: KIND:SHAPE with KIND one of '
       f'{", ".join(chips.CHIPS)}, e.g. v5e:4x4.'
     )
   chip = chips.CHIPS[kind]
   if shape not in chip.slices:
     near = _nearest(shape, chip.slices)
-    raise settings.Refused(
+    raise errors.UsageError(
       f'{named} {text!r}; slices of {kind}: {", ".join(chip.slices)}; '
       f'the nearest is {kind}:{near}.'
     )
   if not 1 <= slices <= MOST_SLICES:
-    raise settings.Refused(
+    raise errors.UsageError(
       f'--slices is {slices}; allowed: 1 to {MOST_SLICES}.'
     )
   return Topology(chip, shape, slices)
@@ -111,7 +111,7 @@ def devices(topology: Topology) -> list[Any]:
   """Devices that exist for the compiler only, slice after slice.
 
   Raises:
-    Refused: When the compiler does not know the slice.
+    UsageError: When the compiler does not know the slice.
   """
   from jax.experimental import topologies
 
@@ -127,7 +127,7 @@ def devices(topology: Topology) -> list[Any]:
       **options,
     )
   except Exception as error:  # Whatever the library raises, it is no slice.
-    raise settings.Refused(
+    raise errors.UsageError(
       f'--topology is {str(topology)!r}, which the installed libtpu cannot '
       f'describe: {" ".join(str(error).split())[:200]}'
     ) from error

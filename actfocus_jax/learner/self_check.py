@@ -22,8 +22,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from actfocus_jax.learner import rows, stages
-from actfocus_jax.learner.stages import Recipe, Trajectory
+from actfocus_jax.learner import microbatch as microbatch_lib
+from actfocus_jax.learner import prepare
+from actfocus_jax.learner.prepare import Recipe, Trajectory
 from actfocus_jax.learner.state import TrainState
 from actfocus_jax.model import scoring
 from actfocus_jax.parallel import mesh as meshes
@@ -121,7 +122,7 @@ def _check_rewards(batch: Trajectory):
 
 def _measure(graphdef, params, reference, batch, recipe) -> dict[str, Any]:
   """Mean differences at the sampled tokens of the rows that are kept."""
-  batch, _ = stages.select(
+  batch, _ = prepare.select(
     batch, members=recipe.members, ratio=recipe.ratio, rule=recipe.rule
   )
   sampled_BT = batch.sampled
@@ -139,18 +140,18 @@ def _measure(graphdef, params, reference, batch, recipe) -> dict[str, Any]:
       chunk=recipe.score_chunk,
     )
 
-  old = stages.score(graphdef, params, batch, sampled_BT, recipe)
-  parts = rows.micro((batch.tokens, batch.valid), recipe.microbatch)
-  update = rows.join(jax.lax.map(update_pass, parts))
+  old = prepare.score(graphdef, params, batch, sampled_BT, recipe)
+  parts = microbatch_lib.micro((batch.tokens, batch.valid), recipe.microbatch)
+  update = microbatch_lib.join(jax.lax.map(update_pass, parts))
   other = batch.replace(tokens=jnp.where(batch.valid, batch.tokens, 1))
-  padded = stages.score(graphdef, params, other, sampled_BT, recipe)
+  padded = prepare.score(graphdef, params, other, sampled_BT, recipe)
   found = {
     'ratio': apart(update.logprob_BT, old.logprob_BT),
     'sampler': apart(batch.logprob, old.logprob_BT),
     'padding': apart(padded.logprob_BT, old.logprob_BT),
   }
   if reference is not None:
-    frozen = stages.score(graphdef, reference, batch, sampled_BT, recipe)
+    frozen = prepare.score(graphdef, reference, batch, sampled_BT, recipe)
     found['reference'] = apart(frozen.raw_logprob_BT, old.raw_logprob_BT)
   return found
 

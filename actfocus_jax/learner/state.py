@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 @flax.struct.dataclass
-class Trained:
+class ModelState:
   """A model that is being trained.
 
   Attributes:
@@ -37,8 +37,8 @@ class TrainState:
   step: jax.Array
   skipped: jax.Array
   streak: jax.Array
-  actor: Trained
-  critic: Trained | None = None
+  actor: ModelState
+  critic: ModelState | None = None
 
 
 def optimizer(
@@ -76,7 +76,7 @@ def optimizer(
   )
 
 
-def trained(params, tx: optax.GradientTransformation) -> Trained:
+def trained(params, tx: optax.GradientTransformation) -> ModelState:
   """Puts a fresh optimizer beside parameters that are where they belong.
 
   The optimizer's moments take the parameters' shardings, scalars are
@@ -90,10 +90,10 @@ def trained(params, tx: optax.GradientTransformation) -> Trained:
     The two. It shares the parameters' buffers.
   """
   init = jax.jit(tx.init, out_shardings=_opt_shardings(params, tx))
-  return Trained(params, init(params))
+  return ModelState(params, init(params))
 
 
-def abstract_trained(params, tx: optax.GradientTransformation) -> Trained:
+def abstract_trained(params, tx: optax.GradientTransformation) -> ModelState:
   """What `trained` would make, as shapes, dtypes and shardings.
 
   Args:
@@ -101,10 +101,10 @@ def abstract_trained(params, tx: optax.GradientTransformation) -> Trained:
     tx: From `optimizer`.
   """
   shapes, where = jax.eval_shape(tx.init, params), _opt_shardings(params, tx)
-  return Trained(params, jax.tree.map(_placed, shapes, where))
+  return ModelState(params, jax.tree.map(_placed, shapes, where))
 
 
-def create(actor: Trained, critic: Trained | None = None) -> TrainState:
+def create(actor: ModelState, critic: ModelState | None = None) -> TrainState:
   """A fresh state at step 0 around models from `trained`."""
   everywhere = _everywhere(actor.params)
   # Three buffers, not one named thrice: the step donates its state.
@@ -112,7 +112,7 @@ def create(actor: Trained, critic: Trained | None = None) -> TrainState:
   return TrainState(*counts, actor, critic)
 
 
-def abstract(actor: Trained, critic: Trained | None = None) -> TrainState:
+def abstract(actor: ModelState, critic: ModelState | None = None) -> TrainState:
   """What `create` would make, to restore a checkpoint into.
 
   Args:

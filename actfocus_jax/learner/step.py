@@ -13,9 +13,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from actfocus_jax.learner import stages
+from actfocus_jax.learner import prepare as prepare_lib
 from actfocus_jax.learner import update as update_lib
-from actfocus_jax.learner.stages import Metrics, Ready, Recipe, Trajectory
+from actfocus_jax.learner.prepare import (
+  Metrics,
+  Recipe,
+  Trajectory,
+  UpdateBatch,
+)
 from actfocus_jax.learner.state import TrainState
 from actfocus_jax.parallel import mesh as meshes
 
@@ -54,35 +59,35 @@ class TrainStep:
 
   def _prepare(
     self, state: TrainState, reference, batch: Trajectory, key
-  ) -> tuple[Ready, Metrics]:
+  ) -> tuple[UpdateBatch, Metrics]:
     """Select, score, weigh: what the update reads, and the metrics so far."""
     recipe = self._recipe
-    kept, return_PG = stages.select(
+    kept, return_PG = prepare_lib.select(
       batch, members=recipe.members, ratio=recipe.ratio, rule=recipe.rule
     )
     said = self._said(state, reference, kept)
-    return stages.weigh(kept, return_PG, said, key, state.step, recipe)
+    return prepare_lib.weigh(kept, return_PG, said, key, state.step, recipe)
 
   def _said(self, state: TrainState, reference, batch: Trajectory):
     recipe, graphdef = self._recipe, self._actor.graphdef
-    old = stages.score(
+    old = prepare_lib.score(
       graphdef, state.actor.params, batch, batch.sampled, recipe
     )
-    asked = stages.asked_tokens(batch, recipe)
+    asked = prepare_lib.reference_mask(batch, recipe)
     frozen = (
-      stages.score(graphdef, reference, batch, asked, recipe)
+      prepare_lib.score(graphdef, reference, batch, asked, recipe)
       if recipe.has_reference
       else jax.tree.map(jnp.zeros_like, old)
     )
     value_BT = None
     if self._critic is not None:
-      value_BT = stages.value(
+      value_BT = prepare_lib.value(
         self._critic.graphdef, state.critic.params, batch, recipe
       )
-    return stages.Said(old, frozen, value_BT)
+    return prepare_lib.ModelScores(old, frozen, value_BT)
 
   def _finish(
-    self, state: TrainState, ready: Ready, metrics: Metrics, key
+    self, state: TrainState, ready: UpdateBatch, metrics: Metrics, key
   ) -> tuple[TrainState, Metrics]:
     """The update; without a group that has spread the state stays as it is."""
     recipe = self._recipe
@@ -135,13 +140,15 @@ class TrainStep:
     recipe = dataclasses.replace(self._recipe, microbatch=batch.tokens.shape[0])
     graphdef = self._actor.graphdef
     everywhere = batch.valid
-    old = stages.score(graphdef, state.actor.params, batch, everywhere, recipe)
+    old = prepare_lib.score(
+      graphdef, state.actor.params, batch, everywhere, recipe
+    )
     frozen = jax.tree.map(jnp.zeros_like, old)
     if recipe.has_reference:
-      frozen = stages.score(graphdef, reference, batch, everywhere, recipe)
-    said = stages.Said(old, frozen, None)
-    shown = stages.token_weights(batch, said, key, state.step, recipe)
-    return meshes.keep_replicated(shown)  # For every process to read.
+      frozen = prepare_lib.score(graphdef, reference, batch, everywhere, recipe)
+    said = prepare_lib.ModelScores(old, frozen, None)
+    shown = prepare_lib.token_weights(batch, said, key, state.step, recipe)
+    return meshes.constrain_replicated(shown)  # For every process to read.
 
   def _fused(self, state: TrainState, reference, batch: Trajectory, key):
     weigh_key, order_key = jax.random.split(key)

@@ -16,24 +16,24 @@ import jax.numpy as jnp
 import optax
 
 from actfocus_jax.algorithm import losses, trajectory
-from actfocus_jax.learner import rows
-from actfocus_jax.learner.stages import Metrics, Ready, Recipe
-from actfocus_jax.learner.state import Trained
+from actfocus_jax.learner import microbatch as microbatch_lib
+from actfocus_jax.learner.prepare import Metrics, Recipe, UpdateBatch
+from actfocus_jax.learner.state import ModelState
 from actfocus_jax.model import scoring
 
-Gradient = Callable[[Any, Ready], tuple[Any, Metrics]]
+Gradient = Callable[[Any, UpdateBatch], tuple[Any, Metrics]]
 
 
 def epochs(
-  actor: Trained,
-  critic: Trained | None,
-  ready: Ready,
+  actor: ModelState,
+  critic: ModelState | None,
+  ready: UpdateBatch,
   key: jax.Array,
   recipe: Recipe,
   *,
-  actor_step: Callable[..., tuple[Trained, Metrics]],
-  critic_step: Callable[..., tuple[Trained, Metrics]] | None,
-) -> tuple[Trained, Trained | None, Metrics]:
+  actor_step: Callable[..., tuple[ModelState, Metrics]],
+  critic_step: Callable[..., tuple[ModelState, Metrics]] | None,
+) -> tuple[ModelState, ModelState | None, Metrics]:
   """Every mini-batch of every epoch, for the policy and then for the critic.
 
   Neither reads the other, so the order changes no number.
@@ -65,14 +65,14 @@ def epochs(
 
 
 def step(
-  trained: Trained,
-  minibatch: Ready,
+  trained: ModelState,
+  minibatch: UpdateBatch,
   *,
   tx: optax.GradientTransformation,
   gradient: Gradient,
   name: str,
   is_update: jax.Array | bool = True,
-) -> tuple[Trained, Metrics]:
+) -> tuple[ModelState, Metrics]:
   """One optimizer step.
 
   Args:
@@ -100,14 +100,14 @@ def step(
   metrics[f'{name}/grad_norm'] = optax.tree.norm(grads)
   metrics[f'{name}/update_norm'] = optax.tree.norm(updates)
   params = optax.apply_updates(trained.params, updates)
-  return Trained(params, opt_state), metrics
+  return ModelState(params, opt_state), metrics
 
 
 # --- Gradients ---------------------------------------------------------------
 
 
 def actor_gradient(
-  graphdef, params, minibatch: Ready, recipe: Recipe
+  graphdef, params, minibatch: UpdateBatch, recipe: Recipe
 ) -> tuple[Any, Metrics]:
   """Gradient of the policy's objective over one mini-batch.
 
@@ -132,7 +132,7 @@ def actor_gradient(
   )
   sampled_count = minibatch.sampled_BT.sum(dtype=jnp.float32)
 
-  def loss_fn(params, part: Ready):
+  def loss_fn(params, part: UpdateBatch):
     scores = scoring.score_tokens(
       graphdef,
       params,
@@ -171,7 +171,7 @@ def actor_gradient(
 
 
 def critic_gradient(
-  graphdef, params, minibatch: Ready, recipe: Recipe
+  graphdef, params, minibatch: UpdateBatch, recipe: Recipe
 ) -> tuple[Any, Metrics]:
   """Gradient of the critic's objective over one mini-batch.
 
@@ -188,7 +188,7 @@ def critic_gradient(
   """
   count = minibatch.critic_BT.sum(dtype=jnp.float32)
 
-  def loss_fn(params, part: Ready):
+  def loss_fn(params, part: UpdateBatch):
     value_BT = scoring.value_tokens(
       graphdef, params, part.tokens_BT, part.valid_BT
     )
@@ -208,7 +208,7 @@ def _own(logprob_BT, sampled_BT, turn_BT):
   return logprob_BT
 
 
-def _summed(loss_fn, params, minibatch: Ready, recipe: Recipe):
+def _summed(loss_fn, params, minibatch: UpdateBatch, recipe: Recipe):
   """Adds up the gradients of the micro-batches, and stacks what they say."""
 
   def add(total, part):
@@ -216,7 +216,9 @@ def _summed(loss_fn, params, minibatch: Ready, recipe: Recipe):
     return jax.tree.map(jnp.add, total, grads), aux
 
   zeros = jax.tree.map(jnp.zeros_like, params)
-  return jax.lax.scan(add, zeros, rows.micro(minibatch, recipe.microbatch))
+  return jax.lax.scan(
+    add, zeros, microbatch_lib.micro(minibatch, recipe.microbatch)
+  )
 
 
 def _named(name, terms, metrics, count) -> Metrics:
@@ -233,16 +235,16 @@ def _named(name, terms, metrics, count) -> Metrics:
 # --- Mini-batches ------------------------------------------------------------
 
 
-def _minibatches(ready: Ready, key, recipe: Recipe) -> Ready:
+def _minibatches(ready: UpdateBatch, key, recipe: Recipe) -> UpdateBatch:
   """[epochs * minibatches, minibatch, T], rows in an order named by `key`."""
   count = ready.tokens_BT.shape[0]
   if count == recipe.minibatch and recipe.epochs == 1:
-    return rows.consecutive(ready, count)
+    return microbatch_lib.consecutive(ready, count)
 
   def epoch(index):
     order = jax.random.permutation(jax.random.fold_in(key, index), count)
     shuffled = jax.tree.map(lambda x: x[order], ready)
-    return rows.consecutive(shuffled, recipe.minibatch)
+    return microbatch_lib.consecutive(shuffled, recipe.minibatch)
 
   parts = [epoch(index) for index in range(recipe.epochs)]
   return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)

@@ -113,7 +113,7 @@ def score_some(
   params: nnx.State,
   tokens_BT: jax.Array,
   valid_BT: jax.Array,
-  at_BT: jax.Array,
+  mask_BT: jax.Array,
   *,
   temperature: float = 1.0,
   chunk: int = 512,
@@ -129,7 +129,7 @@ def score_some(
     params: its parameters.
     tokens_BT: int32 ids, rows padded on the right.
     valid_BT: bool, False at padding.
-    at_BT: bool, the tokens to score.
+    mask_BT: bool, the tokens to score.
     temperature: as of `score_tokens`.
     chunk: how many tokens have logits at one time in one block of rows.
 
@@ -140,7 +140,7 @@ def score_some(
     ValueError: if temperature or chunk is not positive.
   """
   _check_numbers(temperature, chunk)
-  chex.assert_equal_shape((tokens_BT, valid_BT, at_BT))
+  chex.assert_equal_shape((tokens_BT, valid_BT, mask_BT))
   model = nnx.merge(graphdef, params)
   hidden_BTD = model.hidden(tokens_BT)[:, :-1]
   score = functools.partial(_marked, temperature=temperature, chunk=chunk)
@@ -148,7 +148,7 @@ def score_some(
     model.unembedding(),
     hidden_BTD,
     tokens_BT[:, 1:],
-    (at_BT & valid_BT)[:, 1:],
+    (mask_BT & valid_BT)[:, 1:],
   )
   return jax.tree.map(lambda x_BT: _align(x_BT, valid_BT), scores)
 
@@ -253,18 +253,18 @@ def _marked(
   table_DV: jax.Array,
   hidden_BTD: jax.Array,
   target_BT: jax.Array,
-  at_BT: jax.Array,
+  mask_BT: jax.Array,
   *,
   temperature: float,
   chunk: int,
 ) -> Scores:
   """Scores the marked positions of a block, `chunk` of them at a time."""
-  size = at_BT.size
+  size = mask_BT.size
   # Pieces have several rows: on CPU one row of many tokens takes twice as long.
   rows = min(_PIECE_ROWS, chunk, max(size, 1))
   width = rows * max(1, min(chunk, size) // rows)
   hidden_ND = hidden_BTD.reshape(size, hidden_BTD.shape[-1])
-  target_N, at_N = target_BT.reshape(-1), at_BT.reshape(-1)
+  target_N, at_N = target_BT.reshape(-1), mask_BT.reshape(-1)
   # Marked ones first; what fills up the last piece is thrown away below.
   order_N = jnp.argsort(~at_N, stable=True)
   order_N = jnp.pad(order_N, (0, -size % width), constant_values=size)
@@ -288,11 +288,11 @@ def _marked(
   zero_N = zero_N + 0.0 * hidden_ND[:, 0].astype(jnp.float32)
   fields = Scores.__dataclass_fields__
   if not size:
-    return Scores(**dict.fromkeys(fields, zero_N.reshape(at_BT.shape)))
+    return Scores(**dict.fromkeys(fields, zero_N.reshape(mask_BT.shape)))
   count = jnp.sum(at_N, dtype=jnp.int32)
   scores = jax.lax.fori_loop(
     0, -(-count // width), piece, Scores(**dict.fromkeys(fields, zero_N))
   )
   return jax.tree.map(
-    lambda x_N: jnp.where(at_N, x_N, 0.0).reshape(at_BT.shape), scores
+    lambda x_N: jnp.where(at_N, x_N, 0.0).reshape(mask_BT.shape), scores
   )

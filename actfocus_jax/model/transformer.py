@@ -21,7 +21,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from actfocus_jax.model import architecture, attention, lookup
+from actfocus_jax.model import architecture, attention
+from actfocus_jax.model import embedding as embedding_lib
 from actfocus_jax.parallel import mesh as meshes
 
 
@@ -126,7 +127,7 @@ class Block(nnx.Module):
     shape = (*x_BTD.shape[:2], -1, self.config.head_dim)
     x_BTD = self.attention_norm(x_BTD)
     q, k, v = (
-      meshes.keep_heads(f(x_BTD).reshape(shape))
+      meshes.constrain_heads(f(x_BTD).reshape(shape))
       for f in (self.q, self.k, self.v)
     )
     if self.config.family.query_key_norm:
@@ -141,7 +142,7 @@ class Block(nnx.Module):
     with jax.named_scope('mlp'):
       y_BTD = self.mlp_norm(x_BTD)
       y_BTF = jax.nn.silu(self.gate(y_BTD)) * self.up(y_BTD)
-      return meshes.keep_rows(x_BTD + self.down(y_BTF))
+      return meshes.constrain_rows(x_BTD + self.down(y_BTF))
 
 
 class Transformer(nnx.Module):
@@ -191,14 +192,14 @@ class Transformer(nnx.Module):
   def _embed(self, tokens_BT: jax.Array) -> jax.Array:
     """Of weights that lie as PARTITION_RULES say."""
     with jax.named_scope('embed'):
-      x_BTD = lookup.embed(self.embedding[...], tokens_BT, self.dtype)
-      return meshes.keep_rows(x_BTD)
+      x_BTD = embedding_lib.embed(self.embedding[...], tokens_BT, self.dtype)
+      return meshes.constrain_rows(x_BTD)
 
   def _embed_decoding(self, tokens_BT: jax.Array) -> jax.Array:
     """Of the copy that decodes, which is whole along `fsdp`."""
     with jax.named_scope('embed'):
       x_BTD = jnp.take(self.embedding[...], tokens_BT, axis=0)
-      return meshes.keep_rows(x_BTD.astype(self.dtype))
+      return meshes.constrain_rows(x_BTD.astype(self.dtype))
 
   def hidden(self, tokens_BT: jax.Array) -> jax.Array:
     """Full causal forward pass over positions 0..T-1.
@@ -268,7 +269,7 @@ class Transformer(nnx.Module):
     repeat = cache.k_BLSN.shape[3] // keys
 
     def remember(cache_BLSN, i, new_BTJC):
-      new_BTJC = meshes.keep_heads(jnp.repeat(new_BTJC, repeat, axis=2))
+      new_BTJC = meshes.constrain_heads(jnp.repeat(new_BTJC, repeat, axis=2))
       # A scatter: one slice update per row was 3 to 8 times slower on CPU. By
       # vmap the compiler knows that rows stay apart; with an index of the row
       # every device would get the new keys of all rows.
@@ -330,7 +331,7 @@ class Transformer(nnx.Module):
 # Where each parameter lives. The first axis under `layers` is the layer; heads
 # and hidden units go over `tensor`, so that a block needs one sum per half.
 PARTITION_RULES = (
-  (r'(^|/)embedding$', lookup.TABLE),
+  (r'(^|/)embedding$', embedding_lib.TABLE),
   (r'layers/(q|k|v|gate|up)/kernel$', P(None, 'fsdp', 'tensor')),
   (r'layers/(q|k|v)/bias$', P(None, 'tensor')),
   (r'layers/(o|down)/kernel$', P(None, 'tensor', 'fsdp')),

@@ -243,7 +243,7 @@ def row_shards(mesh: Any) -> int:
   return mesh.shape.get('data', 1) * mesh.shape.get('fsdp', 1)
 
 
-def alone() -> Mesh:
+def single_device_mesh() -> Mesh:
   """Returns a mesh of one device of this process, to make something small.
 
   What it makes is the same on whatever mesh the run has.
@@ -257,7 +257,7 @@ def row_owners(mesh: Mesh) -> list[int]:
   return [device.process_index for device in devices[:, 0]]
 
 
-def keep_rows(x: jax.Array) -> jax.Array:
+def constrain_rows(x: jax.Array) -> jax.Array:
   """Pins the leading axis of an activation to the rows of the ambient mesh.
 
   Without it the compiler answers FSDP weights by splitting the activations
@@ -269,7 +269,7 @@ def keep_rows(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, ROWS)
 
 
-def keep_heads(x_BTJC: jax.Array) -> jax.Array:
+def constrain_heads(x_BTJC: jax.Array) -> jax.Array:
   """Pins rows over the row shards and heads over `tensor`, if they divide.
 
   Heads that do not divide are whole on every device: else the compiler would
@@ -284,7 +284,7 @@ def keep_heads(x_BTJC: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x_BTJC, P(*ROWS, None, heads))
 
 
-def keep_replicated(tree: Any) -> Any:
+def constrain_replicated(tree: Any) -> Any:
   """Pins arrays to be whole on every device; nothing without a mesh."""
   if jax.sharding.get_abstract_mesh().empty:
     return tree

@@ -3,7 +3,7 @@
 All of them run the same program with the same config. They follow the same
 episodes and hold replicated metrics, so nearly everything that steers the loop
 is equal by construction; what only one of them knows (a signal, the answer of
-an environment, a file) goes through `exchange`. A process that dies ends the
+an environment, a file) goes through `allgather`. A process that dies ends the
 others: JAX's coordination service misses its heartbeat, or a collective fails.
 One that is slow (it fetches a model, or plays at random for the chance level)
 is waited for as long as it lives.
@@ -28,7 +28,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from actfocus_jax.run import interrupt, refusals
+from actfocus_jax import errors
+from actfocus_jax.run import interrupt
 
 # A process that is silent for so long is dead, in seconds.
 _HEARTBEAT_TIMEOUT = 30
@@ -53,7 +54,7 @@ def start(
   process_id: int | None = None,
   local_devices: Sequence[int] | None = None,
 ):
-  """Joins the other processes, to `meet` them. Before JAX looks for devices.
+  """Join the other processes, before JAX looks for devices.
 
   Args:
     coordinator: HOST:PORT of process 0, with the two below, or all None: then
@@ -87,18 +88,18 @@ def start(
   signal.signal(signal.SIGTERM, on_sigterm)
 
 
-def meet():
-  """The first exchange of all, right after `start`, inside `leaving`.
+def first_barrier():
+  """The first exchange of all, right after `start`, inside `exit_on_error`.
 
   While all are here: it has a time limit (30 s on CPU), and what comes next may
   take one of them longer. Later ones have none.
 
   Raises:
-    Refused: As of `check_devices`.
+    UsageError: As of `check_devices`.
   """
   if count() > 1:
     check_devices([device.process_index for device in jax.devices()])
-  exchange(None)
+  allgather(None)
   if not is_first():  # One of them talks; all of them may complain.
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
 
@@ -110,12 +111,12 @@ def check_devices(owners: Sequence[int]):
     owners: The process of each device of all.
 
   Raises:
-    Refused: One sentence, the same in all processes.
+    UsageError: One sentence, the same in all processes.
   """
   counts = collections.Counter(owners)
   fewest, most = (pick(counts, key=counts.get) for pick in (min, max))
   if counts[fewest] != counts[most]:
-    raise refusals.Refused(
+    raise errors.UsageError(
       f'The devices of process {fewest} are {counts[fewest]} and those of '
       f'process {most} are {counts[most]}; allowed: as many in each.'
     )
@@ -144,19 +145,19 @@ def _expect(come: threading.Event, where: str):
 
 
 @contextlib.contextmanager
-def leaving() -> Iterator[None]:
-  """What is raised inside ends this process, when there are several: see `end`.
+def exit_on_error() -> Iterator[None]:
+  """End this process at once when something is raised inside: see `abort`.
 
   What commands say and exit with stays the same.
   """
   try:
     yield
   except BaseException as error:
-    end(error)
+    abort(error)
     raise
 
 
-def end(error: BaseException):
+def abort(error: BaseException):
   """Says what failed and ends this process at once; returns when it is alone.
 
   The orderly way out waits for all processes, and they wait for this one in
@@ -172,7 +173,7 @@ def end(error: BaseException):
     is_alone, may_be_first = False, True
   if is_alone:
     return
-  told = refusals.sentence(error)
+  told = errors.sentence(error)
   if told is not None or isinstance(error, _TOLD):
     print(f'error: {told or error}', file=sys.stderr)
   elif is_loss(error):
@@ -194,7 +195,7 @@ def end(error: BaseException):
     os._exit(_code(error))
 
 
-_TOLD = (refusals.Halted, interrupt.Stopped)
+_TOLD = (errors.RunError, interrupt.Stopped)
 
 
 # What the libraries of collectives say when another process does not answer.
@@ -213,7 +214,7 @@ def _code(error: BaseException) -> int:
   """The exit code that a command would have ended with."""
   if isinstance(error, interrupt.Stopped):
     return error.code
-  return 1 if refusals.sentence(error) is None else 2
+  return 1 if errors.sentence(error) is None else 2
 
 
 def count() -> int:
@@ -234,7 +235,7 @@ def is_first() -> bool:
 # --- Agreeing ----------------------------------------------------------------
 
 
-def exchange(value: Any) -> list[Any]:
+def allgather(value: Any) -> list[Any]:
   """What each process has to say, in their order.
 
   A collective: every process calls it, at the same place of the program.
@@ -269,44 +270,44 @@ def _gathered(said: bytes, width: int) -> list[bytes]:
   return [one.tobytes() for one in multihost_utils.process_allgather(row)]
 
 
-def first_said(value: Any) -> Any:
+def first_non_none(value: Any) -> Any:
   """The first value that is not None, in the order of processes; collective."""
-  return next((v for v in exchange(value) if v is not None), None)
+  return next((v for v in allgather(value) if v is not None), None)
 
 
-def of_first(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
   """What process 0 has; a collective."""
-  return exchange(value)[0]
+  return allgather(value)[0]
 
 
-def of_all(values: Sequence[Any]) -> list[Any]:
+def common(values: Sequence[Any]) -> list[Any]:
   """Those of the first process's values that all have; a collective."""
-  first, *others = exchange(list(values))
+  first, *others = allgather(list(values))
   return [v for v in first if all(v in other for other in others)]
 
 
 @contextlib.contextmanager
-def refusing_alike() -> Iterator[None]:
+def raise_everywhere() -> Iterator[None]:
   """What one process refuses inside, all refuse; a collective when it is left.
 
   There is none inside: a process that refuses would not come to it. Whatever
   else is raised goes through, and ends this process and so the others.
 
   Raises:
-    Refused: In all processes, with the sentence of the first that refuses.
+    UsageError: In all processes, with the sentence of the first that refuses.
   """
   refusal = None
   try:
     yield
-  except refusals.Refused as error:
+  except errors.UsageError as error:
     if count() == 1:
       raise
     refusal = error
-  told = exchange(None if refusal is None else str(refusal))
+  told = allgather(None if refusal is None else str(refusal))
   who = next((i for i, said in enumerate(told) if said is not None), None)
   if who is not None:
     prefix = '' if len(set(told)) == 1 else f'process {who}: '
-    raise refusals.Refused(prefix + told[who])
+    raise errors.UsageError(prefix + told[who])
 
 
 def check_equal(value: Any, what: str, allowed: str):
@@ -318,12 +319,12 @@ def check_equal(value: Any, what: str, allowed: str):
     allowed: What would do.
 
   Raises:
-    Refused: One sentence.
+    UsageError: One sentence.
   """
-  values = exchange(value)
+  values = allgather(value)
   other = next((i for i, v in enumerate(values) if v != values[0]), None)
   if other is not None:
-    raise refusals.Refused(
+    raise errors.UsageError(
       f'{what} is {values[0]!r} in process 0 and {values[other]!r} in process '
       f'{other}; allowed: {allowed}.'
     )

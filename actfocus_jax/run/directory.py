@@ -20,13 +20,9 @@ from typing import IO, Any
 
 import ml_collections
 
-from actfocus_jax.run import (
-  checkpoint,
-  continuing,
-  metrics,
-  settings,
-  storage,
-)
+from actfocus_jax import errors
+from actfocus_jax.config import resume, schema
+from actfocus_jax.run import checkpoint, metrics, storage
 
 _CHANGES = 'config_changes.jsonl'
 
@@ -44,8 +40,8 @@ class RunDirectory:
   each saves its own part of a checkpoint, and all must see the same directory.
 
   In a bucket another process may take a directory whose holder was not heard
-  of for a while. Whatever writes there, rows included, raises Halted from then
-  on: the files are the other's.
+  of for a while. Whatever writes there, rows included, raises RunError from
+  then on: the files are the other's.
 
   Attributes:
     metrics: Rows of metrics.jsonl, one per training step.
@@ -75,8 +71,8 @@ class RunDirectory:
       on_failure: As of `checkpoint.Checkpoints`.
 
     Raises:
-      Refused: When another process is training there, or the run there started
-        from another model; nothing has been written then.
+      UsageError: When another process is training there, or the run there
+        started from another model; nothing has been written then.
     """
     self._path, self._writes, self._c = path, writes, c
     self._model, self.changes = model, []
@@ -93,7 +89,7 @@ class RunDirectory:
       path / 'checkpoints', keep=c.checkpoint.keep, on_failure=on_failure
     )
     try:
-      if continuing.model_file(path):
+      if resume.model_file(path):
         check_model(path, model)
     except BaseException:  # Nobody would leave the context that is not entered.
       self.let_go()
@@ -105,8 +101,8 @@ class RunDirectory:
       # Processes meet where the checkpoints are opened, so all do it here.
       latest = self._checkpoints.latest_step()
       self.changes = self._note_changes(latest)
-      self.write(continuing.MODEL, self._model)
-      self.write(continuing.CONFIG, settings.to_json(self._c))
+      self.write(resume.MODEL, self._model)
+      self.write(resume.CONFIG, schema.to_json(self._c))
     except BaseException:
       self.let_go()
       raise
@@ -138,7 +134,7 @@ class RunDirectory:
       seed of the first board that no step up to there has seen.
     """
     latest = agreed(self._checkpoints.latest_step())
-    state, next_seed = None, settings.FIRST_TRAINING_SEED
+    state, next_seed = None, schema.FIRST_TRAINING_SEED
     if latest is not None:
       state, extra = self._checkpoints.restore(latest, wanted)
       next_seed = extra.get('next_seed', self._seed_by_counting(latest))
@@ -187,10 +183,10 @@ class RunDirectory:
 
   def _note_changes(self, latest: int | None) -> list[str]:
     """Notes what differs from the config before; it is still in its place."""
-    file = self._path / continuing.CONFIG
+    file = self._path / resume.CONFIG
     if not self._writes or not file.exists():
       return []
-    changed = continuing.changed(
+    changed = resume.changed(
       json.loads(file.read_text()),
       self._c,
       commit=self._model.get('commit', ''),
@@ -218,10 +214,10 @@ class RunDirectory:
     prompts = self._c.rollout.prompts
     for row in reversed(metrics.read(self._path / _CHANGES)):
       prompts = row['changed'].get('rollout.prompts', [prompts])[0]
-    return settings.FIRST_TRAINING_SEED + step * prompts
+    return schema.FIRST_TRAINING_SEED + step * prompts
 
   def _check(self):
-    """Raises Halted when another process has taken the directory."""
+    """Raises RunError when another process has taken the directory."""
     if isinstance(self._lock, storage.Lease):
       self._lock.check()
 
@@ -242,7 +238,7 @@ def lock(path: pathlib.Path, *, wait: bool = False) -> IO[str]:
     The open file.
 
   Raises:
-    Refused: When somebody holds it and `wait` is False.
+    UsageError: When somebody holds it and `wait` is False.
   """
   file = path.open('w')
   try:
@@ -261,13 +257,13 @@ def check_model(path: pathlib.Path, model: dict[str, str]):
     model: As of `RunDirectory`.
 
   Raises:
-    Refused: One sentence.
+    UsageError: One sentence.
   """
-  noted = json.loads((path / continuing.MODEL).read_text())
+  noted = json.loads((path / resume.MODEL).read_text())
   if model['sha256'] != noted['sha256']:
     commit = noted.get('commit')
     where = f' (--config.model.revision={commit})' if commit else ''
-    raise settings.Refused(
+    raise errors.UsageError(
       f'The files in {model["path"]} are not those that the run in {path} '
       f'started from, and are its frozen reference; put them back{where}, or '
       'use a new workdir.'
@@ -282,7 +278,7 @@ def check_checkpoints(path: pathlib.Path, step: int | None):
     step: What is wanted, as of `restore_part`.
 
   Raises:
-    Refused: One sentence.
+    UsageError: One sentence.
   """
   if not (path / 'checkpoints').is_dir():
     raise _missing(path, step, [])
@@ -290,9 +286,9 @@ def check_checkpoints(path: pathlib.Path, step: int | None):
 
 def _missing(
   path: pathlib.Path, step: int | None, steps: list[int]
-) -> settings.Refused:
+) -> errors.UsageError:
   there = ', '.join(map(str, steps)) or 'none'
-  return settings.Refused(
+  return errors.UsageError(
     f'--step is {step}, but the checkpoints in {path} are: {there}.'
   )
 
@@ -317,7 +313,7 @@ def restore_part(
     The step and the part.
 
   Raises:
-    Refused: When there is no such checkpoint.
+    UsageError: When there is no such checkpoint.
   """
   checkpoints = checkpoint.Checkpoints(path / 'checkpoints', read_only=True)
   steps = agreed(checkpoints.all_steps())

@@ -51,13 +51,13 @@ class Interrupt:
     """
     return 128 + signal.Signals[self.signal] if self.signal else 0
 
-  def agreed(self, first_said: Callable[[str | None], str | None]):
+  def agreed(self, first_non_none: Callable[[str | None], str | None]):
     """The signal that any process of the run has had, or None.
 
     Args:
-      first_said: Tells all processes what one of them says; a collective.
+      first_non_none: Tells all processes what one of them says; a collective.
     """
-    name = first_said(self.signal)
+    name = first_non_none(self.signal)
     if name:
       self.requested, self.signal = True, self.signal or name
     return name

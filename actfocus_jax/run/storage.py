@@ -23,7 +23,7 @@ import threading
 import time
 import uuid
 
-from actfocus_jax.run import refusals
+from actfocus_jax import errors
 
 _BUCKET = 'gs://'
 _FOLDER = re.compile(r'gs://[^/]+/+[^/]')
@@ -52,17 +52,17 @@ def path(text: str, flag: str = '--workdir') -> pathlib.Path:
     A `pathlib.Path`, or for a bucket an `epath.Path`, which is used like one.
 
   Raises:
-    Refused: For a bucket, where a package is missing or no folder is named;
+    UsageError: For a bucket, where a package is missing or no folder is named;
       for any other address.
   """
   if not _SCHEME.match(text):
     return pathlib.Path(text)
   if not _FOLDER.match(text):
-    raise refusals.Refused(
+    raise errors.UsageError(
       f'{flag} is {text}; allowed: a directory, or gs://BUCKET/FOLDER.'
     )
   if not all(map(_is_installed, _PACKAGES)):
-    raise refusals.Refused(
+    raise errors.UsageError(
       f'{flag} is {text}, which needs a package more: {_INSTALL}'
     )
   # Imported late: they are for buckets only.
@@ -86,10 +86,10 @@ def on_disk(text: str, flag: str) -> pathlib.Path:
     The path.
 
   Raises:
-    Refused: For any address.
+    UsageError: For any address.
   """
   if _SCHEME.match(text):
-    raise refusals.Refused(
+    raise errors.UsageError(
       f'{flag} is {text}; allowed: a directory on this machine.'
     )
   return pathlib.Path(text)
@@ -112,7 +112,7 @@ def check_bucket(place: pathlib.Path, flag: str = '--workdir'):
     flag: The name it was given by.
 
   Raises:
-    Refused: One sentence.
+    UsageError: One sentence.
   """
   if not is_remote(place):
     return
@@ -124,14 +124,14 @@ def check_bucket(place: pathlib.Path, flag: str = '--workdir'):
     list(client.list_blobs(name, prefix=folder, max_results=1, timeout=30))
   except Exception as error:  # Of the network, the credentials, the bucket.
     told = ' '.join(str(error).split())
-    raise refusals.Refused(
+    raise errors.UsageError(
       f'{flag} is {place}, whose bucket cannot be reached: {told}'
     ) from error
   try:
     client.get_bucket(name, timeout=30)
   except Exception as error:
     told = ' '.join(str(error).split())
-    raise refusals.Refused(
+    raise errors.UsageError(
       f'{flag} is {place}, whose objects can be listed, but Orbax also needs '
       f'storage.buckets.get (role Storage Legacy Bucket Reader): {told}'
     ) from error
@@ -177,7 +177,7 @@ class Lease:
       seconds: How long an unrenewed lease counts; LEASE_SECONDS if None.
 
     Raises:
-      Refused: When its holder is alive, or another process was quicker.
+      UsageError: When its holder is alive, or another process was quicker.
     """
     from google.api_core import exceptions
     from google.cloud import storage
@@ -196,7 +196,7 @@ class Lease:
     self._thread.start()
 
   def check(self):
-    """Raises Halted when another process has taken the lease.
+    """Raises RunError when another process has taken the lease.
 
     Where it has not been renewed for a while it is now, before anything is
     written; what the network raises then goes through.
@@ -204,7 +204,7 @@ class Lease:
     if time.monotonic() - self._renewed > _SURE * self._seconds:
       self._renew()
     if self._is_lost:
-      raise refusals.Halted(
+      raise errors.RunError(
         f'Another process has taken {self._place}, since this one could not '
         f'renew it for {self._seconds:g} seconds. Nothing more is written.'
       )
@@ -269,7 +269,7 @@ class Lease:
           self._generation = self._write(self._generation)
           self._renewed = begin
           return
-        except refusals.Refused:
+        except errors.UsageError:
           # A write whose answer was lost is ours; who knows of when. So again.
           self._generation = self._generation_of_mine()
           self._is_lost = not self._generation
@@ -282,8 +282,8 @@ class Lease:
     return blob.generation
 
 
-def taken(place: pathlib.Path) -> refusals.Refused:
+def taken(place: pathlib.Path) -> errors.UsageError:
   """The refusal of a run directory that another process holds."""
-  return refusals.Refused(
+  return errors.UsageError(
     f'--workdir is {place.parent}, where another process is training.'
   )

@@ -23,11 +23,13 @@ from tokenizers import (
   trainers,
 )
 
-from actfocus_jax.agent import chat as chat_lib
-from actfocus_jax.agent import demonstrations, episode, games, rollout
-from actfocus_jax.envs import frozen_lake, players
+from actfocus_jax.envs import frozen_lake
 from actfocus_jax.model import architecture, transformer
 from actfocus_jax.parallel import mesh as mesh_lib
+from actfocus_jax.rollout import collector as collector_lib
+from actfocus_jax.rollout import episode, games
+from actfocus_jax.text import chat as chat_lib
+from actfocus_jax.warmstart import demonstrations, players
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 QWEN = ROOT.parent / 'shared' / 'data' / 'qwen2.5-tokenizer'
@@ -112,7 +114,7 @@ def policy(tokenizer):
   params = jax.tree_util.tree_map_with_path(_noisy, params)
   embedding_VD, head_DV = _tables(tokenizer, config)
   params['embedding'][...], params['head'][...] = embedding_VD, head_DV
-  return rollout.Policy(config, graphdef, params, jnp.float32)
+  return collector_lib.Policy(config, graphdef, params, jnp.float32)
 
 
 def _noisy(path, leaf):
@@ -160,7 +162,7 @@ def collect(chat, lake, policy):
       policy, params=jax.device_put(policy.params, where)
     )
     played = played or (games.Game('lake', lake, limits),)
-    collector = rollout.Collector(chat, played, mesh, **shapes)
+    collector = collector_lib.Collector(chat, played, mesh, **shapes)
     with jax.set_mesh(mesh):
       return collector.collect(
         placed,

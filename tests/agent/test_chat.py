@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from actfocus_jax.agent import chat as chat_lib
 from actfocus_jax.model import files
+from actfocus_jax.text import chat as chat_lib
 
 SYSTEM = 'Rules √: <answer> is a tag.\n'
 USERS = ('State:\n#_√O', 'Reward: -0.1\n{{ }} é', ' third ')

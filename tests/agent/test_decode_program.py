@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from actfocus_jax.agent import sampling
 from actfocus_jax.model import architecture, transformer
 from actfocus_jax.parallel import mesh as mesh_lib
+from actfocus_jax.rollout import sampling
 
 # No size is the product or the multiple of others, so that a gathered weight
 # cannot be taken for something else; 2 key heads.

@@ -6,10 +6,11 @@ import time
 
 import pytest
 
-from actfocus_jax.agent import chat as chat_lib
-from actfocus_jax.agent import demonstrations, games, host
-from actfocus_jax.agent import tokenizer as tokenizer_lib
-from actfocus_jax.envs import base, players
+from actfocus_jax.envs import base
+from actfocus_jax.rollout import env_pool, games
+from actfocus_jax.text import chat as chat_lib
+from actfocus_jax.text import tokenizer as tokenizer_lib
+from actfocus_jax.warmstart import demonstrations, players
 
 LIMITS = games.Limits(turns=2, context=10_000)
 
@@ -54,9 +55,9 @@ def seeds_of(plain, episodes):
 def test_those_that_fail_are_dropped_and_told_of(plain, threads):
   env, told = Counting(resets=[2, 3], steps=[5]), []
   sound = demonstrations.play(plain, cast(Counting()), range(8))
-  with host.Host(threads) as hosts:
+  with env_pool.EnvPool(threads) as pool:
     played = demonstrations.play(
-      plain, cast(env), range(8), hosts=hosts, tell=told.append
+      plain, cast(env), range(8), pool=pool, tell=told.append
     )
   assert seeds_of(plain, played) == [0, 1, 4, 6, 7]
   assert not any(one.failure for one in played)
@@ -72,13 +73,13 @@ def test_those_that_fail_are_dropped_and_told_of(plain, threads):
 def test_the_time_limit_holds(plain):
   end = threading.Event()
   env = Counting([1], [3], fail=lambda: end.wait(20))
-  hosts = host.Host(2, time_limit=0.2)
+  pool = env_pool.EnvPool(2, time_limit=0.2)
   begin = time.monotonic()
-  played = demonstrations.play(plain, cast(env), range(5), hosts=hosts)
+  played = demonstrations.play(plain, cast(env), range(5), pool=pool)
   assert time.monotonic() - begin < 10
   assert seeds_of(plain, played) == [0, 2, 4]
   end.set()
-  hosts.close()
+  pool.close()
 
 
 def test_a_tokenizer_is_made_of_those_that_are_left():
@@ -91,12 +92,12 @@ def test_a_tokenizer_is_made_of_those_that_are_left():
 def test_a_tokenizer_is_made_within_the_time_limit():
   end = threading.Event()
   env = Counting([1], fail=lambda: end.wait(20))
-  hosts = host.Host(2, time_limit=0.2)
+  pool = env_pool.EnvPool(2, time_limit=0.2)
   begin = time.monotonic()
-  demonstrations.train_tokenizer(cast(env), range(3), 300, hosts=hosts)
+  demonstrations.train_tokenizer(cast(env), range(3), 300, pool=pool)
   assert time.monotonic() - begin < 10
   end.set()
-  hosts.close()
+  pool.close()
 
 
 @pytest.mark.parametrize(('lost', 'is_refused'), [(18, False), (19, True)])

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from actfocus_jax.agent import episode as episode_lib
-from actfocus_jax.agent import games, host
 from actfocus_jax.algorithm import trajectory
 from actfocus_jax.envs import frozen_lake
+from actfocus_jax.rollout import env_pool, games
+from actfocus_jax.rollout import episode as episode_lib
 
 LIMITS = games.Limits(
   turns=3, max_actions=2, action_budget=5, response_tokens=40, context=500
@@ -238,11 +238,11 @@ def test_who_follows_holds_the_same_row(chat, moves, limits):
   for actions in moves:
     ids = chat.respond('so', actions or ['Up'])
     said = ids, logprobs_of(len(own.turns), len(ids))
-    own.hear(*said)
-    other.hear(*said)
+    own.add_response(*said)
+    other.add_response(*said)
     call = own.turn()
-    outcome = call() if actions is not None else host.Failed('boom')
-    other.follow(pickle.loads(pickle.dumps(own.conclude(outcome))))
+    outcome = call() if actions is not None else env_pool.Failed('boom')
+    other.sync(pickle.loads(pickle.dumps(own.apply(outcome))))
     assert other.ids == own.ids and other.over == own.over
     assert other.token_budget == own.token_budget and other.state is None
     if own.over:
@@ -266,10 +266,10 @@ def test_a_failed_turn_ends_the_episode_and_teaches_nothing(chat):
   say(whole, chat, 'Right', 'Left')
   say(lost, chat, 'Right')
   ids = chat.respond('so', ['Right'])
-  failure = host.Failed('boom')
-  lost.hear(ids, [0.0] * len(ids))
+  failure = env_pool.Failed('boom')
+  lost.add_response(ids, [0.0] * len(ids))
   lost.turn()
-  assert lost.conclude(failure).ids is None
+  assert lost.apply(failure).ids is None
   assert lost.over and lost.failure is failure and not lost.success
   assert lost.ids[-len(ids) :] == ids and len(lost.turns) == 1
   length = max(len(one.ids) for one in (whole, lost))
@@ -285,7 +285,7 @@ def test_a_failed_turn_ends_the_episode_and_teaches_nothing(chat):
 
 def test_a_failed_reset_is_an_episode_that_is_over(chat):
   game = games.Game('lake', LAKE, LIMITS)
-  opening = episode_lib.opening(chat, game, host.Failed('boom'))
+  opening = episode_lib.opening(chat, game, env_pool.Failed('boom'))
   episode = episode_lib.Episode(chat, opening)
   assert episode.over and episode.failure.reason == 'boom' and episode.ids
   batch = episode_lib.to_trajectory(

@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from actfocus_jax.agent import games
+from actfocus_jax.rollout import games
 
 
 def cast(*shares):

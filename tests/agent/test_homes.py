@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from actfocus_jax.agent import homes, sampling
 from actfocus_jax.model import architecture, transformer
 from actfocus_jax.parallel import mesh as mesh_lib
+from actfocus_jax.rollout import placement, sampling
 
 COLLECTIVE = re.compile(
   r'(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)'
@@ -22,7 +22,7 @@ SLOTS, LENGTH = 16, 24
 def test_rows_are_spread_over_shards_in_their_order():
   """Three groups of four on two shards of two processes, by hand."""
   groups = [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
-  made = homes.Homes.of(groups, [0, 1])
+  made = placement.ShardPlacement.of(groups, [0, 1])
   assert made.shard == [0] * 6 + [1] * 6
   assert made.owner == made.shard
   # Shard 0 holds groups 0 and 1, shard 1 holds 1 and 2.
@@ -32,7 +32,7 @@ def test_rows_are_spread_over_shards_in_their_order():
 
 
 def test_shards_without_a_row_get_some_prompt():
-  made = homes.Homes.of([0, 1], [0, 0, 0, 0])
+  made = placement.ShardPlacement.of([0, 1], [0, 0, 0, 0])
   assert made.shard == [0, 2]
   assert len(made.groups) == 4
   assert [made.groups[s] for s in made.shard] == [0, 1]
@@ -41,7 +41,7 @@ def test_shards_without_a_row_get_some_prompt():
 @pytest.mark.parametrize('shards', [1, 2, 3, 8])
 def test_every_row_finds_its_group_in_its_shard(shards):
   groups = [g for g in range(5) for _ in range(7)]
-  made = homes.Homes.of(groups, list(range(shards)))
+  made = placement.ShardPlacement.of(groups, list(range(shards)))
   each = len(made.groups) // shards
   for group, shard, prompt in zip(groups, made.shard, made.prompt, strict=True):
     assert made.groups[shard * each + prompt] == group

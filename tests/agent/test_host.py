@@ -6,18 +6,18 @@ import time
 
 import pytest
 
-from actfocus_jax.agent import host
+from actfocus_jax.rollout import env_pool
 
 
 def boom():
   raise KeyError('no such board')
 
 
-def run(hosts, calls, seconds=20):
+def run(pool, calls, seconds=20):
   """`hosts.run(calls)`, or a failed test where it waits for ever."""
   found = []
   waiting = threading.Thread(
-    target=lambda: found.append(hosts.run(calls)), daemon=True
+    target=lambda: found.append(pool.run(calls)), daemon=True
   )
   waiting.start()
   waiting.join(seconds)
@@ -27,22 +27,22 @@ def run(hosts, calls, seconds=20):
 
 @pytest.mark.parametrize('threads', [0, 1, 4])
 def test_results_stand_in_the_order_of_the_calls(threads):
-  hosts = host.Host(threads)
+  pool = env_pool.EnvPool(threads)
   calls = [lambda i=i: i * i for i in range(9)]
-  assert hosts.run(calls) == [i * i for i in range(9)]
-  assert hosts.run([]) == []
-  hosts.close()
+  assert pool.run(calls) == [i * i for i in range(9)]
+  assert pool.run([]) == []
+  pool.close()
 
 
 @pytest.mark.parametrize('threads', [0, 3])
 def test_a_call_that_raises_is_lost_alone(threads):
-  hosts = host.Host(threads)
-  first, second, third = hosts.run([lambda: 1, boom, lambda: 3])
+  pool = env_pool.EnvPool(threads)
+  first, second, third = pool.run([lambda: 1, boom, lambda: 3])
   assert (first, third) == (1, 3)
   assert second.reason == "KeyError: 'no such board'"
   assert 'def boom' not in second.details and 'in boom' in second.details
-  assert hosts.run([lambda: 4]) == [4]
-  hosts.close()
+  assert pool.run([lambda: 4]) == [4]
+  pool.close()
 
 
 class Unspeakable(Exception):
@@ -65,13 +65,13 @@ def test_whatever_is_raised_is_lost_alone(threads, error, reason):
   def fail():
     raise error
 
-  hosts = host.Host(threads)
-  first, *others = run(hosts, [fail, lambda: 1, lambda: 2])
+  pool = env_pool.EnvPool(threads)
+  first, *others = run(pool, [fail, lambda: 1, lambda: 2])
   assert first.reason == reason and others == [1, 2]
   (first.reason + first.details).encode()  # Files and terminals take it.
   # No thread has died of it.
-  assert run(hosts, [fail, fail, lambda: 3])[2] == 3
-  hosts.close()
+  assert run(pool, [fail, fail, lambda: 3])[2] == 3
+  pool.close()
 
 
 def test_ctrl_c_is_the_users_own_only_in_the_users_thread():
@@ -79,16 +79,16 @@ def test_ctrl_c_is_the_users_own_only_in_the_users_thread():
     raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    host.Host().run([interrupted])
-  with host.Host(1) as hosts:
-    (lost,) = run(hosts, [interrupted])
+    env_pool.EnvPool().run([interrupted])
+  with env_pool.EnvPool(1) as pool:
+    (lost,) = run(pool, [interrupted])
   assert lost.reason == 'KeyboardInterrupt: '
 
 
 def test_threads_run_at_the_same_time():
   meet = threading.Barrier(3)
-  with host.Host(3) as hosts:
-    assert len(hosts.run([lambda: meet.wait(5)] * 3)) == 3
+  with env_pool.EnvPool(3) as pool:
+    assert len(pool.run([lambda: meet.wait(5)] * 3)) == 3
 
 
 def test_a_call_that_hangs_is_left_behind():
@@ -97,26 +97,26 @@ def test_a_call_that_hangs_is_left_behind():
   def hang():
     end.wait(20)  # Not for ever, should the limit be broken.
 
-  hosts = host.Host(2, time_limit=0.2)
+  pool = env_pool.EnvPool(2, time_limit=0.2)
   begin = time.monotonic()
-  out = run(hosts, [hang, lambda: 1, hang, lambda: 2, hang])
+  out = run(pool, [hang, lambda: 1, hang, lambda: 2, hang])
   assert time.monotonic() - begin < 5
-  assert [x for x in out if not isinstance(x, host.Failed)] == [1, 2]
-  assert out[0] == out[2] == out[4] == host.Failed('took longer than 0.2 s')
+  assert [x for x in out if not isinstance(x, env_pool.Failed)] == [1, 2]
+  assert out[0] == out[2] == out[4] == env_pool.Failed('took longer than 0.2 s')
   # As many threads as before take what comes next.
   meet = threading.Barrier(2)
-  assert len(run(hosts, [lambda: meet.wait(5)] * 2)) == 2
+  assert len(run(pool, [lambda: meet.wait(5)] * 2)) == 2
   end.set()
-  hosts.close()
+  pool.close()
 
 
 def test_waiting_for_a_thread_takes_no_time_of_a_call():
-  with host.Host(1, time_limit=0.3) as hosts:
-    out = hosts.run([lambda i=i: time.sleep(0.1) or i for i in range(6)])
+  with env_pool.EnvPool(1, time_limit=0.3) as pool:
+    out = pool.run([lambda i=i: time.sleep(0.1) or i for i in range(6)])
   assert out == list(range(6))
 
 
 @pytest.mark.parametrize('arguments', [(-1, None), (2, 0.0), (0, 1.0)])
 def test_bad_arguments_are_refused(arguments):
   with pytest.raises(ValueError, match='time_limit'):
-    host.Host(*arguments)
+    env_pool.EnvPool(*arguments)

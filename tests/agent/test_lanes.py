@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from actfocus_jax.agent import lanes as lanes_lib
+from actfocus_jax.rollout import host_slots as host_slots_lib
 
 STOP = (7, 9)
 
 
 def test_two_turns_by_hand():
   """Slot 0 stops, slot 1 spends its budget, slot 2 is idle."""
-  lanes = lanes_lib.Lanes(3, budget=4)
+  lanes = host_slots_lib.HostSlots(3, budget=4)
   assert lanes.longest == 0 and not lanes.live_B.any()
   lanes.start(0, row=5, length=10, budget=4)
   lanes.start(1, row=6, length=20, budget=2)
@@ -29,7 +29,7 @@ def test_two_turns_by_hand():
 
 
 def test_what_an_idle_slot_emits_is_not_taken():
-  lanes = lanes_lib.Lanes(2, budget=1)
+  lanes = host_slots_lib.HostSlots(2, budget=1)
   lanes.start(1, row=0, length=1, budget=1)
   ones = np.ones((1, 2), bool)
   assert lanes.take(ones * 3, ones * 0.0, ones, STOP).tolist() == [1]
@@ -41,7 +41,7 @@ def test_a_list_for_each_slot_says_the_same(seed):
   """Random turns, several calls each; the loop keeps lists."""
   rng = np.random.default_rng(seed)
   slots, budget = 6, 5
-  lanes = lanes_lib.Lanes(slots, budget)
+  lanes = host_slots_lib.HostSlots(slots, budget)
   said: list[list[int]] = [[] for _ in range(slots)]
   budgets = rng.integers(1, budget + 1, slots)
   for slot in range(slots):

@@ -6,9 +6,10 @@ import types
 import numpy as np
 import pytest
 
-from actfocus_jax.agent import episode as episode_lib
-from actfocus_jax.agent import games, records, rollout
 from actfocus_jax.envs import frozen_lake
+from actfocus_jax.rollout import collector, games
+from actfocus_jax.rollout import episode as episode_lib
+from actfocus_jax.rollout import statistics as statistics_lib
 
 LAKE = frozen_lake.FrozenLake(success_probability=1.0, instructions='Walk.')
 LIMITS = games.Limits(turns=2, action_budget=4)
@@ -36,13 +37,13 @@ def finished(chat):
     play(chat, ['Left', 'Up'], None),
     play(chat, None, None),
   ]
-  return rollout.Rollout(
+  return collector.Rollout(
     episodes, [0, 0, 1, 1], row_steps=500, seconds=2.0, env_seconds=0.5
   )
 
 
 def test_statistics_by_hand(finished):
-  found = records.statistics(finished)
+  found = statistics_lib.statistics(finished)
   tokens = [episode.sampled_count for episode in finished.episodes]
   assert tokens[0] > tokens[3] == 4
   assert found == pytest.approx(
@@ -80,13 +81,13 @@ def test_a_game_that_gives_no_number_does_not_dilute_one(finished, chat):
     episode('shop', {'bought': 1.0}),
     *[episode('lake', {'steps': 2.0})] * 2,
   ]
-  found = records._info(played)
+  found = statistics_lib._info(played)
   assert found == {'bought': 2 / 4, 'price': 3 / 4, 'steps': 2.0}
 
 
 def test_speed_by_hand(finished):
   tokens = sum(episode.sampled_count for episode in finished.episodes)
-  assert records.speed(finished) == pytest.approx(
+  assert statistics_lib.speed(finished) == pytest.approx(
     {
       'tokens_per_second': tokens / 2.0,
       'row_steps_per_token': 500 / tokens,
@@ -96,7 +97,7 @@ def test_speed_by_hand(finished):
 
 
 def test_truncated_episodes_are_counted(played):
-  share = records.statistics(played)['truncated']
+  share = statistics_lib.statistics(played)['truncated']
   assert share == np.mean([episode.truncated for episode in played.episodes])
   assert share > 0
 
@@ -104,7 +105,7 @@ def test_truncated_episodes_are_counted(played):
 def test_json_of_an_episode(finished, chat):
   one = finished.episodes[1]
   position_T = np.arange(len(one.ids) + 9, dtype=np.float32)
-  record = records.to_json(
+  record = statistics_lib.to_json(
     one,
     chat,
     step=7,
@@ -145,7 +146,7 @@ def test_bytes_that_are_no_text_can_be_written(played, chat):
   """Random ids are often no UTF-8; the viewer's file must hold them all."""
   for row, episode in enumerate(played.episodes):
     zero_T = np.zeros(len(episode.ids), np.float32)
-    record = records.to_json(
+    record = statistics_lib.to_json(
       episode,
       chat,
       step=0,

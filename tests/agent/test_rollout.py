@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from actfocus_jax.agent import chat as chat_lib
-from actfocus_jax.agent import games as games_lib
-from actfocus_jax.agent import host, records, sampling
 from actfocus_jax.algorithm import trajectory
 from actfocus_jax.model import scoring
+from actfocus_jax.rollout import env_pool, sampling, statistics
+from actfocus_jax.rollout import games as games_lib
 from actfocus_jax.run import compilations
+from actfocus_jax.text import chat as chat_lib
 
 
 def ids_of(played):
@@ -336,8 +336,8 @@ def test_a_failing_environment_costs_its_own_episodes(
   collect, played, pad, lake, limits, threads
 ):
   games = (games_lib.Game('brittle', Brittle(lake), limits),)
-  with host.Host(threads) as hosts:
-    found = collect(played=games, host=hosts)
+  with env_pool.EnvPool(threads) as pool:
+    found = collect(played=games, pool=pool)
   lost = [one.failure is not None for one in found.episodes]
   assert any(lost) and not all(lost)
   # A lake is drawn by seeds 3, 4 and 5; the second is the one without.
@@ -398,7 +398,7 @@ def test_a_mixture_plays_every_game_within_its_own_limits(
   for one, group in zip(found.episodes, found.groups, strict=True):
     assert one.game is games_lib.pick(games, seeds[group])
     assert len(one.turns) <= one.game.limits.turns
-  parts = records.by_game(found)
+  parts = statistics.by_game(found)
   assert set(parts) == {'long', 'short'}
   assert sum(len(part.episodes) for part in parts.values()) == 12
   assert max(len(one.turns) for one in parts['long'].episodes) > 1

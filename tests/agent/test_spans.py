@@ -7,10 +7,10 @@ import re
 import numpy as np
 import pytest
 
-from actfocus_jax.agent import chat as chat_lib
-from actfocus_jax.agent import episode as episode_lib
-from actfocus_jax.agent import games
 from actfocus_jax.envs import frozen_lake
+from actfocus_jax.rollout import episode as episode_lib
+from actfocus_jax.rollout import games
+from actfocus_jax.text import chat as chat_lib
 
 TAGS = (b'<think>', b'</think>', b'<answer>', b'</answer>')
 # What adversarial responses are made of: whole, glued, broken and upper-case

@@ -1,11 +1,11 @@
-"""Templates as increments: plain rendering, refusals, prompts, dates."""
+"""Templates as increments: plain rendering, errors, prompts, dates."""
 
 import copy
 
 import pytest
 
-from actfocus_jax.agent import chat as chat_lib
-from actfocus_jax.agent import tokenizer as tokenizer_lib
+from actfocus_jax.text import chat as chat_lib
+from actfocus_jax.text import tokenizer as tokenizer_lib
 
 
 @pytest.mark.parametrize(

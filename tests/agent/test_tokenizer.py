@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 
-from actfocus_jax.agent import chat as chat_lib
-from actfocus_jax.agent import demonstrations, episode, games
-from actfocus_jax.agent import tokenizer as tokenizer_lib
 from actfocus_jax.algorithm import trajectory
-from actfocus_jax.envs import players, sokoban
+from actfocus_jax.envs import sokoban
+from actfocus_jax.rollout import episode, games
+from actfocus_jax.text import chat as chat_lib
+from actfocus_jax.text import tokenizer as tokenizer_lib
+from actfocus_jax.warmstart import demonstrations, players
 
 LIMITS = games.Limits(response_tokens=60, context=900)
 PLAYER = players.frozen_lake.FrozenLakeCareless()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from actfocus_jax.agent import chat as chat_lib
-from actfocus_jax.agent import vocabulary
+from actfocus_jax.text import chat as chat_lib
+from actfocus_jax.text import vocabulary
 
 LEVEL, FALLBACK = ('qwen3', 'llama3'), ('legacy', 'metaspace', 'gemma')
 TEXTS = (

@@ -1,8 +1,8 @@
 """What the paper's largest runs are, for the tests of this room."""
 
 from actfocus_jax.aot import workload
+from actfocus_jax.config import presets, schema
 from actfocus_jax.model import architecture
-from actfocus_jax.run import presets, settings
 
 QWEN = architecture.Config(**presets.SHAPES[presets.MODELS['3b']])
 WORK = workload.Workload(512, 128, 400, 5, context=3600, steps=8)
@@ -10,7 +10,7 @@ WORK = workload.Workload(512, 128, 400, 5, context=3600, steps=8)
 
 def config(algo='ppo', **changes):
   """Sokoban with the 3B model; keywords are fields of `rollout`."""
-  c = settings.defaults('sokoban')
+  c = schema.defaults('sokoban')
   choice_of = dict(size='3b', algo=algo, weights='actfocus', estimator='auto')
   c.selection.ratio = 0.25
   presets.apply(c, choice_of)

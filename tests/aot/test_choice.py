@@ -6,6 +6,7 @@ import math
 import pytest
 from aot import paper
 
+from actfocus_jax import errors
 from actfocus_jax.aot import (
   chips,
   choice,
@@ -14,28 +15,27 @@ from actfocus_jax.aot import (
   workload,
 )
 from actfocus_jax.parallel import mesh_shapes
-from actfocus_jax.run import settings
 
 # --- Topologies --------------------------------------------------------------
 
 
 def test_a_topology_counts_its_chips():
   where = topology.parse('v5p:2x2x4')
-  assert (where.chips, where.hosts, str(where)) == (16, 4, 'v5p:2x2x4')
+  assert (where.chips, where.pool, str(where)) == (16, 4, 'v5p:2x2x4')
   assert where.sizes == (2, 2, 4)
   where = topology.parse('v5e:16x16', slices=16)
-  assert (where.chips, where.hosts) == (4096, 1024)
+  assert (where.chips, where.pool) == (4096, 1024)
   assert str(where) == '16 x v5e:16x16'
-  assert topology.parse('v5e:1x1').hosts == 1
+  assert topology.parse('v5e:1x1').pool == 1
 
 
 def test_eight_flat_chips_are_one_host():
-  hosts = {
-    name: topology.parse(name).hosts
+  pool = {
+    name: topology.parse(name).pool
     for name in ('v5e:2x4', 'v6e:2x4', 'v6e:4x4', 'v5p:2x2x2', 'v5p:2x2x1')
   }
-  assert list(hosts.values()) == [1, 1, 4, 2, 1]
-  assert topology.parse('v5e:2x4', slices=2).hosts == 2
+  assert list(pool.values()) == [1, 1, 4, 2, 1]
+  assert topology.parse('v5e:2x4', slices=2).pool == 2
 
 
 @pytest.mark.parametrize('kind', chips.CHIPS)
@@ -55,7 +55,7 @@ def test_slices_are_listed_from_the_smallest_on(kind):
   ],
 )
 def test_other_topologies_are_refused(text, slices, sentence):
-  with pytest.raises(settings.Refused, match=sentence):
+  with pytest.raises(errors.UsageError, match=sentence):
     topology.parse(text, slices)
 
 
@@ -196,10 +196,10 @@ def test_seconds_of_the_memory_by_hand(name, copies):
 def test_the_mesh_of_the_config_must_fit():
   c = paper.config()
   c.mesh.fsdp = 3
-  with pytest.raises(settings.Refused, match='On v5e:4x4: mesh .*fsdp=3'):
+  with pytest.raises(errors.UsageError, match='On v5e:4x4: mesh .*fsdp=3'):
     choice.given(c, paper.QWEN, topology.parse('v5e:4x4'), paper.WORK)
   c.mesh.update(fsdp=8, tensor=2)
-  with pytest.raises(settings.Refused, match='microbatch, 4, into 8'):
+  with pytest.raises(errors.UsageError, match='microbatch, 4, into 8'):
     choice.given(c, paper.QWEN, topology.parse('v5e:4x4'), paper.WORK)
   c.learner.microbatch = 8
   given = choice.given(c, paper.QWEN, topology.parse('v5e:4x4'), paper.WORK)

@@ -1,4 +1,4 @@
-"""The command line: refusals at once; with libtpu, a whole answer."""
+"""The command line: errors at once; with libtpu, a whole answer."""
 
 import importlib.util
 import json

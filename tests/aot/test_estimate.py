@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import pytest
 from aot import paper
 
-from actfocus_jax.agent import rollout
 from actfocus_jax.aot import (
   cells,
   chips,
@@ -22,9 +21,10 @@ from actfocus_jax.aot import (
   topology,
   workload,
 )
+from actfocus_jax.config import schema
 from actfocus_jax.model import architecture
 from actfocus_jax.parallel import mesh as mesh_lib
-from actfocus_jax.run import settings
+from actfocus_jax.rollout import collector
 
 V5E = chips.CHIPS['v5e']
 
@@ -104,7 +104,7 @@ SMALL = architecture.Config(256, 64, 128, 2, 4, 2, 16)
 
 
 def small_run(mesh, algo='ppo', boards=8):
-  c = settings.defaults('sokoban')
+  c = schema.defaults('sokoban')
   c.eval.prompts = boards
   c.algo = algo
   c.model.dtype = 'float32'
@@ -203,7 +203,7 @@ def test_few_slots_are_never_compacted(run):
   few = small_run(run.mesh)
   few.c.update({'rollout': {'slots': 16}, 'eval': {'prompts': 1}})
   few = programs.Run(few.c, SMALL, run.mesh, few.work)
-  assert few.parts.seats.batch == 16 < rollout.LEAST_TO_COMPACT
+  assert few.parts.seats.batch == 16 < collector.LEAST_TO_COMPACT
   assert not any(one.name == 'compact' for one in few.programs())
 
 

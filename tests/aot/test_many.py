@@ -6,14 +6,14 @@ import pytest
 from aot import paper
 
 from actfocus_jax.aot import cells, many, roofline, topology, workload
-from actfocus_jax.run import settings
+from actfocus_jax.config import schema
 
 WORK = workload.Workload(1, 1, 1, 1, 8, 1)
 V5E = [topology.parse(f'v5e:{shape}') for shape in ('1x1', '2x2', '4x4')]
 
 
 def config_of(size, algo, **changes):
-  c = settings.defaults()
+  c = schema.defaults()
   c.algo = algo
   for field, value in changes.items():
     section, name = field.split('__')

@@ -6,7 +6,7 @@ import matplotlib.image
 import pytest
 
 from actfocus_jax.aot import many, plot, roofline, scale, workload
-from actfocus_jax.run import settings
+from actfocus_jax.config import schema
 
 
 def told(where, *, seconds=1.0, fits=True):
@@ -14,7 +14,7 @@ def told(where, *, seconds=1.0, fits=True):
   return {
     'topology': str(where),
     'chips': where.chips,
-    'hosts': where.hosts,
+    'hosts': where.pool,
     'mesh': {'data': where.chips, 'fsdp': 1, 'tensor': 1},
     'price': 3.6,
     'efficiency': {'compute': 1.0, 'memory': 0.7, 'network': 1.0},
@@ -135,7 +135,7 @@ def test_every_point_is_asked_for_and_drawn(tmp_path, monkeypatch):
       scale.Line('second grows', 'v5e', (4, 64), True),
     ),
   )
-  c = settings.defaults('frozen_lake')
+  c = schema.defaults('frozen_lake')
   asks = many.Asks(
     lambda size, algo: (c, None),
     lambda c: workload.Workload(1, 1, 1, 1, 8, 1),

@@ -25,7 +25,7 @@ from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from actfocus_jax import command  # noqa: E402
+from actfocus_jax.cli import flags as flags_lib
 
 _REPEATS = flags.DEFINE_integer('repeats', 9, 'Batches.', lower_bound=1)
 _KL = {'off': 0.0, 'on': 0.001}
@@ -34,7 +34,7 @@ _WEIGHTS = ('uniform', 'actfocus')
 
 def config_of(weights, coefficient):
   """The config of the command line, with other weights and KL."""
-  c = command.config_with(f'weights={weights}')
+  c = flags_lib.config_with(f'weights={weights}')
   with c.unlocked():
     c.kl.coefficient = coefficient
   return c
@@ -55,24 +55,22 @@ def main(argv):
   del argv
   import jax
 
-  from actfocus_jax import assemble, loop, recipe
+  from actfocus_jax import build, loop, recipe
 
   c = config_of('uniform', 0.0)
   rng, key = np.random.default_rng(0), jax.random.key(0)
   rollouts, updates = [], []
-  with assemble.parts(c) as parts:
+  with build.parts(c) as parts:
     cases = arms(recipe, parts.model)
     reference = parts.model.weights(parts.model.dtype)
-    policy = assemble.policy(
-      parts.model, cases['uniform', 'off'][1].actor.params
-    )
+    policy = build.policy(parts.model, cases['uniform', 'off'][1].actor.params)
     for repeat in range(_REPEATS.value + 1):  # the first one compiles
       first = 10_000 + repeat * c.rollout.prompts
       begin = time.perf_counter()
       played = parts.collector.collect(
         policy,
         range(first, first + c.rollout.prompts),
-        loop.named_key(key, assemble.ROLLOUT, repeat),
+        loop.named_key(key, build.ROLLOUT, repeat),
         members=c.rollout.members,
         temperature=c.rollout.temperature,
       )
@@ -113,4 +111,4 @@ def spread(values, unit=''):
 
 
 if __name__ == '__main__':
-  command.run(main)
+  flags_lib.run(main)

@@ -73,9 +73,9 @@ def make(args):
   import jax
   import jax.numpy as jnp
 
-  from actfocus_jax.agent import chat
   from actfocus_jax.model import architecture, hf, transformer
   from actfocus_jax.parallel import mesh as mesh_lib
+  from actfocus_jax.text import chat
 
   raw = json.loads(args.config.read_text())
   config = architecture.Config.from_hf(raw)
@@ -115,9 +115,9 @@ def load(args):
 
 def config_of(args):
   """FrozenLake with short answers, at the real shape."""
-  from actfocus_jax.run import checks, presets, settings
+  from actfocus_jax.config import presets, schema, validate
 
-  c = settings.defaults('frozen_lake')
+  c = schema.defaults('frozen_lake')
   presets.apply(c, presets.arguments('size=0.5b'))
   c.model.path = str(args.out / 'model')
   c.model.dtype = 'float32'
@@ -129,7 +129,7 @@ def config_of(args):
   c.learner.microbatch = 1
   c.eval.prompts = 1
   c.mesh.data = 1
-  checks.check(c)
+  validate.check(c)
   return c
 
 
@@ -137,10 +137,10 @@ def iterate(args):
   """Seconds and peak memory of the phases of an iteration."""
   import jax
 
-  from actfocus_jax import assemble, loop, recipe
+  from actfocus_jax import build, loop, recipe
 
   c, memory = config_of(args), Memory()
-  with assemble.parts(c) as parts:
+  with build.parts(c) as parts:
     model = parts.model
     learners = recipe.learners(c, model)
     step = recipe.train_step(c, learners)
@@ -153,9 +153,9 @@ def iterate(args):
       first = 10_000 + i * c.rollout.prompts
       with memory.phase(f'{i} rollout'):
         played = parts.collector.collect(
-          assemble.policy(model, state.actor.params),
+          build.policy(model, state.actor.params),
           range(first, first + c.rollout.prompts),
-          loop.named_key(key, assemble.ROLLOUT, i),
+          loop.named_key(key, build.ROLLOUT, i),
           members=c.rollout.members,
           temperature=c.rollout.temperature,
         )

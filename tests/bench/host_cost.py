@@ -1,7 +1,7 @@
 """What the host does for an episode, without a device: a part at a time.
 
 Plays a config with made-up responses of a fixed length, so that no model is
-needed. `follow` is what a turn costs those who do not play it, with what is
+needed. `sync` is what a turn costs those who do not play it, with what is
 sent; `keep book` is what every call to decode costs, for each slot.
 
   PYTHONPATH=. python tests/bench/host_cost.py --tokenizer=QWEN \
@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from actfocus_jax import casting, command
-from actfocus_jax.agent import chat as chat_lib
-from actfocus_jax.agent import episode as episode_lib
-from actfocus_jax.agent import lanes as lanes_lib
+from actfocus_jax import casting
+from actfocus_jax.cli import flags
 from actfocus_jax.envs import base
+from actfocus_jax.rollout import episode as episode_lib
+from actfocus_jax.rollout import host_slots as host_slots_lib
+from actfocus_jax.text import chat as chat_lib
 
 TOKENS = 400  # Of a response.
 Times = dict[str, float]
@@ -36,7 +37,7 @@ def main():
   parser.add_argument('--repeats', type=int, default=7)
   args = parser.parse_args()
   path, _, arguments = args.config.partition(':')
-  c = command.read_config(path, arguments)
+  c = flags.read_config(path, arguments)
   chat = chat_lib.Chat(chat_lib.load_tokenizer(args.tokenizer))
   (game,) = casting.games(c)
   runs = [
@@ -93,7 +94,7 @@ def play_turn(times: Times, pairs, said: list[int]):
   """A turn of every episode, and of the copy that only follows it."""
   for pair in pairs:
     ids = said[-pair[0].token_budget :]
-    timed(times, 'hear', pair, lambda one, ids=ids: one.hear(ids, ids))
+    timed(times, 'hear', pair, lambda one, ids=ids: one.add_response(ids, ids))
   playing = [episode for episode, _ in pairs]
   calls = timed(times, 'read', playing, lambda one: one.turn())
   outcomes = timed(times, 'play', calls, lambda call: call())
@@ -101,19 +102,19 @@ def play_turn(times: Times, pairs, said: list[int]):
     times,
     'render',
     list(zip(playing, outcomes, strict=True)),
-    lambda pair: pair[0].conclude(pair[1]),
+    lambda pair: pair[0].apply(pair[1]),
   )
   begin = time.perf_counter()
   told = pickle.loads(pickle.dumps(concluded))
   for (_, follower), words in zip(pairs, told, strict=True):
-    follower.follow(words)
+    follower.sync(words)
   times['follow'] = times.get('follow', 0.0) + time.perf_counter() - begin
   assert [one.ids for one, _ in pairs] == [one.ids for _, one in pairs]
 
 
 def book(slots: int = 4096, steps: int = 8) -> float:
   """Seconds a slot of one call to decode, everything live."""
-  lanes = lanes_lib.Lanes(slots, TOKENS)
+  lanes = host_slots_lib.HostSlots(slots, TOKENS)
   for slot in range(slots):
     lanes.start(slot, slot, 512, TOKENS)
   ones_NB = np.ones((steps, slots), np.int32)

@@ -79,11 +79,11 @@ def check(cases, draw):
   every = cases[FULL](draw(FULL))
   jax.block_until_ready(cases[LAYERS](None))
   for name in cases.keys() - {FULL, LAYERS}:
-    at_BT = draw(name)
+    mask_BT = draw(name)
     for ours, theirs in zip(
-      jax.tree.leaves(cases[name](at_BT)), jax.tree.leaves(every), strict=True
+      jax.tree.leaves(cases[name](mask_BT)), jax.tree.leaves(every), strict=True
     ):
-      expected = np.where(at_BT, theirs, 0.0)
+      expected = np.where(mask_BT, theirs, 0.0)
       np.testing.assert_allclose(ours, expected, atol=1e-3, err_msg=name)
 
 
@@ -92,9 +92,9 @@ def measure(cases, draw, repeats):
   seconds, rng = {name: [] for name in cases}, np.random.default_rng(1)
   for _ in range(repeats):
     for name in rng.permutation(list(cases)):
-      at_BT = jax.block_until_ready(draw(name))
+      mask_BT = jax.block_until_ready(draw(name))
       begin = time.perf_counter()
-      jax.block_until_ready(cases[name](at_BT))
+      jax.block_until_ready(cases[name](mask_BT))
       seconds[name].append(time.perf_counter() - begin)
   return seconds
 

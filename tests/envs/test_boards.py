@@ -4,14 +4,8 @@ import copy
 
 import pytest
 
-from actfocus_jax.envs import (
-  ENVS,
-  boards,
-  frozen_lake,
-  players,
-  sokoban,
-  sudoku,
-)
+from actfocus_jax.envs import ENVS, boards, frozen_lake, sokoban, sudoku
+from actfocus_jax.warmstart import players
 
 # Two levels in the symbols of public level files; the first is ragged.
 LEVELS = """

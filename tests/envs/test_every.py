@@ -8,10 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from actfocus_jax.agent import chat as chat_lib
-from actfocus_jax.agent import tokenizer
-from actfocus_jax.envs import ENVS, base, players
-from actfocus_jax.run import env_settings
+from actfocus_jax.config import env_schema
+from actfocus_jax.envs import ENVS, base
+from actfocus_jax.text import chat as chat_lib
+from actfocus_jax.text import tokenizer
+from actfocus_jax.warmstart import players
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Strings of the long fuzz. Sudoku and WebShop, which judge strings themselves,
@@ -144,7 +145,7 @@ def nonsense(rng, answers):
 
 
 def fuzz(env, game, count):
-  limits = env_settings.limits(game)
+  limits = env_schema.limits(game)
   budget, most = limits['action_budget'], limits['max_actions']
   answers = [action for _, _, action in visited(env, game)]
   rng = np.random.default_rng(7)

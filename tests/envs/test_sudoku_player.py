@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from actfocus_jax.envs import players, sudoku
-from actfocus_jax.envs.players import sudoku as sudoku_player
+from actfocus_jax.envs import sudoku
+from actfocus_jax.warmstart import players
+from actfocus_jax.warmstart.players import sudoku as sudoku_player
 
 TWO_WAYS = '1234 3412 0103 0301/1234 3412 2143 4321'
 TURNS = dict(turns=8, max_actions=2, budget=16)

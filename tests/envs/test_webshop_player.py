@@ -6,9 +6,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from actfocus_jax.envs import base, players, webshop
-from actfocus_jax.envs.players import webshop as shoppers
+from actfocus_jax.envs import base, webshop
 from actfocus_jax.envs.webshop import catalogue, goals, pages
+from actfocus_jax.warmstart import players
+from actfocus_jax.warmstart.players import webshop as shoppers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EPISODE = {'turns': 9, 'max_actions': 1, 'budget': 9}

@@ -14,7 +14,7 @@ from actfocus_jax.algorithm import (
   trajectory,
   weights,
 )
-from actfocus_jax.learner import stages
+from actfocus_jax.learner import prepare
 from actfocus_jax.learner import update as update_lib
 from actfocus_jax.model import architecture, scoring, transformer
 from actfocus_jax.parallel import mesh as mesh_lib
@@ -166,7 +166,7 @@ def recipe():
       rescore=False,
       score_chunk=4096,
     )
-    return stages.Recipe(**fields | changes)
+    return prepare.Recipe(**fields | changes)
 
   return make
 
@@ -182,9 +182,11 @@ def weigh(model, reference, score):
     )
     return_PG = jnp.asarray(batch.reward).sum(axis=1).reshape(-1, MEMBERS)
     batch = jax.tree.map(jnp.asarray, batch)
-    said = stages.Said(old, ref, value_BT)
+    said = prepare.ModelScores(old, ref, value_BT)
     step = jnp.zeros((), jnp.int32)
-    return stages.weigh(batch, return_PG, said, jax.random.key(0), step, recipe)
+    return prepare.weigh(
+      batch, return_PG, said, jax.random.key(0), step, recipe
+    )
 
   return run
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from actfocus_jax.algorithm import estimators, losses
-from actfocus_jax.learner import stages
+from actfocus_jax.learner import prepare
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import step as step_lib
 from actfocus_jax.learner import update as update_lib
@@ -282,7 +282,7 @@ def test_importance_weights_reach_the_loss(batch, recipe, weigh, gradient):
 
 def test_top_p_takes_tokens_out_and_keeps_rows(batch, recipe):
   rows = jax.tree.map(jnp.asarray, batch)
-  kept, return_PG = stages.select(rows, members=4, ratio=0.6, rule='top_p')
+  kept, return_PG = prepare.select(rows, members=4, ratio=0.6, rule='top_p')
   assert kept.tokens.shape == rows.tokens.shape and return_PG.shape == (4, 4)
   by_group = np.asarray(kept.sampled).reshape(4, -1).any(axis=1)
   assert by_group.any() and not by_group.all() and not by_group[2]

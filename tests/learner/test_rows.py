@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from actfocus_jax.learner import rows
+from actfocus_jax.learner import microbatch
 from actfocus_jax.parallel import mesh as meshes
 
 
@@ -17,8 +17,8 @@ def made(data, fsdp):
 def test_parts_worked_by_hand():
   x = np.arange(8)[:, None]
   with jax.set_mesh(made(2, 2)):
-    micro = jax.jit(lambda x: rows.micro(x, 4))(x)
-    consecutive = jax.jit(lambda x: rows.consecutive(x, 4))(x)
+    micro = jax.jit(lambda x: microbatch.micro(x, 4))(x)
+    consecutive = jax.jit(lambda x: microbatch.consecutive(x, 4))(x)
   # Four shards of two rows each: the first rows of all, then the second.
   assert micro[..., 0].tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
   assert consecutive[..., 0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
@@ -27,21 +27,23 @@ def test_parts_worked_by_hand():
 def test_on_one_device_both_are_the_same():
   x = np.arange(24).reshape(12, 2)
   with jax.set_mesh(made(1, 1)):
-    np.testing.assert_array_equal(rows.micro(x, 3), rows.consecutive(x, 3))
+    np.testing.assert_array_equal(
+      microbatch.micro(x, 3), microbatch.consecutive(x, 3)
+    )
 
 
 @pytest.mark.parametrize('size', [4, 8, 12, 24])
 def test_join_undoes_micro(size):
   x = np.arange(48).reshape(24, 2)
   with jax.set_mesh(made(2, 2)):
-    back = jax.jit(lambda x: rows.join(rows.micro(x, size)))(x)
+    back = jax.jit(lambda x: microbatch.join(microbatch.micro(x, size)))(x)
   np.testing.assert_array_equal(back, x)
 
 
 def test_join_undoes_micro_where_the_shards_do_not_divide_a_part():
   x = np.arange(12).reshape(6, 2)
   with jax.set_mesh(made(2, 2)):
-    back = jax.jit(lambda x: rows.join(rows.micro(x, 3)))(x)
+    back = jax.jit(lambda x: microbatch.join(microbatch.micro(x, 3)))(x)
   np.testing.assert_array_equal(back, x)
 
 
@@ -50,12 +52,12 @@ def test_no_row_moves_for_a_micro_batch():
   x = meshes.put_rows(mesh, np.arange(96.0).reshape(48, 2))
 
   def through(x, cut):
-    return rows.join(jax.lax.map(lambda part: part + 1, cut(x, 16)))
+    return microbatch.join(jax.lax.map(lambda part: part + 1, cut(x, 16)))
 
   def program(cut):
     with jax.set_mesh(mesh):
       return jax.jit(lambda x: through(x, cut)).lower(x).compile().as_text()
 
   moves = ('all-gather', 'all-to-all', 'all-reduce', 'collective-permute')
-  assert not any(move in program(rows.micro) for move in moves)
-  assert any(move in program(rows.consecutive) for move in moves)
+  assert not any(move in program(microbatch.micro) for move in moves)
+  assert any(move in program(microbatch.consecutive) for move in moves)

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from actfocus_jax.algorithm import signals
-from actfocus_jax.learner import stages
+from actfocus_jax.learner import prepare as prepare_lib
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import step as step_lib
 from actfocus_jax.learner import update as update_lib
@@ -115,7 +115,7 @@ def shardings(state):
 def test_select_keeps_the_groups_with_spread(batch):
   """Groups 0 and 3: group 1 has little spread, group 2 none."""
   rows = [*range(4), *range(12, 16)]
-  kept, return_PG = stages.select(
+  kept, return_PG = prepare_lib.select(
     jax.tree.map(jnp.asarray, batch), members=4, ratio=0.5
   )
   assert kept.group.tolist() == [0] * 4 + [3] * 4
@@ -350,11 +350,14 @@ def test_no_temperature_enters_a_signal(name, model, reference, batch, recipe):
       microbatch=batch.tokens.shape[0],
     )
     old, frozen = (
-      stages.score(graphdef, p, batch, jnp.asarray(batch.sampled), this)
+      prepare_lib.score(graphdef, p, batch, jnp.asarray(batch.sampled), this)
       for p in (params, reference)
     )
-    said, step = stages.Said(old, frozen, None), jnp.zeros((), jnp.int32)
-    signal_BT, _ = stages.token_weights(
+    said, step = (
+      prepare_lib.ModelScores(old, frozen, None),
+      jnp.zeros((), jnp.int32),
+    )
+    signal_BT, _ = prepare_lib.token_weights(
       batch, said, jax.random.key(0), step, this
     )
     signals_at.append((np.asarray(old.logprob_BT), np.asarray(signal_BT)))

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from actfocus_jax.learner import state as state_lib
-from actfocus_jax.learner import supervised
+from actfocus_jax.warmstart import supervised
 
 pytestmark = pytest.mark.usefixtures('optax_promotes')
 

@@ -19,11 +19,11 @@ from small_run import config
 
 from actfocus_jax import recipe as recipe_lib
 from actfocus_jax.algorithm import estimators, losses, signals
-from actfocus_jax.learner import stages
+from actfocus_jax.config import schema
+from actfocus_jax.learner import prepare as prepare_lib
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import step as step_lib
 from actfocus_jax.model import architecture, scoring
-from actfocus_jax.run import settings
 
 VOCAB, WIDTH = 64, 8
 TEMPERATURE = 0.7
@@ -206,8 +206,8 @@ def test_what_is_said_goes_to_who_asks(rows, recipe):
     kl_coefficient=1.0,
   )
   batch = jax.tree.map(jnp.asarray, rows)
-  said = stages.Said(old, frozen, full(24))
-  ready, _ = stages.weigh(batch, full(25)[:4, :4], said, None, 7, chosen)
+  said = prepare_lib.ModelScores(old, frozen, full(24))
+  ready, _ = prepare_lib.weigh(batch, full(25)[:4, :4], said, None, 7, chosen)
   seen |= {f'ready {name}': x for name, x in vars(ready).items()}
   wanted = {
     'signal ref_logprob_BT': frozen.raw_logprob_BT,
@@ -383,8 +383,8 @@ def test_the_signal_is_the_named_one(name):
 
 @pytest.mark.parametrize('name', estimators.ESTIMATORS)
 def test_the_estimator_has_its_numbers(name):
-  algo = 'ppo' if name in settings.ESTIMATORS_OF['ppo'] else 'grpo'
-  usual = settings.ESTIMATORS[name]
+  algo = 'ppo' if name in schema.ESTIMATORS_OF['ppo'] else 'grpo'
+  usual = schema.ESTIMATORS[name]
   number = 'discount' if 'discount' in usual else 'normalize_std'
   zero = type(usual[number])(0)
   changes = {f'advantage__{name}__{number}': zero}

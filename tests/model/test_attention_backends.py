@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from actfocus_jax import assemble, places, recipe
+from actfocus_jax import build, errors, recipe
+from actfocus_jax.cli import paths
+from actfocus_jax.config import resume, schema
 from actfocus_jax.model import (
   architecture,
   attention,
@@ -25,7 +27,6 @@ from actfocus_jax.model import (
   transformer,
 )
 from actfocus_jax.parallel import mesh as meshes
-from actfocus_jax.run import continuing, settings
 
 interpreted = functools.partial(kernels.splash, interpret=True)
 SPLASH = 'stablehlo.custom_call @tpu_custom_call'
@@ -309,7 +310,7 @@ def test_a_misfit_is_refused(wanted, platform, dtype, size, told):
 
 
 def test_names_are_those_of_the_config():
-  assert ('auto', *attention.BACKENDS) == settings.ATTENTIONS
+  assert ('auto', *attention.BACKENDS) == schema.ATTENTIONS
 
 
 class _Elsewhere:
@@ -344,34 +345,34 @@ SMALL = architecture.Config(
   ],
 )
 def test_cudnn_is_for_gpus_that_can(monkeypatch, capability, name):
-  monkeypatch.setattr(assemble.files, 'config', lambda path: SMALL)
+  monkeypatch.setattr(build.files, 'config', lambda path: SMALL)
   known = {} if capability is None else {'compute_capability': capability}
   gpu = _Elsewhere('gpu', **known)
-  c = settings.defaults()
-  assert assemble.model(c, 'model', gpu).attention == name
+  c = schema.defaults()
+  assert build.model(c, 'model', gpu).attention == name
   c.model.attention = 'cudnn'
   if name == 'cudnn':
-    assert assemble.model(c, 'model', gpu).attention == name
+    assert build.model(c, 'model', gpu).attention == name
     return
   told = f"'cudnn', but .* capability {capability}, .*allowed: auto, xla.$"
-  refused = pytest.raises(settings.Refused, match=told)
-  with refused, assemble.refusing_misfits():
-    assemble.model(c, 'model', gpu)
+  refused = pytest.raises(errors.UsageError, match=told)
+  with refused, build.refusing_misfits():
+    build.model(c, 'model', gpu)
 
 
 def test_the_mesh_decides_and_not_this_process(monkeypatch):
-  monkeypatch.setattr(assemble.files, 'config', lambda path: SMALL)
-  c = settings.defaults()
-  made = assemble.model(c, 'model', _Elsewhere())
+  monkeypatch.setattr(build.files, 'config', lambda path: SMALL)
+  c = schema.defaults()
+  made = build.model(c, 'model', _Elsewhere())
   c.algo = 'ppo'
   who = recipe.learners(c, made)
   assert _attention(made, who.actor.graphdef) == 'splash'
   assert _attention(made, who.critic.graphdef, is_critic=True) == 'splash'
-  assert assemble.model(c, 'model', _mesh(1, 1)).attention == 'xla'
+  assert build.model(c, 'model', _mesh(1, 1)).attention == 'xla'
   c.model.attention = 'splash'
-  refused = pytest.raises(settings.Refused, match='the devices are cpu')
-  with refused, assemble.refusing_misfits():
-    assemble.model(c, 'model', _mesh(1, 1))
+  refused = pytest.raises(errors.UsageError, match='the devices are cpu')
+  with refused, build.refusing_misfits():
+    build.model(c, 'model', _mesh(1, 1))
 
 
 def _attention(made, graphdef, **kwargs):
@@ -380,16 +381,16 @@ def _attention(made, graphdef, **kwargs):
 
 
 def test_a_run_may_go_on_with_another():
-  c = settings.defaults()
-  before = settings.to_json(c)
+  c = schema.defaults()
+  before = schema.to_json(c)
   c.model.attention = 'xla'
-  assert continuing.difference(before, c) is None
+  assert resume.difference(before, c) is None
   del before['model.attention']  # A run of before there was a choice.
-  assert continuing.difference(before, c) is None
+  assert resume.difference(before, c) is None
 
 
 def test_a_run_can_be_looked_at_elsewhere(tmp_path):
-  c = settings.defaults()
+  c = schema.defaults()
   c.model.attention = 'splash'
-  (tmp_path / 'config.json').write_text(json.dumps(settings.to_json(c)))
-  assert places.run_config(tmp_path, None).model.attention == 'auto'
+  (tmp_path / 'config.json').write_text(json.dumps(schema.to_json(c)))
+  assert paths.run_config(tmp_path, None).model.attention == 'auto'

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from actfocus_jax.model import lookup
+from actfocus_jax.model import embedding
 from actfocus_jax.parallel import mesh as meshes
 
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 4, 2), (1, 1, 1)]
@@ -23,7 +23,7 @@ def placed(shape):
   rng = np.random.default_rng(0)
   table_VD = rng.normal(size=(VOCABULARY, WIDTH)).astype(np.float32)
   tokens_BT = rng.integers(0, VOCABULARY, (8, 5)).astype(np.int32)
-  table_VD = jax.device_put(table_VD, NamedSharding(mesh, lookup.TABLE))
+  table_VD = jax.device_put(table_VD, NamedSharding(mesh, embedding.TABLE))
   return mesh, table_VD, meshes.put_rows(mesh, tokens_BT)
 
 
@@ -36,7 +36,7 @@ def test_is_take_and_so_is_its_gradient(shape, dtype):
   @jax.jit
   def both(table_VD):
     def loss(table_VD):
-      x_BTD = lookup.embed(table_VD, tokens_BT, dtype)
+      x_BTD = embedding.embed(table_VD, tokens_BT, dtype)
       return (x_BTD.astype(jnp.float32) * up_BTD).sum(), x_BTD
 
     return jax.grad(loss, has_aux=True)(table_VD)
@@ -61,7 +61,7 @@ def test_an_id_past_the_vocabulary_is_nan_and_no_other(shape):
   mesh, table_VD, tokens_BT = placed(shape)
   tokens_BT = tokens_BT.at[3, 2].set(VOCABULARY)
   with jax.set_mesh(mesh):
-    x_BTD = lookup.embed(table_VD, tokens_BT, jnp.float32)
+    x_BTD = embedding.embed(table_VD, tokens_BT, jnp.float32)
   is_nan_BTD = np.isnan(x_BTD)
   assert is_nan_BTD[3, 2].all()
   assert is_nan_BTD.sum() == WIDTH
@@ -70,7 +70,7 @@ def test_an_id_past_the_vocabulary_is_nan_and_no_other(shape):
 def test_rows_that_do_not_divide_are_looked_up_too():
   mesh, table_VD, tokens_BT = placed((2, 2, 2))
   with jax.set_mesh(mesh):
-    x_BTD = lookup.embed(table_VD, np.asarray(tokens_BT)[:3], jnp.float32)
+    x_BTD = embedding.embed(table_VD, np.asarray(tokens_BT)[:3], jnp.float32)
   table, tokens = np.asarray(table_VD), np.asarray(tokens_BT)
   np.testing.assert_array_equal(x_BTD, table[tokens[:3]])
 
@@ -79,7 +79,7 @@ def test_no_program_gathers_the_table():
   mesh, table_VD, tokens_BT = placed((2, 2, 2))
 
   def loss(table_VD, tokens_BT):
-    return lookup.embed(table_VD, tokens_BT, jnp.float32).sum()
+    return embedding.embed(table_VD, tokens_BT, jnp.float32).sum()
 
   with jax.set_mesh(mesh):
     program = jax.jit(jax.grad(loss)).lower(table_VD, tokens_BT).compile()

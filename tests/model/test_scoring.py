@@ -278,12 +278,12 @@ def test_some_are_all_where_marked(request, kind, chunk, temperature):
   _, graphdef, params = request.getfixturevalue(kind)
   args = (graphdef, params, TOKENS, VALID)
   every = score(*args, temperature=temperature)
-  counts = [int((at_BT & SCORED).sum()) for at_BT in MARKS.values()]
+  counts = [int((mask_BT & SCORED).sum()) for mask_BT in MARKS.values()]
   assert counts[:2] == [0, 1] and 1 < counts[2] < 18 and counts[3] == 18
   assert (MARKS['random'] & ~VALID).any() and MARKS['random'][:, 0].any()
-  for at_BT in MARKS.values():
-    found = some(*args, at_BT, chunk=chunk, temperature=temperature)
-    _assert_scores(found, every, at_BT)
+  for mask_BT in MARKS.values():
+    found = some(*args, mask_BT, chunk=chunk, temperature=temperature)
+    _assert_scores(found, every, mask_BT)
 
 
 def test_some_are_all_in_bfloat16(tied):
@@ -306,8 +306,8 @@ def test_other_marks_compile_nothing(tied):
   jax.block_until_ready(some(*args, MARKS['random'], chunk=5))
   # What is counted is seen.
   assert compilations.count() == before + 1
-  for at_BT in MARKS.values():
-    jax.block_until_ready(some(*args, at_BT, chunk=5))
+  for mask_BT in MARKS.values():
+    jax.block_until_ready(some(*args, mask_BT, chunk=5))
   assert compilations.count() == before + 1
 
 
@@ -327,7 +327,7 @@ def test_work_grows_with_the_marks(tied, monkeypatch):
   """Pieces of 6: none, one, and 3 of the 6 that all positions would need."""
   _, graphdef, params = tied
   pieces = _count_pieces(monkeypatch)
-  step = jax.jit(lambda at_BT: scoring.score_some(*args, at_BT, chunk=6))
+  step = jax.jit(lambda mask_BT: scoring.score_some(*args, mask_BT, chunk=6))
   args = (graphdef, params, TOKENS, VALID)
   for name, count in (('none', 0), ('one', 1), ('all', 3)):
     pieces.clear()

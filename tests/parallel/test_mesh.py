@@ -85,7 +85,7 @@ def test_put_rows_splits_rows():
 
 def test_keep_rows_pins_rows_where_it_can():
   mesh = meshes.make_mesh(fsdp=2, tensor=2)
-  pin = jax.jit(lambda x: meshes.keep_rows(x) + 1.0)
+  pin = jax.jit(lambda x: meshes.constrain_rows(x) + 1.0)
   with jax.set_mesh(mesh):
     assert pin(jnp.zeros((8, 2))).sharding.shard_shape((8, 2)) == (2, 2)
     # Rows that do not divide are allowed: the last shards hold fewer.

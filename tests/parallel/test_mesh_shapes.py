@@ -10,11 +10,11 @@ import pytest
 from jax.experimental import mesh_utils
 from jax.sharding import PartitionSpec as P
 
-from actfocus_jax import assemble
+from actfocus_jax import build
+from actfocus_jax.config import schema
 from actfocus_jax.model import architecture, transformer
 from actfocus_jax.parallel import mesh as meshes
 from actfocus_jax.parallel import mesh_shapes
-from actfocus_jax.run import settings
 
 DEFAULT = dict(data=-1, fsdp=1, tensor=1, dcn_data=-1, dcn_fsdp=1)
 QWEN = architecture.Config(151_936, 896, 4864, 24, 14, 2, 64)
@@ -188,13 +188,13 @@ def test_devices_lie_as_the_hybrid_mesh_of_jax_has_them():
 
 
 def test_processes_are_slices_where_somebody_asks():
-  hosts = devices(1, 8, processes=4)
-  assert len(meshes.slices(hosts)) == 1
-  assert [len(part) for part in meshes.slices(hosts, 4)] == [2] * 4
-  first, _ = meshes.slices(hosts, 2)
+  pool = devices(1, 8, processes=4)
+  assert len(meshes.slices(pool)) == 1
+  assert [len(part) for part in meshes.slices(pool, 4)] == [2] * 4
+  first, _ = meshes.slices(pool, 2)
   assert [d.process_index for d in first] == [0, 0, 1, 1]
   with pytest.raises(ValueError, match='dcn_fsdp is 3, but.*a divisor of 4'):
-    meshes.slices(hosts, 3)
+    meshes.slices(pool, 3)
   with pytest.raises(ValueError, match='processes, 1, do not make 2 equal'):
     meshes.make_mesh(dcn_data=2)
 
@@ -229,10 +229,10 @@ def test_what_does_not_divide_over_slices_is_told_shapes_that_slices_have():
 def test_decoding_ends_early_where_no_slow_network_is_asked(
   made, dcn_data, ends_early
 ):
-  c = settings.defaults()
+  c = schema.defaults()
   c.mesh.dcn_data = dcn_data
   mesh = meshes.make_mesh(devices=made, dcn_data=dcn_data)
-  collector = assemble.collector(c, None, (), mesh, None)
+  collector = build.collector(c, None, (), mesh, None)
   assert collector.ends_early is ends_early
 
 

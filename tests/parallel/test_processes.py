@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from actfocus_jax.agent import host
+from actfocus_jax import errors
 from actfocus_jax.parallel import clusters, processes
-from actfocus_jax.run import refusals
+from actfocus_jax.rollout import env_pool
 
 SLURM = {'SLURM_STEP_NODELIST': 'n[1-2]', 'SLURM_NTASKS': '2'}
 OPEN_MPI_4 = {'OMPI_MCA_orte_hnp_uri': '1', 'OMPI_COMM_WORLD_SIZE': '4'}
@@ -97,7 +97,7 @@ def test_what_the_cluster_answers_is_told_in_a_sentence():
   code, said = alone("""
 import jax
 from actfocus_jax import distributed
-from actfocus_jax.run import refusals
+from actfocus_jax.run import errors
 def initialize(**arguments):
   raise RuntimeError('Retry failed:\\n  403 Forbidden.')
 jax.distributed.initialize = initialize
@@ -105,7 +105,7 @@ distributed.flags.FLAGS(['x', '--distributed=on'])
 try:
   with distributed.joined():
     pass
-except refusals.Refused as error:
+except errors.UsageError as error:
   print(error, file=sys.stderr)
 """)
   assert code == 0
@@ -126,7 +126,7 @@ def count():
 def exchange(value):
   processes.count = count
   raise jax.errors.JaxRuntimeError('Gloo: closed')
-processes.exchange = exchange
+processes.allgather = exchange
 processes.start = lambda **arguments: None
 distributed.flags.FLAGS(['x', '--distributed=on'])
 with distributed.joined():
@@ -140,10 +140,10 @@ with distributed.joined():
 def test_one_process_exchanges_with_itself():
   assert (processes.count(), processes.index()) == (1, 0)
   assert processes.is_first()
-  assert processes.exchange({'a': 1}) == [{'a': 1}]
-  assert processes.first_said(None) is None
-  assert processes.first_said('SIGTERM') == 'SIGTERM'
-  assert processes.of_first(7) == 7
+  assert processes.allgather({'a': 1}) == [{'a': 1}]
+  assert processes.first_non_none(None) is None
+  assert processes.first_non_none('SIGTERM') == 'SIGTERM'
+  assert processes.broadcast(7) == 7
   processes.check_equal(1, 'x', 'y')
 
 
@@ -159,7 +159,7 @@ def test_words_of_any_length_arrive(monkeypatch, length):
   monkeypatch.setattr(processes, 'count', lambda: 2)
   monkeypatch.setattr(processes.multihost_utils, 'process_allgather', gathered)
   value = bytes(range(256)) * (length // 256) + bytes(length % 256)
-  assert processes.exchange(value) == [value, value]
+  assert processes.allgather(value) == [value, value]
   assert widths[0] == 1024 and len(widths) == 1 + (length > 1000)
 
 
@@ -170,13 +170,13 @@ def said_by(monkeypatch, *values):
 def test_processes_that_differ_are_told_apart(monkeypatch):
   said_by(monkeypatch, 'a', 'a', 'b')
   told = "'a' in process 0 and 'b' in process 2; allowed: one."
-  with pytest.raises(refusals.Refused, match=told):
+  with pytest.raises(errors.UsageError, match=told):
     processes.check_equal('a', 'the model', 'one')
 
 
 def test_the_first_who_says_something_is_heard(monkeypatch):
   said_by(monkeypatch, None, 'SIGTERM', 'SIGINT')
-  assert processes.first_said(None) == 'SIGTERM'
+  assert processes.first_non_none(None) == 'SIGTERM'
 
 
 def as_process(monkeypatch, index, others_said):
@@ -193,7 +193,7 @@ def as_process(monkeypatch, index, others_said):
 
 
 def test_a_process_runs_its_own_calls_and_is_told_of_the_others(monkeypatch):
-  as_process(monkeypatch, 1, {0: 'far', 2: host.Failed('far away')})
+  as_process(monkeypatch, 1, {0: 'far', 2: env_pool.Failed('far away')})
   ran = []
 
   def call(i):
@@ -202,39 +202,41 @@ def test_a_process_runs_its_own_calls_and_is_told_of_the_others(monkeypatch):
   calls = [call(i) for i in range(4)]
   owners = [{0}, {1}, {0}, {0, 1}]
   # What both own is told by both; the state is this process's own.
-  outcomes = host.Host().run_and_tell(calls, owners)
+  outcomes = env_pool.EnvPool().run_and_share(calls, owners)
   assert ran == [1, 3]
   assert outcomes == [
     (None, 'far'),
     ('state 1', 'text 1'),
-    host.Failed('far away'),
+    env_pool.Failed('far away'),
     ('state 3', 'text 3'),
   ]
 
 
 def test_a_call_fails_everywhere_where_it_failed_anywhere(monkeypatch):
-  as_process(monkeypatch, 1, {0: host.Failed('over there')})
-  outcomes = host.Host().run_and_tell([lambda: ('state', 'text')], [{0, 1}])
-  assert outcomes == [host.Failed('over there')]
+  as_process(monkeypatch, 1, {0: env_pool.Failed('over there')})
+  outcomes = env_pool.EnvPool().run_and_share(
+    [lambda: ('state', 'text')], [{0, 1}]
+  )
+  assert outcomes == [env_pool.Failed('over there')]
 
 
 def test_failure_ends_the_process_at_once(tmp_path):
   code = """
 import atexit, os, time
 from actfocus_jax.parallel import processes
-from actfocus_jax.run import refusals
+from actfocus_jax.run import errors
 from jax.errors import JaxRuntimeError
 processes.count = lambda: 2
 processes.index = lambda: {index}
 time.sleep = lambda seconds: print(f'stays {seconds:g} s', flush=True)
 atexit.register(lambda: print('waited for the others'))
-with processes.leaving():
+with processes.exit_on_error():
   raise {error}
 """
   # The first stays for the others, who may say the same; not where one is lost.
   for index, error, exit_code, said, stays in (
-    (0, "refusals.Refused('no')", 2, 'error: no\n', 'stays 5 s\n'),
-    (1, "refusals.Halted('bad')", 1, 'error: bad\n', ''),
+    (0, "errors.UsageError('no')", 2, 'error: no\n', 'stays 5 s\n'),
+    (1, "errors.RunError('bad')", 1, 'error: bad\n', ''),
     (1, "RuntimeError('Unable to initialize backend')", 2, 'nothing.\n', ''),
     (0, "FloatingPointError('x')", 1, 'FloatingPointError: x\n', 'stays 5 s\n'),
     (0, "JaxRuntimeError('Gloo: closed')", 1, '(Gloo: closed)\n', ''),
@@ -294,20 +296,20 @@ def test_all_have_as_many_devices():
   """Else jax could not gather what each has to say."""
   processes.check_devices([0, 0, 1, 1])
   with pytest.raises(
-    refusals.Refused, match='of process 0 are 2 and those of process 1 are 3; '
+    errors.UsageError, match='of process 0 are 2 and those of process 1 are 3; '
   ):
     processes.check_devices([0, 0, 1, 1, 1])
 
 
 def test_one_process_raises_as_ever():
-  with pytest.raises(refusals.Refused), processes.leaving():
-    raise refusals.Refused('no')
+  with pytest.raises(errors.UsageError), processes.exit_on_error():
+    raise errors.UsageError('no')
 
 
 def test_one_process_refuses_as_ever():
-  told = pytest.raises(refusals.Refused, match='^no$')
-  with told, processes.refusing_alike():
-    raise refusals.Refused('no')
+  told = pytest.raises(errors.UsageError, match='^no$')
+  with told, processes.raise_everywhere():
+    raise errors.UsageError('no')
 
 
 @pytest.mark.parametrize(
@@ -321,25 +323,25 @@ def test_one_process_refuses_as_ever():
 )
 def test_what_one_refuses_all_refuse(monkeypatch, own, others, told):
   as_process(monkeypatch, 0, others)
-  refused = pytest.raises(refusals.Refused, match=f'^{told}$')
-  with refused, processes.refusing_alike():
+  refused = pytest.raises(errors.UsageError, match=f'^{told}$')
+  with refused, processes.raise_everywhere():
     if own:
-      raise refusals.Refused(own)
+      raise errors.UsageError(own)
 
 
 def test_where_nobody_refuses_all_go_on(monkeypatch):
   as_process(monkeypatch, 0, None)
-  with processes.refusing_alike():
+  with processes.raise_everywhere():
     pass
   # A failure is not talked about: the others end with this process.
   monkeypatch.setattr(processes, 'exchange', lambda value: pytest.fail('talks'))
-  with pytest.raises(OSError, match='disk'), processes.refusing_alike():
+  with pytest.raises(OSError, match='disk'), processes.raise_everywhere():
     raise OSError('disk')
 
 
 def test_what_all_have_is_what_the_first_has_of_it(monkeypatch):
   said_by(monkeypatch, [1, 2, 3], [3, 2], [2, 3, 4])
-  assert processes.of_all([1, 2, 3]) == [2, 3]
+  assert processes.common([1, 2, 3]) == [2, 3]
 
 
 def alone(code):
@@ -382,8 +384,8 @@ def test_sigterm_ends_who_waits_for_the_devices_of_others_and_later():
 def exchange(value):
   print('all have come', file=sys.stderr)
   {kill}
-processes.exchange = exchange
+processes.allgather = exchange
 start(1, 0)
-processes.meet()
+processes.first_barrier()
 """)
   assert code == -signal.SIGTERM and 'all have come' in said

@@ -54,7 +54,7 @@ def run_directory():
     c,
     {'sha256': ''},
     writes=processes.is_first(),
-    on_failure=processes.end,
+    on_failure=processes.abort,
   )
 
 def arrays(leaves):

@@ -2,8 +2,10 @@
 
 import pytest
 
-from actfocus_jax import places
-from actfocus_jax.run import directory, refusals, settings, storage
+from actfocus_jax import errors
+from actfocus_jax.cli import paths
+from actfocus_jax.config import schema
+from actfocus_jax.run import directory, storage
 
 
 def opened(workdir, c, **model):
@@ -13,7 +15,7 @@ def opened(workdir, c, **model):
 def test_a_kill_before_the_config_is_written_leaves_no_run(
   tmp_path, monkeypatch
 ):
-  c, write = settings.defaults(), storage.write
+  c, write = schema.defaults(), storage.write
 
   def killed(path, content):
     if path.name == 'config.json':
@@ -28,10 +30,10 @@ def test_a_kill_before_the_config_is_written_leaves_no_run(
   assert {p.name for p in tmp_path.iterdir()} == {'.lock', 'model.json'}
   # Another config and another model may begin there, as in an empty directory.
   c.seed, c.model.path = 1, 'qwen/qwen'
-  places.check_workdir(tmp_path, c)
-  places.pin_model(c, tmp_path)
+  paths.check_workdir(tmp_path, c)
+  paths.pin_model(c, tmp_path)
   assert c.model.revision == ''
   with opened(tmp_path, c, sha256='b'):
     pass
-  with pytest.raises(refusals.Refused, match='are not those that the run'):
+  with pytest.raises(errors.UsageError, match='are not those that the run'):
     opened(tmp_path, c, sha256='a', path='x')

@@ -6,7 +6,8 @@ import types
 
 import pytest
 
-from actfocus_jax.run import checks, continuing, env_settings, settings
+from actfocus_jax import errors
+from actfocus_jax.config import env_schema, resume, schema, validate
 
 BOTH = {'frozen_lake': 1.0, 'sokoban': 3.0}
 
@@ -30,34 +31,34 @@ def own_module(monkeypatch):
 
 
 def test_one_environment_is_one_section():
-  c = settings.defaults('sokoban')
-  (section,) = env_settings.sections(c)
+  c = schema.defaults('sokoban')
+  (section,) = env_schema.sections(c)
   assert (section.field, section.label) == ('env', 'sokoban')
-  assert section.options.to_dict() == env_settings.OPTIONS['sokoban']
+  assert section.options.to_dict() == env_schema.OPTIONS['sokoban']
   limits = (section.turns, section.max_actions, section.action_budget)
   assert limits == (5, 2, 10) and section.share == 1.0
-  assert not c.mixture and env_settings.most_turns(c) == 5
+  assert not c.mixture and env_schema.most_turns(c) == 5
 
 
 def test_a_mixture_has_a_section_for_each():
-  c = settings.defaults(BOTH)
+  c = schema.defaults(BOTH)
   c.mixture.sokoban.turns = 7
-  lake, sokoban = env_settings.sections(c)
+  lake, sokoban = env_schema.sections(c)
   assert (lake.name, sokoban.name) == tuple(BOTH)
   assert (lake.share, sokoban.share) == (1.0, 3.0)
   assert (lake.turns, sokoban.turns) == (5, 7)
-  assert env_settings.most_turns(c) == 7
+  assert env_schema.most_turns(c) == 7
   assert sokoban.player_field == 'mixture.sokoban.player'
-  checks.check(c)
+  validate.check(c)
 
 
 def test_an_own_class_has_its_keywords_as_options():
-  c = settings.defaults('own_games:Own')
+  c = schema.defaults('own_games:Own')
   assert c.env.options.to_dict() == {'depth': 3, 'name': 'x'}
   assert c.player.name == 'random'
-  (section,) = env_settings.sections(c)
+  (section,) = env_schema.sections(c)
   assert section.label == 'own'
-  checks.check(c)
+  validate.check(c)
 
 
 SHARING = {'sokoban': 1.0, 'own_games:Sharing': 2.0}
@@ -65,12 +66,12 @@ SHARING = {'sokoban': 1.0, 'own_games:Sharing': 2.0}
 
 @pytest.mark.parametrize('env', ['sokoban', 'own_games:Own', BOTH, SHARING])
 def test_a_config_comes_back_from_json(env):
-  c = settings.defaults(env)
-  for section in env_settings.sections(c):
+  c = schema.defaults(env)
+  for section in env_schema.sections(c):
     assert section.boards == ''
-  flat = json.loads(json.dumps(settings.to_json(c)))
-  assert settings.to_json(settings.from_json(flat)) == settings.to_json(c)
-  assert continuing.difference(flat, c) is None
+  flat = json.loads(json.dumps(schema.to_json(c)))
+  assert schema.to_json(schema.from_json(flat)) == schema.to_json(c)
+  assert resume.difference(flat, c) is None
 
 
 @pytest.mark.parametrize(
@@ -89,11 +90,11 @@ def test_a_config_comes_back_from_json(env):
   ],
 )
 def test_bad_values_are_refused(env, field, value, words):
-  c = settings.defaults(env)
+  c = schema.defaults(env)
   section, _, name = field.rpartition('.')
-  settings.get(c, section)[name] = value
-  with pytest.raises(settings.Refused) as error:
-    checks.check(c)
+  schema.get(c, section)[name] = value
+  with pytest.raises(errors.UsageError) as error:
+    validate.check(c)
   assert str(error.value).startswith(f'{field} is {value!r}')
   assert words in str(error.value)
 
@@ -102,32 +103,36 @@ def test_bad_values_are_refused(env, field, value, words):
   'env', ['chess', 'own_games:Other', 'no.module:Own', {'chess': 1.0}]
 )
 def test_unknown_environments_are_refused(env):
-  with pytest.raises(settings.Refused, match='env.name is'):
-    settings.defaults(env)
+  with pytest.raises(errors.UsageError, match='env.name is'):
+    schema.defaults(env)
 
 
 def test_unknown_field_of_a_mixture_is_refused():
-  c = settings.defaults(BOTH)
+  c = schema.defaults(BOTH)
   c.mixture.sokoban.rows = 6
   with pytest.raises(
-    settings.Refused, match='mixture.sokoban.rows is no field'
+    errors.UsageError, match='mixture.sokoban.rows is no field'
   ):
-    checks.check(c)
+    validate.check(c)
 
 
 def test_two_of_one_label_are_refused():
-  with pytest.raises(settings.Refused, match='same label in a mixture, sokoba'):
-    settings.defaults({'sokoban': 1.0, 'other:Sokoban': 1.0})
+  with pytest.raises(
+    errors.UsageError, match='same label in a mixture, sokoba'
+  ):
+    schema.defaults({'sokoban': 1.0, 'other:Sokoban': 1.0})
 
 
 def test_options_of_sudoku_and_a_file_of_boards(tmp_path):
-  c = settings.defaults('sudoku')
+  c = schema.defaults('sudoku')
   c.env.options.size = 5
   with pytest.raises(
-    settings.Refused, match='options.size is 5; allowed: 4, 9'
+    errors.UsageError, match='options.size is 5; allowed: 4, 9'
   ):
-    checks.check(c)
-  c = settings.defaults('sokoban')
+    validate.check(c)
+  c = schema.defaults('sokoban')
   c.env.boards = str(tmp_path / 'none')
-  with pytest.raises(settings.Refused, match='env.boards is .* no file; allow'):
-    checks.check(c)
+  with pytest.raises(
+    errors.UsageError, match='env.boards is .* no file; allow'
+  ):
+    validate.check(c)

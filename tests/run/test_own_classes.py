@@ -5,13 +5,8 @@ import sys
 
 import pytest
 
-from actfocus_jax.run import (
-  checks,
-  continuing,
-  env_settings,
-  own_classes,
-  settings,
-)
+from actfocus_jax import errors
+from actfocus_jax.config import env_schema, plugins, resume, schema, validate
 
 GAMES = """
 class Game:
@@ -99,21 +94,21 @@ def modules(tmp_path, monkeypatch):
 
 
 def test_options_are_the_arguments_and_come_back_from_json():
-  c = settings.defaults('own_games:Game')
+  c = schema.defaults('own_games:Game')
   assert c.env.options.to_dict() == {
     'depth': 3,
     'name': 'x',
     'sizes': (1, 2),
     'share': None,
   }
-  checks.check(c)
+  validate.check(c)
   with pytest.raises(TypeError):
     c.env.options.share = 'much'
   c.env.options.update(share=0.5, sizes=(3,))
-  flat = json.loads(json.dumps(settings.to_json(c)))
-  again = settings.from_json(flat)
-  assert continuing.difference(flat, again) is None
-  made = own_classes.make(
+  flat = json.loads(json.dumps(schema.to_json(c)))
+  again = schema.from_json(flat)
+  assert resume.difference(flat, again) is None
+  made = plugins.make(
     'env.name', again.env.name, 'env.options', again.env.options
   )
   assert made.given == (3, 'x', (3,), 0.5)
@@ -135,8 +130,8 @@ def test_options_are_the_arguments_and_come_back_from_json():
   ],
 )
 def test_what_cannot_be_an_option_is_refused(name, words):
-  with pytest.raises(settings.Refused) as error:
-    env_settings.options(f'own_games:{name}')
+  with pytest.raises(errors.UsageError) as error:
+    env_schema.options(f'own_games:{name}')
   for word in (f"env.name is 'own_games:{name}', ", 'allowed: ', *words):
     assert word in str(error.value)
 
@@ -149,8 +144,8 @@ def test_arrays_as_defaults_are_refused(monkeypatch):
     pass
 
   monkeypatch.setattr(own_games, 'array', game, raising=False)
-  with pytest.raises(settings.Refused, match='default of type ndarray'):
-    settings.defaults('own_games:array')
+  with pytest.raises(errors.UsageError, match='default of type ndarray'):
+    schema.defaults('own_games:array')
 
 
 @pytest.mark.parametrize(
@@ -165,8 +160,8 @@ def test_arrays_as_defaults_are_refused(monkeypatch):
   ],
 )
 def test_modules_that_cannot_be_imported_are_refused(module, words):
-  with pytest.raises(settings.Refused) as error:
-    settings.defaults(f'{module}:Game')
+  with pytest.raises(errors.UsageError) as error:
+    schema.defaults(f'{module}:Game')
   begin = f"env.name is '{module}:Game', which cannot be imported: "
   assert str(error.value).startswith(begin) and words in str(error.value)
 
@@ -180,8 +175,8 @@ def test_modules_that_cannot_be_imported_are_refused(module, words):
   ],
 )
 def test_classes_that_cannot_be_made_are_refused(name, options, words):
-  with pytest.raises(settings.Refused) as error:
-    own_classes.make('env.name', f'own_games:{name}', 'env.options', options)
+  with pytest.raises(errors.UsageError) as error:
+    plugins.make('env.name', f'own_games:{name}', 'env.options', options)
   begin = f"env.name is 'own_games:{name}', which cannot be made with env.opti"
   assert str(error.value).startswith(begin) and words in str(error.value)
 
@@ -190,15 +185,17 @@ def test_classes_that_cannot_be_made_are_refused(name, options, words):
 
 
 def test_players_of_ones_own_are_looked_at_early():
-  c = settings.defaults('sokoban')
+  c = schema.defaults('sokoban')
   c.player.name = 'own_games:Nobody'
-  with pytest.raises(settings.Refused, match='player.name is .*own_games:Nobo'):
-    checks.check(c)
+  with pytest.raises(
+    errors.UsageError, match='player.name is .*own_games:Nobo'
+  ):
+    validate.check(c)
   c.model.path = 'some/model'  # Then no player plays.
-  checks.check(c)
+  validate.check(c)
   c.player.options.skill = 0.3
-  with pytest.raises(settings.Refused) as error:
-    checks.check(c)
+  with pytest.raises(errors.UsageError) as error:
+    validate.check(c)
   assert str(error.value).startswith('player.options.skill is 0.3')
   assert 'own_games:Nobody' in str(error.value)
 
@@ -207,19 +204,19 @@ def test_players_of_ones_own_are_looked_at_early():
   ('field', 'value'), [('env.boards', 'some.txt'), ('player.name', 'random2')]
 )
 def test_a_mixture_refuses_what_it_would_not_read(field, value):
-  c = settings.defaults({'sokoban': 1.0, 'own_games:Game': 1.0})
+  c = schema.defaults({'sokoban': 1.0, 'own_games:Game': 1.0})
   section, name = field.split('.')
   c[section][name] = value
-  with pytest.raises(settings.Refused, match=f'{field} is .*of a mixture has'):
-    checks.check(c)
+  with pytest.raises(errors.UsageError, match=f'{field} is .*of a mixture has'):
+    validate.check(c)
 
 
 def test_boards_may_lie_at_home(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   (tmp_path / 'levels.txt').write_text('')
-  c = settings.defaults('sokoban')
+  c = schema.defaults('sokoban')
   c.env.boards = '~/levels.txt'
-  checks.check(c)
+  validate.check(c)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +233,7 @@ def test_boards_may_lie_at_home(tmp_path, monkeypatch):
 )
 def test_unknown_fields_are_told_with_those_there_are(env, field, words):
   both = {'sokoban': 1.0, 'own_games:Game': 1.0}
-  c = settings.defaults(both if env == 'both' else env)
-  told = settings.unknown_field(field, sorted(settings.flatten(c)))
+  c = schema.defaults(both if env == 'both' else env)
+  told = schema.unknown_field(field, sorted(schema.flatten(c)))
   assert told.startswith(f'{field} is no field of the config; ')
   assert words in told and 'instructions' not in told.partition('mean')[2]

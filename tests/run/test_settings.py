@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from actfocus_jax.run import checks, continuing, presets, settings
+from actfocus_jax.config import presets, resume, schema, validate
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
@@ -21,14 +21,14 @@ def load(name: str, argument: str | None = None):
 
 @pytest.mark.parametrize('name', CONFIGS)
 @pytest.mark.parametrize('size', ['tiny', *presets.MODELS])
-@pytest.mark.parametrize('weights', settings.WEIGHTS)
-@pytest.mark.parametrize('algo', settings.ALGOS)
+@pytest.mark.parametrize('weights', schema.WEIGHTS)
+@pytest.mark.parametrize('algo', schema.ALGOS)
 def test_every_config_passes_its_own_checks(name, size, weights, algo):
   c = load(name, f'size={size},weights={weights},algo={algo}')
-  checks.check(c)
+  validate.check(c)
   assert c.is_locked and c.algo == algo
-  chosen = settings.WEIGHTS[weights]
-  default = settings.defaults().weights.to_dict()
+  chosen = schema.WEIGHTS[weights]
+  default = schema.defaults().weights.to_dict()
   assert c.weights.to_dict() == default | chosen
   assert bool(c.model.path) == (size != 'tiny')
 
@@ -54,7 +54,7 @@ SELECTION = {
 }
 
 
-@pytest.mark.parametrize('algo', settings.ALGOS)
+@pytest.mark.parametrize('algo', schema.ALGOS)
 @pytest.mark.parametrize('name', PAPER)
 def test_paper_settings(name, algo):
   """Numbers of arXiv 2605.14558."""
@@ -87,84 +87,84 @@ def test_paper_settings(name, algo):
 
 def test_written_config_reads_back_the_same():
   c = load('quickstart')
-  flat = settings.to_json(c)
-  again = settings.from_json(flat)
-  assert settings.to_json(again) == flat
+  flat = schema.to_json(c)
+  again = schema.from_json(flat)
+  assert schema.to_json(again) == flat
   assert again.env.options.success_probability == 1.0
   assert tuple(again.rollout.lengths) == tuple(c.rollout.lengths)
   with pytest.raises(ValueError, match='no_such'):
-    settings.from_json(flat | {'rollout.no_such': 1})
+    schema.from_json(flat | {'rollout.no_such': 1})
 
 
 def test_what_may_change_when_a_run_goes_on():
   c = load('quickstart')
-  old = settings.to_json(c)
+  old = schema.to_json(c)
   with c.unlocked():
     c.num_steps += 100
     c.eval.every = 3
     c.checkpoint.keep = 7
     c.mesh.data = 1
-  assert continuing.difference(old, c) is None
+  assert resume.difference(old, c) is None
   c.weights.alpha = 0.2
-  found = continuing.difference(old, c)
+  found = resume.difference(old, c)
   assert found == 'weights.alpha was 0.1 and is now 0.2'
 
 
 def test_eval_boards_may_not_change_in_a_run():
   c = load('quickstart')
-  old = settings.to_json(c)
+  old = schema.to_json(c)
   c.eval.prompts = 8
-  assert 'eval.prompts' in continuing.difference(old, c)
+  assert 'eval.prompts' in resume.difference(old, c)
 
 
 def test_batches_that_do_not_divide():
   c = load('quickstart')
   c.learner.microbatch = 5
   with pytest.raises(ValueError, match='learner.microbatch is 5.*32'):
-    checks.check(c)
+    validate.check(c)
   c = load('quickstart')
   with pytest.raises(
     ValueError,
     match='rollout.members is 128.*multiples of 3, or mesh.* of 2, 4, 8.',
   ):
-    checks.check_mesh(c, 3)
+    validate.check_mesh(c, 3)
 
 
 def test_sizes_of_the_mesh():
   """-1 once inside a slice and once over slices; all others count for rows."""
   c = load('quickstart')
-  assert checks.known_shards(c) == 1
+  assert validate.known_shards(c) == 1
   c.mesh.update(data=2, fsdp=-1, dcn_data=-1, dcn_fsdp=2)
-  checks.check(c)
-  assert checks.known_shards(c) == 4
+  validate.check(c)
+  assert validate.known_shards(c) == 4
   c.mesh.dcn_fsdp = 3
   with pytest.raises(ValueError, match='members is 128.*multiples of 6'):
-    checks.check(c)
+    validate.check(c)
   c.mesh.update(data=-1, dcn_fsdp=1)
   with pytest.raises(ValueError, match='mesh.data and mesh.fsdp are both -1'):
-    checks.check(c)
+    validate.check(c)
   c.mesh.update(data=1, dcn_fsdp=-1)
   with pytest.raises(ValueError, match='mesh.dcn_data and mesh.dcn_fsdp are'):
-    checks.check(c)
+    validate.check(c)
   c.mesh.update(dcn_fsdp=0)
   with pytest.raises(ValueError, match='mesh.dcn_fsdp is 0; allowed: -1'):
-    checks.check(c)
+    validate.check(c)
 
 
 def test_lengths_must_rise_to_the_context():
   c = load('quickstart')
   c.rollout.lengths = (512, 384)
   with pytest.raises(ValueError, match='rollout.lengths'):
-    checks.check(c)
+    validate.check(c)
   c.rollout.lengths = (128, 256)
   with pytest.raises(ValueError, match='512'):
-    checks.check(c)
+    validate.check(c)
 
 
 def test_kept_rows_rounds_up_as_selection_does():
   c = load('quickstart')
   c.selection.ratio = 0.3  # of 8 groups: 2.4, so 3
-  assert checks.kept_rows(c) == 3 * 16
+  assert validate.kept_rows(c) == 3 * 16
 
 
 def test_unknown_argument_names_the_allowed_ones():
@@ -180,19 +180,19 @@ def test_numbers_that_nobody_reads_are_refused():
   with pytest.raises(
     ValueError, match='advantage.gae.lam is 0.9, but algo is grpo and'
   ):
-    checks.check(c)
+    validate.check(c)
   c = load('quickstart', 'algo=ppo')
   c.advantage.gae.lam = 0.9
-  checks.check(c)
+  validate.check(c)
   c.advantage.estimator = 'gigpo'
   with pytest.raises(ValueError, match="is 'gigpo'; allowed with algo ppo: au"):
-    checks.check(c)
+    validate.check(c)
   c = load('quickstart')
   c.critic.optimizer.learning_rate = 1e-3
   with pytest.raises(
     ValueError, match='critic.optimizer.learning_rate is 0.001.*have none'
   ):
-    checks.check(c)
+    validate.check(c)
 
 
 @pytest.mark.parametrize(
@@ -220,15 +220,15 @@ def test_who_asks_the_reference(changes, reads):
   for field, value in changes.items():
     section, name = field.split('.')
     c[section][name] = value
-  checks.check(c)
-  assert settings.has_reference(c) == reads
+  validate.check(c)
+  assert schema.has_reference(c) == reads
 
 
 def test_top_p_keeps_all_rows_for_the_mini_batches():
   c = load('quickstart')
-  assert checks.kept_rows(c) == 64
+  assert validate.kept_rows(c) == 64
   c.selection.rule = 'top_p'
-  assert checks.kept_rows(c) == 128
+  assert validate.kept_rows(c) == 128
 
 
 @pytest.mark.parametrize(
@@ -256,9 +256,9 @@ def test_numbers_that_would_change_nothing_are_refused(
   c = load('quickstart', argument)
   for name, value in changes.items():
     section, _, leaf = name.rpartition('.')
-    settings.get(c, section)[leaf] = value
+    schema.get(c, section)[leaf] = value
   with pytest.raises(ValueError, match=f'{field} is .*; allowed: ') as error:
-    checks.check(c)
+    validate.check(c)
   assert '\n' not in str(error.value)
 
 
@@ -269,10 +269,10 @@ def test_the_same_numbers_where_they_are_read():
   c.selection.patience = 3
   c.learner.importance_cap = 2.0
   c.critic.warmup = 79
-  checks.check(c)
+  validate.check(c)
   c = load('quickstart', 'weights=top_entropy')
   c.weights.share = 0.5
-  checks.check(c)
+  validate.check(c)
 
 
 def test_turn_level_ppo_clips_the_turn():

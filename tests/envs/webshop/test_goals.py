@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
+from actfocus_jax.config import schema
 from actfocus_jax.envs.webshop import catalogue, goals
-from actfocus_jax.run import settings
 
 SHIRT = catalogue.Product(
   asin='B01',
@@ -207,7 +207,7 @@ def test_evaluation_and_training_share_no_goal(count, held_out):
 
 def test_seeds_mean_the_same_in_a_run():
   # Neither of the two may import the other.
-  assert goals.FIRST_TRAINING_SEED == settings.FIRST_TRAINING_SEED
+  assert goals.FIRST_TRAINING_SEED == schema.FIRST_TRAINING_SEED
 
 
 def test_equal_goals_stay_on_one_side():

@@ -1,1 +1,0 @@
-"""Where the model and the environment meet: chat, sampling, rollouts."""

@@ -1,0 +1,273 @@
+"""The command line that the commands share.
+
+Mistakes are told in one sentence on stderr with exit code 2, before jax is
+imported and before anything is written.
+"""
+
+import contextlib
+import importlib.util
+import itertools
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_collections
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from actfocus_jax import errors
+from actfocus_jax.config import env_schema, schema, validate
+from actfocus_jax.run import interrupt
+
+CONFIG = config_flags.DEFINE_config_file(
+  'config',
+  None,
+  'configs/NAME.py[:key=value,...] with the keys size, algo, weights and '
+  'estimator; single fields, those of run/settings.py, by '
+  '--config.section.field=x.',
+  lock_config=True,
+)
+MODEL_PATH = flags.DEFINE_string(
+  'model_path',
+  None,
+  'Where the model that the run of --workdir started from lies now.',
+)
+
+
+def run(main: Callable[[list[str]], None], changes: str = ''):
+  """Parses the flags and calls `main`; a bad flag exits with code 2.
+
+  `changes` is the flag, if any, that names the config of `overridden`.
+  """
+  os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
+  logging.set_verbosity(logging.ERROR)  # Orbax tells of every rename.
+  try:
+    with refusing():
+      app.run(main, flags_parser=lambda argv: _parse(argv, changes))
+  except interrupt.Stopped as stopped:
+    print(stopped)
+    sys.exit(stopped.code)
+  except errors.RunError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(1)
+
+
+def config() -> ml_collections.ConfigDict:
+  """The checked config.
+
+  Raises:
+    UsageError: One sentence.
+  """
+  c = CONFIG.value
+  if c is None:
+    raise errors.UsageError(
+      '--config is missing; e.g. --config=configs/quickstart.py'
+    )
+  if MODEL_PATH.value:
+    raise errors.UsageError(
+      '--model_path goes with the run of --workdir, not with --config; '
+      'allowed there: --config.model.path=DIR.'
+    )
+  validate.check(c)
+  return c
+
+
+def overrides() -> dict[str, Any]:
+  """The fields that `--config.section.field=value` sets on this line."""
+  return config_flags.get_override_values(flags.FLAGS['config'])
+
+
+def config_with(arguments: str) -> ml_collections.ConfigDict:
+  """The config of the command line with other config arguments.
+
+  Args:
+    arguments: `key=value,...`, as behind the colon of `--config`; they come
+      after those that are there. Overridden fields stay overridden, but for
+      those that the algorithm and the estimator do not have.
+
+  Raises:
+    UsageError: One sentence.
+  """
+  if CONFIG.value is None or MODEL_PATH.value:
+    config()  # Which says what is wrong.
+  c = read_config(_config_values(sys.argv)[-1], arguments)
+  with c.unlocked():
+    for field, value in overrides().items():
+      if not schema.has_field(c, field):
+        continue
+      section, _, name = field.rpartition('.')
+      (schema.get(c, section) if section else c)[name] = value
+  validate.check(c)
+  return c
+
+
+def read_config(named: str, arguments: str = '') -> ml_collections.ConfigDict:
+  """The config of `FILE[:arguments]`, with more arguments behind those."""
+  path, _, given = named.partition(':')
+  spec = importlib.util.spec_from_file_location('chosen_config', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  arguments = ','.join(filter(None, (given, arguments)))
+  return module.get_config(*filter(None, (arguments,)))
+
+
+def overridden(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """A config of no file, with what `--config.section.field=value` sets.
+
+  Args:
+    c: The config.
+
+  Returns:
+    The changed config, locked.
+
+  Raises:
+    UsageError: One sentence.
+  """
+  argv = [sys.argv[0], *given_fields()]
+  parsed = flags.FlagValues()
+  try:
+    config_flags.DEFINE_config_dict(
+      'config', c, flag_values=parsed, sys_argv=argv
+    )
+    parsed(argv)
+  except _FLAG_ERRORS as error:
+    raise errors.UsageError(_sentence(error, argv, c)) from error
+  return parsed['config'].value
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+  """Turn `UsageError`, or a missing jax platform, into a sentence and code 2.
+
+  Any other exception is a defect or a failure of the machine and keeps its
+  traceback.
+  """
+  try:
+    yield
+  except Exception as error:
+    told = errors.sentence(error)
+    if told is None:
+      raise
+    print(f'error: {told}', file=sys.stderr)
+    sys.exit(2)
+
+
+# What absl and ml_collections raise for a bad command line or config file.
+_FLAG_ERRORS = (
+  flags.Error,
+  AttributeError,
+  KeyError,
+  TypeError,
+  ValueError,
+  SyntaxError,
+  OSError,
+)
+
+
+def _parse(argv: list[str], changes: str) -> list[str]:
+  """Parses with absl; every way to fail becomes one sentence."""
+  for value in _config_values(argv):
+    path = value.partition(':')[0]
+    if not pathlib.Path(path).is_file():
+      raise errors.UsageError(f'--config is {path!r}, which is no file.')
+  if any(a.startswith('--config.env.name') for a in argv):
+    raise errors.UsageError(
+      'env.name comes with the config file, for the other fields depend on '
+      'it; allowed: another file, or --config=configs/own.py:env=NAME.'
+    )
+  # Without a file they are for `overridden`.
+  aside = [] if _config_values(argv) else given_fields(argv)
+  try:
+    rest = flags.FLAGS([a for a in argv if a not in aside])
+  except SystemExit:  # absl has printed the help, and leaves with 1.
+    sys.exit(0)
+  except _FLAG_ERRORS as error:
+    raise errors.UsageError(_sentence(error, argv)) from error
+  if len(rest) > 1:
+    raise errors.UsageError(f'unexpected argument {rest[1]!r}')
+  if aside and not (changes and flags.FLAGS[changes].value):
+    raise errors.UsageError(
+      f'{aside[0]} is a change to a config, but --config is missing; e.g. '
+      '--config=configs/quickstart.py'
+    )
+  return rest
+
+
+def given_fields(argv: list[str] | None = None) -> list[str]:
+  """What changes fields of the config in a command line, by default this."""
+  return [a for a in argv or sys.argv if a.startswith('--config.')]
+
+
+def _config_values(argv: list[str]) -> list[str]:
+  """What follows `--config`, behind `=` or as the next argument."""
+  values = [b for a, b in itertools.pairwise(argv) if a == '--config']
+  begin = '--config='
+  return values + [a.removeprefix(begin) for a in argv if a.startswith(begin)]
+
+
+def _sentence(
+  error: Exception,
+  argv: list[str],
+  c: ml_collections.ConfigDict | None = None,
+) -> str:
+  """What went wrong, without the traceback that ml_collections includes."""
+  own = _refusal(error)
+  if own is not None:
+    return str(own)
+  text = ' '.join(str(error).split())
+  if isinstance(error, (AttributeError, KeyError, flags.UnrecognizedFlagError)):
+    known = _fields(argv) if c is None else schema.flatten(c)
+    named = (_field(a) for a in given_fields(argv))
+    field = next((name for name in named if name not in known), None)
+    if field is not None:
+      return schema.unknown_field(field, known)
+  if 'before a value for --config' in text:
+    return '--config=FILE must stand before --config.section.field=value.'
+  text = re.split(r'\b(?:\w+Error|UsageError): ', text)[-1]
+  section = re.match(
+    r"flag --config\.(\S+?)=(.*): Failed to parse '.*' as a ConfigDict", text
+  )
+  if section:
+    return (
+      f'{section[1]} is {section[2]!r}, but has fields of its own; allowed: '
+      f'--config.{section[1]}.FIELD=value.'
+    )
+  number = re.match(
+    r'flag --config\.(\S+?)=(.*): (invalid literal for int|could not convert)',
+    text,
+  )
+  if number:
+    kind = 'whole number' if 'int' in number[3] else 'number'
+    return f'{number[1]} is {number[2]!r}; allowed: a {kind}.'
+  for argument in given_fields(argv):
+    field, value = _field(argument), argument.partition('=')[2]
+    if repr(value) in text and field not in text:
+      return f'{field} is {value!r}: {text}'
+  return text
+
+
+def _refusal(error: BaseException | None) -> errors.UsageError | None:
+  """The first sentence of our own that led to an error, or None."""
+  found = None
+  while error is not None:
+    found = error if isinstance(error, errors.UsageError) else found
+    error = error.__cause__ or error.__context__
+  return found
+
+
+def _fields(argv: list[str]) -> list[str]:
+  """The fields of the config of a command line, or what all configs have."""
+  try:
+    return list(schema.flatten(read_config(_config_values(argv)[-1])))
+  except Exception:  # There is none, or it is what went wrong.
+    schemas = [
+      schema.flatten(schema.defaults(env)) for env in env_schema.OPTIONS
+    ]
+    return sorted(set(schemas[0]).intersection(*schemas[1:]))
+
+
+def _field(argument: str) -> str:
+  return argument.removeprefix('--config.').partition('=')[0]

@@ -1,0 +1,1 @@
+"""The config: fields, validation, presets and resume rules."""

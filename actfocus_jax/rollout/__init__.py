@@ -1,0 +1,1 @@
+"""Rollouts: episodes played by a sampled policy in slots with a KV cache."""

@@ -1,0 +1,366 @@
+"""One conversation between a policy and an environment, on the host.
+
+Rollouts and demonstrations both go through an `Episode`, so that the model
+is warm-started on exactly the ids it will later see. Who wrote an id is
+recorded when the id is written.
+"""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+
+from actfocus_jax.algorithm import trajectory
+from actfocus_jax.envs import base
+from actfocus_jax.rollout import env_pool, games
+from actfocus_jax.text import chat as chat_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Opening:
+  """The start of an episode, shared by all members of its group.
+
+  Attributes:
+    game: What is played.
+    state: Of the environment.
+    text: Of the state.
+    ids: Of the first prompt.
+    system_count: How many of them are the system message.
+    failure: Why there is no state, or None.
+  """
+
+  game: games.Game
+  state: object
+  text: str
+  ids: tuple[int, ...]
+  system_count: int
+  failure: env_pool.Failed | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+  """A finished turn: `ids[prompt:start]` were given, `[start:stop]` sampled."""
+
+  prompt: int
+  start: int
+  stop: int
+  anchor: int
+  response: chat_lib.Response
+  result: base.TurnResult
+
+
+def open_all(
+  chat,
+  pool: env_pool.EnvPool,
+  played: Sequence[games.Game],
+  seeds: Sequence[int],
+  owners: Sequence[Collection[int]] | None = None,
+) -> list[Opening]:
+  """Resets environments where they may fail, and renders the first prompts.
+
+  Args:
+    chat: The tokenizer bridge.
+    pool: Where environments run.
+    played: A game for each seed.
+    seeds: Of the environments.
+    owners: Which processes play each, as of `EnvPool.run_and_share`, which
+      makes this a collective; None: this one all.
+
+  Returns:
+    The openings; one whose reset failed has a `failure`.
+  """
+  calls = [
+    functools.partial(base.reset, game.env, seed)
+    for game, seed in zip(played, seeds, strict=True)
+  ]
+  if owners is None:
+    resets = pool.run(calls)
+  else:
+    resets = pool.run_and_share(calls, owners)
+  return [
+    opening(chat, game, reset)
+    for game, reset in zip(played, resets, strict=True)
+  ]
+
+
+def opening(chat, game: games.Game, reset) -> Opening:
+  """Renders the first prompt.
+
+  Args:
+    chat: The tokenizer bridge.
+    game: What is played.
+    reset: What `base.reset` returned, or why it did not.
+
+  Returns:
+    The opening; without a state it has a prompt that nobody will answer.
+  """
+  failure = reset if isinstance(reset, env_pool.Failed) else None
+  state, text = (None, '') if failure else reset
+  limits = game.limits
+  system = chat_lib.system_message(
+    game.env.instructions,
+    budget=limits.action_budget,
+    max_actions=limits.max_actions,
+  )
+  user = chat_lib.turn_message(
+    text,
+    turn=1,
+    reward=None,
+    actions_left=limits.action_budget,
+    response_tokens=limits.response_tokens,
+  )
+  ids, system_count = chat.opening(system, user)
+  return Opening(game, state, text, tuple(ids), system_count, failure)
+
+
+def anchor_of(text: str) -> int:
+  """What a state of the environment is told by, an int32: a CRC of its text."""
+  return zlib.crc32(text.encode()) - 2**31
+
+
+@dataclasses.dataclass(frozen=True)
+class TurnOutcome:
+  """What became of a turn, for those who do not play it.
+
+  Attributes:
+    response: As it was read; None where the environment failed.
+    result: Of the environment; None where it failed.
+    ids: The next prompt increment, or None when the episode is over.
+    truncated: Whether the context ended it.
+    failure: Why the environment ended it by failing, or None.
+  """
+
+  response: chat_lib.Response | None = None
+  result: base.TurnResult | None = None
+  ids: list[int] | None = None
+  truncated: bool = False
+  failure: env_pool.Failed | None = None
+
+
+class Episode:
+  """Ids with their provenance, and the environment's state beside them.
+
+  Attributes:
+    ids: Every id so far.
+    turns: The finished turns.
+    truncated: Whether the context ended the episode.
+    over: Whether nothing more will be sampled.
+    failure: Why the environment ended it by failing, or None.
+    game: What is played.
+    state: The environment's state; None where another process plays.
+    text: Of the state.
+  """
+
+  def __init__(self, chat, opening: Opening):
+    """Starts with the opening; the first response is the next thing."""
+    self._chat = chat
+    self._limits = opening.game.limits
+    self._system_count = opening.system_count
+    self._logprobs: list[float] = []
+    self._prompt = self._start = 0
+    self._response: chat_lib.Response | None = None
+    self.game = opening.game
+    self.state, self.text = opening.state, opening.text
+    self.ids = list(opening.ids)
+    self.turns: list[Turn] = []
+    self.truncated = False
+    self.failure = opening.failure
+    self.over = self.failure is not None
+
+  @property
+  def token_budget(self) -> int:
+    """Ids that the next response may have."""
+    room = self._limits.context - len(self.ids)
+    return min(self._limits.response_tokens, room)
+
+  def respond(
+    self, sampled: Sequence[int], logprobs: Sequence[float]
+  ) -> list[int] | None:
+    """Takes a whole response, plays its turn, renders what comes next.
+
+    Args:
+      sampled: Ids as sampled, stop id included when there is one.
+      logprobs: Behaviour log-prob of each.
+
+    Returns:
+      The ids of the next prompt increment, or None when the episode is over.
+    """
+    self.add_response(sampled, logprobs)
+    return self.apply(self.env_call()()).ids
+
+  def add_response(self, sampled: Sequence[int], logprobs: Sequence[float]):
+    """Takes a whole response; `respond` is this, `env_call`, and `apply`.
+
+    Args:
+      sampled: Ids as sampled, stop id included when there is one.
+      logprobs: Behaviour log-prob of each.
+    """
+    self.ids.extend(sampled)
+    self._logprobs.extend(logprobs)
+    self._start = len(self.ids) - len(sampled)
+
+  def env_call(self) -> Callable[[], tuple[base.State, base.TurnResult]]:
+    """Reads the response that was heard.
+
+    Returns:
+      The environment's part: a call that changes nothing here, so that
+      another thread can make it.
+    """
+    self._response = self._chat.read(self.ids[self._start :])
+    return functools.partial(
+      base.play_turn,
+      self.game.env,
+      self.state,
+      self.text,
+      self._response.answer,
+      budget=self.actions_left,
+      max_actions=self._limits.max_actions,
+      format_penalty=self._limits.format_penalty,
+    )
+
+  def apply(
+    self, outcome: tuple[base.State, base.TurnResult] | env_pool.Failed
+  ) -> TurnOutcome:
+    """Takes what became of the turn, renders what comes next.
+
+    Args:
+      outcome: Of the call that `env_call` returned.
+
+    Returns:
+      What another process needs to `sync`.
+    """
+    if isinstance(outcome, env_pool.Failed):
+      self.failure, self.over = outcome, True
+      return TurnOutcome(failure=outcome)
+    self.state, result = outcome
+    self._finish(self._response, result)
+    ids = self._next_prompt(result)
+    return TurnOutcome(self._response, result, ids, self.truncated)
+
+  def sync(self, concluded: TurnOutcome):
+    """Takes what another process, which plays it, concluded of the turn."""
+    self.state, self.failure = None, concluded.failure
+    if not self.failure:
+      self._finish(concluded.response, concluded.result)
+    self.truncated, self.over = concluded.truncated, concluded.ids is None
+    self.ids.extend(concluded.ids or ())
+
+  def _finish(self, response: chat_lib.Response, result: base.TurnResult):
+    stop, anchor = len(self.ids), anchor_of(self.text)
+    self.turns.append(
+      Turn(self._prompt, self._start, stop, anchor, response, result)
+    )
+    self._prompt, self.text = stop, result.text
+
+  def _next_prompt(self, result: base.TurnResult) -> list[int] | None:
+    spent = self.actions_left <= 0 or len(self.turns) >= self._limits.turns
+    if result.done or spent:
+      self.over = True
+      return None
+    user = chat_lib.turn_message(
+      result.text,
+      turn=len(self.turns) + 1,
+      reward=result.reward,
+      actions_left=self.actions_left,
+      response_tokens=self._limits.response_tokens,
+    )
+    ids = self._chat.continuation(user, last_id=self.ids[-1])
+    if len(self.ids) + len(ids) >= self._limits.context:
+      self.over = self.truncated = True
+      return None
+    self.ids.extend(ids)
+    return ids
+
+  @property
+  def actions_left(self) -> int:
+    """What remains of the action budget."""
+    used = sum(turn.result.actions_used for turn in self.turns)
+    return self._limits.action_budget - used
+
+  @property
+  def success(self) -> bool:
+    """Whether the environment declared the episode solved."""
+    return any(turn.result.success for turn in self.turns)
+
+  @property
+  def episode_return(self) -> float:
+    """Sum of rewards and format penalties."""
+    return sum(turn.result.reward + turn.result.penalty for turn in self.turns)
+
+  @property
+  def sampled_count(self) -> int:
+    """Ids written by the policy."""
+    return len(self._logprobs)
+
+  def logprobs(self, turn: Turn) -> list[float]:
+    """Behaviour log-probs of the sampled ids of a turn."""
+    before = sum(t.stop - t.start for t in self.turns if t.start < turn.start)
+    return self._logprobs[before : before + turn.stop - turn.start]
+
+  def write_row(self, batch: trajectory.Trajectory, row: int):
+    """Fills one row of a host `Trajectory` that holds padding so far."""
+    length = len(self.ids)
+    batch.tokens[row, :length] = self.ids
+    batch.valid[row, :length] = True
+    if self.failure:  # Nobody knows what its tokens were worth.
+      return
+    for index, turn in enumerate(self.turns):
+      span = slice(turn.start, turn.stop)
+      batch.sampled[row, span] = True
+      batch.action[row, span] = turn.response.action
+      batch.turn[row, turn.prompt : turn.stop] = index
+      batch.anchor[row, turn.prompt : turn.stop] = turn.anchor
+      batch.turn_end[row, turn.stop - 1] = True
+      batch.logprob[row, span] = self.logprobs(turn)
+      result = turn.result
+      batch.reward[row, turn.stop - 1] = result.reward + result.penalty
+    # A prompt that nobody has answered yet opens a turn too.
+    batch.turn[row, self._prompt : length] = len(self.turns)
+    batch.turn[row, : self._system_count] = -1
+    batch.anchor[row, : self._system_count] = 0
+    batch.success[row] = self.success
+
+
+def to_trajectory(
+  episodes: Sequence[Episode], groups: Sequence[int], *, length: int, pad: int
+) -> trajectory.Trajectory:
+  """Lays finished episodes side by side, right-padded.
+
+  One whose environment failed has no sampled token, so nothing is learned from
+  it, and the mean return of the others of its group, so it moves no baseline.
+
+  Args:
+    episodes: B of them.
+    groups: The group of each.
+    length: T, at least the longest episode.
+    pad: Id of the padding.
+
+  Returns:
+    A `Trajectory` of NumPy arrays.
+  """
+  shape = (len(episodes), length)
+  batch = trajectory.Trajectory(
+    tokens=np.full(shape, pad, np.int32),
+    valid=np.zeros(shape, bool),
+    sampled=np.zeros(shape, bool),
+    action=np.zeros(shape, bool),
+    turn=np.full(shape, -1, np.int32),
+    turn_end=np.zeros(shape, bool),
+    anchor=np.zeros(shape, np.int32),
+    logprob=np.zeros(shape, np.float32),
+    reward=np.zeros(shape, np.float32),
+    group=np.asarray(groups, np.int32),
+    success=np.zeros(shape[:1], bool),
+  )
+  for row, episode in enumerate(episodes):
+    episode.write_row(batch, row)
+    if episode.failure:
+      others = [
+        other.episode_return
+        for other, group in zip(episodes, groups, strict=True)
+        if group == groups[row] and not other.failure
+      ]
+      batch.reward[row, len(episode.ids) - 1] = np.mean(others or 0.0)
+  return batch

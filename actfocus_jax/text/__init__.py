@@ -1,0 +1,1 @@
+"""The tokenizer bridge: chat templates, exact bytes, answer spans."""

@@ -1,0 +1,1 @@
+"""Warm start: scripted players, demonstrations and supervised training."""

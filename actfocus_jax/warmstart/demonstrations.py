@@ -1,0 +1,182 @@
+"""Demonstrations: a scripted player in the policy's place.
+
+An environment that fails loses the demonstration it fails in, and stops all of
+them only where hardly one of its game is left. One in which a response is too
+long for its limit ends before it; where most do, the limit is refused.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from actfocus_jax.rollout import env_pool, games
+from actfocus_jax.rollout import episode as episode_lib
+from actfocus_jax.text import tokenizer as tokenizer_lib
+from actfocus_jax.text.chat import Chat
+
+# Who plays what: a player has `respond(env, state, rng) -> (thought, actions)`.
+Cast = Sequence[tuple[games.Game, Any]]
+# A game that loses more than this share of its demonstrations is refused, as
+# soon as so many are lost or at the end.
+_MOST_LOST = 0.9
+_MOST_CUT = 0.5  # likewise of those that end before a response
+_SOON = 32
+
+
+def play(
+  chat: Chat,
+  cast: Cast,
+  seeds: Iterable[int],
+  *,
+  pool: env_pool.EnvPool | None = None,
+  tell: Callable[[str], Any] = lambda line: None,
+) -> list[episode_lib.Episode]:
+  """Plays one episode per seed, in the form a rollout would have.
+
+  Args:
+    chat: The tokenizer bridge.
+    cast: Games and their players; a seed says which.
+    seeds: Of the environment, and of the player's choices.
+    pool: Where environments run; by default in this thread.
+    tell: Takes a line about each game that lost some.
+
+  Returns:
+    Finished episodes, without those whose environment failed. Their log-probs
+    are 0: nobody sampled them.
+
+  Raises:
+    ValueError: Most demonstrations of a game have a response that is too long
+      for its limit, or (nearly) all were lost.
+  """
+  pool = pool or env_pool.EnvPool()
+  players = {game.name: player for game, player in cast}
+  tallies = {game.name: _Tally(game) for game, _ in cast}
+  played = [game for game, _ in cast]
+  episodes = []
+  for seed in seeds:
+    game = games.pick(played, seed)
+    tally = tallies[game.name]
+    one, too_long = _play_one(chat, game, players[game.name], seed, pool)
+    tally.count(one, too_long)
+    if one.turns and not one.failure:
+      episodes.append(one)
+  for tally in tallies.values():
+    tally.close(tell)
+  return episodes
+
+
+@dataclasses.dataclass
+class _Tally:
+  """The demonstrations of a game: those that were lost, those cut short."""
+
+  game: games.Game
+  played: int = 0
+  failures: list[env_pool.Failed] = dataclasses.field(default_factory=list)
+  too_long: list[int] = dataclasses.field(default_factory=list)  # in tokens
+
+  def count(self, episode: episode_lib.Episode, too_long: int | None):
+    self.played += 1
+    self.failures += [episode.failure] if episode.failure else []
+    self.too_long += [too_long] if too_long else []
+    if max(len(self.failures), len(self.too_long)) >= _SOON:
+      self._check()
+
+  def close(self, tell: Callable[[str], Any]):
+    self._check()
+    for line in filter(None, (self._lost(), self._cut())):
+      tell(line)
+
+  def _check(self):
+    if len(self.failures) > _MOST_LOST * self.played:
+      raise ValueError(f'{self._lost()}. A model needs more of them.')
+    if len(self.too_long) > _MOST_CUT * self.played:
+      raise ValueError(
+        f'{self._cut()}; allowed: {max(self.too_long)} or more, which fits '
+        'those seen so far.'
+      )
+
+  def _lost(self) -> str:
+    if not self.failures:
+      return ''
+    return (
+      f'{self.game.name}: the environment failed in {len(self.failures)} of '
+      f'{self.played} demonstrations, first: {self.failures[0].reason}'
+    )
+
+  def _cut(self) -> str:
+    if not self.too_long:
+      return ''
+    return (
+      f'limits.response_tokens is {self.game.limits.response_tokens}, which '
+      f'cuts {len(self.too_long)} of {self.played} demonstrations of '
+      f'{self.game.name} short: they have responses of up to '
+      f'{max(self.too_long)} tokens'
+    )
+
+
+def _play_one(
+  chat, game: games.Game, player, seed: int, pool: env_pool.EnvPool
+) -> tuple[episode_lib.Episode, int | None]:
+  """An episode, and the tokens of the response that it ends before."""
+  rng = np.random.default_rng((seed, 1))
+  limits = game.limits
+  (opening,) = episode_lib.open_all(chat, pool, [game], [seed])
+  episode = episode_lib.Episode(chat, opening)
+  while not episode.over:
+    try:
+      thought, actions = player.respond(game.env, episode.state, rng)
+    except (Exception, SystemExit) as error:  # It may be anybody's.
+      raise ValueError(
+        f'{game.name}: the player {type(player).__name__} failed with seed '
+        f'{seed}, {type(error).__name__}: {error}'
+      ) from error
+    ids = chat.respond(thought, actions)
+    if len(ids) > limits.response_tokens:
+      return episode, len(ids)
+    if len(ids) > episode.token_budget:  # The context ends here.
+      break
+    episode.add_response(ids, [0.0] * len(ids))
+    (outcome,) = pool.run([episode.env_call()])
+    episode.apply(outcome)
+  return episode, None
+
+
+def train_tokenizer(
+  cast: Cast,
+  seeds: Iterable[int],
+  vocab_size: int,
+  *,
+  pool: env_pool.EnvPool | None = None,
+):
+  """A tokenizer fit to what some environments and their players say.
+
+  The same conversations are first written in plain bytes, so that they need
+  no second renderer.
+
+  Args:
+    cast: As in `play`; token limits are not applied.
+    seeds: Of the conversations it is trained on.
+    vocab_size: Upper limit.
+    pool: As in `play`.
+
+  Returns:
+    A transformers tokenizer.
+  """
+  in_bytes = Chat(tokenizer_lib.train([]))
+  roomy = [(_roomy(game), player) for game, player in cast]
+  episodes = play(in_bytes, roomy, seeds, pool=pool)
+  texts = (
+    piece
+    for episode in episodes
+    for piece in tokenizer_lib.split_markup(in_bytes.text(episode.ids))
+  )
+  return tokenizer_lib.train(texts, vocab_size=vocab_size)
+
+
+def _roomy(game: games.Game) -> games.Game:
+  limits = dataclasses.replace(
+    game.limits, response_tokens=10**6, context=10**8
+  )
+  return dataclasses.replace(game, limits=limits)
