@@ -255,7 +255,7 @@ def test_a_cache_that_is_half_full(tmp_path):
 def test_typo_in_a_config_file(tmp_path):
   config = tmp_path / 'mine.py'
   config.write_text(
-    'from actfocus_jax.run import settings\n'
+    'from actfocus_jax.config import schema\n'
     'def get_config():\n'
     '  c = schema.defaults()\n'
     '  c.rollout.memebers = 32\n'

@@ -19,15 +19,15 @@ EVALUATE = """
 import functools, json, sys
 import jax
 from absl import flags
-from actfocus_jax import assemble, command, evaluate, evaluation
+from actfocus_jax import build, errors, evaluate, evaluation
+from actfocus_jax.cli import flags as flags_lib
 from actfocus_jax.parallel import mesh as mesh_lib
-from actfocus_jax.run import settings
 
 make, meshes = mesh_lib.make_mesh, []
 
 def play(c, workdir, step):
-  with assemble.refusing_misfits():
-    assemble.mesh(c)
+  with build.refusing_misfits():
+    build.mesh(c)
   meshes.append(dict(c.mesh))
   return 0, {}
 
@@ -37,7 +37,7 @@ def outcome(workdir, devices, *told):
   sys.argv = ['evaluate', f'--workdir={workdir}', *told]
   flags.FLAGS.unparse_flags()
   try:
-    evaluate.main(command._parse(sys.argv, 'workdir'))
+    evaluate.main(flags_lib._parse(sys.argv, 'workdir'))
   except errors.UsageError as refused:
     return str(refused)
   return meshes.pop()

@@ -52,6 +52,6 @@ def test_processes_that_mean_other_checkpoints_are_refused(
   def exchange(value):
     return [value, next(theirs)]
 
-  monkeypatch.setattr(processes, 'exchange', exchange)
+  monkeypatch.setattr(processes, 'allgather', exchange)
   with pytest.raises(errors.UsageError, match=told):
     evaluation.evaluate_checkpoint(None, pathlib.Path('runs/one'), 2)

@@ -145,9 +145,9 @@ def test_a_directory_that_one_process_does_not_see_is_refused(alone, seen):
   first, second = seen('not_shared')
   assert first == second
   assert '--workdir is mine, of which process 1 does not see' in first
-  pool = alone / 'hosts'
-  assert not (pool / '1' / 'mine').exists()
-  assert list((pool / '0' / 'mine').iterdir()) == []
+  hosts = alone / 'hosts'
+  assert not (hosts / '1' / 'mine').exists()
+  assert list((hosts / '0' / 'mine').iterdir()) == []
   first, second = seen('evaluate_not_shared')
   assert first == second
   assert 'the checkpoints in run are: none' in first

@@ -41,14 +41,14 @@ import sys
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from actfocus_jax import shared_run
 from actfocus_jax.parallel import processes
-from actfocus_jax.run import settings, storage
+from actfocus_jax.config import schema
+from actfocus_jax.run import shared, storage
 who = [flag.partition('=')[2] for flag in sys.argv[2:]]
 processes.start(
   coordinator=who[0], num_processes=int(who[1]), process_id=int(who[2])
 )
-shared_run._SEEN_WITHIN = 10.0
+shared._SEEN_WITHIN = 10.0
 place = storage.path(sys.argv[1])
 if place.exists():  # As a command looks at it.
   list(place.iterdir())
@@ -61,7 +61,7 @@ def leaf(value):
   return {'x': jax.make_array_from_callback(x.shape, sharding, x.__getitem__)}
 with (
   processes.exit_on_error(),
-  shared_run.open_run(place, schema.defaults(), {'sha256': ''}) as run,
+  shared.open_run(place, schema.defaults(), {'sha256': ''}) as run,
 ):
   state, seed = run.restore(leaf(0.0), agreed=processes.broadcast)
   done = 0 if state is None else seed - schema.FIRST_TRAINING_SEED

@@ -52,7 +52,7 @@ def test_a_checkpoint_that_one_sees_is_waited_for_by_all(tmp_path, monkeypatch):
     others = ('.theirs', 12) if isinstance(value, tuple) else value
     return [value, others]
 
-  monkeypatch.setattr(processes, 'exchange', exchange)
+  monkeypatch.setattr(processes, 'allgather', exchange)
   monkeypatch.setattr(shared, '_is_seen', seen)
   shared.check_shared(tmp_path)
   assert asked == [12]
@@ -67,7 +67,7 @@ def test_the_mark_does_not_stay(tmp_path, monkeypatch, sees):
     marks.extend(run.iterdir() if run.is_dir() else ())
     return [value, sees if isinstance(value, bool) else value]
 
-  monkeypatch.setattr(processes, 'exchange', exchange)
+  monkeypatch.setattr(processes, 'allgather', exchange)
   if sees:
     shared.check_shared(run)
   else:

@@ -93,7 +93,7 @@ class WarmStart:
     """Where it is kept; whatever changes the model changes the name."""
     bare = dataclasses.replace(self, cast=(), pool=None, cache='')
     own = dataclasses.asdict(bare)
-    del own['hosts']
+    del own['pool']
     own['version'] = _VERSION
     own['instructions'] = [game.env.instructions for game, _ in self.cast]
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode())

@@ -96,14 +96,14 @@ print(xla_bridge.CUDA_VISIBLE_DEVICES.value, file=sys.stderr)
 def test_what_the_cluster_answers_is_told_in_a_sentence():
   code, said = alone("""
 import jax
-from actfocus_jax import distributed
-from actfocus_jax.run import errors
+from actfocus_jax import errors
+from actfocus_jax.cli import cluster
 def initialize(**arguments):
   raise RuntimeError('Retry failed:\\n  403 Forbidden.')
 jax.distributed.initialize = initialize
-distributed.flags.FLAGS(['x', '--distributed=on'])
+cluster.flags.FLAGS(['x', '--distributed=on'])
 try:
-  with distributed.joined():
+  with cluster.joined():
     pass
 except errors.UsageError as error:
   print(error, file=sys.stderr)
@@ -120,7 +120,7 @@ except errors.UsageError as error:
 def test_who_is_lost_at_the_first_meeting_is_told_in_a_sentence(count):
   code, said = alone(f"""
 import jax
-from actfocus_jax import distributed
+from actfocus_jax.cli import cluster
 def count():
   {count}
 def exchange(value):
@@ -128,8 +128,8 @@ def exchange(value):
   raise jax.errors.JaxRuntimeError('Gloo: closed')
 processes.allgather = exchange
 processes.start = lambda **arguments: None
-distributed.flags.FLAGS(['x', '--distributed=on'])
-with distributed.joined():
+cluster.flags.FLAGS(['x', '--distributed=on'])
+with cluster.joined():
   pass
 """)
   assert code == 1
@@ -164,7 +164,7 @@ def test_words_of_any_length_arrive(monkeypatch, length):
 
 
 def said_by(monkeypatch, *values):
-  monkeypatch.setattr(processes, 'exchange', lambda value: list(values))
+  monkeypatch.setattr(processes, 'allgather', lambda value: list(values))
 
 
 def test_processes_that_differ_are_told_apart(monkeypatch):
@@ -189,7 +189,7 @@ def as_process(monkeypatch, index, others_said):
     said[index] = value
     return said
 
-  monkeypatch.setattr(processes, 'exchange', exchange)
+  monkeypatch.setattr(processes, 'allgather', exchange)
 
 
 def test_a_process_runs_its_own_calls_and_is_told_of_the_others(monkeypatch):
@@ -224,7 +224,7 @@ def test_failure_ends_the_process_at_once(tmp_path):
   code = """
 import atexit, os, time
 from actfocus_jax.parallel import processes
-from actfocus_jax.run import errors
+from actfocus_jax import errors
 from jax.errors import JaxRuntimeError
 processes.count = lambda: 2
 processes.index = lambda: {index}
@@ -262,13 +262,13 @@ def test_who_finds_no_device_says_so_and_stays_for_the_others():
   """It cannot know that it is not the first of them."""
   code, said = alone("""
 import jax
-from actfocus_jax import distributed
+from actfocus_jax.cli import cluster
 os.environ['JAX_PLATFORMS'] = 'cuda'
 jax.config.update('jax_platforms', 'cuda')
 time.sleep = lambda seconds: print(f'stays {seconds:g} s', file=sys.stderr)
 processes.start = lambda **arguments: None
-distributed.flags.FLAGS(['x', '--distributed=on'])
-with distributed.joined():
+cluster.flags.FLAGS(['x', '--distributed=on'])
+with cluster.joined():
   pass
 """)
   assert code == 2
@@ -334,7 +334,7 @@ def test_where_nobody_refuses_all_go_on(monkeypatch):
   with processes.raise_everywhere():
     pass
   # A failure is not talked about: the others end with this process.
-  monkeypatch.setattr(processes, 'exchange', lambda value: pytest.fail('talks'))
+  monkeypatch.setattr(processes, 'allgather', lambda value: pytest.fail('talks'))
   with pytest.raises(OSError, match='disk'), processes.raise_everywhere():
     raise OSError('disk')
 

@@ -20,7 +20,8 @@ if who:
   )
   assert jax.process_count() == 2 and len(jax.local_devices()) == 4
 from actfocus_jax.parallel import processes
-from actfocus_jax.run import checkpoint, directory, settings
+from actfocus_jax.config import schema
+from actfocus_jax.run import checkpoint, directory
 
 def leaf(mesh, shape, spec, seed):
   rng = np.random.default_rng(seed)
@@ -48,7 +49,7 @@ def abstract(leaves):
 
 def run_directory():
   import pathlib
-  c = settings.defaults()
+  c = schema.defaults()
   return directory.RunDirectory(
     pathlib.Path(folder),
     c,

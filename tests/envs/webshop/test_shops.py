@@ -110,12 +110,12 @@ def in_a_new_process(code):
 
 def test_threads_search_a_new_shop_at_once():
   found = in_a_new_process("""
-from actfocus_jax.agent import host
+from actfocus_jax.rollout import env_pool
 from actfocus_jax.envs import webshop
 env = webshop.WebShop()
 state, _ = env.reset(0)
 calls = [lambda: env.step(state, 'search[soft socks]')[1].text] * 8
-found = host.Host(8).run(calls)
+found = env_pool.EnvPool(8).run(calls)
 print({type(one).__name__ for one in found}, len({*found}))
 """)
   assert found == "{'str'} 1"
@@ -125,9 +125,9 @@ def test_threads_import_the_search_library_at_once():
   found = in_a_new_process("""
 import sys
 import jax
-from actfocus_jax.agent import host
+from actfocus_jax.rollout import env_pool
 from actfocus_jax.envs.webshop import search
 find = lambda: tuple(search.MemoryIndex(['a mug', 'tea']).best('tea'))
-print({*host.Host(8).run([find] * 8)}, sys.modules['jax'] is jax)
+print({*env_pool.EnvPool(8).run([find] * 8)}, sys.modules['jax'] is jax)
 """)
   assert found == '{(1,)} True'
