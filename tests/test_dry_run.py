@@ -233,7 +233,5 @@ def test_needs_follow_config():
 
 
 def test_uneven_microbatch_refused():
-  with pytest.raises(
-    ValueError, match='microbatch=4 is not a multiple of .*=8'
-  ):
+  with pytest.raises(ValueError, match='microbatch=4 is not a multiple'):
     _estimate(fsdp=8)

@@ -63,7 +63,7 @@ def test_processes_with_other_checkpoints_refused(
     loop.evaluate(None, pathlib.Path('runs/one'), 2)
 
 
-# --- The mesh of a run on another machine --------------------------------------
+# --- The mesh of a run on another machine ------------------------------------
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OWN = dict(data=1, fsdp=4, tensor=2, dcn_data=-1, dcn_fsdp=1)
