@@ -73,25 +73,17 @@ worker() {
 }
 
 create() {
-  local field='--type (or TPU_TYPE)' runtime='' chips='1|4|8|16|32|64|128|256' flags
-  check "$field" "$TYPE" '([a-z0-9]+-[0-9x-]+)?' 'a type such as v5litepod-16'
-  case $TYPE in
-    v[234]-*) runtime=tpu-ubuntu2204-base ;;
-    v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
-    v5p-*) runtime=v2-alpha-tpuv5 ;;
-    v6e-*) runtime=v2-alpha-tpuv6e ;;
-    v5e-*) fail "$field is '$TYPE'; allowed is v5litepod-N for v5e" ;;
+  local field='--type (or TPU_TYPE)' known='v[234]-[0-9]+|v5p-[1-9][0-9]*|(v5litepod|v6e)-(1|4|8|16|32|64|128|256)' flags
+  # With --runtime-version gcloud alone decides on the type.
+  check "$field" "$TYPE" "$known${RUNTIME:+|[a-z0-9]+-[0-9x-]+}" 'v2-N, v3-N, v4-N, v5p-N, and v5litepod-N (v5e) and v6e-N with N one of 1, 4, 8, 16, 32, 64, 128, 256, or another type with --runtime-version'
+  [[ ! $TYPE =~ ^v5p-[0-9]+$ || $((10#${TYPE#*-} % 8)) = 0 ]] ||
+    fail "$field is '$TYPE'; allowed is v5p-N with N, two cores a chip, a multiple of 8"
+  case ${RUNTIME:+given-}$TYPE in
+    v[234]-*) RUNTIME=tpu-ubuntu2204-base ;;
+    v5litepod-*) RUNTIME=v2-alpha-tpuv5-lite ;;
+    v5p-*) RUNTIME=v2-alpha-tpuv5 ;;
+    v6e-*) RUNTIME=v2-alpha-tpuv6e ;;
   esac
-  case $TYPE in
-    v5litepod-* | v6e-*) check "$field" "$TYPE" "v.*-($chips)" "${TYPE%%-*}-N with N one of ${chips//|/, }" ;;
-    v5p-*)
-      [[ ${TYPE#*-} =~ ^[1-9][0-9]*$ && $((${TYPE#*-} % 8)) = 0 ]] ||
-        fail "$field is '$TYPE'; allowed is v5p-N with N, two cores a chip, a multiple of 8"
-      ;;
-  esac
-  RUNTIME=${RUNTIME:-$runtime}
-  [[ -n $TYPE && -n $RUNTIME ]] ||
-    fail "$field is '$TYPE'; allowed are v2-N, v3-N, v4-N, v5litepod-N, v5p-N and v6e-N, or another one with --runtime-version"
   flags=(--accelerator-type="$TYPE" --runtime-version="$RUNTIME" --node-id="$NAME")
   # The metadata server describes all slices to JAX and libtpu, so no variables are needed.
   [ "$NODES" = 1 ] || flags=("${flags[@]:0:2}" --node-count="$NODES" --node-prefix="$NAME")

@@ -12,6 +12,9 @@ set -euo pipefail
 
 # shellcheck source=launch/commands.sh
 . "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
+action=${1:-}
+case $action in -h | --help | help) usage ;; esac
+check 'the action' "$action" 'setup|idle|ready|run|watch|stop|logs' 'setup, idle, ready, run, watch, stop or logs'
 cd "$ROOT"
 mkdir -p runs/pod
 
@@ -76,11 +79,9 @@ stop() {
     fail "training still runs on $(hostname) ${STOP_SECONDS:-600} seconds after SIGTERM; see runs/pod/log there"
 }
 
-case ${1:-} in
-  -h | --help | help) usage ;;
-  setup | idle | watch | stop) "$1" ;;
+shift
+case $action in
+  run) start "$@" ;;
   logs) exec tail -n 100 -F runs/pod/log ;;
-  ready) ready "${@:2}" ;;
-  run) start "${@:2}" ;;
-  *) fail "the action is '${1:-}'; allowed are setup, idle, ready, run, watch, stop and logs" ;;
+  *) "$action" "$@" ;;
 esac
