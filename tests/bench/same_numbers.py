@@ -76,9 +76,9 @@ SMALL = {
   'eval.save': 2,
   'checkpoint.every': 1,
   'warm_start.cache': 'warm_starts',
-  'warm_start.episodes': 128,
-  'warm_start.steps': 120,
-  'warm_start.batch': 16,
+  'warm_start.episodes': 96,
+  'warm_start.steps': 80,
+  'warm_start.batch': 8,
   'warm_start.hidden_size': 64,
   'warm_start.intermediate_size': 128,
 }
