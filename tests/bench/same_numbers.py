@@ -324,14 +324,18 @@ def must(side: Side, command: list[str], folder: pathlib.Path, devices: int):
     raise Failed(f'exit code {code} of {shlex.join(command)}\n  {text}')
 
 
-def train(side: Side, name: str, folder: pathlib.Path):
-  """Makes one run: two steps, a resume for the third, the final policy."""
+def commands(side: Side, name: str) -> list[list[str]]:
+  """Return the commands of one run, or all that must be refused."""
+  if name == 'refusals':
+    return [
+      words(side, module, *arguments, '--workdir=run')
+      for module, *arguments in REFUSALS.values()
+    ]
   run = RUNS[name]
   fields = SMALL | run.fields
   given = [f'--config.{field}={value}' for field, value in fields.items()]
-  for steps in (2, 3):
-    start = time.monotonic()
-    command = words(
+  first, resumed = (
+    words(
       side,
       TRAIN,
       f'--config=configs/{run.config}',
@@ -339,10 +343,18 @@ def train(side: Side, name: str, folder: pathlib.Path):
       f'--config.num_steps={steps}',
       '--workdir=run',
     )
-    must(side, command, folder, run.devices)
-    say(f'{side.label} {name}: step {steps}, {time.monotonic() - start:.0f} s')
-  export = words(side, EXPORT, '--workdir=run', '--out=policy')
-  must(side, export, folder, 1)
+    for steps in (2, 3)
+  )
+  return [first, resumed, words(side, EXPORT, '--workdir=run', '--out=policy')]
+
+
+def train(side: Side, name: str, folder: pathlib.Path):
+  """Makes one run: two steps, a resume for the third, the final policy."""
+  parts = 'two steps', 'resume and third step', 'export'
+  for part, command in zip(parts, commands(side, name), strict=True):
+    start = time.monotonic()
+    must(side, command, folder, 1 if part == 'export' else RUNS[name].devices)
+    say(f'{side.label} {name}: {part}, {time.monotonic() - start:.0f} s')
   hashes = {
     'policy': hash_tensors(folder / 'policy' / 'model.safetensors'),
     'warm_start': hash_warm_start(folder / 'warm_starts'),
@@ -380,16 +392,14 @@ def hash_warm_start(folder: pathlib.Path) -> dict[str, object]:
 
 def refuse(side: Side, name: str, folder: pathlib.Path):
   """Runs the commands that must be refused and writes down their answers."""
-  del name
   answers = {}
-  for reason, (module, *arguments) in REFUSALS.items():
+  for reason, command in zip(REFUSALS, commands(side, name), strict=True):
     room = folder / reason.replace(' ', '_')
     room.mkdir()
     if reason == 'workdir with other files':
       (room / 'run').mkdir()
       (room / 'run' / 'notes.txt').write_text('notes')
     before = sorted(room.rglob('run/**'))
-    command = words(side, module, *arguments, '--workdir=run')
     code, errors = execute(side, command, room)
     answers[reason] = {
       'exit code': code,
@@ -404,10 +414,9 @@ def refuse(side: Side, name: str, folder: pathlib.Path):
 
 def fingerprint(side: Side, name: str) -> dict[str, object]:
   """Return what decides the results of a run besides the commit."""
-  what = REFUSALS if name == 'refusals' else [SMALL, str(RUNS[name])]
   return {
-    'run': json.loads(json.dumps(what)),
-    'renames': side.renames._new,
+    'commands': commands(side, name),
+    'devices': RUNS[name].devices if name in RUNS else 1,
     'machine': platform.node(),
     'python': sys.version,
     'packages': {p: metadata.version(p) for p in _PACKAGES},
