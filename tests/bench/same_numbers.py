@@ -142,11 +142,17 @@ RUNS = {
       'loss.reduction': 'sequence_mean_token_mean',
       'selection.rule': 'top_p',
       'selection.ratio': 0.9,
+      'warm_start.batch': 4,
     },
   ),
   'webshop': Run(
     'webshop.py:estimator=empg,weights=centered_energy',
-    {'learner.microbatch': 0, 'learner.old_logprob': 'sampler'},
+    {
+      'learner.microbatch': 0,
+      'learner.old_logprob': 'sampler',
+      'warm_start.batch': 4,
+      'warm_start.steps': 60,
+    },
   ),
   'mixture': Run(
     'own.py:env=frozen_lake+sokoban,algo=ppo,estimator=turn_gae',
