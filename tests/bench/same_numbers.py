@@ -396,6 +396,11 @@ def hash_warm_start(folder: pathlib.Path) -> dict[str, object]:
   }
 
 
+def listing(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Return what is in a folder, and the folder itself if it exists."""
+  return [folder, *sorted(folder.rglob('*'))] if folder.exists() else []
+
+
 def refuse(side: Side, name: str, folder: pathlib.Path):
   """Runs the commands that must be refused and writes down their answers."""
   answers = {}
@@ -405,14 +410,14 @@ def refuse(side: Side, name: str, folder: pathlib.Path):
     if reason == 'workdir with other files':
       (room / 'run').mkdir()
       (room / 'run' / 'notes.txt').write_text('notes')
-    before = sorted(room.rglob('run/**'))
+    before = listing(room / 'run')
     code, errors = execute(side, command, room)
     answers[reason] = {
       'exit code': code,
       'error lines': sum(
         line.startswith('error: ') for line in errors.splitlines()
       ),
-      'workdir untouched': sorted(room.rglob('run/**')) == before,
+      'workdir untouched': listing(room / 'run') == before,
     }
   say(f'{side.label} refusals: {len(answers)} commands')
   (folder / 'refusals.json').write_text(json.dumps(answers, indent=2))
