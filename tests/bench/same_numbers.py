@@ -487,10 +487,15 @@ def read(side: Side, file: pathlib.Path) -> list[dict[str, object]]:
     {
       side.renames.old(kind, key): value
       for key, value in flatten(row).items()
-      if not key.startswith(_TIMED)
+      if not is_timed(key)
     }
     for row in rows
   ]
+
+
+def is_timed(key: str) -> bool:
+  """Return whether a clock or the process decides a key, of any game."""
+  return key.startswith(_TIMED) or key.endswith('/seconds')
 
 
 _ABSENT = 'nothing'
