@@ -20,8 +20,6 @@ Rounding grows: after some steps two such runs sample different episodes.
 import pathlib
 from typing import Any
 
-import ml_collections
-
 from actfocus_jax.config import schema
 
 # Of a run directory; a run has begun when both are there.
@@ -55,44 +53,44 @@ def model_file(workdir: pathlib.Path) -> pathlib.Path | None:
 
 
 def difference(
-  old: dict[str, Any], c: ml_collections.ConfigDict, *, same_batch: bool = False
+  old: dict[str, Any], new: dict[str, Any], *, same_batch: bool = False
 ) -> str | None:
-  """The first field that makes `c` another experiment than `old`.
+  """The first field that makes `new` another experiment than `old`.
 
   Args:
     old: `to_json` of the run's config.
-    c: The config now.
+    new: `to_json` of the config now.
     same_batch: Whether another batch size is another experiment: where runs
       are compared.
 
   Returns:
     `field: old value, new value` as a phrase, or None when a run of `old` can
-    go on with `c`.
+    go on with `new`.
   """
   free = _CONTINUABLE if same_batch else _CONTINUABLE + _BATCH
-  for field, (was, now) in changed(old, c).items():
+  for field, (was, now) in changed(old, new).items():
     if not field.startswith(free):
       return f'{field} was {was!r} and is now {now!r}'
   return None
 
 
 def changed(
-  old: dict[str, Any], c: ml_collections.ConfigDict, *, commit: str = ''
+  old: dict[str, Any], new: dict[str, Any], *, commit: str = ''
 ) -> dict[str, list[Any]]:
-  """The fields that differ: their value in `old`, which is JSON, and in `c`.
+  """The fields that differ: their value in `old` and in `new`.
 
   Args:
     old: `to_json` of the run's config. A field that an earlier version did not
       have counts as its default, as of `schema.from_json`.
-    c: The config now.
+    new: `to_json` of the config now.
     commit: Of the hub, that the model's files are of. A `model.revision` that
       was left open and now names it says the same.
 
   Returns:
     Field -> [old value, new value].
   """
-  new = schema.to_json(c)
-  old = schema.to_json(schema.schema_of(c)) | old
+  default = schema.schema_of(schema.from_json(new))
+  old = schema.to_json(default) | old
   if commit and (old['model.revision'], new['model.revision']) == ('', commit):
     old['model.revision'] = commit
   return {

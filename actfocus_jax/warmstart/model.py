@@ -27,7 +27,7 @@ from actfocus_jax.algorithm import trajectory
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.model import architecture, hf, transformer
 from actfocus_jax.parallel import mesh as mesh_lib
-from actfocus_jax.rollout import env_pool, episode
+from actfocus_jax.rollout import collector, env_pool, episode
 from actfocus_jax.run import directory as directories
 from actfocus_jax.run import interrupt, progress
 from actfocus_jax.text import chat as chat_lib
@@ -147,6 +147,8 @@ def make(plan: WarmStart, directory: pathlib.Path):
   try:
     made = tokenizer(plan)
     chat = chat_lib.Chat(made)
+    played = [game for game, _ in plan.cast]
+    collector.check_first_prompts(chat, played, plan.pool, seeds)
     episodes = demonstrations.play(
       chat, plan.cast, seeds, pool=plan.pool, tell=print
     )
