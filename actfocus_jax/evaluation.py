@@ -1,5 +1,10 @@
-"""Held-out success: the same boards every time, with a 95 % interval."""
+"""Held-out success: the same boards every time, with a 95 % interval.
 
+Beside it stands the random baseline: the success of uniformly random play on
+the same boards.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,9 +12,12 @@ import numpy as np
 
 from actfocus_jax.report import intervals
 from actfocus_jax.rollout import collector as collector_lib
-from actfocus_jax.rollout import episode
+from actfocus_jax.rollout import env_pool, episode, games
 from actfocus_jax.rollout import statistics as statistics_lib
 from actfocus_jax.text import chat as chat_lib
+from actfocus_jax.warmstart import players
+
+_RANDOM_PLAYS = 16  # episodes of the random baseline on each board
 
 
 def evaluate(
@@ -130,3 +138,60 @@ def episodes_to_show(
       rows, shown, groups, signal_BT, weight_BT, strict=True
     )
   ]
+
+
+def random_baseline(
+  collector: collector_lib.Collector, seeds: Sequence[int]
+) -> dict[str, float | None]:
+  """Success of uniformly random play on the held-out boards.
+
+  Args:
+    collector: collector of the run; its games are played in its pool.
+    seeds: seeds of the boards, each played `_RANDOM_PLAYS` times.
+
+  Returns:
+    The row of baselines.json. `random_success` is the mean over the games, and
+    `NAME/random_success` that of each if there are several. It is None if the
+    environment fails, or has no table of actions and no random player.
+  """
+  rates = [_random_success(collector.pool, g, seeds) for g in collector.games]
+  row = {
+    'random_success': None if None in rates else float(np.mean(rates)),
+    'random_episodes': _RANDOM_PLAYS * len(seeds) * len(rates),
+  }
+  if len(rates) > 1:
+    for game, rate in zip(collector.games, rates, strict=True):
+      row[f'{game.name}/random_success'] = rate
+  return row
+
+
+def _random_success(
+  pool: env_pool.EnvPool, game: games.Game, seeds: Sequence[int]
+) -> float | None:
+  player, limits = players.random_player(game.env), game.limits
+  if player is None:
+    return None
+  turns, max_actions = limits.turns, limits.max_actions
+  budget = min(limits.action_budget, turns * max_actions)
+  if game.env.actions:  # One action at a time: turns make no difference.
+    turns, max_actions = budget, 1
+  solved = []
+  for repeat in range(_RANDOM_PLAYS):
+    outcome = players.play(
+      game.env,
+      player,
+      seeds,
+      pool=pool,
+      turns=turns,
+      max_actions=max_actions,
+      budget=budget,
+      repeat=repeat,
+    )
+    if isinstance(outcome, env_pool.Failed):
+      print(
+        f'No random baseline of {game.name}: the environment failed, '
+        f'{outcome.reason}'
+      )
+      return None
+    solved += outcome
+  return float(np.mean(solved))

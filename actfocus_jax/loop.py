@@ -20,7 +20,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from actfocus_jax import build, chance, errors, evaluation, recipe
+from actfocus_jax import build, errors, evaluation, recipe
 from actfocus_jax.config import schema
 from actfocus_jax.learner import self_check
 from actfocus_jax.learner import step as step_lib
@@ -160,7 +160,9 @@ def open_run(
     if state is None:
       state = learners.create()
     if processes.is_first():
-      files.write('baselines.json', chance.level(c, parts.collector))
+      seeds = range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts)
+      row = evaluation.random_baseline(parts.collector, seeds)
+      files.write('baselines.json', row)
     # The others wait here without a time limit: this collective has run before,
     # and only the first one among devices has a time limit on GPUs.
     processes.allgather(None)
