@@ -73,7 +73,7 @@ def _config(workdir: pathlib.Path | None) -> ml_collections.ConfigDict:
       f'{other} would change the run of --workdir; allowed: '
       '--config.mesh.NAME=SIZE.'
     )
-  c = paths.run_config(workdir, flags_lib.MODEL_PATH.value)
+  c = flags_lib.run_config(workdir)
   return flags_lib.overridden(c) if given else c
 
 
