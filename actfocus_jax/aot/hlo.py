@@ -236,9 +236,9 @@ def trips(text: Text, loop: Instruction) -> int | None:
   ]
   if not bounds:
     return None
-  step, counter = 1, condition.root.operands[0]
-  if condition.root.opcode == 'compare':
-    index = int(condition.by_name[counter].attribute('index'))
+  step, counter = 1, condition.by_name[condition.root.operands[0]]
+  if counter.opcode == 'get-tuple-element':
+    index = int(counter.attribute('index'))
     body = text.computations[loop.attribute('body')]
     step = max(_constants(text, body, body.root.operands[index]), default=1)
   return -(-max(bounds) // step)
