@@ -109,19 +109,18 @@ def main(argv: list[str]):
   _check_flags()
   if _JSON.value:
     places.check_file('--json', pathlib.Path(_JSON.value))
-  if _TABLE.value:
-    _table()
-  elif _SCALE.value:
-    _scale()
-  else:
-    _one()
+  run = _table if _TABLE.value else _scale if _SCALE.value else _one
+  try:
+    run()
+  except chips.Refused as error:
+    raise settings.Refused(str(error)) from error
 
 
 def _one():
   """One config on one topology."""
   if not _TOPOLOGY.value:
     raise settings.Refused('--topology is missing; e.g. --topology=v5e:4x4')
-  topology = _parsed(_TOPOLOGY.value, _SLICES.value)
+  topology = chips.parse(_TOPOLOGY.value, _SLICES.value)
   question = _question(command.config(), topology)
   _require_libtpu()
 
@@ -137,7 +136,7 @@ def _one():
 
 def _table():
   """All sizes and algorithms; then the smallest slice for each of them."""
-  topologies = [_parsed(x, flag='--topologies') for x in _TOPOLOGIES.value]
+  topologies = [chips.parse(x, flag='--topologies') for x in _TOPOLOGIES.value]
   for flag, values, allowed in (
     ('--sizes', _SIZES.value, tuple(presets.MODELS)),
     ('--algos', _ALGOS.value, settings.ALGOS),
@@ -169,7 +168,7 @@ def _table():
   print('\nThe smallest slice that fits:\n')
   cells = [(name, kind) for name in configs for kind in kinds]
   _print(
-    (name, report.smallest(functools.partial(answer, name), chips.all_of(kind)))
+    (name, report.smallest(chips.all_of(kind), functools.partial(answer, name)))
     for name, kind in cells
   )
 
@@ -231,10 +230,7 @@ def _answer(question) -> dict[str, Any]:
   def note(text: str):
     print(f'  {question.topology}: {text}', file=sys.stderr, flush=True)
 
-  try:
-    found = report.answer(question, note=note)
-  except chips.Refused as error:
-    raise settings.Refused(str(error)) from error
+  found = report.answer(question, note=note)
   c = question.c
   name = pathlib.Path(c.model.path).name or 'the small model'
   return {'config': f'{name}, {c.algo}', 'reached': _reached(), **found}
@@ -259,13 +255,6 @@ def _save(found: Any):
     file = pathlib.Path(_JSON.value)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(found, indent=1))
-
-
-def _parsed(text: str, *args, **kwargs) -> chips.Topology:
-  try:
-    return chips.parse(text, *args, **kwargs)
-  except chips.Refused as error:
-    raise settings.Refused(str(error)) from error
 
 
 def _config_of(size: str, algo: str) -> ml_collections.ConfigDict:

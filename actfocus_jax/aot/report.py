@@ -175,15 +175,13 @@ def iteration(
   }
 
 
-def smallest(questions: Iterable[Question], answer_of) -> dict[str, Any]:
-  """Return the answer of the first question that fits, or of the last one.
-
-  Args:
-    questions: a config on slices, the smallest slice first.
-    answer_of: function from a question to its answer.
-  """
-  for question in questions:
-    found = answer_of(question)
+def smallest(
+  topologies: Iterable[chips.Topology],
+  answer_of: Callable[[chips.Topology], dict[str, Any]],
+) -> dict[str, Any]:
+  """Return the answer for the first topology that fits, or for the last one."""
+  for topology in topologies:
+    found = answer_of(topology)
     if found['fits']:
       break
   return found
@@ -280,12 +278,14 @@ def _collectives(found: list[dict[str, Any]]) -> list[str]:
 def assumptions(found: dict[str, Any]) -> str:
   """The assumptions behind the times of an answer."""
   work = found['workload']
+  reached = [f'{share:.0%}' for share in found['reached']]
   kind = 'the longest that the config allows' if work['is_most'] else 'as given'
   return (
     f'Assumed: episodes {kind}, a prompt of {work["prompt_tokens"]} tokens, '
     f'{work["turns"]} turns of {work["response_tokens"]} sampled tokens, '
     f'observations of {work["observation_tokens"]} tokens, {work["length"]} of '
-    f'{work["context"]} tokens in all; ${found["price"]:.2f} a chip and hour.'
+    f'{work["context"]} tokens in all; {", ".join(reached)} of the peaks of '
+    f'compute, memory and network; ${found["price"]:.2f} a chip and hour.'
   )
 
 

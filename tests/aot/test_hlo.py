@@ -62,11 +62,6 @@ def test_array_layout_pads_its_size(shape, size, logical):
   assert (array.size, array.logical) == (size, logical)
 
 
-def test_tuple_shape_has_all_arrays():
-  shape = '(f32[2]{0}, /*index=1*/bf16[3,4]{1,0}, (s32[], u8[5]))'
-  assert [x.size for x in hlo.arrays(shape)] == [8, 24, 4, 5]
-
-
 COUNTED = """
 HloModule m
 
@@ -130,17 +125,6 @@ def test_loop_ended_by_data_runs_the_given_number():
   assert hlo.traffic(text, EIGHT, trips=7.5).kernels == {'w': 7.5}
 
 
-def test_nested_scans_have_their_lengths():
-  def nested(x_N):
-    def outer(x_N, _):
-      x_N, _ = jax.lax.scan(lambda y, _: (jnp.sin(y), None), x_N, length=3)
-      return x_N, None
-
-    return jax.lax.scan(outer, x_N, length=5)[0]
-
-  assert sorted(trips_of(compiled(nested, (64,), specs=[P()]))) == [3, 5]
-
-
 # --- Main memory -------------------------------------------------------------
 
 
@@ -157,19 +141,6 @@ def test_row_written_in_place_counts_as_the_row():
   # 1000 rows, a few times over, and copies of the cache before and after; if
   # each step counted the cache it would be a thousand times as much.
   assert 1000 * row <= moved <= 4 * (1000 * row + cache)
-
-
-def test_scan_reads_each_layer_once():
-  def apply(x_BD, layers_LDD):
-    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x_BD, layers_LDD)[
-      0
-    ]
-
-  text = compiled(apply, (8, 256), (20, 256, 256), specs=[P(), P()])
-  moved = hlo.traffic(text, EIGHT).read_written
-  layers = 20 * 256 * 256 * 4
-  # A layer may be sliced first and read then: 3 times; never 20 times.
-  assert layers <= moved < 4.5 * layers
 
 
 def test_started_gather_writes_its_result_only():
@@ -208,16 +179,6 @@ def test_gather_in_a_loop_counts_as_often_as_the_loop():
   assert (gather.axes, gather.count) == ('fsdp', 5)
   # Of 128 x 128 numbers a device gets the three quarters it does not hold.
   assert (gather.ici, gather.dcn) == (5 * 128 * 128 * 4 * 3 / 4, 0)
-
-
-def test_two_sums_of_one_channel_count_twice():
-  """`shard_map` gives all that it sends the same number."""
-  groups = 'channel_id=1, replica_groups=[1,8]<=[8], to_apply=%add'
-  text = entry(
-    f'%b = f32[100]{{0}} all-reduce(%a), {groups}',
-    f'ROOT %c = f32[100]{{0}} all-reduce(%b), {groups}',
-  )
-  assert (only(text).count, only(text).ici) == (2, 2 * 700)
 
 
 @pytest.mark.parametrize(

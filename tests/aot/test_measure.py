@@ -247,13 +247,6 @@ def test_programs_compile_and_their_memory_adds_up(run):
   assert any('fsdp' in axes for axes in gathers)
 
 
-def test_memory_without_a_critic_is_half():
-  both, alone = small_run(), small_run(algo='grpo')
-  assert alone.parts()['critic'] is None
-  state = [measure.per_chip(x.state) for x in (both, alone)]
-  assert state[0] == pytest.approx(2 * state[1], rel=0.05)
-
-
 def test_refusal_of_the_compiler_names_bytes():
   used = 'RESOURCE_EXHAUSTED: ... Used 17.92G of 15.75G hbm. Exceeded by 2.2G'
   assert measure.refused(used) == (17.92 * 2**30, 15.75 * 2**30)
