@@ -36,6 +36,7 @@ _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$')
 # A computation of another core ends with `}, execution_thread="sparsecore"`.
 _END = re.compile(r'^\}(, execution_thread="\w+")?$')
 _CALLED = re.compile(r'(?:calls|to_apply|condition|body)=%?([\w.\-]+)')
+_BRANCH = re.compile(r'(?:_computations?=\{?|, )%([\w.\-]+)')
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 # These instructions move nothing.
 _FREE = {
@@ -139,32 +140,28 @@ class Computation:
     return next(line for line in self.instructions if line.is_root)
 
 
-@dataclasses.dataclass(frozen=True)
-class Text:
-  """Computations by name, and the name of the first one."""
-
-  computations: Mapping[str, Computation]
-  entry: str
+# Computation by name; '' is the entry, where the program begins.
+Text = Mapping[str, Computation]
 
 
 def parse(text: str) -> Text:
   """Parse the result of `compiled.as_text()`."""
-  computations, entry, name = {}, '', ''
+  computations: dict[str, Computation] = {}
+  name = ''
   lines: list[str] = []
   for line in text.splitlines():
     head = _COMPUTATION.match(line)
     if head and not name:
-      name, lines = head.group(2), []
-      entry = name if head.group(1) else entry
+      name, is_entry, lines = head.group(2), head.group(1), []
     elif _END.match(line) and name:
       parsed = filter(None, map(_instruction, lines))
-      computations[name] = Computation(tuple(parsed))
+      computations['' if is_entry else name] = Computation(tuple(parsed))
       name = ''
     elif _LINE.match(line):
       lines.append(line)
     elif name and lines:
       lines[-1] += line  # The attributes of a kernel take several lines.
-  return Text(computations, entry)
+  return computations
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -228,7 +225,7 @@ def trips(text: Text, loop: Instruction) -> int | None:
   known = _KNOWN_TRIPS.search(loop.attributes)
   if known:
     return int(known.group(1))
-  condition = text.computations[loop.attribute('condition')]
+  condition = text[loop.attribute('condition')]
   bounds = [
     int(line.literal)
     for line in condition.instructions
@@ -237,9 +234,9 @@ def trips(text: Text, loop: Instruction) -> int | None:
   if not bounds:
     return None
   step, counter = 1, condition.by_name[condition.root.operands[0]]
-  if counter.opcode == 'get-tuple-element':
+  body = text[loop.attribute('body')]
+  if (counter.opcode, body.root.opcode) == ('get-tuple-element', 'tuple'):
     index = int(counter.attribute('index'))
-    body = text.computations[loop.attribute('body')]
     step = max(_constants(text, body, body.root.operands[index]), default=1)
   return -(-max(bounds) // step)
 
@@ -253,7 +250,7 @@ def _constants(text: Text, where: Computation, name: str) -> Iterator[int]:
     for operand in line.operands:
       yield from _constants(text, where, operand)
   if line.opcode == 'fusion':
-    inner = text.computations[line.called[0]]
+    inner = text[line.called[0]]
     yield from _constants(text, inner, inner.root.name)
 
 
@@ -261,7 +258,7 @@ def _executed(
   text: Text, name: str, times: float, trips_of_data: float
 ) -> Iterator[tuple[Computation, Instruction, float]]:
   """Yield each executed instruction and how often it runs."""
-  where = text.computations[name]
+  where = text[name]
   for line in where.instructions:
     called, often = [], times
     if line.opcode == 'while':
@@ -271,18 +268,12 @@ def _executed(
     elif line.opcode in ('call', 'call-start', 'async-start'):
       called = line.called
     elif line.opcode == 'conditional':
-      called = _branches(line)[-1:]  # The last branch is the one that works.
+      # The last branch is the one that works.
+      called = _BRANCH.findall(line.attributes)[-1:]
     else:
       yield where, line, times
     for inner in called:
       yield from _executed(text, inner, often, trips_of_data)
-
-
-def _branches(line: Instruction) -> list[str]:
-  listed = re.search(r'branch_computations=\{([^}]*)\}', line.attributes)
-  if listed:
-    return [name.strip().lstrip('%') for name in listed.group(1).split(',')]
-  return re.findall(r'(?:true|false)_computation=%?([\w.\-]+)', line.attributes)
 
 
 # --- Main memory -------------------------------------------------------------
@@ -317,7 +308,7 @@ def _read(text: Text, line: Instruction, index: int) -> float:
   if index == 0 and line.opcode in _UPDATES:
     return 0.0
   if line.opcode == 'fusion':
-    inner = text.computations[line.called[0]]
+    inner = text[line.called[0]]
     return _read_by_users(text, inner, inner.parameters[index].name)
   return math.inf
 
@@ -338,7 +329,7 @@ def _written(text: Text, where: Computation, line: Instruction) -> float:
   if line.opcode in _UPDATES:
     return where.by_name[line.operands[_UPDATES[line.opcode]]].touched
   if line.opcode == 'fusion':
-    inner = text.computations[line.called[0]]
+    inner = text[line.called[0]]
     return _written(text, inner, inner.root)
   if line.opcode == 'tuple' or (line.opcode in _RENAMES):
     sources = (where.by_name[name] for name in line.operands)
@@ -552,7 +543,7 @@ def traffic(text: Text, layout: Layout, *, trips: float = 1.0) -> Traffic:
   """
   moved, kernels = 0.0, {}
   wires: dict[Any, tuple[float, Instruction]] = {}
-  for where, line, times in _executed(text, text.entry, 1.0, trips):
+  for where, line, times in _executed(text, '', 1.0, trips):
     moved += times * _moved(text, where, line)
     if line.opcode == 'custom-call' and 'tpu_custom_call' in line.attributes:
       name = re.sub(r'[.\d]*$', '', line.name)
@@ -579,7 +570,7 @@ def _collectives(text: Text, line: Instruction) -> Iterator[Instruction]:
     yield line
   elif line.opcode == 'fusion':
     for name in line.called:
-      for inner in text.computations[name].instructions:
+      for inner in text[name].instructions:
         for found in _collectives(text, inner):
           if name.startswith('all-reduce-scatter'):
             # TPUs write a reduce-scatter as a sum and a slice of it.

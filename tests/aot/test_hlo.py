@@ -102,7 +102,7 @@ ENTRY %main (a: f32[100]) -> f32[100] {
 def trips_of(text):
   return [
     hlo.trips(text, line)
-    for computation in text.computations.values()
+    for computation in text.values()
     for line in computation.instructions
     if line.opcode == 'while'
   ]
