@@ -14,7 +14,6 @@ import jax
 import ml_collections
 
 from actfocus_jax.aot import chips, measure, meshes, programs
-from actfocus_jax.model import architecture
 
 PHASES = ('rollout', 'score', 'update')
 _GB = 1e9
@@ -37,7 +36,7 @@ class Question:
   """
 
   c: ml_collections.ConfigDict
-  config: architecture.Config
+  config: Any
   topology: chips.Topology
   work: programs.Workload
   is_auto: bool = True
