@@ -15,7 +15,7 @@ import ml_collections
 import safetensors
 
 from actfocus_jax import casting, errors, sizes
-from actfocus_jax.config import env_schema, schema
+from actfocus_jax.config import schema
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.model import architecture, attention, files, hf, transformer
 from actfocus_jax.parallel import mesh as mesh_lib
@@ -326,7 +326,7 @@ def warm_start(
   Returns:
     The plan.
   """
-  sections = env_schema.sections(c)
+  sections = schema.sections(c)
   described = {key: schema.to_json(c[key]) for key in ('limits', 'player')}
   described['env'] = {
     key: value

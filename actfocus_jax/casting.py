@@ -10,7 +10,7 @@ import pathlib
 import ml_collections
 
 from actfocus_jax import envs
-from actfocus_jax.config import env_schema, plugins
+from actfocus_jax.config import fields, plugins, schema
 from actfocus_jax.envs import boards
 from actfocus_jax.rollout import env_pool as env_pool_lib
 from actfocus_jax.rollout import games as games_lib
@@ -44,12 +44,12 @@ def games(
       limits(c, section, **({'context': _ENDLESS} if by_hand else {})),
       section.share,
     )
-    for section in env_schema.sections(c)
+    for section in schema.sections(c)
   )
 
 
 def environment(
-  c: ConfigDict, section: env_schema.Section, *, by_hand: bool = False
+  c: ConfigDict, section: schema.Section, *, by_hand: bool = False
 ):
   """The environment of one section, on its own boards if it names any."""
   field = f'{section.field}.options'
@@ -83,7 +83,7 @@ def environment(
   )
 
 
-def _check_evaluation(c: ConfigDict, section: env_schema.Section, env):
+def _check_evaluation(c: ConfigDict, section: schema.Section, env):
   """Raises ValueError where an evaluation would count a board twice."""
   most = getattr(env, 'evaluation_boards', None)
   if most is not None and c.eval.prompts > most:
@@ -94,7 +94,7 @@ def _check_evaluation(c: ConfigDict, section: env_schema.Section, env):
     )
 
 
-def player(section: env_schema.Section):
+def player(section: schema.Section):
   """The scripted player whose demonstrations warm-start the small model."""
   name, field = section.player.name, f'{section.player_field}.name'
   if ':' in name:
@@ -119,10 +119,10 @@ def player(section: env_schema.Section):
 
 
 def limits(
-  c: ConfigDict, section: env_schema.Section, **others: int
+  c: ConfigDict, section: schema.Section, **others: int
 ) -> games_lib.Limits:
   """What bounds an episode; `others` go before the config."""
-  own = {name: getattr(section, name) for name in env_schema.limits('')}
+  own = {name: getattr(section, name) for name in fields.limits('')}
   return games_lib.Limits(**{**c.limits, **own, **others})
 
 

@@ -9,8 +9,6 @@ reinforcement learning much of what was learned is finer than bfloat16. Runs on
 the CPU, also beside a training that holds the accelerators.
 """
 
-import os
-
 from absl import flags
 
 from actfocus_jax import errors
@@ -44,7 +42,6 @@ def main(argv: list[str]):
   c = paths.run_config(workdir, flags_lib.MODEL_PATH.value)
   paths.check_new('--out', out)
   paths.check_model(c)
-  os.environ['JAX_PLATFORMS'] = 'cpu'
 
   # Imported late: it takes seconds, and the checks above should not.
   import jax
@@ -54,6 +51,7 @@ def main(argv: list[str]):
   from actfocus_jax.parallel import mesh as mesh_lib
   from actfocus_jax.text import vocabulary
 
+  jax.config.update('jax_platforms', 'cpu')
   mesh = mesh_lib.single_device_mesh()
   with jax.set_mesh(mesh), build.refusing_misfits():
     model = build.model(c, build.model_path(c), mesh)

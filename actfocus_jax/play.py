@@ -18,7 +18,7 @@ from absl import flags
 from actfocus_jax import casting, errors
 from actfocus_jax.cli import flags as flags_lib
 from actfocus_jax.cli import paths
-from actfocus_jax.config import env_schema, schema, validate
+from actfocus_jax.config import schema, validate
 from actfocus_jax.run import storage
 
 _ENV = flags.DEFINE_string(
@@ -166,7 +166,7 @@ def _config():
   if not _ENV.value:
     raise errors.UsageError(
       '--env is missing; allowed: '
-      f'{", ".join(env_schema.OPTIONS)}, or package.module:Class.'
+      f'{", ".join(schema.ENVS)}, or package.module:Class.'
     )
   return flags_lib.overridden(schema.defaults(_ENV.value))
 

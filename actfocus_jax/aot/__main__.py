@@ -19,6 +19,7 @@ import pathlib
 import re
 import sys
 
+import jax
 import ml_collections
 from absl import flags
 
@@ -26,7 +27,7 @@ from actfocus_jax import errors, sizes
 from actfocus_jax.aot import chips, roofline, topology, workload
 from actfocus_jax.cli import flags as flags_lib
 from actfocus_jax.cli import paths
-from actfocus_jax.config import env_schema, presets, schema
+from actfocus_jax.config import presets, schema
 from actfocus_jax.model import architecture, files
 
 _TOPOLOGY = flags.DEFINE_string(
@@ -248,7 +249,7 @@ def _shape(c: ml_collections.ConfigDict) -> architecture.Config:
 
 def _workload(c: ml_collections.ConfigDict) -> workload.Workload:
   """How long episodes are, from the flags and the limits of the config."""
-  most, turns = c.limits.response_tokens, env_schema.most_turns(c)
+  most, turns = c.limits.response_tokens, schema.most_turns(c)
   prompt = min(512, c.limits.context // 2)
   for flag, value, limit in (
     ('--prompt_tokens', _PROMPT.value, c.limits.context - 1),
@@ -316,6 +317,8 @@ def _prepare():
     TPU_ACCELERATOR_TYPE='v5litepod-4',
     TPU_WORKER_HOSTNAMES='localhost',
   )
+  # The config has imported jax, which reads JAX_PLATFORMS when imported.
+  jax.config.update('jax_platforms', 'cpu')
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ import json
 from typing import Any
 
 from actfocus_jax.aot import many, table, topology
-from actfocus_jax.config import env_schema
+from actfocus_jax.config import schema
 
 SIZE, ALGO = '3b', 'ppo'
 _MEMBERS = 16  # The paper's, of a group.
@@ -120,7 +120,7 @@ def run(asks: many.Asks, host: EnvPool | None = None) -> str:
   from actfocus_jax.aot import plot
 
   c, _ = asks.config_of(SIZE, ALGO)
-  played = ' and '.join(one.name for one in env_schema.sections(c))
+  played = ' and '.join(one.name for one in schema.sections(c))
   title = f'Qwen2.5-{SIZE.upper()}, {ALGO.upper()} on {played}'
   plot.scale(points, asks.out / 'scale.png', title, assumed)
   return text

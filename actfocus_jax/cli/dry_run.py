@@ -10,7 +10,7 @@ import ml_collections
 
 from actfocus_jax import sizes
 from actfocus_jax.cli import memory
-from actfocus_jax.config import env_schema, schema, validate
+from actfocus_jax.config import schema, validate
 from actfocus_jax.model import architecture
 
 _ITEMSIZE = {'float32': 4, 'bfloat16': 2, 'auto': 2}
@@ -59,7 +59,7 @@ def describe(
 def work(c: ml_collections.ConfigDict) -> dict[str, str]:
   """Episodes, tokens and optimizer updates of one step."""
   episodes = c.rollout.prompts * c.rollout.members
-  sampled = env_schema.most_turns(c) * c.limits.response_tokens
+  sampled = schema.most_turns(c) * c.limits.response_tokens
   return {
     'episodes': f'{episodes} ({c.rollout.prompts} groups of '
     f'{c.rollout.members})',

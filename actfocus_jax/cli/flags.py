@@ -19,14 +19,14 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from actfocus_jax import errors
-from actfocus_jax.config import env_schema, schema, validate
+from actfocus_jax.config import schema, validate
 from actfocus_jax.run import interrupt
 
 CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
   'configs/NAME.py[:key=value,...] with the keys size, algo, weights and '
-  'estimator; single fields, those of run/settings.py, by '
+  'estimator; single fields, those of configs/README.md, by '
   '--config.section.field=x.',
   lock_config=True,
 )
@@ -263,9 +263,7 @@ def _fields(argv: list[str]) -> list[str]:
   try:
     return list(schema.flatten(read_config(_config_values(argv)[-1])))
   except Exception:  # There is none, or it is what went wrong.
-    schemas = [
-      schema.flatten(schema.defaults(env)) for env in env_schema.OPTIONS
-    ]
+    schemas = [schema.flatten(schema.defaults(env)) for env in schema.ENVS]
     return sorted(set(schemas[0]).intersection(*schemas[1:]))
 
 

@@ -1,4 +1,4 @@
-"""Classes of the user's own: what can be an option, what is told of errors."""
+"""Classes of the user's own: options, imports, errors."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from actfocus_jax import errors
-from actfocus_jax.config import env_schema, plugins, resume, schema, validate
+from actfocus_jax.config import plugins, resume, schema, validate
 
 GAMES = """
 class Game:
@@ -93,7 +93,7 @@ def modules(tmp_path, monkeypatch):
     sys.modules.pop(f'own_{name}', None)
 
 
-def test_options_are_the_arguments_and_come_back_from_json():
+def test_options_are_arguments_and_survive_json():
   c = schema.defaults('own_games:Game')
   assert c.env.options.to_dict() == {
     'depth': 3,
@@ -118,7 +118,7 @@ def test_options_are_the_arguments_and_come_back_from_json():
   ('name', 'words'),
   [
     ('Keywords', ["argument '**kw'", 'keyword arguments']),
-    ('Positional', ["'depth", 'no keyword']),
+    ('Positional', ["'depth", 'not a keyword']),
     ('Untyped', ["'share' has the default None", '`int | None`']),
     ('Unknown', ["'share' has the default None", '`int | None`']),
     ('Of2', ["'share' has the default None", '`int | None`']),
@@ -126,17 +126,17 @@ def test_options_are_the_arguments_and_come_back_from_json():
     ('Nested', ["'sizes' has a default of type tuple", 'tuple of these']),
     ('Taken', ["'items' has a name"]),
     ('Strict', ["'depth' has no default"]),
-    ('three', ['no class but of type int', 'package.module:Class']),
+    ('three', ['not a class but of type int', 'package.module:Class']),
   ],
 )
-def test_what_cannot_be_an_option_is_refused(name, words):
+def test_class_with_another_kind_of_argument_is_refused(name, words):
   with pytest.raises(errors.UsageError) as error:
-    env_schema.options(f'own_games:{name}')
+    plugins.options('env.name', f'own_games:{name}')
   for word in (f"env.name is 'own_games:{name}', ", 'allowed: ', *words):
     assert word in str(error.value)
 
 
-def test_arrays_as_defaults_are_refused(monkeypatch):
+def test_array_as_default_is_refused(monkeypatch):
   import numpy as np
   import own_games
 
@@ -159,7 +159,7 @@ def test_arrays_as_defaults_are_refused(monkeypatch):
     ('', 'Empty module name; allowed'),
   ],
 )
-def test_modules_that_cannot_be_imported_are_refused(module, words):
+def test_module_that_cannot_be_imported_is_refused(module, words):
   with pytest.raises(errors.UsageError) as error:
     schema.defaults(f'{module}:Game')
   begin = f"env.name is '{module}:Game', which cannot be imported: "
@@ -174,17 +174,14 @@ def test_modules_that_cannot_be_imported_are_refused(module, words):
     ('Odd', {'width': 5}, "unexpected keyword argument 'width'; allowed"),
   ],
 )
-def test_classes_that_cannot_be_made_are_refused(name, options, words):
+def test_class_that_raises_is_refused(name, options, words):
   with pytest.raises(errors.UsageError) as error:
     plugins.make('env.name', f'own_games:{name}', 'env.options', options)
   begin = f"env.name is 'own_games:{name}', which cannot be made with env.opti"
   assert str(error.value).startswith(begin) and words in str(error.value)
 
 
-# --- The fields around them ---------------------------------------------------
-
-
-def test_players_of_ones_own_are_looked_at_early():
+def test_own_player_is_imported_by_the_check():
   c = schema.defaults('sokoban')
   c.player.name = 'own_games:Nobody'
   with pytest.raises(
@@ -198,42 +195,3 @@ def test_players_of_ones_own_are_looked_at_early():
     validate.check(c)
   assert str(error.value).startswith('player.options.skill is 0.3')
   assert 'own_games:Nobody' in str(error.value)
-
-
-@pytest.mark.parametrize(
-  ('field', 'value'), [('env.boards', 'some.txt'), ('player.name', 'random2')]
-)
-def test_a_mixture_refuses_what_it_would_not_read(field, value):
-  c = schema.defaults({'sokoban': 1.0, 'own_games:Game': 1.0})
-  section, name = field.split('.')
-  c[section][name] = value
-  with pytest.raises(errors.UsageError, match=f'{field} is .*of a mixture has'):
-    validate.check(c)
-
-
-def test_boards_may_lie_at_home(tmp_path, monkeypatch):
-  monkeypatch.setenv('HOME', str(tmp_path))
-  (tmp_path / 'levels.txt').write_text('')
-  c = schema.defaults('sokoban')
-  c.env.boards = '~/levels.txt'
-  validate.check(c)
-
-
-@pytest.mark.parametrize(
-  ('env', 'field', 'words'),
-  [
-    ('own_games:Game', 'env.options.dept', 'has depth, name, share, sizes.'),
-    ('own_games:Game', 'player.options.skill', 'player.options has none.'),
-    ('sokoban', 'env.options.skill', 'you mean player.options.skill?'),
-    ('both', 'env.options.depth', 'none; did you mean mixture.game.options.de'),
-    ('both', 'env.options.dept', 'none; did you mean mixture.game.options.de'),
-    ('both', 'mixture.game.options.x', 'options has depth, name, share, sizes'),
-    ('sokoban', 'limits.turn', 'did you mean limits.turns'),
-  ],
-)
-def test_unknown_fields_are_told_with_those_there_are(env, field, words):
-  both = {'sokoban': 1.0, 'own_games:Game': 1.0}
-  c = schema.defaults(both if env == 'both' else env)
-  told = schema.unknown_field(field, sorted(schema.flatten(c)))
-  assert told.startswith(f'{field} is no field of the config; ')
-  assert words in told and 'instructions' not in told.partition('mean')[2]
