@@ -18,7 +18,7 @@ import small_run
 from small_run import config
 
 from actfocus_jax import build, casting, errors, evaluation, loop
-from actfocus_jax.config import env_schema, schema
+from actfocus_jax.config import schema
 from actfocus_jax.rollout import env_pool, games
 from actfocus_jax.run import metrics
 from actfocus_jax.text import chat as chat_lib
@@ -355,7 +355,7 @@ def test_bad_environments_are_refused(own, tmp_path, env, words):
 def test_fields_that_are_not_there_are_refused(own, env, change, words):
   line = refusal(own, env, f'--config.{change}')
   field = change.partition('=')[0]
-  assert line.startswith(f'error: {field} is no field') and words in line
+  assert line.startswith(f'error: {field} is not a field') and words in line
 
 
 def test_what_is_made_must_be_whole(own):
@@ -363,7 +363,7 @@ def test_what_is_made_must_be_whole(own):
     c = schema.defaults(names.get('env', 'guessing:Guess'))
     c.player.name = names.get('player', 'random')
     c.env.options.update(names.get('options', {}))
-    (section,) = env_schema.sections(c)
+    (section,) = schema.sections(c)
     with pytest.raises(ValueError) as error:
       make(c, section)
     return str(error.value)

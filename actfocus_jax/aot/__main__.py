@@ -30,7 +30,7 @@ from actfocus_jax import build, errors
 from actfocus_jax.aot import chips
 from actfocus_jax.cli import flags as flags_lib
 from actfocus_jax.cli import paths
-from actfocus_jax.config import env_schema, presets, schema
+from actfocus_jax.config import presets, schema
 from actfocus_jax.model import architecture, files
 
 _TOPOLOGY = flags.DEFINE_string(
@@ -316,7 +316,7 @@ def _workload(c: ml_collections.ConfigDict):
   """Tokens of an episode, from the flags and the limits of the config."""
   from actfocus_jax.aot import programs
 
-  most, turns = c.limits.response_tokens, env_schema.most_turns(c)
+  most, turns = c.limits.response_tokens, schema.most_turns(c)
   prompt = min(512, c.limits.context // 2)
   for flag, value, limit in (
     ('--prompt_tokens', _PROMPT.value, c.limits.context - 1),

@@ -1,7 +1,5 @@
 """The warm start: a directory like any other, named by what it is made from."""
 
-import dataclasses
-import inspect
 import shutil
 import threading
 
@@ -10,12 +8,12 @@ import numpy as np
 import pytest
 import transformers
 
-from actfocus_jax import build, casting, envs
-from actfocus_jax.config import env_schema, presets, schema
+from actfocus_jax import build, casting
+from actfocus_jax.config import presets, schema
 from actfocus_jax.model import hf
 from actfocus_jax.run import directory
 from actfocus_jax.text import chat as chat_lib
-from actfocus_jax.warmstart import demonstrations, players
+from actfocus_jax.warmstart import demonstrations
 from actfocus_jax.warmstart import model as warm_model
 
 
@@ -36,7 +34,7 @@ def config(cache, **warm_start):
 
 
 def section(c):
-  return env_schema.sections(c)[0]
+  return schema.sections(c)[0]
 
 
 @pytest.fixture(scope='module')
@@ -145,19 +143,6 @@ def test_unknown_player_and_options_are_refused(tmp_path):
   c.env.options.holes = 3
   with pytest.raises(ValueError, match='env.options.*holes'):
     casting.environment(c, section(c))
-
-
-@pytest.mark.parametrize('name', env_schema.OPTIONS)
-def test_options_in_the_config_are_those_of_the_environment(name):
-  constructor = dict(inspect.signature(envs.ENVS[name]).parameters)
-  constructor.pop('progress', None)  # A callable is no setting.
-  assert env_schema.OPTIONS[name] == {
-    option: '' if parameter.default is None else parameter.default
-    for option, parameter in constructor.items()
-  }
-  for player in players.PLAYERS[name].values():
-    fields = {field.name for field in dataclasses.fields(player)}
-    assert fields == set(env_schema.PLAYERS[name])
 
 
 def test_instructions_of_the_users_own(tmp_path):

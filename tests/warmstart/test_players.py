@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from actfocus_jax.config import env_schema
+from actfocus_jax.config import fields
 from actfocus_jax.envs import ENVS, frozen_lake, sokoban
 from actfocus_jax.warmstart import players
 
@@ -216,7 +216,7 @@ MEASURED = {
 )
 def test_success(game, name):
   expected = MEASURED[game, name]
-  limits = env_schema.limits(game)
+  limits = fields.limits(game)
   limits['budget'] = limits.pop('action_budget')
   rate = players.success_rate(
     ENVS[game](), players.PLAYERS[game][name], range(10_000, 10_500), **limits

@@ -20,7 +20,7 @@ import numpy as np
 from actfocus_jax.envs.webshop import catalogue
 
 # Seeds below are for evaluation; training and demonstrations have those above.
-# A test keeps it equal to that of run/settings.py.
+# A test keeps it equal to that of config/schema.py.
 FIRST_TRAINING_SEED = 10_000
 _MOST_EVALUATION_GOALS = 500
 _MOST_OF_A_PRODUCT = 1_000_000
