@@ -23,7 +23,7 @@ import numpy as np
 from actfocus_jax import build, chance, errors, evaluation, recipe
 from actfocus_jax.config import schema
 from actfocus_jax.learner import self_check
-from actfocus_jax.learner import step as step_lib
+from actfocus_jax.learner import train_step as train_step_lib
 from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.parallel import processes
 from actfocus_jax.report import summary
@@ -156,7 +156,7 @@ class Run:
   parts: build.Parts
   files: directory.RunDirectory
   display: progress.Progress
-  train_step: step_lib.TrainStep
+  train_step: train_step_lib.TrainStep
   reference: Any
   state: Any
   next_seed: int
@@ -209,7 +209,7 @@ class Run:
         self.state,
         self.reference,
         batch,
-        recipe.stages_of(self.c),
+        recipe.train_step_config(self.c),
         limits=self_check.EXACT if is_exact else self_check.ROUNDED,
       )
     except self_check.Failed as error:
@@ -340,7 +340,13 @@ def to_batch(
 
 
 def run_step(
-  train_step: step_lib.TrainStep, state, reference, batch, key, *, fused: bool
+  train_step: train_step_lib.TrainStep,
+  state,
+  reference,
+  batch,
+  key,
+  *,
+  fused: bool,
 ) -> tuple[Any, Row]:
   """One train step as one program, or as two that are timed apart.
 
@@ -360,11 +366,10 @@ def run_step(
     state, row = train_step.fused(state, reference, batch, key)
     row = jax.device_get(row)
     return state, row | {'time/update': time.perf_counter() - begin}
-  weigh_key, order_key = jax.random.split(key)
-  ready, row = train_step.prepare(state, reference, batch, weigh_key)
-  jax.block_until_ready(ready)
+  update_batch, row = train_step.prepare(state, reference, batch, key)
+  jax.block_until_ready(update_batch)
   scored = time.perf_counter()
-  state, row = train_step.finish(state, ready, row, order_key)
+  state, row = train_step.finish(state, update_batch, row, key)
   row = jax.device_get(row)
   times = {
     'time/score': scored - begin,

@@ -127,23 +127,30 @@ def test_a_failed_self_check_stops_before_the_first_update(
 
 def test_settings_name_what_the_algorithm_has():
   assert set(schema.SIGNALS) == set(signals.SIGNALS)
+  assert schema.WITHOUT_REFERENCE == signals.WITHOUT_REFERENCE
   assert set(schema.ESTIMATORS) == set(estimators.ESTIMATORS)
-  assert set(schema.WITHOUT_REFERENCE) < set(schema.SIGNALS)
-  for names in schema.ESTIMATORS_OF.values():
-    assert set(names) <= set(schema.ESTIMATORS)
+  for algo, names in schema.ESTIMATORS_OF.items():
+    of_algo = [n for n, e in estimators.ESTIMATORS.items() if e.algo == algo]
+    assert list(names) == of_algo
   c = schema.defaults()
   for reduction in losses.REDUCTIONS:
     c.loss.reduction = reduction
     validate.check(c)
   c.kl.coefficient = 0.1
-  for estimator in losses.ESTIMATORS:
+  for estimator in losses.KL_ESTIMATORS:
     c.kl.estimator = estimator
     validate.check(c)
 
 
+@pytest.mark.parametrize('name', estimators.ESTIMATORS)
+def test_defaults_of_an_estimator_are_those_of_its_signature(name):
+  compute = estimators.ESTIMATORS[name].compute
+  assert compute.__kwdefaults__ == schema.ESTIMATORS[name]
+
+
 def test_a_dual_clip_of_0_is_none():
   c = schema.defaults()
-  assert recipe.policy_loss(c).keywords['dual_clip'] == 3.0
+  assert recipe.train_step_config(c).loss['dual_clip'] == 3.0
   c.loss.dual_clip = 0.0
   validate.check(c)
-  assert recipe.policy_loss(c).keywords['dual_clip'] is None
+  assert recipe.train_step_config(c).loss['dual_clip'] is None

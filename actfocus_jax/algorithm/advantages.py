@@ -1,10 +1,10 @@
-"""From rewards to how much better than expected each sampled token was.
+"""Advantages from rewards: how much better than expected a token was.
 
 PPO: generalised advantage estimation over sampled tokens, then whitening over
 the batch. GRPO: the return relative to the group, the same on every sampled
-token of a row. The estimators of other papers, which work turn by turn, are in
-`turn_advantages`. All are constants for differentiation and are 0 on tokens
-that nobody sampled. Token weights do not touch them.
+token of a row. `estimators` makes them, and those of other papers, available by
+name. All are constants for differentiation and are 0 on tokens that were not
+sampled. Token weights do not touch them.
 """
 
 import chex
@@ -43,11 +43,11 @@ def group_relative(
 
 
 def on_last_token(return_B: jax.Array, sampled_BT: jax.Array) -> jax.Array:
-  """The return of each episode, as a reward on its last sampled token.
+  """Return of each episode, as a reward on its last sampled token.
 
-  The paper's PPO is paid once, at the end: with it the target of every token
-  is the whole return. `Trajectory.reward`, given to `gae` as it is, pays
-  turn by turn: then a token answers only for what came after it.
+  The paper's PPO has this one reward: the target of every token is the whole
+  return. With `Trajectory.reward` as it is, the target of a token is the sum of
+  the rewards that come after it.
 
   Args:
     return_B: return of each row.
@@ -86,8 +86,7 @@ def gae(
 
   Args:
     reward_BT: on the last sampled token of each turn, or of the episode. A
-      reward on a token not sampled has no token to credit and is ignored;
-      `trajectory.check` refuses such a batch.
+      reward on a token that was not sampled is ignored.
     value_BT: value of the state in which token t was chosen, so from the
       tokens before t; read at sampled tokens only.
     sampled_BT: bool, written by the policy.

@@ -1,14 +1,11 @@
-"""Which groups are worth an update: those whose members fared differently.
+"""Selection of the groups that are worth an update.
 
-The life of one group:
-
-1. Its G members end with G returns, format penalties included.
-2. The standard deviation of these is its score. A group whose members all
-   fared alike has nothing to compare and scores 0.
-3. `top_k` keeps a share of the groups, by score: a number known before the
-   run, so the kept rows are a gather of static size under `jit`. `top_p` keeps
-   as many as it takes to hold a share of the total score.
-4. The kept groups stay in the order they had.
+The score of a group is the standard deviation of the returns of its G members,
+format penalties included; a group of equal returns has nothing to compare and
+scores 0. `top_k` keeps a share of the groups: a number known before the run,
+so the kept rows are a gather of static size under `jit`. `top_p` keeps as many
+as it takes to hold a share of the total score. The kept groups stay in the
+order they had.
 
 Source: StarPO-S, arXiv 2504.20073, as used by arXiv 2605.14558.
 """

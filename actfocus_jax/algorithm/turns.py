@@ -84,6 +84,34 @@ def spread(
   return jnp.where(mask_BT, taken_BT, 0.0)
 
 
+def own_logprob(
+  logprob_BT: jax.Array,
+  sampled_BT: jax.Array,
+  turn_BT: jax.Array,
+  *,
+  num_turns: int,
+) -> jax.Array:
+  """Return each token's own log-probability."""
+  del sampled_BT, turn_BT, num_turns
+  return logprob_BT
+
+
+def turn_logprob(
+  logprob_BT: jax.Array,
+  sampled_BT: jax.Array,
+  turn_BT: jax.Array,
+  *,
+  num_turns: int,
+) -> jax.Array:
+  """Mean log-probability of the turn, on each of its sampled tokens."""
+  mean_BK = mean(logprob_BT, sampled_BT, turn_BT, turns=num_turns)
+  return spread(mean_BK, sampled_BT, turn_BT)
+
+
+# learner.ratio -> log-probabilities of which the importance ratio is made.
+LOGPROB_POOLINGS = {'token': own_logprob, 'turn': turn_logprob}
+
+
 def _here(mask_BT: jax.Array, turn_BT: jax.Array, turns: int) -> jax.Array:
   index_11K = jnp.arange(turns)[None, None, :]
   return mask_BT[:, :, None] & (turn_BT[:, :, None] == index_11K)

@@ -7,14 +7,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from actfocus_jax.algorithm import advantages, turn_advantages
+from actfocus_jax.algorithm import estimators
 
 K = 4
 
-gigpo = jax.jit(
-  turn_advantages.gigpo,
-  static_argnames=('members', 'num_turns', 'normalize_std'),
-)
+
+@functools.partial(jax.jit, static_argnames='normalize_std')
+def compiled(inputs, **numbers):
+  return estimators.gigpo(inputs, **numbers).advantage_BT
+
+
+def gigpo(
+  reward_BT, sampled_BT, turn_BT, anchor_BT, *, members, num_turns, **kw
+):
+  """Of arrays by hand; of the returns only the number of members is read."""
+  inputs = estimators.Inputs(
+    return_PG=jnp.zeros((len(reward_BT) // members, members)),
+    reward_BT=reward_BT,
+    value_BT=None,
+    entropy_BT=jnp.zeros_like(reward_BT),
+    sampled_BT=sampled_BT,
+    turn_BT=turn_BT,
+    anchor_BT=anchor_BT,
+    num_turns=num_turns,
+  )
+  return compiled(inputs, **kw)
 
 
 def relative(value, others, *, normalize_std, eps=1e-6):
@@ -29,8 +46,7 @@ def relative(value, others, *, normalize_std, eps=1e-6):
 
 
 def run_gigpo(batch, *, members=4, num_turns=K, **numbers):
-  arrays = batch.take('reward', 'sampled', 'turn', 'anchor')
-  return gigpo(*arrays, members=members, num_turns=num_turns, **numbers)
+  return compiled(batch.inputs(members, num_turns), **numbers)
 
 
 def gigpo_loop(
@@ -46,7 +62,7 @@ def gigpo_loop(
     for row in rows:
       for k, span_S in enumerate(batch.spans_B[row]):
         later = enumerate(reward_BK[row][k:])
-        later = sum(discount**n * reward for n, reward in later)
+        later = sum(discount**kw * reward for n, reward in later)
         met.setdefault(anchor_BT[row, span_S[0]], []).append((row, k, later))
     for steps in met.values():
       others = [later for _, _, later in steps]
@@ -124,10 +140,8 @@ def test_gigpo_against_a_loop(play, seed, numbers):
   assert got_BT.dtype == jnp.float32
 
 
-def grpo(batch, members=4):
-  returns_PG = jnp.array([sum(r) for r in batch.turn_rewards()], jnp.float32)
-  advantage_PG = advantages.group_relative(returns_PG.reshape(-1, members))
-  return advantages.broadcast(advantage_PG.reshape(-1), *batch.take('sampled'))
+def grpo(batch):
+  return estimators.group_relative(batch.inputs()).advantage_BT
 
 
 def test_gigpo_without_step_weight_is_grpo(play):
@@ -220,13 +234,6 @@ def test_padding_garbage_and_spare_turns_change_nothing(play, lengthen):
   padded_BT = np.pad(clean_BT, ((0, 0), (0, 7)))
   np.testing.assert_allclose(dirty_BT, padded_BT, atol=1e-5)
   assert not np.any(clean_BT[~batch.arrays['sampled_BT']])
-
-
-def test_shapes_are_checked(play):
-  reward_BT, sampled_BT, turn_BT = play(0).take('reward', 'sampled', 'turn')
-  short_BT = turn_BT[:, :-1]
-  with pytest.raises(AssertionError):
-    gigpo(reward_BT, sampled_BT, turn_BT, short_BT, members=4, num_turns=K)
 
 
 def test_a_lost_episode_moves_no_baseline():

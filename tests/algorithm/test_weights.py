@@ -251,14 +251,31 @@ def test_schedule_without_end_or_without_way():
   assert at_step(1, 0.3, 0.7, 1) == np.float32(0.7)
 
 
-def test_schedule_is_compiled_once_for_all_steps():
-  traces = []
+@pytest.mark.parametrize('step', [0, 3, 8, 11])
+@pytest.mark.parametrize('moving', ['alpha', 'beta', 'neither'])
+def test_by_action_weighs_with_the_numbers_of_its_step(step, moving):
+  """From 0.1 and 0.5 to 0.9 within 8 steps, or not at all."""
+  signal_BT, sampled_BT, action_BT = ragged(0)
+  inputs = weights.WeightInputs(
+    signal_BT, 0 * signal_BT, sampled_BT, action_BT, jnp.int32(step)
+  )
+  ends, numbers = {}, dict(alpha=0.1, beta=0.5)
+  if moving != 'neither':
+    ends = {f'{moving}_end': 0.9, 'schedule_steps': 8}
+  got_BT = weights.by_action(inputs, **numbers, **ends)
+  if moving != 'neither':
+    numbers[moving] += min(step / 8, 1) * (0.9 - numbers[moving])
+  want_BT = loop(signal_BT, sampled_BT, action_BT, **numbers)
+  np.testing.assert_allclose(got_BT, want_BT, rtol=1e-4)
 
-  @jax.jit
-  def compute(step):
-    traces.append(step)
-    return weights.schedule(0.0, 8.0, steps=8, step=step)
 
-  for step in range(12):
-    assert compute(jnp.int32(step)) == min(step, 8)
-  assert len(traces) == 1
+def test_by_entropy_reads_the_entropy():
+  entropy_BT, sampled_BT = entropies(0, 40)
+  none_BT = jnp.zeros_like(sampled_BT)
+  inputs = weights.WeightInputs(
+    -entropy_BT, entropy_BT, sampled_BT, none_BT, jnp.int32(0)
+  )
+  np.testing.assert_array_equal(
+    weights.by_entropy(inputs, share=0.5),
+    top_entropy(entropy_BT, sampled_BT, share=0.5),
+  )

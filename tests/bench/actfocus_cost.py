@@ -46,8 +46,8 @@ def arms(recipe, model):
   for kl, coefficient in _KL.items():
     for weights in _WEIGHTS:
       c = config_of(weights, coefficient)
-      who = recipe.learners(c, model)
-      made[weights, kl] = [recipe.train_step(c, who), who.create()]
+      learners = recipe.learners(c, model)
+      made[weights, kl] = [recipe.train_step(c, learners), learners.create()]
   return made
 
 

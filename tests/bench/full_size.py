@@ -160,12 +160,11 @@ def iterate(args):
           temperature=c.rollout.temperature,
         )
       batch = with_rewards(loop.to_batch(played, c, parts), i)
-      weigh_key, order_key = jax.random.split(key)
       with memory.phase(f'{i} score'):
-        ready, row = step.prepare(state, reference, batch, weigh_key)
-        jax.block_until_ready(ready)
+        update_batch, row = step.prepare(state, reference, batch, key)
+        jax.block_until_ready(update_batch)
       with memory.phase(f'{i} update'):
-        state, row = step.finish(state, ready, row, order_key)
+        state, row = step.finish(state, update_batch, row, key)
         row = jax.device_get(row)
   return {
     'seconds': memory.seconds,
