@@ -125,17 +125,7 @@ def clipped_surrogate(
 
   Where A < 0, `dual_clip` = c bounds it below by c A. Sources: PPO, arXiv
   1707.06347, equation 7; two bounds, arXiv 2503.14476; dual clip, arXiv
-  1912.09729.
-
-  Args:
-    ratio_BT: importance ratio of token t.
-    advantage_BT: advantage of token t.
-    clip_low: the ratio is clipped below at 1 - clip_low.
-    clip_high: the ratio is clipped above at 1 + clip_high.
-    dual_clip: None for no dual clip, or c > 1.
-
-  Returns:
-    The objective and the clips.
+  1912.09729. The numbers are those of `policy_loss`.
 
   Raises:
     ValueError: `dual_clip` is not above 1.
@@ -160,18 +150,7 @@ def reduce_loss(
 
   `weighted_token_mean` is one mean over all tokens. `sequence_mean_token_mean`
   is a mean over each row, then one over the rows: a token of a short row
-  counts for more.
-
-  Args:
-    loss_BT: loss of token t, its weight included.
-    weight_BT: token weights, 0 where not sampled.
-    reduction: one of REDUCTIONS.
-
-  Returns:
-    (sum, count); the count is `denominator`.
-
-  Raises:
-    ValueError: the reduction is unknown.
+  counts for more. The count is `denominator`.
   """
   count = denominator(weight_BT, reduction=reduction)
   if reduction == 'weighted_token_mean':
@@ -185,12 +164,7 @@ def reduce_loss(
 def policy_metrics(
   surrogate: Surrogate, ratio_BT: jax.Array, mask_BT: jax.Array
 ) -> dict[str, Any]:
-  """Metrics of the clips and the ratio over the masked tokens.
-
-  Args:
-    surrogate: result of `clipped_surrogate`.
-    ratio_BT: importance ratio of token t.
-    mask_BT: bool, the tokens that count.
+  """Metrics over the masked tokens.
 
   Returns:
     `clip_fraction` and `dual_clip_fraction` as (sum, count); `ratio_max`, a

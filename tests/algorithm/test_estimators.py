@@ -19,8 +19,10 @@ CRITIC = ('gae', 'turn_gae')
 
 @functools.cache
 def compiled(name):
-  static = dict(static_argnames=('normalize_std', 'reward_placement'))
-  return jax.jit(ESTIMATORS[name].compute, **static)
+  compute = ESTIMATORS[name].compute
+  static = ('normalize_std', 'reward_placement')
+  names = [x for x in static if x in compute.__kwdefaults__]
+  return jax.jit(compute, static_argnames=names)
 
 
 def white(advantage_BT, sampled_BT):

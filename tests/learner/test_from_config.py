@@ -376,13 +376,6 @@ def test_the_critic_learns_where_turns_begin(ran):
   np.testing.assert_allclose(this.metrics['critic/loss'], wanted, rtol=1e-4)
 
 
-def test_the_critic_learns_alone_until_its_warm_up_is_over(ran):
-  this = ran('critic')
-  later = this.finish(this.c.critic.warmup)
-  assert this.metrics['actor/update_norm'] == 0 < later['actor/update_norm']
-  assert this.metrics['critic/update_norm'] > 0
-
-
 # --- Steps -------------------------------------------------------------------
 
 

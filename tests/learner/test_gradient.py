@@ -155,23 +155,6 @@ def test_micro_batches_give_the_same_gradient(
     assert_same_metrics(found, metrics)
 
 
-@pytest.mark.parametrize('rows', [16, 8])
-def test_eight_devices_give_the_same_gradient(
-  rows, model, batch, step_config, prepared, gradient, spread_out
-):
-  minibatch, _ = prepared(batch, step_config())
-  wanted, metrics = gradient(minibatch, step_config())
-  mesh, place = spread_out
-  params, placed = place(model[1], minibatch)
-  assert len(placed.tokens_BT.sharding.device_set) == 8
-  with jax.set_mesh(mesh):
-    grads, found = gradient(
-      placed, step_config(learner__microbatch=rows), params
-    )
-  assert_close(grads, wanted)
-  assert_same_metrics(found, metrics)
-
-
 def test_padding_changes_nothing(batch, step_config, prepared, gradient):
   def longer(x):
     if x.ndim == 1:

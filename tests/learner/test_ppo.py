@@ -90,29 +90,6 @@ def copy(tree):
 # --- The gradient ------------------------------------------------------------
 
 
-def test_critic_loss_equals_a_loop(
-  minibatch, batch, ppo, critic, value, critic_gradient
-):
-  value_BT = np.asarray(value(critic[1], batch.tokens, batch.valid), np.float64)
-  total, count, clipped = 0.0, 0, 0
-  for b, t in np.argwhere(batch.sampled):
-    old, goal = (
-      float(minibatch.old_value_BT[b, t]),
-      float(minibatch.return_BT[b, t]),
-    )
-    free = (value_BT[b, t] - goal) ** 2
-    near = min(max(value_BT[b, t], old - 0.2), old + 0.2)
-    total += 0.5 * max(free, (near - goal) ** 2)
-    clipped += (near - goal) ** 2 > free
-    count += 1
-  _, metrics = critic_gradient(minibatch, ppo())
-  assert 0 < clipped < count
-  np.testing.assert_allclose(metrics['critic/loss'], total / count, rtol=1e-5)
-  np.testing.assert_allclose(
-    metrics['critic/clip_fraction'], clipped / count, rtol=1e-5
-  )
-
-
 def test_critic_gradient_is_that_of_the_loss(
   minibatch, ppo, critic, critic_gradient
 ):
@@ -212,33 +189,6 @@ def test_the_critic_learns_alone_at_first(model, critic, reference, batch, ppo):
   assert largest_difference(state.actor.params, model[1]) > 1e-4
 
 
-def test_eight_devices_make_the_same_step(
-  model, critic, reference, batch, ppo, spread_out
-):
-  chosen = ppo(learner__microbatch=8)
-  wanted, wanted_metrics = stepper(model, critic, chosen).fused(
-    start(model, critic), reference, batch, jax.random.key(0)
-  )
-  mesh, place = spread_out
-  actor, rows = place(copy(model[1]), batch)
-  judge, _ = place(copy(critic[1]), batch)
-  frozen, _ = place(reference, batch)
-  with jax.set_mesh(mesh):
-    state = state_lib.create(
-      state_lib.create_model_state(actor, SLOW),
-      state_lib.create_model_state(judge, SLOW),
-    )
-    found, metrics = stepper(model, critic, chosen).fused(
-      state, frozen, rows, jax.random.key(0)
-    )
-  assert largest_difference(found.actor.params, wanted.actor.params) < 2e-5
-  assert largest_difference(found.critic.params, wanted.critic.params) < 2e-5
-  for name, x in wanted_metrics.items():
-    np.testing.assert_allclose(
-      metrics[name], x, rtol=1e-3, atol=1e-5, err_msg=name
-    )
-
-
 def test_without_spread_ppo_still_learns(model, critic, reference, batch, ppo):
   """Groups need no spread where a critic is the baseline."""
   equal = dataclasses.replace(
@@ -256,46 +206,6 @@ def test_without_spread_ppo_still_learns(model, critic, reference, batch, ppo):
 
 
 # --- Other terms of the loss -------------------------------------------------
-
-
-def test_kl_is_added_to_the_loss(
-  batch, step_config, prepared, gradient, score, model
-):
-  """At the reference itself k3 and its gradient are 0."""
-  plain = step_config()
-  with_kl = step_config(kl__coefficient=0.5, kl__estimator='k3')
-  made, _ = prepared(batch, with_kl)
-  assert prepared(batch, plain)[0].ref_logprob_BT is None
-  wanted, without = gradient(made, plain)
-  grads, metrics = gradient(made, with_kl)
-  now_BT = score(*model, batch.tokens, batch.valid).raw_logprob_BT
-  d = np.asarray(now_BT - made.ref_logprob_BT, np.float64)[batch.sampled]
-  k3 = np.clip(np.exp(-d) - 1 + d, -10, 10).mean()
-  np.testing.assert_allclose(metrics['actor/kl'], k3, rtol=1e-4)
-  np.testing.assert_allclose(
-    metrics['actor/loss'], without['actor/loss'] + 0.5 * k3, rtol=1e-4
-  )
-  assert largest_difference(grads, wanted) > 1e-3
-  at_home = dataclasses.replace(made, ref_logprob_BT=now_BT)
-  found, metrics = gradient(at_home, with_kl)
-  assert abs(float(metrics['actor/kl'])) < 1e-6
-  assert largest_difference(found, wanted) < 1e-5
-
-
-def test_importance_weights_change_the_gradient(
-  batch, step_config, prepared, gradient
-):
-  rescored = dict(learner__old_logprob='rescore')
-  capped = step_config(learner__importance_cap=1.5, **rescored)
-  made, metrics = prepared(batch, capped)
-  assert 0 < float(metrics['rollout/effective_sample_size']) < 1
-  assert float(made.importance_BT.max()) == 1.5
-  plain = dataclasses.replace(made, importance_BT=None)
-  ones_BT = jnp.ones_like(made.weight_BT)
-  ones = dataclasses.replace(made, importance_BT=ones_BT)
-  wanted = gradient(plain, step_config(**rescored))[0]
-  assert largest_difference(gradient(ones, capped)[0], wanted) < 1e-6
-  assert largest_difference(gradient(made, capped)[0], wanted) > 1e-4
 
 
 def test_without_a_need_for_it_the_reference_may_be_none(

@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import train_step as step_lib
@@ -130,28 +128,6 @@ def restored(state, folder):
 
 def abstract(x):
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-
-
-def test_a_replicated_leaf_is_named():
-  mesh = mesh_of('data2fsdp2tensor2')
-  with jax.set_mesh(mesh):
-    _, _, state = fresh(mesh)
-  everywhere = NamedSharding(mesh, P())
-  moved = jax.tree_util.tree_map_with_path(
-    lambda path, x: (
-      jax.device_put(x, everywhere)
-      if 'nu' in jax.tree_util.keystr(path) and 'gate' in str(path)
-      else x
-    ),
-    state.actor,
-  )
-  (name,) = not_split(moved)
-  assert 'nu' in name and 'layers/gate/kernel' in name
-  assert len(list(unlike_parameter(moved))) == 1
-  # Half of the mesh is not enough either.
-  half = NamedSharding(mesh, P(None, 'fsdp'))
-  kernel = state.actor.params['layers']['gate']['kernel'][...]
-  assert list(not_split({'gate': jax.device_put(kernel, half)}))
 
 
 def same(found, wanted, **tolerance):

@@ -311,15 +311,6 @@ def test_mini_batches_are_a_partition_of_the_rows(labelled):
   assert cut(labelled, key_of(), size=8, epochs=2)[1] == seen
 
 
-def test_mini_batches_move_whole_rows(labelled):
-  parts, seen = cut(labelled, key_of(), size=8, epochs=2)
-  for part, rows in enumerate(seen):
-    found = jax.tree.map(lambda x, i=part: x[i], parts)
-    assert_equal(
-      found, jax.tree.map(lambda x, i=rows: x[np.array(i)], labelled)
-    )
-
-
 def test_one_optimizer_step_per_mini_batch(
   labelled, model, step_config, gradient
 ):
