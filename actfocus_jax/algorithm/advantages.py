@@ -30,9 +30,6 @@ def group_relative(
     advantage_PG, float32; exactly 0 in a group of one and where the returns
     differ by rounding only (see `selection.group_spread`). `reshape(-1)` puts
     it in the order of the rows, for `broadcast`.
-
-  Raises:
-    AssertionError: the returns do not have two axes.
   """
   return_PG = return_PG.astype(jnp.float32)
   spread_P1 = selection.group_spread(return_PG)[:, None]
@@ -55,9 +52,6 @@ def on_last_token(return_B: jax.Array, sampled_BT: jax.Array) -> jax.Array:
 
   Returns:
     reward_BT, float32, 0 elsewhere and in rows without a sampled token.
-
-  Raises:
-    AssertionError: the numbers of rows differ, or the mask is not bool.
   """
   chex.assert_shape(sampled_BT, (return_B.shape[0], None))
   position_1T = jnp.arange(sampled_BT.shape[1])[None, :]
@@ -96,9 +90,6 @@ def gae(
   Returns:
     (advantage_BT, return_BT), float32, 0 where not sampled; the return is
     advantage plus value, the target of the critic.
-
-  Raises:
-    AssertionError: the shapes differ, or the mask is not bool.
   """
   chex.assert_rank(reward_BT, 2)
   chex.assert_equal_shape([reward_BT, value_BT, sampled_BT])
@@ -140,9 +131,6 @@ def whiten(advantage_BT: jax.Array, sampled_BT: jax.Array) -> jax.Array:
   Returns:
     advantage_BT, float32, without unit; 0 where not sampled, and everywhere
     when all are equal.
-
-  Raises:
-    AssertionError: the shapes differ, or the mask is not bool.
   """
   advantage_BT = advantage_BT.astype(jnp.float32)
   mean, variance = trajectory.masked_moments(advantage_BT, sampled_BT)
@@ -161,9 +149,6 @@ def broadcast(advantage_B: jax.Array, sampled_BT: jax.Array) -> jax.Array:
 
   Returns:
     advantage_BT, float32, 0 where not sampled.
-
-  Raises:
-    AssertionError: the numbers of rows differ, or the mask is not bool.
   """
   chex.assert_shape(sampled_BT, (advantage_B.shape[0], None))
   chex.assert_type(sampled_BT, bool)

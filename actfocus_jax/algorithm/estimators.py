@@ -138,9 +138,6 @@ def gigpo(
     normalize_std: divide by the unbiased standard deviation, of both groups.
     step_weight: omega of the paper.
     discount: per turn, in [0, 1].
-
-  Raises:
-    AssertionError: the shapes differ.
   """
   reward_BT, sampled_BT = inputs.reward_BT, inputs.sampled_BT
   turn_BT, anchor_BT = inputs.turn_BT, inputs.anchor_BT
@@ -202,9 +199,6 @@ def empg(
     scale: k of the paper.
     clarity_scale: k' of the paper.
     clarity_bonus: zeta of the paper.
-
-  Raises:
-    AssertionError: the shapes differ.
   """
   entropy_BT, sampled_BT = inputs.entropy_BT, inputs.sampled_BT
   turn_BT, num_turns = inputs.turn_BT, inputs.num_turns
@@ -247,9 +241,6 @@ def turn_gae(
     inputs: rewards, values and masks.
     discount: per turn, in [0, 1].
     lam: in [0, 1].
-
-  Raises:
-    AssertionError: the shapes differ.
   """
   reward_BT, value_BT = inputs.reward_BT, inputs.value_BT
   sampled_BT, turn_BT = inputs.sampled_BT, inputs.turn_BT

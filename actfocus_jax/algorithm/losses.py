@@ -85,7 +85,6 @@ def policy_loss(
 
   Raises:
     ValueError: `dual_clip` is not above 1, or the reduction is unknown.
-    AssertionError: the shapes differ.
   """
   chex.assert_rank(logprob_BT, 2)
   weight_BT = jax.lax.stop_gradient(weight_BT.astype(jnp.float32))
@@ -272,9 +271,6 @@ def value_loss(
   Returns:
     ((sum, count), metrics) over sampled tokens; metrics hold the (sum, count)
     of `clip_fraction`, the clipped error is the larger one.
-
-  Raises:
-    AssertionError: the shapes differ or the mask is not bool.
   """
   chex.assert_rank(value_BT, 2)
   chex.assert_equal_shape([value_BT, old_value_BT, return_BT, sampled_BT])
@@ -320,7 +316,6 @@ def kl(
 
   Raises:
     ValueError: the estimator is unknown.
-    AssertionError: the shapes differ or the mask is not bool.
   """
   if estimator not in KL_ESTIMATORS:
     raise ValueError(f'estimator must be in {KL_ESTIMATORS}, got {estimator!r}')
@@ -346,9 +341,6 @@ def entropy_bonus(entropy_BT: jax.Array, sampled_BT: jax.Array) -> Pair:
 
   Returns:
     (sum, count) over sampled tokens; a bonus, so the loss subtracts it.
-
-  Raises:
-    AssertionError: the shapes differ or the mask is not bool.
   """
   return trajectory.masked_sum_count(entropy_BT, sampled_BT)
 

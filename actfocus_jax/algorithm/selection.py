@@ -34,9 +34,6 @@ def group_spread(return_PG: jax.Array) -> jax.Array:
     score_P, float32, in units of the return; exactly 0 when returns differ by
     rounding only (range within 1e-6 of the largest magnitude, or of 1 if that
     is larger), and for groups of one.
-
-  Raises:
-    AssertionError: the returns do not have two axes.
   """
   chex.assert_rank(return_PG, 2)
   return_PG = return_PG.astype(jnp.float32)
@@ -83,7 +80,6 @@ def keep_groups(
 
   Raises:
     ValueError: the ratio is out of range or the rule is unknown.
-    AssertionError: the returns do not have two axes.
   """
   if rule not in RULES:
     raise ValueError(f'rule must be one of {RULES}, got {rule!r}')
@@ -114,7 +110,6 @@ def kept_rows(return_PG: jax.Array, *, ratio: float) -> jax.Array:
 
   Raises:
     ValueError: the ratio is out of range.
-    AssertionError: the returns do not have two axes.
   """
   order_P = _by_spread(group_spread(return_PG))
   num_groups, num_members = return_PG.shape

@@ -42,9 +42,6 @@ def energy(logits_BTV: jax.Array) -> jax.Array:
 
   Returns:
     energy_BT, float32, nats.
-
-  Raises:
-    AssertionError: the logits do not have three axes.
   """
   chex.assert_rank(logits_BTV, 3)
   logits_BTV = logits_BTV.astype(jnp.float32)

@@ -84,9 +84,6 @@ def masked_sum_count(
 
   Returns:
     (sum, count), float32 scalars.
-
-  Raises:
-    AssertionError: the shapes differ or the mask is not bool.
   """
   chex.assert_equal_shape([x_BT, mask_BT])
   chex.assert_type(mask_BT, bool)
@@ -115,9 +112,6 @@ def masked_moments(
 
   Returns:
     (mean, variance), float32 scalars; both 0 when the mask is empty.
-
-  Raises:
-    AssertionError: the shapes differ or the mask is not bool.
   """
   x_BT = x_BT.astype(jnp.float32)
   mean = masked_mean(x_BT, mask_BT)

@@ -24,9 +24,6 @@ def total(
 
   Returns:
     (sum_BK, count_BK), float32.
-
-  Raises:
-    AssertionError: the shapes differ or the mask is not bool.
   """
   chex.assert_equal_shape([x_BT, mask_BT, turn_BT])
   chex.assert_type(mask_BT, bool)

@@ -44,9 +44,6 @@ def token_weights(
   Returns:
     weight_BT, float32, a constant for differentiation. Without any action
     token it is alpha on sampled tokens.
-
-  Raises:
-    AssertionError: the shapes differ or a mask is not bool.
   """
   chex.assert_rank(signal_BT, 2)
   chex.assert_equal_shape([signal_BT, sampled_BT, action_BT])
@@ -79,9 +76,6 @@ def top_entropy(
 
   Returns:
     weight_BT, float32, a constant for differentiation.
-
-  Raises:
-    AssertionError: the shapes differ or the mask is not bool.
   """
   chex.assert_equal_shape([entropy_BT, sampled_BT])
   chex.assert_type(sampled_BT, bool)

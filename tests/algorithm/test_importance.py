@@ -16,7 +16,7 @@ def ragged(seed, shape=(5, 11)):
 
 
 def test_importance_by_hand():
-  # Ratios 0.5, 2 and 8, the last one capped; then one that nobody sampled.
+  # Ratios 0.5, 2 and 8, the last one capped; then one that was not sampled.
   old_BT = jnp.log(jnp.array([[0.2, 0.8, 0.8, 0.5]]))
   sampler_BT = jnp.log(jnp.array([[0.4, 0.4, 0.1, 0.1]]))
   sampled_BT = jnp.array([[True, True, True, False]])

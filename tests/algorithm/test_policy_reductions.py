@@ -1,4 +1,4 @@
-"""How the policy loss is averaged: over tokens, or over rows and then rows."""
+"""Reductions of the policy loss: over tokens, or over each row and all rows."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Where every array of the state lives, and that no mesh changes the update."""
+"""Placement of every array of the state; no mesh changes the update."""
 
 import jax
 import jax.numpy as jnp

@@ -25,7 +25,7 @@ def update(tx, params, *gradients):
 
 
 def test_matrices_decay_and_vectors_do_not(model):
-  """Stacked norms and biases have two axes, and are vectors all the same."""
+  """Stacked norms and biases have two axes, and still are vectors."""
   _, params = model
   tx = state_lib.optimizer(**PLAIN | {'weight_decay': 0.5})
   updates = update(tx, params, jax.tree.map(jnp.zeros_like, params))

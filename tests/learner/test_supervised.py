@@ -54,7 +54,7 @@ def test_the_loss_falls(run):
 
 
 def test_only_response_tokens_are_learned(run, batch):
-  """What the last token of a row is matters only where it is a response."""
+  """The last token of a row matters only if it is a response."""
   state, _ = run()
   last = batch.valid.sum(axis=1) - 1
   rows = np.arange(len(last))

@@ -235,7 +235,7 @@ def test_eight_devices_make_the_same_step(
     before = shardings(state)
     eight = train_step.fused(state, frozen, rows, key_of())
     assert_same_step(eight, one)
-    # Each array stays where it was, so the next step is no other program.
+    # Each array stays where it was, so the next step compiles nothing.
     assert shardings(eight[0]) == before
     compilations.start()
     count, key = compilations.count(), key_of(1)
