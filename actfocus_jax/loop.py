@@ -20,10 +20,10 @@ import jax
 import ml_collections
 import numpy as np
 
-from actfocus_jax import build, errors, evaluation, recipe
+from actfocus_jax import build, errors, evaluation
 from actfocus_jax.config import schema
 from actfocus_jax.learner import self_check
-from actfocus_jax.learner import step as step_lib
+from actfocus_jax.learner import train_step as train_step_lib
 from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.parallel import processes
 from actfocus_jax.rollout import collector as collector_lib
@@ -148,8 +148,8 @@ def open_run(
   """
   model = parts.model
   described = build.same_model(model)
-  learners = recipe.learners(c, model)
-  train_step = recipe.train_step(c, learners)
+  learners = build.learners(c, model)
+  train_step = build.train_step(c, learners)
   reference = None
   if schema.has_reference(c):
     reference = model.weights(model.dtype)
@@ -196,7 +196,7 @@ class Run:
   parts: build.Parts
   files: directory.RunDirectory
   display: progress.Progress
-  train_step: step_lib.TrainStep
+  train_step: train_step_lib.TrainStep
   reference: Any
   state: Any
   next_seed: int
@@ -249,7 +249,7 @@ class Run:
         self.state,
         self.reference,
         batch,
-        recipe.stages_of(self.c),
+        build.train_step_config(self.c),
         limits=self_check.EXACT if is_exact else self_check.ROUNDED,
       )
     except self_check.Failed as error:
@@ -382,7 +382,13 @@ def to_batch(
 
 
 def run_step(
-  train_step: step_lib.TrainStep, state, reference, batch, key, *, fused: bool
+  train_step: train_step_lib.TrainStep,
+  state,
+  reference,
+  batch,
+  key,
+  *,
+  fused: bool,
 ) -> tuple[Any, Row]:
   """One train step as one program, or as two that are timed apart.
 
@@ -402,11 +408,10 @@ def run_step(
     state, row = train_step.fused(state, reference, batch, key)
     row = jax.device_get(row)
     return state, row | {'time/update': time.perf_counter() - begin}
-  weigh_key, order_key = jax.random.split(key)
-  ready, row = train_step.prepare(state, reference, batch, weigh_key)
-  jax.block_until_ready(ready)
+  update_batch, row = train_step.prepare(state, reference, batch, key)
+  jax.block_until_ready(update_batch)
   scored = time.perf_counter()
-  state, row = train_step.finish(state, ready, row, order_key)
+  state, row = train_step.finish(state, update_batch, row, key)
   row = jax.device_get(row)
   times = {
     'time/score': scored - begin,

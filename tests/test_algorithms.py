@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import small_run
 
-from actfocus_jax import errors, loop, recipe
+from actfocus_jax import build, errors, loop
 from actfocus_jax.config import schema, validate
 from actfocus_jax.run import checkpoint, metrics
 
@@ -126,7 +126,7 @@ def test_a_failed_self_check_stops_before_the_first_update(
 
 def test_a_dual_clip_of_0_is_none():
   c = schema.defaults()
-  assert recipe.policy_loss(c).keywords['dual_clip'] == 3.0
+  assert build.train_step_config(c).loss['dual_clip'] == 3.0
   c.loss.dual_clip = 0.0
   validate.check(c)
-  assert recipe.policy_loss(c).keywords['dual_clip'] is None
+  assert build.train_step_config(c).loss['dual_clip'] is None

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from actfocus_jax import build, recipe
+from actfocus_jax import build
 from actfocus_jax.cli import dry_run
 from actfocus_jax.config import presets, schema, validate
 from actfocus_jax.learner import prepare
@@ -63,7 +63,7 @@ def test_parts_equal_allocations():
   c = schema.defaults()
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   model = _model(mesh)
-  state = recipe.learners(c, model).abstract().actor
+  state = build.learners(c, model).abstract().actor
   parts = _estimate()
   assert parts['actor'] == _bytes(state.params) and parts['critic'] == 0
   scalars = 100  # Adam's count and the like
@@ -81,7 +81,7 @@ def test_critic_equals_allocation(config):
   c = schema.defaults()
   c.algo = 'ppo'
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
-  state = recipe.learners(c, _model(mesh, config=config)).abstract()
+  state = build.learners(c, _model(mesh, config=config)).abstract()
   parts = _estimate(config, algo='ppo')
   assert parts['actor'] == _bytes(state.actor.params)
   assert parts['critic'] == _bytes(state.critic.params)
@@ -162,12 +162,12 @@ def _compiled(length, rows, *, algo='grpo', updates=1):
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   ordinary = jax.numpy_dtype_promotion('standard')
   with ordinary, jax.set_mesh(mesh):
-    who = recipe.learners(c, _model(mesh, remat=True))
+    who = build.learners(c, _model(mesh, remat=True))
     ready = _ready((updates * 2 * rows, length), mesh, algo=algo)
     metrics = {
       'selection/kept_with_spread': jax.ShapeDtypeStruct((), jnp.int32)
     }
-    lowered = recipe.train_step(c, who).finish.lower(
+    lowered = build.train_step(c, who).finish.lower(
       who.abstract(), ready, metrics, jax.random.key(0)
     )
     return lowered.compile(compiler_options=QUICK).memory_analysis()

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from actfocus_jax import build, recipe
+from actfocus_jax import build
 from actfocus_jax.config import schema
 from actfocus_jax.model import architecture
 from actfocus_jax.parallel import mesh as mesh_lib
@@ -175,8 +175,8 @@ class Run:
     self.with_fused = with_fused
     self.mesh = mesh_lib.make_mesh(**mesh_sizes, devices=devices)
     self.model = build.model(c, pathlib.Path(), self.mesh, config)
-    learners = recipe.learners(c, self.model)
-    self.step = recipe.train_step(c, learners)
+    learners = build.learners(c, self.model)
+    self.step = build.train_step(c, learners)
     self.shards = mesh_lib.row_shards(self.mesh)
     self.rows = mesh_lib.rows(self.mesh)
     self.replicated = mesh_lib.replicated(self.mesh)

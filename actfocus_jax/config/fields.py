@@ -12,19 +12,26 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from actfocus_jax import envs, errors
-from actfocus_jax.algorithm import estimators, losses, selection, signals
+from actfocus_jax.algorithm import (
+  estimators,
+  losses,
+  selection,
+  signals,
+  turns,
+  weights,
+)
 from actfocus_jax.config import plugins
 from actfocus_jax.model import attention
 from actfocus_jax.text import template
 
 ENVS = tuple(envs.ENVS)
 MIXTURE = 'mixture'  # `env.name` of a run on several environments
+ALGOS = ('grpo', 'ppo')
 # Estimators of each algorithm; `auto` is the first.
 ESTIMATORS_OF = {
-  'grpo': ('group_relative', 'gigpo', 'empg'),
-  'ppo': ('gae', 'turn_gae'),
+  algo: tuple(n for n, e in estimators.ESTIMATORS.items() if e.algo == algo)
+  for algo in ALGOS
 }
-ALGOS = tuple(ESTIMATORS_OF)
 
 
 # --- What a row is -----------------------------------------------------------
@@ -131,26 +138,26 @@ def _arguments(
 
 _NORMALIZE = (_FLAG, 'divide by the standard deviation of the group')
 _DISCOUNT = (within(0, 1), 'discount per turn')
-_ESTIMATE = estimators.ESTIMATORS
+_COMPUTE = {n: e.compute for n, e in estimators.ESTIMATORS.items()}
 _CREDIT = [
-  *_arguments('advantage.group_relative', _ESTIMATE['group_relative'],
+  *_arguments('advantage.group_relative', _COMPUTE['group_relative'],
     normalize_std=_NORMALIZE),
-  *_arguments('advantage.gigpo', _ESTIMATE['gigpo'],
+  *_arguments('advantage.gigpo', _COMPUTE['gigpo'],
     normalize_std=_NORMALIZE,
     step_weight=(at_least(0), 'weight of the step-level advantage'),
     discount=_DISCOUNT),
-  *_arguments('advantage.empg', _ESTIMATE['empg'],
+  *_arguments('advantage.empg', _COMPUTE['empg'],
     normalize_std=_NORMALIZE,
     scale=(at_least(0), 'strength of the modulation by entropy'),
     clarity_scale=(at_least(0), 'strength within the clarity bonus'),
     clarity_bonus=(at_least(0), 'weight of the clarity bonus')),
-  *_arguments('advantage.gae', _ESTIMATE['gae'],
-    reward_placement=(one_of(*estimators.PLACEMENTS),
+  *_arguments('advantage.gae', _COMPUTE['gae'],
+    reward_placement=(one_of(*estimators.REWARD_PLACEMENTS),
       '`final`: the return on the last sampled token; `turn`: each reward on '
       'the end of its turn'),
     discount=(within(0, 1), 'discount per sampled token'),
     lam=(within(0, 1), 'lambda per sampled token')),
-  *_arguments('advantage.turn_gae', _ESTIMATE['turn_gae'],
+  *_arguments('advantage.turn_gae', _COMPUTE['turn_gae'],
     discount=_DISCOUNT,
     lam=(within(0, 1), 'lambda per turn')),
 ]
@@ -220,7 +227,7 @@ _COMMON = [
       'steps in a row without spread in any group after which training '
       'stops')),
   *_section('weights',
-    scheme=('action', one_of('action', 'top_entropy'),
+    scheme=('action', one_of(*weights.SCHEMES),
       '`action`: alpha on thoughts, 1 + beta sigmoid(z) on actions, z being '
       'the standardized signal; `top_entropy`: 1 on the tokens of the '
       'highest entropy, else 0'),
@@ -235,7 +242,7 @@ _COMMON = [
       'training steps in which alpha and beta move in a straight line'),
     share=(0.2, _SHARE, 'share of the tokens that `top_entropy` keeps')),
   *_section('advantage',
-    estimator=('auto', one_of('auto', *_ESTIMATE),
+    estimator=('auto', one_of('auto', *_COMPUTE),
       '`auto` is ' + ', '.join(
         f'{names[0]} with {algo}' for algo, names in ESTIMATORS_OF.items()))),
   *_CREDIT,
@@ -250,7 +257,7 @@ _COMMON = [
       'rows')),
   *_section('kl',
     coefficient=(0.0, at_least(0), 'weight of the term; 0 is off'),
-    estimator=('k1', one_of(*losses.ESTIMATORS), 'estimator of the KL')),
+    estimator=('k1', one_of(*losses.KL_ESTIMATORS), 'estimator of the KL')),
   *_section('critic',
     clip=(0.5, above(0), 'largest move of a value in one update'),
     warmup=(0, at_least(0), 'steps in which only the critic learns')),
@@ -266,7 +273,7 @@ _COMMON = [
     importance_cap=(None, optional(above(0)),
       'cap of the factor exp(rescored - sampled log-prob) on the loss of a '
       'token; None is no factor'),
-    ratio=('token', one_of('token', 'turn'),
+    ratio=('token', one_of(*turns.LOGPROB_POOLINGS),
       'ratio of a token, or of its whole turn (mean of the log-ratios)'),
     fused=(True, _FLAG,
       'one program for scoring and update, or two that are timed apart'),

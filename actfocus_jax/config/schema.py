@@ -8,7 +8,6 @@ the page after a change of a row:
 
 import dataclasses
 import difflib
-import inspect
 import pathlib
 import sys
 from collections.abc import Iterable, Mapping
@@ -77,8 +76,7 @@ def schema_of(c: ConfigDict) -> ConfigDict:
 
 def has_reference(c: ConfigDict) -> bool:
   """Return whether the KL term or the token weights need the reference."""
-  signal = inspect.signature(signals.SIGNALS[c.weights.signal])
-  reads = any(name.startswith('ref_') for name in signal.parameters)
+  reads = c.weights.signal not in signals.WITHOUT_REFERENCE
   return c.kl.coefficient > 0 or (has_signal(c) and reads)
 
 

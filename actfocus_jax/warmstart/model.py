@@ -159,7 +159,7 @@ def make(plan: WarmStart, directory: pathlib.Path):
     config, mesh, jax.random.key(plan.seed), dtype=jnp.float32, remat=True
   )
   tx = _optimizer(plan)
-  state = state_lib.trained(params, tx)
+  state = state_lib.create_model_state(params, tx)
   solved = np.mean([one.success for one in episodes])
   with (
     jax.set_mesh(mesh),

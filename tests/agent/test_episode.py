@@ -6,8 +6,8 @@ import pickle
 import jax
 import numpy as np
 import pytest
+from trajectory_check import check_trajectory
 
-from actfocus_jax.algorithm import trajectory
 from actfocus_jax.envs import frozen_lake
 from actfocus_jax.rollout import env_pool, games
 from actfocus_jax.rollout import episode as episode_lib
@@ -161,7 +161,7 @@ def test_row_by_hand(chat):
 
   length, pad = len(episode.ids) + 3, chat.pad_id
   batch = episode_lib.to_trajectory([episode], [4], length=length, pad=pad)
-  trajectory.check(batch)
+  check_trajectory(batch)
   parts = [len(opening), len(answer), len(prompt), len(cut), 3]
 
   def row(*values):
@@ -217,7 +217,7 @@ def test_a_cut_response_is_closed_by_a_token_nobody_sampled(chat):
   assert batch.sampled[0, turn.stop - 1] and not batch.sampled[0, turn.stop]
   assert batch.turn_end[0, turn.stop - 1]
   # The closing token opens the next turn's prompt, answered or not.
-  trajectory.check(batch)
+  check_trajectory(batch)
   assert batch.turn[0, turn.stop - 1 : turn.stop + 1].tolist() == [0, 1]
 
 
@@ -276,7 +276,7 @@ def test_a_failed_turn_ends_the_episode_and_teaches_nothing(chat):
   batch = episode_lib.to_trajectory(
     [whole, lost, whole], [0, 0, 1], length=length, pad=chat.pad_id
   )
-  trajectory.check(batch)
+  check_trajectory(batch)
   assert not batch.sampled[1].any() and not batch.turn_end[1].any()
   # The mean of the others of its own group: it moves no baseline.
   assert batch.reward.sum(axis=1).tolist() == [1.0, 1.0, 1.0]
@@ -291,5 +291,5 @@ def test_a_failed_reset_is_an_episode_that_is_over(chat):
   batch = episode_lib.to_trajectory(
     [episode], [0], length=len(episode.ids), pad=chat.pad_id
   )
-  trajectory.check(batch)
+  check_trajectory(batch)
   assert not batch.reward.any() and not batch.sampled.any()

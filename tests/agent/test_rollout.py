@@ -6,8 +6,8 @@ import functools
 import jax
 import numpy as np
 import pytest
+from trajectory_check import check_trajectory
 
-from actfocus_jax.algorithm import trajectory
 from actfocus_jax.model import scoring
 from actfocus_jax.rollout import env_pool, sampling, statistics
 from actfocus_jax.rollout import games as games_lib
@@ -65,7 +65,7 @@ def test_the_rollout_is_rich_enough(played, chat):
 
 
 def test_batch_keeps_its_promises(batch):
-  trajectory.check(batch)
+  check_trajectory(batch)
   assert 4 < batch.action.sum() < batch.sampled.sum() / 2
 
 
@@ -353,7 +353,7 @@ def test_a_failing_environment_costs_its_own_episodes(
       assert meets_up
     else:
       assert one.ids == whole.ids
-  trajectory.check(pad(found))
+  check_trajectory(pad(found))
 
 
 class Garbled(Brittle):

@@ -3,8 +3,8 @@
 import dataclasses
 
 import pytest
+from trajectory_check import check_trajectory
 
-from actfocus_jax.algorithm import trajectory
 from actfocus_jax.envs import sokoban
 from actfocus_jax.rollout import episode, games
 from actfocus_jax.text import chat as chat_lib
@@ -88,7 +88,7 @@ def test_a_directory_without_template_is_refused(tokenizer, tmp_path):
 def test_demonstrations_are_rollouts_that_nobody_sampled(chat, lake):
   played = demonstrations.play(chat, cast(lake), range(6))
   batch = episode.to_trajectory(played, [0] * 6, length=900, pad=chat.pad_id)
-  trajectory.check(batch)
+  check_trajectory(batch)
   assert not batch.logprob.any() and batch.action.any()
   for one in played:
     assert one.over and one.episode_return >= 0.0  # No format penalty.

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from actfocus_jax import build, errors, recipe
+from actfocus_jax import build, errors
 from actfocus_jax.cli import paths
 from actfocus_jax.config import resume, schema
 from actfocus_jax.model import (
@@ -361,7 +361,7 @@ def test_the_mesh_decides_and_not_this_process(monkeypatch):
   c = schema.defaults()
   made = build.model(c, 'model', _Elsewhere())
   c.algo = 'ppo'
-  who = recipe.learners(c, made)
+  who = build.learners(c, made)
   assert _attention(made, who.actor.graphdef) == 'splash'
   assert _attention(made, who.critic.graphdef, is_critic=True) == 'splash'
   assert build.model(c, 'model', _mesh(1, 1)).attention == 'xla'

@@ -23,7 +23,7 @@ def run(model, batch):
   ):
     if state is None:
       copy = jax.tree.map(lambda x: x + 0, params)
-      state = state_lib.trained(copy, tx)
+      state = state_lib.create_model_state(copy, tx)
     return supervised.step(
       graphdef, tx, state, tokens, batch.valid, sampled, **kwargs
     )
@@ -54,7 +54,7 @@ def test_the_loss_falls(run):
 
 
 def test_only_response_tokens_are_learned(run, batch):
-  """What the last token of a row is matters only where it is a response."""
+  """The last token of a row matters only if it is a response."""
   state, _ = run()
   last = batch.valid.sum(axis=1) - 1
   rows = np.arange(len(last))
@@ -97,10 +97,10 @@ def test_observations_add_the_mean_of_all_other_tokens(run, model, batch):
 
   observed = batch.valid & ~batch.sampled
   observed[:, 0] = False
-  both, told = moved(observation_weight=0.5)
+  both, both_loss = moved(observation_weight=0.5)
   responses, loss = moved()
   observations, _ = moved(sampled=observed)
-  assert told == loss
+  assert both_loss == loss
   parts = jax.tree.map(lambda a, b: a + 0.5 * b, responses, observations)
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), both, parts

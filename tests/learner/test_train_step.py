@@ -1,7 +1,6 @@
 """The compiled step: selection, skipping, fusion, devices, compilations."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,7 @@ import pytest
 from actfocus_jax.algorithm import signals
 from actfocus_jax.learner import prepare as prepare_lib
 from actfocus_jax.learner import state as state_lib
-from actfocus_jax.learner import step as step_lib
-from actfocus_jax.learner import update as update_lib
+from actfocus_jax.learner import train_step as step_lib
 from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import compilations
 
@@ -55,15 +53,24 @@ def one_device():
     yield
 
 
-def signal(*, ref_logsumexp_BT, **others):
+def signal(inputs):
   """Depends on the reference and on the key."""
-  return signals.random(**others) - ref_logsumexp_BT
+  return signals.random(inputs) + signals.reference_energy(inputs)
 
 
 @pytest.fixture(scope='module')
-def half(recipe):
+def half(step_config):
   """Half of the groups, in two micro-batches."""
-  return recipe(ratio=0.5, minibatch=8, microbatch=4, signal=signal)
+  return half_in(step_config, 4)
+
+
+def half_in(step_config, microbatch):
+  chosen = step_config(
+    selection__ratio=0.5,
+    learner__minibatch=8,
+    learner__microbatch=microbatch,
+  )
+  return dataclasses.replace(chosen, signal=signal)
 
 
 @pytest.fixture(scope='module')
@@ -74,7 +81,9 @@ def train_step(model, half):
 
 @pytest.fixture
 def fresh(model):
-  return state_lib.create(state_lib.trained(copy(model[1]), MOMENTUM))
+  return state_lib.create(
+    state_lib.create_model_state(copy(model[1]), MOMENTUM)
+  )
 
 
 @pytest.fixture(scope='module')
@@ -82,7 +91,9 @@ def run(train_step, model, reference):
   """One step from the initial state."""
 
   def one(batch):
-    state = state_lib.create(state_lib.trained(copy(model[1]), MOMENTUM))
+    state = state_lib.create(
+      state_lib.create_model_state(copy(model[1]), MOMENTUM)
+    )
     return train_step.fused(state, reference, batch, key_of())
 
   return one
@@ -123,6 +134,18 @@ def test_select_keeps_the_groups_with_spread(batch):
   np.testing.assert_allclose(
     return_PG, batch.reward[rows].sum(axis=1).reshape(2, 4), rtol=1e-6
   )
+
+
+def test_top_p_takes_tokens_out_and_keeps_rows(batch):
+  rows = jax.tree.map(jnp.asarray, batch)
+  kept, return_PG = prepare_lib.select(rows, members=4, ratio=0.6, rule='top_p')
+  assert kept.tokens.shape == rows.tokens.shape and return_PG.shape == (4, 4)
+  by_group = np.asarray(kept.sampled).reshape(4, -1).any(axis=1)
+  assert by_group.any() and not by_group.all() and not by_group[2]
+  np.testing.assert_array_equal(
+    kept.sampled[np.repeat(by_group, 4)], rows.sampled[np.repeat(by_group, 4)]
+  )
+  assert not (kept.action & ~kept.sampled).any()
 
 
 def test_the_step_reads_only_the_kept_groups(run, batch):
@@ -190,30 +213,29 @@ def test_two_calls_equal_the_fused_one(
   run, train_step, fresh, reference, batch
 ):
   fused, fused_metrics = run(batch)
-  weigh_key, order_key = jax.random.split(key_of())
-  ready, metrics = train_step.prepare(fresh, reference, batch, weigh_key)
-  state, metrics = train_step.finish(fresh, ready, metrics, order_key)
+  rows, metrics = train_step.prepare(fresh, reference, batch, key_of())
+  state, metrics = train_step.finish(fresh, rows, metrics, key_of())
   assert_same_step((state, metrics), (fused, fused_metrics))
 
 
 def test_eight_devices_make_the_same_step(
-  run, model, reference, batch, half, spread_out
+  run, model, reference, batch, step_config, spread_out
 ):
   """And one micro-batch of eight rows instead of two of four."""
   graphdef, params = model
   mesh, place = spread_out
-  whole = dataclasses.replace(half, microbatch=8)
+  whole = half_in(step_config, 8)
   train_step = step_lib.TrainStep(step_lib.Learner(graphdef, MOMENTUM), whole)
   placed, rows = place(copy(params), batch)
   frozen, _ = place(reference, batch)
   one = run(batch)
   assert largest_difference(one[0].actor.params, params) > 1e-2
   with jax.set_mesh(mesh):
-    state = state_lib.create(state_lib.trained(placed, MOMENTUM))
+    state = state_lib.create(state_lib.create_model_state(placed, MOMENTUM))
     before = shardings(state)
     eight = train_step.fused(state, frozen, rows, key_of())
     assert_same_step(eight, one)
-    # Each array stays where it was, so the next step is no other program.
+    # Each array stays where it was, so the next step compiles nothing.
     assert shardings(eight[0]) == before
     compilations.start()
     count, key = compilations.count(), key_of(1)
@@ -224,12 +246,13 @@ def test_eight_devices_make_the_same_step(
 def test_explain_gives_the_weights_of_training(
   train_step, fresh, reference, batch
 ):
-  """Of the kept rows, scored in one piece."""
+  """Of the kept rows, scored in one piece, with the key of the signal."""
   kept = jax.tree.map(lambda x: x[[*range(4), *range(12, 16)]], batch)
-  ready, metrics = train_step.prepare(fresh, reference, batch, key_of())
-  signal_BT, weight_BT = train_step.explain(fresh, reference, kept, key_of())
+  signal_key, _ = jax.random.split(key_of())
+  rows, metrics = train_step.prepare(fresh, reference, batch, key_of())
+  signal_BT, weight_BT = train_step.explain(fresh, reference, kept, signal_key)
   assert np.std(np.asarray(weight_BT)[kept.action]) > 0.01
-  np.testing.assert_allclose(weight_BT, ready.weight_BT, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(weight_BT, rows.weight_BT, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(
     metrics['signal/mean'], np.asarray(signal_BT)[kept.action].mean(), rtol=1e-4
   )
@@ -262,105 +285,78 @@ def test_one_compilation_for_each_length(run, train_step, reference, batch):
 
 
 @pytest.fixture(scope='module')
-def spied(model, batch, recipe, weigh):
-  """Two epochs of two mini-batches, and the rows that each of them read.
-
-  Rows are labelled by `old_logprob` at token 0, which nobody sampled.
-  """
-  seen = []
-
-  def policy_loss(logprob_BT, old_logprob_BT, *args, **kwargs):
-    jax.debug.callback(
-      lambda labels_B: seen.append(labels_B.astype(int).tolist()),
-      old_logprob_BT[:, 0],
-      ordered=True,
-    )
-    loss = recipe().policy_loss
-    return loss(logprob_BT, old_logprob_BT, *args, **kwargs)
-
-  assert not batch.sampled[:, 0].any()
-  graphdef, params = model
-  chosen = recipe(minibatch=8, microbatch=8, epochs=2, policy_loss=policy_loss)
-  ready, _ = weigh(batch, recipe())
-  labels_B = jnp.arange(16, dtype=jnp.float32)
-  labelled_BT = ready.old_logprob_BT.at[:, 0].set(labels_B)
-  ready = dataclasses.replace(ready, old_logprob_BT=labelled_BT)
-  actor_step = functools.partial(
-    update_lib.step,
-    tx=MOMENTUM,
-    gradient=functools.partial(
-      update_lib.actor_gradient, graphdef, recipe=chosen
-    ),
-    name='actor',
-  )
-  compiled = jax.jit(
-    functools.partial(
-      update_lib.epochs, recipe=chosen, actor_step=actor_step, critic_step=None
-    )
-  )
-
-  def run(key):
-    seen.clear()
-    actor = state_lib.trained(params, MOMENTUM)
-    after, _, metrics = compiled(actor, None, ready, key)
-    jax.effects_barrier()
-    return list(seen), ready, after, metrics
-
-  return run
+def labelled(batch, step_config, prepared):
+  """Rows whose number stands in `return_BT`, which a policy does not read."""
+  rows, _ = prepared(batch, step_config())
+  number_B1 = jnp.arange(16, dtype=jnp.float32)[:, None]
+  return rows.replace(return_BT=jnp.tile(number_B1, (1, 24)))
 
 
-def test_mini_batches_are_a_partition_of_the_rows(spied):
+def cut(rows, key, **sizes):
+  """Mini-batches, and the numbers of their rows."""
+  parts = step_lib.minibatches(rows, key, **sizes)
+  return parts, parts.return_BT[:, :, 0].astype(int).tolist()
+
+
+def test_mini_batches_are_a_partition_of_the_rows(labelled):
   """Each row once an epoch, in an order that the key names."""
-  seen, *_ = spied(key_of())
+  _, seen = cut(labelled, key_of(), size=8, epochs=2)
   assert [len(rows) for rows in seen] == [8] * 4
   first, second = seen[0] + seen[1], seen[2] + seen[3]
   assert sorted(first) == sorted(second) == list(range(16))
   assert first != second and first != list(range(16))
-  other, *_ = spied(key_of(10))
+  _, other = cut(labelled, key_of(10), size=8, epochs=1)
   assert sorted(other[0] + other[1]) == list(range(16))
   assert other[0] + other[1] != first
-  assert spied(key_of())[0] == seen
+  assert cut(labelled, key_of(), size=8, epochs=2)[1] == seen
 
 
-def test_one_optimizer_step_per_mini_batch(spied, model, recipe, gradient):
+def test_one_optimizer_step_per_mini_batch(
+  labelled, model, step_config, gradient
+):
   """The four steps by hand: each sees what the one before has changed."""
-  seen, ready, after, metrics = spied(key_of())
-  params, losses = model[1], []
+  graphdef, params = model
+  chosen = step_config(learner__minibatch=8, learner__epochs=2)
+  parts, seen = cut(labelled, key_of(), size=8, epochs=2)
+
+  def of_params(params, minibatch):
+    return step_lib.actor_gradient(graphdef, params, minibatch, chosen)
+
+  after, metrics = jax.jit(
+    lambda actor, parts: step_lib.optimize(
+      actor, parts, of_params, MOMENTUM, name='actor'
+    )
+  )(state_lib.create_model_state(params, MOMENTUM), parts)
+  losses, ratios = [], []
   opt_state = MOMENTUM.init(params)
   for rows in seen:
-    part = jax.tree.map(lambda x, rows=rows: x[np.array(rows)], ready)
-    grads, found = gradient(part, recipe(minibatch=8, microbatch=8), params)
+    part = jax.tree.map(lambda x, rows=rows: x[np.array(rows)], labelled)
+    grads, found = gradient(part, chosen, params)
     updates, opt_state = MOMENTUM.update(grads, opt_state, params)
     params = optax.apply_updates(params, updates)
     losses.append(float(found['actor/loss']))
-  assert np.std(losses) > 1e-2
+    ratios.append(float(found['actor/ratio_max']))
+  assert np.std(losses) > 1e-2 and np.std(ratios) > 1e-2
   np.testing.assert_allclose(metrics['actor/loss'], np.mean(losses), rtol=1e-3)
+  np.testing.assert_allclose(metrics['actor/ratio_max'], max(ratios), rtol=1e-3)
   assert largest_difference(params, model[1]) > 1e-2
   assert largest_difference(params, after.params) < 1e-4
 
 
-@pytest.mark.parametrize('name', ['nll', 'logprob_shift'])
-def test_no_temperature_enters_a_signal(name, model, reference, batch, recipe):
-  graphdef, params = model
-  signals_at = []
-  for temperature in (1.0, 0.5):
-    this = recipe(
-      temperature=temperature,
-      signal=signals.SIGNALS[name],
-      microbatch=batch.tokens.shape[0],
-    )
-    old, frozen = (
-      prepare_lib.score(graphdef, p, batch, jnp.asarray(batch.sampled), this)
-      for p in (params, reference)
-    )
-    said, step = (
-      prepare_lib.ModelScores(old, frozen, None),
-      jnp.zeros((), jnp.int32),
-    )
-    signal_BT, _ = prepare_lib.token_weights(
-      batch, said, jax.random.key(0), step, this
-    )
-    signals_at.append((np.asarray(old.logprob_BT), np.asarray(signal_BT)))
-  (logprob, signal), (cold_logprob, cold_signal) = signals_at
-  assert np.abs(logprob - cold_logprob).max() > 0.1
-  np.testing.assert_allclose(cold_signal, signal, atol=1e-5)
+def test_a_mini_batch_without_a_token_moves_nothing(labelled, optax_promotes):
+  """Not even by momentum and weight decay."""
+  tx = optax.adamw(0.1, weight_decay=0.5)
+  model = state_lib.create_model_state({'w': jnp.ones(3)}, tx)
+  parts = step_lib.minibatches(labelled, key_of(), size=16, epochs=1)
+
+  def gradient(params, minibatch):
+    del minibatch
+    return {'w': jnp.zeros_like(params['w'])}, {}
+
+  def optimize(sampled_BT):
+    rows = parts.replace(sampled_BT=sampled_BT)
+    return step_lib.optimize(model, rows, gradient, tx, name='actor')[0]
+
+  assert_equal(optimize(jnp.zeros_like(parts.sampled_BT)), model)
+  moved = optimize(parts.sampled_BT)
+  assert float(jnp.abs(moved.params['w'] - 1).max()) > 0.01
