@@ -22,77 +22,51 @@ READ = {
   '(1,2,3)': (1, 2, 3),
   '1,2,3': (1, 2, 3),
   # Any case, any white space.
-  'PLACE 3 AT ROW 1 COL 2': (1, 2, 3),
   'Place 3 At (1,2)': (1, 2, 3),
   'place\n3  at\trow 1   col\u00a02': (1, 2, 3),
   'place 3 at ( 1 , 2 )': (1, 2, 3),
-  '3 at 1 ,2': (1, 2, 3),
   ' ( 1 ,2 , 3 ) ': (1, 2, 3),
-  '1, 2, 3': (1, 2, 3),
   # Anywhere.
   'I will place 3 at row 1 col 2 now': (1, 2, 3),
-  'fill:1,2,3.': (1, 2, 3),
   'cell(1,2,3)!': (1, 2, 3),
   '- 1,2,3': (1, 2, 3),
-  'x1,2,3y': (1, 2, 3),
   # Several: the form that comes first in the list, then the leftmost.
   '1,1,1 place 3 at row 1 col 2': (1, 2, 3),
   '2 at 4,4 place 3 at (1,2)': (1, 2, 3),
-  '2 at 4,4 place 3 at 1,2': (1, 2, 3),
   '2 at (4,4) 3 at 1,2': (1, 2, 3),
-  '4,4,4 3 at (1,2)': (1, 2, 3),
   '4,4,4 (1,2,3)': (1, 2, 3),
   '1,2,3 4,4,4': (1, 2, 3),
   '1,2,3,4': (1, 2, 3),
   '-1,2,3,4': (2, 3, 4),
   # Whole numbers only.
   '12,34,56': (12, 34, 56),
-  '13 at 1,2': (1, 2, 13),
   '01,002,0003': (1, 2, 3),
-  '0,0,0': (0, 0, 0),
-  '1,2,3.': (1, 2, 3),
   '1,2,3-4': (1, 2, 3),
 }
 NOT_READ = [
   '',
-  ' ',
-  'place',
   '1,2',
   '1;2;3',
-  '1 2 3',
   '(1,2),3',
   'place three at row 1 col 2',
-  'place 3 at row 1',
   'place 3 at row 1, col 2',
   'place3 at row 1 col 2',
-  'place 3 at row1 col 2',
   'place 3 at (1,2',
-  '3at 1,2',
   '3 at1,2',
   # Signs, decimals.
   '-1,2,3',
-  '1,-2,3',
-  '1,2,-3',
   '+1,2,3',
-  '1,+2,3',
   '(1,2,-3)',
-  '(-1,2,3)',
   'place -3 at row 1 col 2',
-  'place 3 at row -1 col 2',
-  'place 3 at row 1 col -2',
-  '-3 at 1,2',
-  '3 at -1,2',
   '3 at (1,-2)',
   '\u22121,2,3',
   '\u20131,2,3',
   '1.5,2,3',
-  '1,2.5,3',
   '1,2,3.5',
   '.1,2,3',
   '1,2,3.0',
   # Digits of other scripts, alone or beside ours.
   '١,٢,٣',
-  '１,２,３',
   '١1,2,3',
   '1,2,3١',
   '1,²,3',
@@ -100,18 +74,18 @@ NOT_READ = [
 
 
 @pytest.mark.parametrize('action', READ)
-def test_what_is_read(action):
+def test_read_finds_the_placement(action):
   assert sudoku.read(action) == READ[action]
   assert scan(action) == READ[action]
 
 
 @pytest.mark.parametrize('action', NOT_READ)
-def test_what_is_not_read(action):
+def test_read_finds_nothing(action):
   assert sudoku.read(action) is None
   assert scan(action) is None
 
 
-def test_huge_numbers_are_out_of_range():
+def test_read_of_huge_numbers_is_out_of_range():
   for zeros in (0, 5000):
     digits = '0' * zeros + '3' * 6000
     row, col, value = sudoku.read(f'1,2,{digits}')
@@ -122,10 +96,9 @@ def test_huge_numbers_are_out_of_range():
 
 @pytest.mark.parametrize(
   'piece',
-  ['1', ' ', '(', ',', '1,', '1 ,', '1 at ', 'place ', 'place 1 at ', '1, ']
-  + ['place 1 at row 1 ', '3 at (1', '-', '.1', '1 at 1 ', '( 1 ,'],
+  ['1', ' ', '(', '1 ,', '1 at ', 'place ', 'place 1 at row 1 ', '-', '.1'],
 )
-def test_long_strings_are_judged_in_linear_time(piece):
+def test_read_takes_linear_time(piece):
   start = time.process_time()
   for begin in ('', '1', '1,', '1 at'):
     sudoku.read(begin + piece * (200_000 // len(piece)))
@@ -241,31 +214,6 @@ class Judge:
     cells = np.ndindex(self.size, self.size)
     return [(r, c) for r, c in cells if not self.board[r][c]]
 
-  def check_text(self, text):
-    """Compares the cells, the valid numbers and the counts."""
-    lines = text.split('\n')
-    cells = [
-      line.replace('|', ' ') for line in lines[3:] if '-----' not in line
-    ]
-    for row in range(self.size):
-      # Every number or dot with what is around it.
-      shown = cells[row].replace(']', '] ').replace('[', ' [').split()
-      for col, symbol in enumerate(shown):
-        value = self.board[row][col] or '.'
-        is_given = self.given[row][col]
-        assert symbol == (f'[{value}]' if is_given else f'{value}')
-      assert len(shown) == self.size
-    empty = self.empty()
-    expected = [f'  - ({r + 1},{c + 1}): {self.valid(r, c)}' for r, c in empty]
-    listed = [line for line in lines if line.startswith('  - ')]
-    assert listed == (expected if len(empty) <= 10 else [])
-    total, first = self.size**2, sum(map(bool, sum(self.given, [])))
-    assert lines[-2:] == [
-      f'Progress: {total - len(empty)}/{total} cells filled '
-      f'({first} initial, {total - len(empty) - first} placed)',
-      f'Steps: {self.steps}/{self.max_steps}',
-    ]
-
 
 def random_placement(rng, judge):
   """Often what fits into an empty cell, sometimes anything."""
@@ -288,11 +236,11 @@ def write(rng, placement):
   return form.replace('V', value).replace('R', row).replace('C', col)
 
 
-@pytest.mark.parametrize('allow_refill_reward', [False, True])
 @pytest.mark.parametrize(
-  'size, blanks, max_steps', [(4, 6, 16), (4, 12, 30), (9, 8, 16), (9, 20, 40)]
+  'size, blanks, max_steps, allow_refill_reward',
+  [(4, 6, 16, False), (4, 12, 30, True), (9, 8, 16, True), (9, 20, 40, False)],
 )
-def test_random_play_is_judged_alike(
+def test_random_play_agrees_with_the_judge(
   size, blanks, max_steps, allow_refill_reward
 ):
   env = sudoku.Sudoku(
@@ -304,9 +252,8 @@ def test_random_play_is_judged_alike(
   rng = np.random.default_rng(0)
   seen, solved = [], 0
   for seed in range(60 if size == 4 else 15):
-    state, text = env.reset(seed)
+    state, _ = env.reset(seed)
     judge, rewards = Judge(env, state), []
-    judge.check_text(text)
     done = False
     while not done:
       placement = random_placement(rng, judge)
@@ -315,7 +262,6 @@ def test_random_play_is_judged_alike(
       assert judge.rows(state.cells) == judge.board
       done = step.done
       assert done == judge.is_done() and step.success == judge.is_full()
-      judge.check_text(step.text)
       rewards.append(step.reward)
     solved += step.success
     seen += [round(reward, 6) for reward in rewards]
@@ -358,9 +304,10 @@ def capped(placement):
   return placement and tuple(min(number, 10) for number in placement)
 
 
-def check_strings(count, seed):
+def test_any_string_agrees_with_the_judge():
+  count = 5_000
   env = sudoku.Sudoku(max_steps=40)
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(0)
   done, boards, unread, read, valid = True, 0, 0, 0, 0
   for _ in range(count):
     if done:
@@ -383,12 +330,3 @@ def check_strings(count, seed):
     valid += step.info['effective']
     state, done = following, step.done
   assert min(unread, read) > count / 5 and valid > count / 50
-
-
-def test_any_string_is_judged():
-  check_strings(5_000, seed=0)
-
-
-@pytest.mark.slow
-def test_any_of_many_strings_is_judged():
-  check_strings(100_000, seed=1)
