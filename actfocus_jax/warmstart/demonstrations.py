@@ -33,7 +33,7 @@ def play(
   pool: env_pool.EnvPool | None = None,
   tell: Callable[[str], Any] = lambda line: None,
 ) -> list[episode_lib.Episode]:
-  """Plays one episode per seed, in the form a rollout would have.
+  """Play one episode per seed, in the form a rollout would have.
 
   Args:
     chat: The tokenizer bridge.

@@ -106,7 +106,7 @@ class WarmStart:
 
 
 def ensure(plan: WarmStart) -> pathlib.Path:
-  """Makes the warm start unless it is there.
+  """Make the warm start unless it is there.
 
   Args:
     plan: What it is made from.
@@ -134,7 +134,7 @@ def tokenizer(plan: WarmStart):
 
 
 def make(plan: WarmStart, directory: pathlib.Path):
-  """Plays, trains and writes; nothing stands in the directory until it is done.
+  """Play, trains and writes; nothing stands in the directory until it is done.
 
   Args:
     plan: What it is made from.

@@ -155,7 +155,7 @@ class Failing(Boardless):
     (
       lakes(8) + '\n\nSFX',
       None,
-      ['board 9 (line 17) is none', 'begin with `;`'],
+      ['board 9 (line 17) is not a board', 'begin with `;`'],
     ),
     ('SG\n\nSF\nHG\n\nSH\nHG', None, ['board 3 (line 6) cannot be solved']),
     ('#P_XO#\n\n#P_OX#', sokoban.Sokoban(), ['board 2 (line 3) cannot be']),

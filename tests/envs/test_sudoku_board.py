@@ -81,8 +81,6 @@ def test_completions_match_brute_force():
     assert sorted(sudoku_board.completions(cells)) == expected
     shuffled = sudoku_board.completions(cells, np.random.default_rng(1))
     assert sorted(shuffled) == expected
-    solution = sudoku_board.solve(cells)
-    assert solution in expected if expected else solution is None
     counts.append(len(expected))
   assert counts.count(0) > 30 and counts.count(1) > 30 and max(counts) > 10
 
@@ -103,10 +101,10 @@ def test_hard_board_has_one_solution():
 
 def test_search_gives_up_after_its_steps(monkeypatch):
   monkeypatch.setattr(sudoku_board, '_MAX_SEARCH', 82)
-  assert sudoku_board.solve((0,) * 81)
+  assert next(sudoku_board.completions((0,) * 81))
   monkeypatch.setattr(sudoku_board, '_MAX_SEARCH', 81)
   with pytest.raises(sudoku_board.TooHard, match='81 steps'):
-    sudoku_board.solve((0,) * 81)
+    next(sudoku_board.completions((0,) * 81))
   with pytest.raises(ValueError, match='too hard .* add / and the solution'):
     sudoku_board.parse('0' * 81, 9)
   assert sudoku_board.parse(f'{"0" * 81}/{MINIMAL_SOLUTION}', 9)

@@ -32,7 +32,7 @@ class SokobanCareless:
   def respond(
     self, env: sokoban.Sokoban, state: sokoban.State, rng: np.random.Generator
   ) -> tuple[str, list[str]]:
-    """Returns e.g. `I am at (2, 2), ... Push Up from (3, 3): Down, Right.`.
+    """Return e.g. `I am at (2, 2), ... Push Up from (3, 3): Down, Right.`.
 
     The thought ends in the next push of a shortest solution and in its first
     actions, also where others are played. The second action starts from where

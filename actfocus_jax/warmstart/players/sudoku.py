@@ -31,7 +31,7 @@ class SudokuCareless:
   def respond(
     self, env: sudoku.Sudoku, state: sudoku.State, rng: np.random.Generator
   ) -> tuple[str, list[str]]:
-    """Returns e.g. `Empty (1,2): [3], (4,1): [2].` and `1,2,3`, `4,1,2`.
+    """Return e.g. `Empty (1,2): [3], (4,1): [2].` and `1,2,3`, `4,1,2`.
 
     There is a second action only where a second cell has one valid number, for
     else it would need more than the board that the model sees. Where a cell has

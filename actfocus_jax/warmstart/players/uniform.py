@@ -15,7 +15,7 @@ class Uniform:
   def respond(
     self, env: base.Environment, state: base.State, rng: np.random.Generator
   ) -> tuple[str, list[str]]:
-    """Returns e.g. `I try Left.` and the action."""
+    """Return e.g. `I try Left.` and the action."""
     del state
     if not env.actions:
       raise ValueError(

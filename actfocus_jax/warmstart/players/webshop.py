@@ -31,7 +31,7 @@ class WebShopCareless:
   def respond(
     self, env: webshop.WebShop, state: webshop.State, rng: np.random.Generator
   ) -> tuple[str, list[str]]:
-    """Returns e.g. `Next color: green.` and `click[green]`.
+    """Return e.g. `Next color: green.` and `click[green]`.
 
     The thought says what is right, also where the action is not.
     """
