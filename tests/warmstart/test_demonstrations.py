@@ -1,4 +1,4 @@
-"""An environment that fails loses its demonstration, not the others."""
+"""Demonstrations: failures lose their own episode, limits are refused."""
 
 import dataclasses
 import threading
@@ -53,21 +53,21 @@ def seeds_of(plain, episodes):
 
 @pytest.mark.parametrize('threads', [0, 2])
 def test_failing_episodes_are_dropped_and_reported(plain, threads):
-  env, told = Counting(resets=[2, 3], steps=[5]), []
+  env, lines = Counting(resets=[2, 3], steps=[5]), []
   sound = demonstrations.play(plain, cast(Counting()), range(8))
   with env_pool.EnvPool(threads) as pool:
     played = demonstrations.play(
-      plain, cast(env), range(8), pool=pool, tell=told.append
+      plain, cast(env), range(8), pool=pool, report=lines.append
     )
   assert seeds_of(plain, played) == [0, 1, 4, 6, 7]
   assert not any(one.failure for one in played)
   assert [one.ids for one in played] == [sound[i].ids for i in (0, 1, 4, 6, 7)]
-  assert told == [
+  assert lines == [
     'counting: the environment failed in 3 of 8 demonstrations, first: '
     'RuntimeError: no more numbers'
   ]
-  demonstrations.play(plain, cast(Counting()), range(8), tell=told.append)
-  assert len(told) == 1
+  demonstrations.play(plain, cast(Counting()), range(8), report=lines.append)
+  assert len(lines) == 1
 
 
 def test_hanging_episodes_end_at_the_time_limit(plain):
@@ -114,7 +114,7 @@ def test_game_that_always_fails_is_refused_soon(plain):
 
 
 class Wordy:
-  """Says more on seeds that are a multiple of `every`."""
+  """Writes more on seeds that are a multiple of `every`."""
 
   def __init__(self, every):
     self.every = every
@@ -124,22 +124,22 @@ class Wordy:
     return 'On and on.' * (5 if is_long else 1), ['On']
 
 
-def wordy(plain, every, count, tell=lambda line: None):
+def wordy(plain, every, count, report=lambda line: None):
   """Between a short and a long response lies the limit."""
   limit = len(plain.respond('On and on.' * 2, ['On']))
   limits = dataclasses.replace(LIMITS, response_tokens=limit)
   game = games.Game('wordy', Counting(), limits)
   return demonstrations.play(
-    plain, [(game, Wordy(every))], range(1, count + 1), tell=tell
+    plain, [(game, Wordy(every))], range(1, count + 1), report=report
   )
 
 
 def test_too_long_response_ends_its_demonstration(plain):
-  told = []
-  episodes = wordy(plain, every=4, count=8, tell=told.append)
+  lines = []
+  episodes = wordy(plain, every=4, count=8, report=lines.append)
   # Those that end before the first response are no demonstrations.
   assert [len(one.turns) for one in episodes] == [2] * 6
-  (line,) = told
+  (line,) = lines
   longest = len(plain.respond('On and on.' * 5, ['On']))
   assert line.endswith(
     f'cuts 2 of 8 demonstrations of wordy short: they have '

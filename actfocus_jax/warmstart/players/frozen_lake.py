@@ -32,7 +32,7 @@ class FrozenLakeCareless:
     """Return e.g. `I am at (1, 3), the goal is at (2, 0): 1 down, 3 left.`.
 
     The second action starts from where the first leads on firm ice; if that is
-    the goal there is no second one.
+    the goal, there is none.
     """
     here, actions = state, []
     while len(actions) < self.length and here.player != here.lake.goal:

@@ -10,7 +10,7 @@ from actfocus_jax.envs import base
 
 @dataclasses.dataclass(frozen=True)
 class Uniform:
-  """Takes any action of the table; of an environment that nobody knows."""
+  """Takes a uniformly random action of any table."""
 
   def respond(
     self, env: base.Environment, state: base.State, rng: np.random.Generator
@@ -27,6 +27,6 @@ class Uniform:
 
 
 def draw(rng: np.random.Generator, actions: Iterable[str]) -> str:
-  """One of the actions, any as likely as any other."""
+  """Draw one of the actions uniformly."""
   actions = tuple(actions)
   return actions[rng.integers(len(actions))]

@@ -191,7 +191,7 @@ def test_products_get_their_notes(kit, tmp_path):
 @pytest.mark.parametrize('element', [3, {'name': 'no asin'}])
 def test_list_of_something_else_is_refused(kit, tmp_path, element):
   files = files_in(kit, tmp_path, [kit.record('B01'), element], {})
-  with pytest.raises(ValueError, match='shuffle.json is no list of products'):
+  with pytest.raises(ValueError, match='shuffle.json is not a list of products'):
     list(catalogue.read_products(files, lambda asin: {}))
 
 
@@ -230,5 +230,5 @@ def test_missing_file_is_named(kit, tmp_path, gone, full, message):
 @pytest.mark.parametrize('name', ['nowhere', 'file.json'])
 def test_no_directory_is_refused(tmp_path, name):
   write_text(tmp_path, '[]')
-  with pytest.raises(ValueError, match='no directory.*built-in shop'):
+  with pytest.raises(ValueError, match='not a directory.*built-in shop'):
     catalogue.find(str(tmp_path / name), human=False)

@@ -183,7 +183,7 @@ def test_build_overwrites_nothing(kit, tmp_path):
   place = tmp_path / 'mine'
   place.mkdir()
   (place / 'about.json').write_text(json.dumps({'format': 0}))
-  with pytest.raises(ValueError, match='is no index of this version'):
+  with pytest.raises(ValueError, match='is not an index of this version'):
     webshop.WebShop(data=data, index=str(place))
   assert os.listdir(place) == ['about.json']
 
