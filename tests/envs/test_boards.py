@@ -66,7 +66,7 @@ def test_public_sokoban_symbols_are_translated():
 
 
 def lakes(count):
-  """Lakes of one row, told apart by their length."""
+  """Lakes of one row, each of another length."""
   return '\n\n'.join('S' + 'F' * i + 'G' for i in range(count))
 
 
@@ -171,11 +171,6 @@ def test_bad_file_is_refused_in_one_sentence(tmp_path, text, env, words):
   for word in words:
     assert word in str(error.value)
   assert '\n' not in str(error.value)
-
-
-def test_byte_order_mark_is_skipped(tmp_path):
-  env = on_boards(tmp_path, '\ufeff' + lakes(8))
-  assert [length(env, seed) for seed in (5, 6)] == [3, 7]
 
 
 @pytest.mark.parametrize(

@@ -69,9 +69,9 @@ def test_seeds_give_different_boards(env):
 def test_texts_survive_the_tokenizer(env, game):
   chat = chat_lib.Chat(tokenizer.train([]))
   for _, text, action in visited(env, game, range(123, 125)):
-    for said in (text, action, env.instructions):
-      ids = chat.tokenizer.encode(said, add_special_tokens=False)
-      assert chat.text(ids) == said
+    for written in (text, action, env.instructions):
+      ids = chat.tokenizer.encode(written, add_special_tokens=False)
+      assert chat.text(ids) == written
 
 
 def test_action_names_match_in_any_case(env):

@@ -154,7 +154,7 @@ def test_transitions_match_gymnasium(probability):
 
 
 def turns_of_ice(env, seed, actions):
-  """How the ice turned each action: -1, 0 or 1, on a wide lake."""
+  """Turn of each action on a wide lake: -1, 0 or 1."""
   side = 2 * len(actions) + 3
   rows = ['F' * side for _ in range(side)]
   rows[0] = 'G' + rows[0][1:]

@@ -89,14 +89,6 @@ def test_valid_numbers_are_listed_for_few_empty_cells(blanks, listed):
   assert env.load('1' + '0' * 15)[1].count('  - (') == 0
 
 
-def test_valid_numbers_may_be_several_or_none():
-  text = sudoku.Sudoku().load('1230 3400 2143 4000')[1]
-  assert '  - (1,4): [4]\n' in text and '  - (2,4): [1, 2]\n' in text
-  # A number that fits may leave another cell without any.
-  _, _, step = play(TWO_WAYS, ['3,1,2', '4,3,4'])
-  assert '  - (3,3): []\n  - (4,1): []\n' in step.text
-
-
 def test_board_of_an_evaluation_seed_by_hand():
   # A change here changes what success on the evaluation seeds means.
   lines = sudoku.Sudoku().reset(123)[1].split('\n')

@@ -25,7 +25,7 @@ def cells_of(text):
 
 
 def obeys_the_rules(cells, size):
-  """Whether each row, column and box of a full board has all numbers."""
+  """Return whether every unit of a full board has all numbers."""
   box = {4: 2, 9: 3}[size]
   board = np.reshape(cells, (size, size))
   starts = range(0, size, box)
@@ -159,41 +159,6 @@ def test_generated_boards_obey_the_rules(size, blanks):
     assert all(given in (0, value) for given, value in pairs)
     assert puzzle == generate(seed, size, blanks)
     assert {type(value) for value in (*puzzle.given, *puzzle.solution)} == {int}
-
-
-@functools.cache
-def chances():
-  """Of each grid, when cells are filled row by row with what can still go on.
-
-  Backtracking ends up at each way that goes on with the same chance.
-  """
-  chances = np.ones(288)
-  for grid, numbers in enumerate(grids()):
-    alike = grids()
-    for index, value in enumerate(numbers):
-      chances[grid] /= len(set(alike[:, index].tolist()))
-      alike = alike[alike[:, index] == value]
-  return chances
-
-
-def test_grids_come_as_often_as_backtracking_finds_them():
-  assert chances().sum() == pytest.approx(1.0)
-  assert len(set(np.round(chances(), 6))) > 1
-  number = {tuple(grid): i for i, grid in enumerate(grids().tolist())}
-  drawn = [number[generate(seed).solution] for seed in range(6000)]
-  expected = 6000 * chances()
-  counts = np.bincount(drawn, minlength=288)
-  # Chi-square with 287 degrees of freedom: 365 is its 0.1 % point.
-  assert np.sum((counts - expected) ** 2 / expected) < 365
-
-
-def test_every_cell_is_blanked_equally_often():
-  given = np.array([generate(seed).given for seed in range(3000)])
-  counts, expected = np.sum(given == 0, axis=0), 3000 * 6 / 16
-  # Drawn without replacement, the sum below has 15 degrees of freedom once it
-  # is divided by the 10/15 by which the variances are smaller; 37.7 is 0.1 %.
-  statistic = np.sum((counts - expected) ** 2 / expected) / (10 / 15)
-  assert statistic < 37.7
 
 
 @pytest.mark.parametrize('blanks, share', [(6, 0.958), (9, 0.672)])

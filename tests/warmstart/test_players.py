@@ -330,12 +330,12 @@ def test_perfect_shopper_by_hand(shop):
     'Find me energy saving, solar powered lamps with color: black, '
     'and size: tiny, and price lower than 40.00 dollars'
   )
-  player, said = SHOPPERS.WebShopCareless(skill=1.0), []
+  player, answers = SHOPPERS.WebShopCareless(skill=1.0), []
   for _ in range(5):
     thought, actions = player.respond(shop, state, rng())
-    said.append((thought, *actions))
+    answers.append((thought, *actions))
     state, step = shop.step(state, actions[0])
-  assert said == [
+  assert answers == [
     (
       'I look for energy saving, solar powered lamps.',
       'search[energy saving, solar powered lamps]',
@@ -383,14 +383,14 @@ def test_shopper_goes_on_where_nothing_fits(shop):
   # Four or more of a kind, three results a page.
   other = 'tea' if 'sock' in shop.goal(state).query else 'sock'
   state, _ = shop.step(state, f'search[{other}]')
-  said = []
+  answers = []
   while state.page == 'results':
     thought, (action,) = player.respond(shop, state, rng())
     assert thought == 'Nothing here fits.'
-    said.append(action)
+    answers.append(action)
     state, _ = shop.step(state, action)
-  assert said[-1] == 'click[back to search]' and len(said) >= 2
-  assert {*said[:-1]} == {'click[next >]'}
+  assert answers[-1] == 'click[back to search]' and len(answers) >= 2
+  assert {*answers[:-1]} == {'click[next >]'}
   name = 'B097' if other == 'tea' else 'B840'
   here = pages.State(state.goal, 'features', 'tea', 1, name)
   assert player.respond(shop, here, rng()) == ('I go back.', ['click[< prev]'])

@@ -188,13 +188,6 @@ def test_products_get_their_notes(kit, tmp_path):
   ]
 
 
-@pytest.mark.parametrize('element', [3, {'name': 'no asin'}])
-def test_list_of_something_else_is_refused(kit, tmp_path, element):
-  files = files_in(kit, tmp_path, [kit.record('B01'), element], {})
-  with pytest.raises(ValueError, match='shuffle.json is not a list of products'):
-    list(catalogue.read_products(files, lambda asin: {}))
-
-
 @pytest.mark.parametrize('many', [{}, [3]])
 def test_other_instructions_are_refused(tmp_path, many):
   path = write_text(tmp_path, json.dumps({'B01': [{}], 'B02': many}))
@@ -225,10 +218,3 @@ def test_missing_file_is_named(kit, tmp_path, gone, full, message):
   with pytest.raises(ValueError, match=message) as error:
     catalogue.find(str(tmp_path), human=True, full=full)
   assert str(tmp_path) in str(error.value)
-
-
-@pytest.mark.parametrize('name', ['nowhere', 'file.json'])
-def test_no_directory_is_refused(tmp_path, name):
-  write_text(tmp_path, '[]')
-  with pytest.raises(ValueError, match='not a directory.*built-in shop'):
-    catalogue.find(str(tmp_path / name), human=False)

@@ -90,17 +90,6 @@ def test_human_goal_by_hand():
   assert f'lower than {goal.price_cap:.2f} dollars' in goal.text
 
 
-@pytest.mark.parametrize(
-  'instruction',
-  [
-    {'instruction': 'i want it', 'instruction_attributes': []},
-    {'instruction': None, 'instruction_attributes': ['soft']},
-  ],
-)
-def test_human_goal_needs_text_and_attributes(instruction):
-  assert goals.human(SHIRT, instruction) is None
-
-
 # --- Price caps --------------------------------------------------------------
 
 

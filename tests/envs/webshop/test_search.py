@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from actfocus_jax.envs.webshop import catalogue, search
+from actfocus_jax.envs.webshop import search
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
@@ -27,20 +27,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 )
 def test_terms_are_stems_without_stop_words(text, expected):
   assert search.terms(text) == expected.split()
-
-
-def test_text_of_product_by_hand():
-  product = catalogue.Product(
-    'B01',
-    'A Shirt',
-    description='Soft.',
-    bullets=('First', 'Second'),
-    options=(('size', ('small', 'large')), ('color', ('red',))),
-    attributes=('hidden',),
-  )
-  assert search.text_of(product) == (
-    'a shirt soft. first size: small, large color: red'
-  )
 
 
 # --- Scores ------------------------------------------------------------------

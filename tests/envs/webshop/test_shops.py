@@ -36,11 +36,11 @@ def test_changed_files_are_read_again(kit, tmp_path):
 
 def test_human_goals_are_in_the_order_of_the_shop(kit, tmp_path):
   records, notes = some(kit)
-  said = [
+  words = [
     {'instruction': f'i want thing {i}', 'instruction_attributes': ['red']}
     for i in range(3)
   ]
-  human = {'B2': said[:2], 'B0': said[2:], 'gone': said, 'B1': [{}]}
+  human = {'B2': words[:2], 'B0': words[2:], 'gone': words, 'B1': [{}]}
   data = kit.write(tmp_path, records, notes, human, ending='_1000.json')
   env = webshop.WebShop(data=data, goals='human')
   texts = [env.goal(env.load(str(n))[0]).text for n in range(env.goal_count)]
