@@ -23,7 +23,6 @@ from actfocus_jax.cli import flags as flags_lib
 from actfocus_jax.cli import paths
 from actfocus_jax.config import schema, validate
 from actfocus_jax.parallel import clusters
-from actfocus_jax.report import comparison
 from actfocus_jax.run import interrupt, metrics, storage
 
 # Fields that --arms and --seeds set; the file that marks a stalled run.
@@ -183,6 +182,8 @@ def _evaluations(run: pathlib.Path, steps: int) -> list[dict] | None:
 
 def _write(workdir: pathlib.Path, plans):
   """Write table and picture of the finished runs."""
+  from actfocus_jax.report import comparison  # Matplotlib loads slowly.
+
   results = {arm: {} for arm, _, _ in plans}
   for arm, seed, c in plans:
     rows = _evaluations(_run(workdir, arm, seed), c.num_steps)

@@ -15,7 +15,7 @@ import pathlib
 import ml_collections
 from absl import flags
 
-from actfocus_jax import build, errors, evaluation
+from actfocus_jax import build, errors, evaluation, loop
 from actfocus_jax.cli import cluster, paths
 from actfocus_jax.cli import flags as flags_lib
 from actfocus_jax.config import schema, validate
@@ -54,47 +54,9 @@ def main(argv: list[str]):
     cluster.check_configs(schema.to_json(c))
     if workdir and not flags_lib.given_fields():
       build.fit_mesh(c)
-    step, row = evaluate(c, workdir, _STEP.value)
+    step, row = loop.evaluate(c, workdir, _STEP.value)
   print(evaluation.line(step, row))
   print(json.dumps({'step': step, **row}))
-
-
-def evaluate(
-  c: ml_collections.ConfigDict, workdir: pathlib.Path | None, step: int | None
-) -> tuple[int, dict[str, float]]:
-  """Evaluate a checkpoint of a run, or the model that a config starts from.
-
-  Args:
-    c: checked config; its section `eval` sets boards, episodes and temperature.
-    workdir: run directory; None evaluates the model itself, as step 0.
-    step: step of the checkpoint; None is the newest.
-
-  Returns:
-    The step, and the row of `evaluation.evaluate`.
-
-  Raises:
-    UsageError: there is no such checkpoint, or the processes name different
-      ones.
-  """
-  # Each process would read its slices from the checkpoint that it was given.
-  for flag, value in (
-    ('--workdir', workdir and str(workdir)),
-    ('--step', step),
-  ):
-    processes.check_equal(value, flag, 'the same in all processes')
-  with build.parts(c) as parts:
-    if workdir is None:
-      build.same_model(parts.model)
-      step, params = 0, parts.model.weights()
-    else:
-      step, params = build.checkpoint(parts.model, workdir, step)
-    row, _ = evaluation.evaluate(
-      parts.collector,
-      build.policy(parts.model, params),
-      build.evaluation_key(c),
-      **build.held_out(c),
-    )
-  return step, row
 
 
 def _config(workdir: pathlib.Path | None) -> ml_collections.ConfigDict:
@@ -111,7 +73,7 @@ def _config(workdir: pathlib.Path | None) -> ml_collections.ConfigDict:
       f'{other} would change the run of --workdir; allowed: '
       '--config.mesh.NAME=SIZE.'
     )
-  c = paths.run_config(workdir, flags_lib.MODEL_PATH.value)
+  c = flags_lib.run_config(workdir)
   return flags_lib.overridden(c) if given else c
 
 

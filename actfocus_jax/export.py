@@ -43,7 +43,7 @@ def main(argv: list[str]):
     raise errors.UsageError('--out is missing; e.g. --out=models/mine')
   workdir = storage.path(_WORKDIR.value)
   out = storage.on_disk(_OUT.value, '--out')
-  c = paths.run_config(workdir, flags_lib.MODEL_PATH.value)
+  c = flags_lib.run_config(workdir)
   paths.check_new('--out', out)
   paths.check_model(c.model, c.warm_start.cache)
   jax.config.update('jax_platforms', 'cpu')

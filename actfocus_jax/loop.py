@@ -26,7 +26,6 @@ from actfocus_jax.learner import self_check
 from actfocus_jax.learner import step as step_lib
 from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.parallel import processes
-from actfocus_jax.report import summary
 from actfocus_jax.rollout import collector as collector_lib
 from actfocus_jax.rollout import episode
 from actfocus_jax.rollout import statistics as statistics_lib
@@ -90,6 +89,44 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     if stopped and run.done:
       run.save(None)  # Does nothing if this step is saved already.
   return _end(run, workdir, stopped)
+
+
+def evaluate(
+  c: ml_collections.ConfigDict, workdir: pathlib.Path | None, step: int | None
+) -> tuple[int, dict[str, float]]:
+  """Evaluate a checkpoint of a run, or the model that a config starts from.
+
+  Args:
+    c: checked config; its section `eval` sets boards, episodes and temperature.
+    workdir: run directory; None evaluates the model itself, as step 0.
+    step: step of the checkpoint; None is the newest.
+
+  Returns:
+    The step, and the row of `evaluation.evaluate`.
+
+  Raises:
+    UsageError: there is no such checkpoint, or the processes name different
+      ones.
+  """
+  # Each process would read its slices from the checkpoint that it was given.
+  for flag, value in (
+    ('--workdir', workdir and str(workdir)),
+    ('--step', step),
+  ):
+    processes.check_equal(value, flag, 'the same in all processes')
+  with build.parts(c) as parts:
+    if workdir is None:
+      build.same_model(parts.model)
+      step, params = 0, parts.model.weights()
+    else:
+      step, params = build.checkpoint(parts.model, workdir, step)
+    row, _ = evaluation.evaluate(
+      parts.collector,
+      build.policy(parts.model, params),
+      build.evaluation_key(c),
+      **build.held_out(c),
+    )
+  return step, row
 
 
 @contextlib.contextmanager
@@ -303,6 +340,8 @@ def _report(workdir: pathlib.Path) -> pathlib.Path:
   The others wait: a process that exits early would end process 0, too.
   """
   if processes.is_first():
+    from actfocus_jax.report import summary  # Matplotlib loads slowly.
+
     summary.write_report(workdir)
   processes.allgather(None)
   return workdir / 'report' / 'summary.md'

@@ -148,9 +148,7 @@ def _config():
   if _WORKDIR.value:
     if _ENV.value or flags_lib.CONFIG.value is not None:
       raise errors.UsageError('--workdir excludes --env and --config.')
-    return paths.run_config(
-      storage.path(_WORKDIR.value), flags_lib.MODEL_PATH.value
-    )
+    return flags_lib.run_config(storage.path(_WORKDIR.value))
   if _STEP.value is not None:
     raise errors.UsageError('--step needs --workdir.')
   if flags_lib.MODEL_PATH.value:

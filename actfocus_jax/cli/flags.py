@@ -19,8 +19,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from actfocus_jax import errors
-from actfocus_jax.config import env_schema, schema, validate
-from actfocus_jax.run import interrupt
+from actfocus_jax.cli import paths
+from actfocus_jax.config import env_schema, resume, schema, validate
+from actfocus_jax.run import interrupt, storage
 
 CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -124,6 +125,51 @@ def read_config(named: str, arguments: str = '') -> ml_collections.ConfigDict:
   spec.loader.exec_module(module)
   arguments = ','.join(filter(None, (given, arguments)))
   return module.get_config(*filter(None, (arguments,)))
+
+
+def run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+  """Config that a run was started with.
+
+  Args:
+    workdir: run directory.
+
+  Returns:
+    The config; `model.path` and `model.revision` name the very model that the
+    run started from, at the place that --model_path names.
+
+  Raises:
+    UsageError: there is no run, or its model is gone.
+  """
+  storage.check_bucket(workdir)
+  snapshot = workdir / resume.CONFIG
+  if not snapshot.exists():
+    raise errors.UsageError(
+      f'--workdir is {workdir}, which does not hold a run.'
+    )
+  try:
+    c = schema.from_json(paths.read_json(snapshot))
+  except errors.UsageError as error:
+    raise errors.UsageError(
+      f'--workdir is {workdir}, which does not hold a run of this version: '
+      f'{error}'
+    ) from error
+  with c.unlocked():
+    c.model.attention = 'auto'  # This may be another machine.
+    if MODEL_PATH.value:
+      c.model.path, c.model.revision = MODEL_PATH.value, ''
+      return c
+  paths.pin_model(c.model, workdir)
+  model = paths.model_of_run(workdir)
+  if model and not c.model.path:
+    if not pathlib.Path(model['path']).is_dir():
+      raise errors.UsageError(
+        f'--workdir is {workdir}, whose run started from {model["path"]}, '
+        'which is gone; name its new place by --model_path, or let the '
+        'training command of the run make it again.'
+      )
+    with c.unlocked():
+      c.model.path = model['path']
+  return c
 
 
 def overridden(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -11,57 +11,9 @@ from typing import Any
 import ml_collections
 
 from actfocus_jax import errors
-from actfocus_jax.config import resume, schema
+from actfocus_jax.config import resume
 from actfocus_jax.model import files
 from actfocus_jax.run import storage
-
-
-def run_config(
-  workdir: pathlib.Path, model_path: str | None
-) -> ml_collections.ConfigDict:
-  """Config that a run was started with.
-
-  Args:
-    workdir: run directory.
-    model_path: new place of the run's model; None if it was not moved.
-
-  Returns:
-    The config; `model.path` and `model.revision` name the very model that the
-    run started from.
-
-  Raises:
-    UsageError: there is no run, or its model is gone.
-  """
-  storage.check_bucket(workdir)
-  snapshot = workdir / resume.CONFIG
-  if not snapshot.exists():
-    raise errors.UsageError(
-      f'--workdir is {workdir}, which does not hold a run.'
-    )
-  try:
-    c = schema.from_json(read_json(snapshot))
-  except errors.UsageError as error:
-    raise errors.UsageError(
-      f'--workdir is {workdir}, which does not hold a run of this version: '
-      f'{error}'
-    ) from error
-  with c.unlocked():
-    c.model.attention = 'auto'  # This may be another machine.
-    if model_path:
-      c.model.path, c.model.revision = model_path, ''
-      return c
-  pin_model(c.model, workdir)
-  model = _model_of_run(workdir)
-  if model and not c.model.path:
-    if not pathlib.Path(model['path']).is_dir():
-      raise errors.UsageError(
-        f'--workdir is {workdir}, whose run started from {model["path"]}, '
-        'which is gone; name its new place by --model_path, or let the '
-        'training command of the run make it again.'
-      )
-    with c.unlocked():
-      c.model.path = model['path']
-  return c
 
 
 def pin_model(model: ml_collections.ConfigDict, workdir: pathlib.Path):
@@ -71,13 +23,14 @@ def pin_model(model: ml_collections.ConfigDict, workdir: pathlib.Path):
     model: section `model` of a config; a revision that it names stays.
     workdir: run directory, which may be new.
   """
-  commit = _model_of_run(workdir).get('commit')
+  commit = model_of_run(workdir).get('commit')
   if commit and files.is_hub_id(model.path) and not model.revision:
     with model.unlocked():
       model.revision = commit
 
 
-def _model_of_run(workdir: pathlib.Path) -> dict[str, Any]:
+def model_of_run(workdir: pathlib.Path) -> dict[str, Any]:
+  """Read model.json of a run: path, commit, sha256; empty for a new run."""
   file = resume.model_file(workdir)
   return read_json(file) if file else {}
 

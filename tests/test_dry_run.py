@@ -1,4 +1,4 @@
-"""The formula against what is really allocated, and against the compiler."""
+"""Memory by formula: against real allocations and the compiler's plan."""
 
 import dataclasses
 import pathlib
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from actfocus_jax import build, recipe
-from actfocus_jax.cli import dry_run, memory
+from actfocus_jax.cli import dry_run
 from actfocus_jax.config import presets, schema, validate
 from actfocus_jax.learner import prepare
 from actfocus_jax.model import architecture, transformer
@@ -41,25 +41,25 @@ def _estimate(config=MODEL, **changes):
     score_chunk=512,
     itemsize=4,
   )
-  return memory.per_device(config, **(numbers | changes))
+  return dry_run.per_device(config, **(numbers | changes))
 
 
 @pytest.mark.parametrize('kind', architecture.FAMILIES)
 @pytest.mark.parametrize('tied', [True, False])
-def test_parameters_are_counted(kind, tied):
+def test_num_parameters_equals_model(kind, tied):
   config = architecture.Config(
     101, 36, 52, 3, 6, 2, 8, tie_word_embeddings=tied, model_type=kind
   )
   _, shapes = transformer.abstract(config, jnp.float32)
   assert config.num_parameters == sum(x.size for x in jax.tree.leaves(shapes))
   _, shapes = transformer.abstract(config, jnp.float32, is_critic=True)
-  critic = memory.critic_parameters(config)
+  critic = dry_run.critic_parameters(config)
   assert critic == sum(x.size for x in jax.tree.leaves(shapes))
   # A head of 36 numbers more, or a table of 101 * 36 fewer.
   assert critic - config.num_parameters == (36 if tied else 36 - 101 * 36)
 
 
-def test_parts_are_those_that_are_allocated():
+def test_parts_equal_allocations():
   c = schema.defaults()
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   model = _model(mesh)
@@ -77,7 +77,7 @@ def test_parts_are_those_that_are_allocated():
 
 
 @pytest.mark.parametrize('config', [MODEL, UNTIED])
-def test_a_critic_is_what_is_allocated(config):
+def test_critic_equals_allocation(config):
   c = schema.defaults()
   c.algo = 'ppo'
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
@@ -91,7 +91,7 @@ def test_a_critic_is_what_is_allocated(config):
   assert parts['gradients'] == 2 * both
 
 
-def test_what_splits_and_what_does_not():
+def test_mesh_axes_split_the_right_parts():
   whole, split = _estimate(), _estimate(fsdp=2, microbatch=2 * ROWS)
   for part in ('actor', 'optimizers', 'reference', 'gradients', 'cache'):
     assert split[part] == whole[part] / 2
@@ -103,7 +103,7 @@ def test_what_splits_and_what_does_not():
   assert _estimate(tensor=2)['decoding copy'] == whole['decoding copy'] / 2
 
 
-def test_ppo_trains_two_models_and_half_precision_halves_the_frozen_one():
+def test_ppo_and_bfloat16_change_the_right_parts():
   grpo, ppo, half = _estimate(), _estimate(algo='ppo'), _estimate(itemsize=2)
   assert ppo['actor'] == grpo['actor'] == half['actor']
   assert ppo['optimizers'] == 2 * (ppo['actor'] + ppo['critic'])
@@ -114,7 +114,7 @@ def test_ppo_trains_two_models_and_half_precision_halves_the_frozen_one():
   assert half['reference'] == grpo['reference'] / 2
 
 
-def test_gradients_of_two_models_live_together_in_one_update_only():
+def test_ppo_gradients_together_in_one_update_only():
   one, several = (_estimate(algo='ppo', updates=n) for n in (1, 2))
   assert one['gradients'] == 2 * (one['actor'] + one['critic'])
   assert several['gradients'] == 2 * several['critic'] > 2 * one['actor']
@@ -123,7 +123,7 @@ def test_gradients_of_two_models_live_together_in_one_update_only():
     assert grpo['gradients'] == 2 * grpo['actor']
 
 
-def test_total_is_the_largest_of_three_phases():
+def test_total_is_largest_phase():
   parts = _estimate(slots=4096)
   always = parts['actor'] + parts['optimizers'] + parts['reference']
   assert parts['total'] == always + parts['decoding copy'] + parts['cache']
@@ -189,7 +189,7 @@ def _agrees(plan, parts):
     pytest.param(2048, 2, 'layer', marks=pytest.mark.slow),
   ],
 )
-def test_the_compiler_agrees(length, rows, peak):
+def test_grpo_formula_agrees_with_compiler(length, rows, peak):
   """Where logits are the largest thing, the MLP, and the attention scores."""
   parts = _estimate(context=length, microbatch=rows)
   fewer = _estimate(context=length, microbatch=rows, score_chunk=64)
@@ -206,7 +206,7 @@ def test_the_compiler_agrees(length, rows, peak):
     *(pytest.param(*x, marks=pytest.mark.slow) for x in ((8, 1), (1, 2))),
   ],
 )
-def test_the_compiler_agrees_with_ppo(rows, updates):
+def test_ppo_formula_agrees_with_compiler(rows, updates):
   """One update, whose two halves XLA mixes, and two, in a loop a model."""
   # jax 0.10 and 0.12 plan 0.88 to 1.03 of it; if the formula counted one model
   # in one update it would be 1.3 to 1.7.
@@ -214,7 +214,7 @@ def test_the_compiler_agrees_with_ppo(rows, updates):
   _agrees(_compiled(LENGTH, rows, algo='ppo', updates=updates), parts)
 
 
-def test_a_dry_run_counts_what_the_config_runs():
+def test_needs_follow_config():
   c = schema.defaults()
   c.algo = 'ppo'
   episodes = c.eval.prompts * c.eval.members
@@ -232,45 +232,6 @@ def test_a_dry_run_counts_what_the_config_runs():
   assert gradients[0] > 1.9 * gradients[1]
 
 
-def test_devices_that_cannot_share_a_micro_batch():
-  with pytest.raises(ValueError, match='microbatch=4 is no multiple of .*=8'):
+def test_uneven_microbatch_refused():
+  with pytest.raises(ValueError, match='microbatch=4 is not a multiple'):
     _estimate(fsdp=8)
-
-
-# Of Qwen2.5-Instruct; the three rows of the README's table.
-QWEN = {
-  '0.5B': architecture.Config(151936, 896, 4864, 24, 14, 2, 64),
-  '1.5B': architecture.Config(151936, 1536, 8960, 28, 12, 2, 128),
-  '3B': architecture.Config(151936, 2048, 11008, 36, 16, 2, 128),
-}
-
-
-README = (pathlib.Path(__file__).parent.parent / 'README.md').read_text()
-
-
-def _gigabytes(size, algo, fsdp, *, updates=1):
-  """At the preset's micro-batch, or as many rows as devices."""
-  parts = memory.per_device(
-    QWEN[size],
-    algo=algo,
-    slots=128,
-    context=3600,
-    microbatch=max(presets.MICROBATCH, fsdp),
-    score_chunk=512,
-    fsdp=fsdp,
-    updates=updates,
-  )
-  return f'{parts["total"] / 1e9:.0f}'
-
-
-@pytest.mark.parametrize('size', QWEN)
-def test_the_table_of_the_readme(size):
-  cells = [f'{QWEN[size].num_parameters / 1e6:,.0f} M']
-  for algo in ('grpo', 'ppo'):
-    cells += [_gigabytes(size, algo, fsdp) for fsdp in (1, 4, 8)]
-  assert f'| {size} | {" | ".join(cells)} |' in README
-
-
-def test_what_the_readme_says_of_several_updates():
-  small, middle, large = (_gigabytes(x, 'ppo', 1, updates=2) for x in QWEN)
-  assert f'takes {small}, {middle} and {large} GB on one device' in README
