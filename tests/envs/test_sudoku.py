@@ -53,19 +53,6 @@ def test_text_after_a_move():
   ).replace('Steps: 0', 'Steps: 2')
 
 
-def test_text_of_a_solved_board():
-  _, _, step = play(BOARD, ['1,3,3', '1,4,4', '2,4,2'])
-  assert step.text == (
-    f'{RULE}\nSudoku 4x4\n{RULE}\n'
-    '[1][2]|  3  4\n[3][4]| [1] 2\n--------------\n'
-    '[2][1]| [4][3]\n[4][3]| [2][1]\n'
-    'Legend: [v] given, v placed, . empty\n'
-    'Last move: 2 placed at (2,4).\n'
-    'Progress: 16/16 cells filled (13 initial, 3 placed)\n'
-    'Steps: 3/16'
-  )
-
-
 def test_text_of_a_large_board():
   env = sudoku.Sudoku(size=9, blanks=20, max_steps=30)
   lines = env.load('123456789' + '0' * 72)[1].split('\n')

@@ -153,17 +153,3 @@ def test_value_of_two_options_chooses_the_open_one():
   assert clicked(shop, state, '1', '2') == {'a': '1', 'b': '2'}
   # Every combination can be reached from every other one.
   assert clicked(shop, state, '2', '2', '1', '1', '2') == {'a': '2', 'b': '1'}
-
-
-def test_button_goes_before_an_option_of_its_name():
-  names = ('back to search', '< prev', 'buy now', 'features', 'fine')
-  shop, state = one_product(('a', names))
-  links = show(shop, state).links
-  assert links['buy now'].page == 'done' and list(links)[-1] == 'buy now'
-  assert [links[name].page for name in names] == [
-    'search',
-    'results',
-    'done',
-    'features',
-    'item',
-  ]

@@ -62,23 +62,3 @@ def test_goal_is_met_by_its_product_and_hardly_another(products):
     ]
     fitting.append(len(offered))
   assert min(fitting) == 1 and sum(fitting) / len(fitting) < 1.5
-
-
-@pytest.mark.parametrize(
-  'query, low, high',
-  [
-    (lambda goal: goal.query, 0.1, 0.35),
-    (lambda goal: f'{" ".join(goal.attributes)} {goal.query}', 0.5, 0.9),
-  ],
-)
-def test_search_with_attributes_finds_more(products, query, low, high):
-  shop = shops.MemoryShop(products)
-  hits = []
-  for number in range(shop.goal_count):
-    goal = shop.goal(number)
-    first = shop.product(shop.find(query(goal))[0])
-    wishes = [value for _, value in goal.options]
-    offered = [value for _, values in first.options for value in values]
-    chosen = [value for value in wishes if value in offered]
-    hits.append(reward.score(goal, first, chosen).is_perfect)
-  assert low < sum(hits) / len(hits) < high
