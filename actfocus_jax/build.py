@@ -17,7 +17,7 @@ import ml_collections
 import safetensors
 
 from actfocus_jax import envs, errors
-from actfocus_jax.config import env_schema, plugins, presets, schema, validate
+from actfocus_jax.config import plugins, presets, schema, validate
 from actfocus_jax.envs import boards
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.model import architecture, attention, files, hf, transformer
@@ -73,12 +73,12 @@ def games(
       limits(c, section, **({'context': _UNLIMITED} if by_hand else {})),
       section.share,
     )
-    for section in env_schema.sections(c)
+    for section in schema.sections(c)
   )
 
 
 def environment(
-  c: ConfigDict, section: env_schema.Section, *, by_hand: bool = False
+  c: ConfigDict, section: schema.Section, *, by_hand: bool = False
 ):
   """Environment of one section, on the boards of its file if it names one."""
   field = f'{section.field}.options'
@@ -111,7 +111,7 @@ def environment(
   )
 
 
-def _check_evaluation_boards(c: ConfigDict, section: env_schema.Section, env):
+def _check_evaluation_boards(c: ConfigDict, section: schema.Section, env):
   """Raise ValueError if an evaluation would count a board twice."""
   most = getattr(env, 'evaluation_boards', None)
   if most is not None and c.eval.prompts > most:
@@ -123,14 +123,15 @@ def _check_evaluation_boards(c: ConfigDict, section: env_schema.Section, env):
 
 
 def limits(
-  c: ConfigDict, section: env_schema.Section, **others: int
+  c: ConfigDict, section: schema.Section, **others: int
 ) -> games_lib.Limits:
   """Limits of an episode; `others` override the config."""
-  own = {name: getattr(section, name) for name in env_schema.limits('')}
+  names = ('turns', 'max_actions', 'action_budget')
+  own = {name: getattr(section, name) for name in names}
   return games_lib.Limits(**{**c.limits, **own, **others})
 
 
-def player(section: env_schema.Section):
+def player(section: schema.Section):
   """Scripted player that writes the demonstrations of one environment."""
   name, field = section.player.name, f'{section.player_field}.name'
   if ':' in name:
@@ -402,7 +403,7 @@ def warm_start(
   Returns:
     The plan.
   """
-  sections = env_schema.sections(c)
+  sections = schema.sections(c)
   described = {key: schema.to_json(c[key]) for key in ('limits', 'player')}
   described['env'] = {
     key: value

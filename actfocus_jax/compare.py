@@ -19,9 +19,10 @@ import ml_collections
 from absl import flags
 
 from actfocus_jax import build, errors, loop
+from actfocus_jax.algorithm import estimators
 from actfocus_jax.cli import flags as flags_lib
 from actfocus_jax.cli import paths
-from actfocus_jax.config import schema, validate
+from actfocus_jax.config import presets, schema, validate
 from actfocus_jax.parallel import clusters
 from actfocus_jax.run import interrupt, metrics, storage
 
@@ -34,8 +35,8 @@ _ARMS = flags.DEFINE_list(
   'arms',
   [],
   '[ALGO:]WEIGHTS[:ESTIMATOR],... to compare. ALGO: '
-  f'{", ".join(schema.ALGOS)}. WEIGHTS: {", ".join(schema.WEIGHTS)}. '
-  f'ESTIMATOR: {", ".join(schema.ESTIMATORS)}.',
+  f'{", ".join(schema.ALGOS)}. WEIGHTS: {", ".join(presets.WEIGHTS)}. '
+  f'ESTIMATOR: {", ".join(estimators.ESTIMATORS)}.',
 )
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'Runs of each arm.', lower_bound=1)
 flags.declare_key_flag('config')
@@ -151,7 +152,7 @@ def _arguments(arm: str) -> str:
       f'--arms has {arm!r}; allowed: [ALGO:]WEIGHTS[:ESTIMATOR].'
     )
   keys = ['algo', 'weights', 'estimator']
-  if len(names) == 1 or names[0] in schema.WEIGHTS:
+  if len(names) == 1 or names[0] in presets.WEIGHTS:
     keys = keys[1:]
   if len(names) > len(keys):
     raise errors.UsageError(

@@ -19,7 +19,7 @@ from absl import flags
 from actfocus_jax import build, errors
 from actfocus_jax.cli import flags as flags_lib
 from actfocus_jax.cli import paths
-from actfocus_jax.config import env_schema, schema, validate
+from actfocus_jax.config import schema, validate
 from actfocus_jax.rollout import env_pool
 from actfocus_jax.rollout import episode as episode_lib
 from actfocus_jax.rollout import games as games_lib
@@ -160,7 +160,7 @@ def _config():
   if not _ENV.value:
     raise errors.UsageError(
       '--env is missing; allowed: '
-      f'{", ".join(env_schema.OPTIONS)}, or package.module:Class.'
+      f'{", ".join(schema.ENVS)}, or package.module:Class.'
     )
   return flags_lib.overridden(schema.defaults(_ENV.value))
 

@@ -18,7 +18,7 @@ from actfocus_jax.algorithm import (
   turns,
   weights,
 )
-from actfocus_jax.config import env_schema, schema
+from actfocus_jax.config import schema
 from actfocus_jax.learner import prepare
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import step as step_lib
@@ -127,7 +127,7 @@ def policy_loss(c: ConfigDict):
 def estimator(c: ConfigDict):
   """The advantage estimator with its numbers."""
   name = schema.estimator(c)
-  numbers = dict(c.advantage[name], num_turns=env_schema.most_turns(c))
+  numbers = dict(c.advantage[name], num_turns=schema.most_turns(c))
   return functools.partial(estimators.ESTIMATORS[name], **numbers)
 
 
@@ -153,7 +153,7 @@ def token_weights(c: ConfigDict):
 
 
 def _turn_mean(c: ConfigDict):
-  most = env_schema.most_turns(c)
+  most = schema.most_turns(c)
 
   def mean(logprob_BT, sampled_BT, turn_BT):
     mean_BK = turns.mean(logprob_BT, sampled_BT, turn_BT, turns=most)

@@ -6,7 +6,6 @@ import pytest
 import small_run
 
 from actfocus_jax import errors, loop, recipe
-from actfocus_jax.algorithm import estimators, losses, signals
 from actfocus_jax.config import schema, validate
 from actfocus_jax.run import checkpoint, metrics
 
@@ -123,22 +122,6 @@ def test_a_failed_self_check_stops_before_the_first_update(
   with pytest.raises(errors.RunError, match='Self-check .* ratios are not 1'):
     loop.train(small_run.config(cache, learner__self_check=True), tmp_path)
   assert read(tmp_path) == []
-
-
-def test_settings_name_what_the_algorithm_has():
-  assert set(schema.SIGNALS) == set(signals.SIGNALS)
-  assert set(schema.ESTIMATORS) == set(estimators.ESTIMATORS)
-  assert set(schema.WITHOUT_REFERENCE) < set(schema.SIGNALS)
-  for names in schema.ESTIMATORS_OF.values():
-    assert set(names) <= set(schema.ESTIMATORS)
-  c = schema.defaults()
-  for reduction in losses.REDUCTIONS:
-    c.loss.reduction = reduction
-    validate.check(c)
-  c.kl.coefficient = 0.1
-  for estimator in losses.ESTIMATORS:
-    c.kl.estimator = estimator
-    validate.check(c)
 
 
 def test_a_dual_clip_of_0_is_none():

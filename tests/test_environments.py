@@ -15,7 +15,7 @@ import small_run
 from small_run import config
 
 from actfocus_jax import build, errors, evaluation, loop
-from actfocus_jax.config import env_schema, schema
+from actfocus_jax.config import schema
 from actfocus_jax.rollout import collector, env_pool, games
 from actfocus_jax.run import metrics
 from actfocus_jax.text import chat as chat_lib
@@ -274,7 +274,7 @@ def test_evaluation_of_more_goals_than_the_shop_has_is_refused():
 def test_unusable_environment_or_player_is_refused(own, env, player, words):
   c = schema.defaults(env)
   c.player.name = player
-  (section,) = env_schema.sections(c)
+  (section,) = schema.sections(c)
   with pytest.raises(ValueError, match=words):
     build.environment(c, section)
     build.player(section)

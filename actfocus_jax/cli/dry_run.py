@@ -20,7 +20,7 @@ hold those of both models.
 
 import ml_collections
 
-from actfocus_jax.config import env_schema, schema, validate
+from actfocus_jax.config import schema, validate
 from actfocus_jax.model import architecture
 
 _ITEMSIZE = {'float32': 4, 'bfloat16': 2, 'auto': 2}
@@ -68,7 +68,7 @@ def describe(c: ml_collections.ConfigDict, config: architecture.Config) -> str:
 def work(c: ml_collections.ConfigDict) -> dict[str, str]:
   """Episodes, tokens and optimizer updates of one step."""
   episodes = c.rollout.prompts * c.rollout.members
-  sampled = env_schema.most_turns(c) * c.limits.response_tokens
+  sampled = schema.most_turns(c) * c.limits.response_tokens
   return {
     'episodes': f'{episodes} ({c.rollout.prompts} groups of '
     f'{c.rollout.members})',

@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 from actfocus_jax import errors
 from actfocus_jax.cli import paths
-from actfocus_jax.config import env_schema, resume, schema, validate
+from actfocus_jax.config import resume, schema, validate
 from actfocus_jax.run import interrupt, storage
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -333,9 +333,7 @@ def _fields(argv: list[str]) -> list[str]:
   try:
     return list(schema.flatten(read_config(_config_values(argv)[-1])))
   except Exception:  # No config file, or the file is the error.
-    schemas = [
-      schema.flatten(schema.defaults(env)) for env in env_schema.OPTIONS
-    ]
+    schemas = [schema.flatten(schema.defaults(env)) for env in schema.ENVS]
     return sorted(set(schemas[0]).intersection(*schemas[1:]))
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from actfocus_jax.config import env_schema
+from actfocus_jax.config import fields
 from actfocus_jax.envs import ENVS, base
 from actfocus_jax.text import chat as chat_lib
 from actfocus_jax.text import tokenizer
@@ -115,7 +115,7 @@ def nonsense(rng, answers):
 
 
 def fuzz(env, game, count):
-  limits = env_schema.limits(game)
+  limits = fields.limits(game)
   budget, most = limits['action_budget'], limits['max_actions']
   answers = [action for _, _, action in visited(env, game)]
   rng = np.random.default_rng(7)

@@ -384,7 +384,7 @@ def test_the_signal_is_the_named_one(name):
 @pytest.mark.parametrize('name', estimators.ESTIMATORS)
 def test_the_estimator_has_its_numbers(name):
   algo = 'ppo' if name in schema.ESTIMATORS_OF['ppo'] else 'grpo'
-  usual = schema.ESTIMATORS[name]
+  usual = schema.defaults().advantage[name].to_dict()
   number = 'discount' if 'discount' in usual else 'normalize_std'
   zero = type(usual[number])(0)
   changes = {f'advantage__{name}__{number}': zero}

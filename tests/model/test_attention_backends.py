@@ -309,10 +309,6 @@ def test_a_misfit_is_refused(wanted, platform, dtype, size, told):
     attention.choose(wanted, platform, dtype, size)
 
 
-def test_names_are_those_of_the_config():
-  assert ('auto', *attention.BACKENDS) == schema.ATTENTIONS
-
-
 class _Elsewhere:
   """The mesh of a slice that is not there, or of a GPU."""
 

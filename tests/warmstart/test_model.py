@@ -1,7 +1,5 @@
 """The warm start: a Hugging Face directory, named by what it is made from."""
 
-import dataclasses
-import inspect
 import shutil
 import threading
 
@@ -10,12 +8,12 @@ import numpy as np
 import pytest
 import transformers
 
-from actfocus_jax import build, envs
-from actfocus_jax.config import env_schema, presets, schema
+from actfocus_jax import build
+from actfocus_jax.config import presets, schema
 from actfocus_jax.model import hf
 from actfocus_jax.run import directory
 from actfocus_jax.text import chat as chat_lib
-from actfocus_jax.warmstart import demonstrations, players
+from actfocus_jax.warmstart import demonstrations
 from actfocus_jax.warmstart import model as warm_model
 
 
@@ -126,24 +124,11 @@ def test_directory_name_follows_the_content(made, tmp_path):
   assert len(names | {name}) == 5
 
 
-@pytest.mark.parametrize('name', env_schema.OPTIONS)
-def test_config_options_are_those_of_the_environment(name):
-  constructor = dict(inspect.signature(envs.ENVS[name]).parameters)
-  constructor.pop('progress', None)  # A callable is no setting.
-  assert env_schema.OPTIONS[name] == {
-    option: '' if parameter.default is None else parameter.default
-    for option, parameter in constructor.items()
-  }
-  for player in players.PLAYERS[name].values():
-    fields = {field.name for field in dataclasses.fields(player)}
-    assert fields == set(env_schema.PLAYERS[name])
-
-
 def test_own_instructions_change_the_directory(tmp_path):
   c = config(tmp_path)
   own = build.warm_start(c).directory
   c.env.options.instructions = 'Reach G.'
-  (section,) = env_schema.sections(c)
+  (section,) = schema.sections(c)
   assert build.environment(c, section).instructions == 'Reach G.'
   assert build.warm_start(c).directory != own
 

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from actfocus_jax.config import env_schema
+from actfocus_jax.config import fields
 from actfocus_jax.envs import ENVS, frozen_lake, sokoban, sudoku, webshop
 from actfocus_jax.envs.webshop import catalogue, goals, pages
 from actfocus_jax.rollout import env_pool
@@ -87,7 +87,7 @@ MEASURED = {
 @pytest.mark.parametrize(('game', 'name'), MEASURED)
 def test_success_is_that_of_the_measurement(game, name):
   assert {name for g, name in MEASURED if g == game} == {*players.PLAYERS[game]}
-  limits = env_schema.limits(game)
+  limits = fields.limits(game)
   limits['budget'] = limits.pop('action_budget')
   env, player = ENVS[game](), players.PLAYERS[game][name]
   rate = success_rate(env, player, range(10_000, 10_500), **limits)
