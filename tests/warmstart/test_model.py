@@ -1,4 +1,4 @@
-"""The warm start: a directory like any other, named by what it is made from."""
+"""The warm start: a Hugging Face directory, named by what it is made from."""
 
 import shutil
 import threading
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import transformers
 
-from actfocus_jax import build, casting
+from actfocus_jax import build
 from actfocus_jax.config import presets, schema
 from actfocus_jax.model import hf
 from actfocus_jax.run import directory
@@ -33,10 +33,6 @@ def config(cache, **warm_start):
   return c
 
 
-def section(c):
-  return schema.sections(c)[0]
-
-
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
   c = config(tmp_path_factory.mktemp('cache'))
@@ -46,7 +42,7 @@ def made(tmp_path_factory):
   return c, mesh, path
 
 
-def test_it_is_a_hugging_face_directory(made):
+def test_warm_start_is_a_hugging_face_directory(made):
   _, mesh, path = made
   assert transformers.AutoConfig.from_pretrained(path).model_type == 'qwen2'
   names = {file.name for file in path.iterdir()}
@@ -56,7 +52,7 @@ def test_it_is_a_hugging_face_directory(made):
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
 
 
-def test_its_tokenizer_reads_demonstrations_as_they_were_written(made):
+def test_saved_tokenizer_encodes_demonstrations_equally(made):
   c, _, path = made
   plan = build.warm_start(c)
   written = chat_lib.Chat(warm_model.tokenizer(plan))
@@ -69,8 +65,8 @@ def test_its_tokenizer_reads_demonstrations_as_they_were_written(made):
     assert loaded.text(episode.ids) == text
 
 
-def test_it_is_made_on_one_device_of_many(tmp_path, monkeypatch):
-  """So it is the same on every mesh: a sum over devices rounds otherwise."""
+def test_warm_start_is_made_on_one_device(tmp_path, monkeypatch):
+  """So it is the same on every mesh: a sum over devices rounds differently."""
 
   class Seen(Exception):
     pass
@@ -90,17 +86,15 @@ def test_it_is_made_on_one_device_of_many(tmp_path, monkeypatch):
   assert len(devices) == 1
 
 
-def test_it_is_made_once(made, monkeypatch):
+def test_warm_start_is_made_once(made):
   c, _, path = made
-
-  def fail(*_):
-    raise AssertionError('made a second time')
-
-  monkeypatch.setattr(warm_model, 'make', fail)
+  file = path / 'model.safetensors'
+  before = file.stat()
   assert warm_model.ensure(build.warm_start(c)) == path
+  assert file.stat() == before
 
 
-def test_only_the_same_warm_start_is_waited_for(tmp_path, monkeypatch):
+def test_ensure_waits_for_the_same_warm_start_only(tmp_path, monkeypatch):
   monkeypatch.setattr(warm_model, 'make', lambda plan, path: path.mkdir())
   here = build.warm_start(config(tmp_path))
   other = build.warm_start(config(tmp_path, seed=1))
@@ -114,7 +108,7 @@ def test_only_the_same_warm_start_is_waited_for(tmp_path, monkeypatch):
   assert here.directory.exists() and other.directory.exists()
 
 
-def test_its_name_follows_its_content(made, tmp_path):
+def test_directory_name_follows_the_content(made, tmp_path):
   c, _, path = made
   name = build.warm_start(config(c.warm_start.cache)).directory.name
   assert name == path.name
@@ -130,30 +124,16 @@ def test_its_name_follows_its_content(made, tmp_path):
   assert len(names | {name}) == 5
 
 
-def test_unknown_player_and_options_are_refused(tmp_path):
-  c = config(tmp_path)
-  c.player.name = 'grandmaster'
-  with pytest.raises(ValueError, match='player.name.*grandmaster.*careless'):
-    casting.player(section(c))
-  c = config(tmp_path)
-  c.player.options.charm = 1.0
-  with pytest.raises(ValueError, match='player.options.*charm'):
-    casting.player(section(c))
-  c = config(tmp_path)
-  c.env.options.holes = 3
-  with pytest.raises(ValueError, match='env.options.*holes'):
-    casting.environment(c, section(c))
-
-
-def test_instructions_of_the_users_own(tmp_path):
+def test_own_instructions_change_the_directory(tmp_path):
   c = config(tmp_path)
   own = build.warm_start(c).directory
   c.env.options.instructions = 'Reach G.'
-  assert casting.environment(c, section(c)).instructions == 'Reach G.'
+  (section,) = schema.sections(c)
+  assert build.environment(c, section).instructions == 'Reach G.'
   assert build.warm_start(c).directory != own
 
 
-def test_stop_ids_of_the_generation_config(made, tmp_path):
+def test_stop_ids_come_from_the_generation_config(made, tmp_path):
   c, _, path = made
   model = tmp_path / 'model'
   shutil.copytree(path, model)

@@ -1,16 +1,57 @@
-"""The warm start's step: a mean over the response tokens, made smaller."""
+"""The supervised step: a mean over the response tokens, made smaller."""
+
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from actfocus_jax.learner import state as state_lib
+from actfocus_jax.model import architecture, scoring, transformer
+from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.warmstart import supervised
 
-pytestmark = pytest.mark.usefixtures('optax_promotes')
-
 ADAM = optax.adam(3e-3)
+ROWS, LENGTH, VOCAB = 6, 16, 48
+
+
+@pytest.fixture(autouse=True)
+def optax_promotes():
+  """Optax's Adam raises a float to an int32, which the suite forbids."""
+  with jax.numpy_dtype_promotion('standard'):
+    yield
+
+
+@pytest.fixture(scope='module')
+def model():
+  config = architecture.Config(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=2,
+    num_key_value_heads=1,
+    head_dim=16,
+    rope_theta=100.0,
+    tie_word_embeddings=False,
+  )
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+  return transformer.create(config, mesh, jax.random.key(0), dtype=jnp.float32)
+
+
+@pytest.fixture(scope='module')
+def batch():
+  """Rows of unequal length, each with a prompt and two responses."""
+  rng = np.random.default_rng(0)
+  column, end_B1 = np.arange(LENGTH), LENGTH - np.arange(ROWS)[:, None]
+  valid = column < end_B1
+  sampled = valid & ((column >= end_B1 - 3) | ((column > 2) & (column < 6)))
+  tokens = rng.integers(2, VOCAB, valid.shape).astype(np.int32)
+  return types.SimpleNamespace(
+    tokens=np.where(valid, tokens, 0), valid=valid, sampled=sampled
+  )
 
 
 @pytest.fixture
@@ -31,13 +72,14 @@ def run(model, batch):
   return one
 
 
-def assert_equal(found, wanted):
-  jax.tree.map(np.testing.assert_array_equal, found, wanted)
+def assert_equal(left, right):
+  jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-def test_loss_is_the_mean_over_response_tokens(run, model, batch, score):
+def test_loss_is_the_mean_over_response_tokens(run, model, batch):
   _, metrics = run()
-  logprob_BT = np.asarray(score(*model, batch.tokens, batch.valid).logprob_BT)
+  scores = scoring.score_tokens(*model, batch.tokens, batch.valid)
+  logprob_BT = np.asarray(scores.logprob_BT)
   np.testing.assert_allclose(
     metrics['loss'], -logprob_BT[batch.sampled].mean(), rtol=1e-5
   )
@@ -45,7 +87,7 @@ def test_loss_is_the_mean_over_response_tokens(run, model, batch, score):
   assert abs(float(metrics['loss']) - everything) > 1e-3
 
 
-def test_the_loss_falls(run):
+def test_loss_falls(run):
   state, first = run()
   for _ in range(15):
     state, last = run(state=state)
@@ -79,7 +121,7 @@ def test_padding_is_never_learned(run, batch):
   assert_equal(run(tokens=other)[0].params, state.params)
 
 
-def test_no_response_is_no_loss(run, batch):
+def test_batch_without_a_response_has_no_loss(run, batch):
   state, metrics = run(sampled=np.zeros_like(batch.sampled))
   assert float(metrics['loss']) == 0.0
   assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(state))
