@@ -201,6 +201,22 @@ def test_the_critic_learns_alone_at_first(model, critic, reference, batch, ppo):
   assert largest_difference(state.actor.params, model[1]) > 1e-4
 
 
+def test_critic_warmup_with_a_skipped_step_counts_updates_only(
+  model, critic, reference, batch, ppo
+):
+  """A step without an update teaches the critic nothing."""
+  train_step = stepper(model, critic, ppo(critic_warmup=1, needs_spread=True))
+  flat = dataclasses.replace(batch, reward=np.zeros_like(batch.reward))
+  key = jax.random.key(0)
+  state, _ = train_step.fused(start(model, critic), reference, flat, key)
+  assert (int(state.step), int(state.skipped)) == (1, 1)
+  state, _ = train_step.fused(state, reference, batch, key)
+  assert largest_difference(state.actor.params, model[1]) == 0
+  assert largest_difference(state.critic.params, critic[1]) > 1e-4
+  state, _ = train_step.fused(state, reference, batch, key)
+  assert largest_difference(state.actor.params, model[1]) > 1e-4
+
+
 def test_eight_devices_make_the_same_step(
   model, critic, reference, batch, ppo, spread_out
 ):
