@@ -134,6 +134,20 @@ def test_goal_on_a_full_context_is_no_truncation(chat):
   assert tight.success and not tight.truncated
 
 
+def test_anchor_of_a_state_met_again_is_that_of_its_first_turn(chat):
+  """The anchor of a turn names the state at its beginning."""
+  episode = start(chat)
+  text = episode.text
+  say(episode, chat, 'Right')
+  say(episode, chat, 'Left')
+  say(episode, chat, 'Right')
+  first, second, third = (turn.anchor for turn in episode.turns)
+  assert first == third == episode_lib.anchor_of(text) != second
+  batch = episode_lib.to_trajectory([episode], [0], length=999, pad=0)
+  for turn in episode.turns:
+    assert set(batch.anchor[0, turn.start : turn.stop]) == {turn.anchor}
+
+
 def test_token_budget_is_the_smaller_of_two_limits(chat):
   episode = start(chat)
   assert episode.token_budget == LIMITS.response_tokens
