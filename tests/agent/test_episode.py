@@ -134,6 +134,20 @@ def test_goal_on_a_full_context_is_no_truncation(chat):
   assert tight.success and not tight.truncated
 
 
+def test_anchor_of_a_state_met_again_is_that_of_its_first_turn(chat):
+  """The anchor of a turn names the state at its beginning."""
+  episode = start(chat)
+  text = episode.text
+  say(episode, chat, 'Right')
+  say(episode, chat, 'Left')
+  say(episode, chat, 'Right')
+  first, second, third = (turn.anchor for turn in episode.turns)
+  assert first == third == episode_lib.anchor_of(text) != second
+  batch = episode_lib.to_trajectory([episode], [0], length=999, pad=0)
+  for turn in episode.turns:
+    assert set(batch.anchor[0, turn.start : turn.stop]) == {turn.anchor}
+
+
 def test_token_budget_is_the_smaller_of_two_limits(chat):
   episode = start(chat)
   assert episode.token_budget == LIMITS.response_tokens
@@ -261,7 +275,8 @@ def test_who_follows_holds_the_same_row(chat, moves, limits):
 
 
 def test_a_failed_turn_ends_the_episode_and_teaches_nothing(chat):
-  whole, lost = start(chat), start(chat)
+  whole, lost, other = start(chat), start(chat), start(chat)
+  say(other, chat)
   say(whole, chat, 'Right', 'Right')
   say(whole, chat, 'Right', 'Left')
   say(lost, chat, 'Right')
@@ -272,14 +287,14 @@ def test_a_failed_turn_ends_the_episode_and_teaches_nothing(chat):
   assert lost.apply(failure).ids is None
   assert lost.over and lost.failure is failure and not lost.success
   assert lost.ids[-len(ids) :] == ids and len(lost.turns) == 1
-  length = max(len(one.ids) for one in (whole, lost))
+  length = max(len(one.ids) for one in (whole, lost, other))
   batch = episode_lib.to_trajectory(
-    [whole, lost, whole], [0, 0, 1], length=length, pad=chat.pad_id
+    [whole, lost, other], [0, 0, 1], length=length, pad=chat.pad_id
   )
   check_trajectory(batch)
   assert not batch.sampled[1].any() and not batch.turn_end[1].any()
   # The mean of the others of its own group: it moves no baseline.
-  assert batch.reward.sum(axis=1).tolist() == [1.0, 1.0, 1.0]
+  np.testing.assert_allclose(batch.reward.sum(axis=1), [1.0, 1.0, -0.1])
   assert batch.valid[1].sum() == len(lost.ids)
 
 

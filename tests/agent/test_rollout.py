@@ -9,7 +9,7 @@ import pytest
 from trajectory_check import check_trajectory
 
 from actfocus_jax.model import scoring
-from actfocus_jax.rollout import env_pool, sampling, statistics
+from actfocus_jax.rollout import collector, env_pool, sampling, statistics
 from actfocus_jax.rollout import games as games_lib
 from actfocus_jax.run import compilations
 from actfocus_jax.text import chat as chat_lib
@@ -229,6 +229,25 @@ def test_samples_do_not_depend_on_how_much_of_the_cache_is_read(
   other = collect(observation_block=48, cache_block=block)
   assert ids_of(other) == ids_of(played)
   np.testing.assert_allclose(logprobs_of(other), logprobs_of(played), atol=2e-4)
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+def test_compaction_of_idle_slots_leaves_episodes_as_they_are(
+  collect, monkeypatch, devices
+):
+  """Against the same rollout in which idle slots stay until the end."""
+  play = functools.partial(collect, seeds=range(3, 11), devices=devices)
+  compacted = play()
+  monkeypatch.setattr(rollout, 'LEAST_TO_COMPACT', 33)
+  whole = play()
+  assert len(whole.episodes) == 32
+  # Each decode step costs one row step per slot, and slots were dropped.
+  assert compacted.row_steps < whole.row_steps
+  assert all(episode.over for episode in compacted.episodes)
+  assert ids_of(compacted) == ids_of(whole)
+  np.testing.assert_allclose(
+    logprobs_of(compacted), logprobs_of(whole), atol=2e-4
+  )
 
 
 def test_same_key_same_samples_other_key_other_samples(collect, played):

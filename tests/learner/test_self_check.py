@@ -73,6 +73,13 @@ def test_another_reference(check, sound, reference):
     check(sound, reference)
 
 
+def test_self_check_of_a_reference_with_nan_fails(check, model, sound):
+  """NaN is not within any limit."""
+  broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), model[1])
+  with pytest.raises(self_check.Failed, match='not the model that training'):
+    check(sound, broken)
+
+
 def test_rewards_that_are_no_floats(check, model, sound):
   whole = dataclasses.replace(sound, reward=sound.reward.astype(jnp.int32))
   with pytest.raises(self_check.Failed, match='rewards are int32'):

@@ -209,6 +209,15 @@ def test_without_spread_the_state_stays_bit_for_bit(
   assert all(np.isfinite(np.asarray(value)) for value in metrics.values())
 
 
+def test_streak_after_an_update_is_zero(run, train_step, reference, batch):
+  flat = dataclasses.replace(batch, reward=np.zeros_like(batch.reward))
+  state, _ = run(flat)
+  assert (int(state.streak), int(state.skipped)) == (1, 1)
+  state, metrics = train_step.fused(state, reference, batch, key_of())
+  assert (int(state.streak), int(state.skipped)) == (0, 1)
+  assert int(metrics['selection/skipped_in_a_row']) == 0
+
+
 def test_two_calls_equal_the_fused_one(
   run, train_step, fresh, reference, batch
 ):
