@@ -238,7 +238,7 @@ def test_compaction_of_idle_slots_leaves_episodes_as_they_are(
   """Against the same rollout in which idle slots stay until the end."""
   play = functools.partial(collect, seeds=range(3, 11), devices=devices)
   compacted = play()
-  monkeypatch.setattr(rollout, 'LEAST_TO_COMPACT', 33)
+  monkeypatch.setattr(collector, 'LEAST_TO_COMPACT', 33)
   whole = play()
   assert len(whole.episodes) == 32
   # Each decode step costs one row step per slot, and slots were dropped.
