@@ -23,6 +23,10 @@ class Own:
     pass
 
 
+class Plain:
+  pass
+
+
 class Sharing:
   def __init__(self, *, share=0.5):
     pass
@@ -31,7 +35,7 @@ class Sharing:
 @pytest.fixture(autouse=True)
 def own_module(monkeypatch):
   module = types.ModuleType('own_games')
-  module.Own, module.Sharing = Own, Sharing
+  module.Own, module.Sharing, module.Plain = Own, Sharing, Plain
   monkeypatch.setitem(sys.modules, 'own_games', module)
 
 
@@ -138,11 +142,22 @@ def test_mixture_has_a_section_for_each_environment():
   validate.check(c)
 
 
-def test_own_class_has_its_arguments_as_options():
-  c = schema.defaults('own_games:Own')
-  assert c.env.options.to_dict() == {'depth': 3, 'name': 'x'}
-  assert c.player.name == 'random'
-  assert schema.sections(c)[0].label == 'own'
+@pytest.mark.parametrize('other', [None, 'sokoban'])
+def test_own_class_has_its_arguments_as_options(other):
+  env = 'own_games:Own'
+  c = schema.defaults({env: 1.0, other: 1.0} if other else env)
+  section = schema.sections(c)[0]
+  assert section.options.to_dict() == {'depth': 3, 'name': 'x'}
+  assert section.player.to_dict() == {'name': 'random', 'options': {}}
+  assert section.label == 'own'
+
+
+def test_sections_without_fields_are_there():
+  c = schema.defaults('own_games:Plain')
+  assert c.env.options.to_dict() == c.mixture.to_dict() == {}
+  c = schema.defaults({'own_games:Plain': 1.0, 'sokoban': 1.0})
+  assert c.mixture.plain.options.to_dict() == c.env.options.to_dict() == {}
+  assert c.player.options.to_dict() == {}
 
 
 @pytest.mark.parametrize(
