@@ -364,9 +364,7 @@ def checkpoint(
     directory.check_checkpoints(workdir, step)
   actor = state_lib.ModelState(model.abstract_weights(), None)
   wanted = state_lib.TrainState(None, None, None, actor)
-  step, restored = directory.restore_part(
-    workdir, wanted, step, agreed=processes.common
-  )
+  step, restored = directory.restore_part(workdir, wanted, step)
   return step, restored.actor.params
 
 

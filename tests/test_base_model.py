@@ -13,7 +13,7 @@ import transformers
 from actfocus_jax import build, casting, envs
 from actfocus_jax.config import env_schema, presets, schema
 from actfocus_jax.model import hf
-from actfocus_jax.run import directory
+from actfocus_jax.run import locks
 from actfocus_jax.text import chat as chat_lib
 from actfocus_jax.warmstart import demonstrations, players
 from actfocus_jax.warmstart import model as warm_model
@@ -107,7 +107,7 @@ def test_only_the_same_warm_start_is_waited_for(tmp_path, monkeypatch):
   here = build.warm_start(config(tmp_path))
   other = build.warm_start(config(tmp_path, seed=1))
   waiting = threading.Thread(target=warm_model.ensure, args=(here,))
-  with directory.lock(here.directory.with_suffix('.lock'), wait=False):
+  with locks.lock_file(here.directory.with_suffix('.lock'), wait=False):
     waiting.start()
     warm_model.ensure(other)
     waiting.join(0.2)
