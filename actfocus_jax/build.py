@@ -201,7 +201,7 @@ def splits(
   model = architecture_of(c, path).splits
   if not c.model.path:  # Its vocabulary is not known yet.
     model = tuple(part for part in model if part.what != 'vocab_size')
-  return mesh_shapes.of_rows(validate.mesh_rows(c)) + model
+  return mesh_shapes.row_splits(validate.mesh_rows(c)) + model
 
 
 def check_mesh(c: ConfigDict, path: pathlib.Path | None = None):

@@ -128,7 +128,7 @@ def _candidate(
   Raises:
     ValueError: When the mesh leaves something uneven.
   """
-  splits = mesh_shapes.of_rows(validate.mesh_rows(c))
+  splits = mesh_shapes.row_splits(validate.mesh_rows(c))
   splits += config.splits
   shape = mesh_shapes.choose(sizes, where.slice_chips, where.slices, splits)
   with c.unlocked():
