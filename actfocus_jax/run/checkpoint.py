@@ -86,8 +86,7 @@ class Checkpoints:
 
     Args:
       step: number of train steps behind `state`.
-      state: pytree of jax arrays (typed keys included), numpy arrays and
-        Python numbers.
+      state: pytree of jax arrays, numpy arrays and Python numbers.
       extra: dict of JSON values, such as the seed cursor.
       success: held-out success in [0, 1], or None if it was not measured; a
         checkpoint without it is never the best.
@@ -260,9 +259,7 @@ def _check_leaves(wanted: dict[str, Any], saved: Any) -> None:
       f'{len(wanted)} leaves are missing'
     )
   for name, leaf in wanted.items():
-    if not hasattr(leaf, 'shape') or jax.dtypes.issubdtype(
-      leaf.dtype, jax.dtypes.prng_key
-    ):
+    if not hasattr(leaf, 'shape'):  # A Python number.
       continue
     shape, dtype = tuple(saved[name].shape), saved[name].dtype
     if (shape, dtype) != (tuple(leaf.shape), leaf.dtype):
