@@ -1,4 +1,4 @@
-"""The quick start on two processes: the same run, and its ways to end."""
+"""The quick start on two processes: the same run, and how it ends."""
 
 import json
 import signal
@@ -21,9 +21,9 @@ SHORTER = {
   'warm_start.steps': 20,
   'mesh.fsdp': 2,
 }
-# For what does not look at numbers: a run of steps that take no time.
+# For tests without numbers: steps that take no time.
 SMALL = SHORTER | {'mesh.fsdp': 1} | small_run.INSTANT
-# Of the clock, or of what rounding makes of it.
+# Times, and what depends on the number of processes.
 NOT_COMPARED = ('time/', 'seconds', 'per_second', 'compiles', 'share_of')
 
 
@@ -45,7 +45,7 @@ def command(place, name, steps, config=SHORTER):
 
 
 def start_small(place, name, *, before=processes.IMPATIENT, **others):
-  """Two processes of one device each, in a run that does not end by itself."""
+  """Start two processes of one device each in a run without an end."""
   arguments = command(place, name, 10_000, SMALL | others)
   return processes.start(2, arguments, devices=2, before=before)
 
@@ -59,19 +59,19 @@ def rows(workdir, name='metrics.jsonl'):
 
 @pytest.fixture(scope='module')
 def quick_start(place):
-  """One process of eight devices, and two of four; what the two printed.
+  """Runs of one process of eight devices and of two of four; their output.
 
-  Both at a time, for they wait a lot: one makes the warm start for all.
+  Both run at once: one makes the warm start for all.
   """
   much = {'computes_little': False}
-  one = processes.start(1, command(place, 'alone', 3), **much)
-  two = processes.start(2, command(place, 'together', 3), **much)
-  processes.finished(one)
-  return place / 'alone', place / 'together', processes.finished(two)
+  single = processes.start(1, command(place, 'alone', 3), **much)
+  pair = processes.start(2, command(place, 'together', 3), **much)
+  processes.finished(single)
+  return place / 'alone', place / 'together', processes.finished(pair)
 
 
 @pytest.mark.parametrize('name', ['metrics.jsonl', 'eval.jsonl'])
-def test_two_processes_make_the_run_of_one(quick_start, name):
+def test_two_processes_equal_one(quick_start, name):
   alone, workdir, _ = quick_start
   ours, theirs = rows(workdir, name), rows(alone, name)
   assert len(ours) == len(theirs) == {'metrics.jsonl': 3, 'eval.jsonl': 2}[name]
@@ -87,7 +87,7 @@ def test_two_processes_make_the_run_of_one(quick_start, name):
       ), key
 
 
-def test_only_the_first_process_talks_and_writes(quick_start):
+def test_only_process_0_prints_and_writes(quick_start):
   _, workdir, (first, second) = quick_start
   assert 'step 3: held-out success' in first
   assert 'The report is in' in first
@@ -104,7 +104,7 @@ def last_checkpoint(workdir):
 
 @pytest.fixture(scope='module')
 def killed(place):
-  """A run of two, one of which was killed; how the other ended, and when."""
+  """Run of two after one was killed; how and when the other ended."""
   started = start_small(place, 'small')
   workdir = place / 'small'
   processes.wait_for(lambda: len(rows(workdir)) >= 4, started)
@@ -114,16 +114,16 @@ def killed(place):
   return workdir, first, time.monotonic() - begin
 
 
-def test_death_of_a_process_ends_the_other(killed):
+def test_killed_process_ends_the_other(killed):
   workdir, (code, output), seconds = killed
   assert code not in (0, None)
-  assert seconds < 30  # Its heartbeat is waited for 6 seconds here, else 30.
+  assert seconds < 30  # The heartbeat timeout is 6 seconds here, otherwise 30.
   assert 'another task died' in output or 'Gloo' in output
   steps = [row['step'] for row in rows(workdir)]
   assert steps == list(range(1, len(steps) + 1))
 
 
-def test_it_goes_on_until_a_signal_to_one_saves_and_ends_both(place, killed):
+def test_killed_run_resumes_until_a_signal_to_one_ends_both(place, killed):
   workdir, _, _ = killed
   before, there = last_checkpoint(workdir), len(rows(workdir))
   assert 2 <= before <= there
@@ -139,7 +139,7 @@ def test_it_goes_on_until_a_signal_to_one_saves_and_ends_both(place, killed):
   assert done > there and last_checkpoint(workdir) == done
 
 
-# Each process on a disk of its own, where both make the warm start.
+# Each process has its own disk, so both make the warm start.
 STOPS = """
 import os, signal, sys
 from actfocus_jax.learner import supervised
@@ -155,7 +155,7 @@ os.chdir(f'PLACE/{is_second}')
 """
 
 
-def test_a_signal_in_the_warm_start_of_one_ends_both(place, tmp_path):
+def test_signal_in_the_warm_start_of_one_ends_both(place, tmp_path):
   before = processes.IMPATIENT + STOPS.replace('PLACE', str(tmp_path))
   endless = {'warm_start.steps': 100_000, 'warm_start.cache': 'cache'}
   started = start_small(place, 'stopped', before=before, **endless)
@@ -166,8 +166,7 @@ def test_a_signal_in_the_warm_start_of_one_ends_both(place, tmp_path):
   assert not (place / 'stopped').exists()
 
 
-def test_what_one_process_refuses_both_refuse(place, tmp_path):
-  """With other configs, and where something is wrong on one machine."""
+def test_refusal_of_one_process_is_that_of_both(place, tmp_path):
   file = tmp_path / 'file'
   file.touch()
   cases = {
