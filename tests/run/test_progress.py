@@ -60,15 +60,6 @@ def test_seconds_left_without_first_step_and_old_steps(clock):
     assert display.seconds_left() == pytest.approx(177 * 0.5)
 
 
-def test_seconds_left_of_a_resumed_run(clock):
-  with progress.Progress('train', 100, plain=True) as display:
-    clock.now += 9.0
-    display.update(51)
-    clock.now += 2.0
-    display.update(52)
-  assert display.seconds_left() == pytest.approx(48 * 2.0)
-
-
 def test_without_a_terminal_prints_lines(capsys):
   with progress.Progress('train', 1) as display:
     display.update(1)

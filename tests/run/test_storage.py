@@ -8,10 +8,8 @@ are skipped without it.
 import importlib.util
 import json
 import pathlib
-import sys
 import threading
 import time
-import types
 import urllib.request
 
 import pytest
@@ -61,162 +59,6 @@ def test_write_killed_before_the_rename_leaves_the_old_file(
   assert place.read_text() == 'old'
   storage.write(place, 'new')
   assert place.read_text() == 'new'
-
-
-# --- A client in memory, for what the server cannot refuse --------------------
-
-
-class Refusal(Exception):
-  """Error of the client."""
-
-
-class Objects:
-  """Client with the objects of one bucket: name -> (generation, text)."""
-
-  def __init__(self):
-    self.there, self.missing, self.generation = {}, set(), 0
-    self.answers = True
-
-  def need(self, permission):
-    if permission in self.missing:
-      raise Refusal(f'403 does not have {permission}\naccess.')
-
-  def Client(self):
-    return self
-
-  def list_blobs(self, bucket, *, prefix, max_results, timeout):
-    self.need('storage.objects.list')
-    return iter([name for name in self.there if name.startswith(prefix)])
-
-  def get_bucket(self, name, *, timeout):
-    self.need('storage.buckets.get')
-
-  def bucket(self, name):
-    return self
-
-  def blob(self, name):
-    return Blob(self, name)
-
-  def get_blob(self, name):
-    return Blob(self, name) if name in self.there else None
-
-
-class Blob:
-  """One object."""
-
-  def __init__(self, objects, name):
-    self.objects, self.name = objects, name
-
-  @property
-  def generation(self):
-    return self.objects.there[self.name][0]
-
-  def download_as_text(self):
-    return self.objects.there[self.name][1]
-
-  def _expect(self, generation):
-    if self.objects.there.get(self.name, (0,))[0] != generation:
-      raise Refusal('412 another generation')
-
-  def upload_from_string(self, text, *, if_generation_match):
-    self._expect(if_generation_match)
-    self.objects.generation += 1
-    self.objects.there[self.name] = (self.objects.generation, text)
-    if not self.objects.answers:
-      self.objects.answers = True
-      raise ConnectionError('no answer')
-
-  def delete(self, *, if_generation_match):
-    self.objects.need('storage.objects.delete')
-    self._expect(if_generation_match)
-    del self.objects.there[self.name]
-
-
-@pytest.fixture
-def objects(monkeypatch):
-  """The client of an empty bucket, in place of Google's."""
-  client = Objects()
-  for name, attributes in {
-    'google.cloud': {'storage': client},
-    'google.api_core': {
-      'exceptions': types.SimpleNamespace(PreconditionFailed=Refusal)
-    },
-  }.items():
-    module = types.ModuleType(name)
-    vars(module).update(attributes)
-    monkeypatch.setitem(sys.modules, name, module)
-  return client
-
-
-class Remote(str):
-  """Path in a bucket, as far as its name goes."""
-
-  __slots__ = ()
-  __fspath__ = str.__str__
-  parent = 'gs://bucket/run'
-
-
-LOCK = Remote('gs://bucket/run/.lock')
-
-
-def test_check_bucket_missing_permission_is_named(objects):
-  place = Remote('gs://bucket/run')
-  storage.check_bucket(place)
-  objects.missing = {'storage.buckets.get'}
-  with pytest.raises(
-    errors.UsageError,
-    match=r'Orbax also needs storage\.buckets\.get .*access\.$',
-  ):
-    storage.check_bucket(place)
-  objects.missing = {'storage.objects.list'}
-  with pytest.raises(errors.UsageError, match='cannot be reached: 403.*list'):
-    storage.check_bucket(place)
-
-
-def test_lease_that_cannot_be_removed_does_not_hide_the_error(objects, capsys):
-  lease = locks.Lease(LOCK, seconds=0.6)
-  objects.missing = {'storage.objects.delete'}
-  with pytest.raises(KeyError, match='the end of the run'):
-    try:
-      raise KeyError('the end of the run')
-    finally:
-      lease.close()
-  printed = capsys.readouterr().out
-  assert printed.count('\n') == 1 and 'free in 0.6 seconds: 403' in printed
-  objects.missing = set()
-  other = locks.Lease(LOCK, seconds=0.1)  # It was free after that.
-  assert objects.there
-  other.close()
-  assert not objects.there
-
-
-def kill(lease):
-  """Stop renewing without giving the lease back, as a killed process does."""
-  lease._stop.set()
-  lease._thread.join()
-
-
-def test_lease_lost_during_a_long_pause_raises_before_a_write(objects):
-  paused = locks.Lease(LOCK, seconds=0.3)
-  kill(paused)
-  locks.Lease(LOCK, seconds=0.3).close()
-  assert not paused._is_lost
-  with pytest.raises(errors.RunError, match='Another process has taken'):
-    paused.check()
-
-
-def test_lease_check_renews_only_an_old_lease(objects):
-  lease = locks.Lease(LOCK, seconds=60.0)
-  kill(lease)
-  lease.check()
-  assert objects.generation == 1
-  lease._renewed -= 31.0
-  objects.answers = False  # It is written, but the answer is lost.
-  with pytest.raises(ConnectionError):
-    lease.check()
-  assert objects.generation == 2
-  lease.check()
-  assert objects.generation == 3  # Not only read: that would prove nothing.
 
 
 # --- Behind a server ---------------------------------------------------------
@@ -295,6 +137,72 @@ def test_writes_of_another_process_are_seen_after_an_earlier_look(
   write('metrics.jsonl', '{"step": 1}\n')
   metrics.MetricsFile(folder / 'metrics.jsonl').append({'step': 2})
   assert len(metrics.read(folder / 'metrics.jsonl')) == 2
+
+
+def test_check_bucket_missing_permission_is_named(folder, monkeypatch):
+  from google.cloud import storage as google
+
+  def refuse(*arguments, **more):
+    raise PermissionError('403\nno access.')
+
+  monkeypatch.setattr(google.Client, 'get_bucket', refuse)
+  with pytest.raises(
+    errors.UsageError,
+    match=r'Orbax also needs storage\.buckets\.get .* no access\.$',
+  ):
+    storage.check_bucket(folder)
+
+
+def kill(lease):
+  """Stop renewing without giving the lease back, as a killed process does."""
+  lease._stop.set()
+  lease._thread.join()
+
+
+def test_lease_that_cannot_be_removed_does_not_hide_the_error(
+  folder, monkeypatch, capsys
+):
+  from google.cloud import storage as google
+
+  def refuse(*arguments, **more):
+    raise PermissionError('403\nno access.')
+
+  lease = locks.Lease(folder / '.lock', seconds=0.6)
+  with monkeypatch.context() as patch:
+    patch.setattr(google.Blob, 'delete', refuse)
+    with pytest.raises(KeyError, match='the end of the run'):
+      try:
+        raise KeyError('the end of the run')
+      finally:
+        lease.close()
+  printed = capsys.readouterr().out
+  assert printed.count('\n') == 1 and 'free in 0.6 seconds: 403 no' in printed
+  locks.Lease(folder / '.lock', seconds=0.6).close()  # It expired.
+
+
+def test_lease_check_renews_only_an_old_lease(folder, monkeypatch):
+  from google.cloud import storage as google
+
+  lease = locks.Lease(folder / '.lock', seconds=60.0)
+  kill(lease)
+  written, upload = [], google.Blob.upload_from_string
+
+  def lose_the_answer(blob, *arguments, **more):
+    upload(blob, *arguments, **more)
+    written.append(blob.generation)
+    if len(written) == 1:
+      raise ConnectionError('no answer')
+
+  monkeypatch.setattr(google.Blob, 'upload_from_string', lose_the_answer)
+  lease.check()
+  assert not written
+  lease._renewed -= 31.0
+  with pytest.raises(ConnectionError):
+    lease.check()
+  lease.check()
+  # Written again, not only read: that would not prove the time.
+  assert len(written) == 2 and lease._generation == written[1]
+  lease.close()
 
 
 def test_lease_is_held_by_one_and_given_back(folder):
