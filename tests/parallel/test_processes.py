@@ -107,38 +107,6 @@ def start(count, index, **more):
   return done.returncode, done.stderr
 
 
-def test_start_local_devices_all_is_passed_to_jax():
-  """Otherwise the second process of a machine would take its second device."""
-  code, printed = run_alone("""
-from jax._src import xla_bridge
-os.environ |= {
-  'SLURM_JOB_ID': '1', 'SLURM_STEP_NODELIST': 'localhost',
-  'SLURM_NTASKS': '1', 'SLURM_PROCID': '0', 'SLURM_LOCALID': '1',
-}
-start(1, 0, local_devices=[])
-print(xla_bridge.CUDA_VISIBLE_DEVICES.value, file=sys.stderr)
-""")
-  assert code == 0 and printed.splitlines()[-1] == 'all'
-
-
-def test_start_error_of_the_cluster_is_one_sentence():
-  code, printed = run_alone("""
-def initialize(**arguments):
-  raise RuntimeError('Retry failed:\\n  403 Forbidden.')
-jax.distributed.initialize = initialize
-cluster.flags.FLAGS(['x', '--distributed=on'])
-try:
-  with cluster.joined():
-    pass
-except errors.UsageError as error:
-  print(error, file=sys.stderr)
-""")
-  assert code == 0
-  assert printed.startswith(
-    '--distributed=on, but Retry failed: 403 Forbidden. Allowed: '
-  )
-
-
 @pytest.mark.parametrize('index', [0, 1])
 def test_start_without_the_others_ends_with_one_sentence(index):
   code, printed = run_alone(f'start(2, {index})')
