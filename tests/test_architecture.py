@@ -19,7 +19,7 @@ ALLOWED = {
   'model': ('parallel',),
   'envs': (),
   'text': ('model.files',),
-  'parallel': ('errors', 'run.interrupt'),
+  'parallel': ('errors',),
   'config': ('errors', 'algorithm', 'envs', 'model', 'text', 'parallel'),
   'run': ('errors', 'config', 'parallel', 'model.files'),
   'rollout': ('text', 'model', 'envs', 'parallel', 'algorithm.trajectory'),

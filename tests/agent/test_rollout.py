@@ -11,7 +11,7 @@ from trajectory_check import check_trajectory
 from actfocus_jax.model import scoring
 from actfocus_jax.rollout import collector, env_pool, sampling, statistics
 from actfocus_jax.rollout import games as games_lib
-from actfocus_jax.run import compilations
+from actfocus_jax.run import metrics
 from actfocus_jax.text import chat as chat_lib
 
 
@@ -296,13 +296,13 @@ def test_a_prompt_that_fills_the_context_is_refused(collect, played, limits):
 
 
 def test_a_second_collect_compiles_nothing(collect, played):
-  compilations.start()
+  metrics.count_compilations()
   jax.jit(lambda x: x * 3)(np.ones(17))
-  before = compilations.count()
+  before = metrics.count_compilations()
   assert before > 0  # It does count.
   for _ in range(2):
     collect(key=0)
-  assert compilations.count() == before
+  assert metrics.count_compilations() == before
 
 
 def test_turns_that_end_together_are_prefilled_by_quarters(

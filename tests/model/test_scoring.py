@@ -12,7 +12,7 @@ from flax import nnx
 
 from actfocus_jax.model import scoring, transformer
 from actfocus_jax.parallel import mesh as meshes
-from actfocus_jax.run import compilations
+from actfocus_jax.run import metrics
 
 TOKENS = np.random.default_rng(1).integers(0, 96, (4, 10), np.int32)
 VALID = np.arange(10)[None, :] < np.array([10, 7, 1, 4])[:, None]
@@ -301,14 +301,14 @@ def test_some_are_all_in_bfloat16(tied):
 def test_other_marks_compile_nothing(tied):
   _, graphdef, params = tied
   args = (graphdef, params, TOKENS, VALID)
-  compilations.start()
-  before = compilations.count()
+  metrics.count_compilations()
+  before = metrics.count_compilations()
   jax.block_until_ready(some(*args, MARKS['random'], chunk=5))
   # What is counted is seen.
-  assert compilations.count() == before + 1
+  assert metrics.count_compilations() == before + 1
   for mask_BT in MARKS.values():
     jax.block_until_ready(some(*args, mask_BT, chunk=5))
-  assert compilations.count() == before + 1
+  assert metrics.count_compilations() == before + 1
 
 
 def _count_pieces(monkeypatch):
