@@ -50,7 +50,7 @@ def evaluate(
     )
     for game in collector.games
   ]
-  played = collector_lib.joined(parts)
+  played = collector_lib.concatenate(parts)
   row = _row(played)
   if len(parts) > 1:
     for game, part in zip(collector.games, parts, strict=True):
@@ -62,7 +62,7 @@ def _row(played: collector_lib.Rollout) -> dict[str, float]:
   """The numbers of some episodes."""
   solved = np.array([one.success for one in played.episodes])
   low, high = intervals.wilson(int(solved.sum()), solved.size)
-  row = statistics_lib.statistics(played)
+  row = statistics_lib.episode_means(played)
   head = {
     'success': row.pop('success'),
     'success_low': low,
@@ -158,7 +158,7 @@ def episodes_to_show(
     length: To which they are padded.
 
   Returns:
-    Records as `statistics_lib.to_json` makes them.
+    Records as `statistics_lib.viewer_record` makes them.
   """
   members = played.groups.count(0)
   order = sorted(range(len(played.episodes)), key=lambda row: row % members)
@@ -170,7 +170,7 @@ def episodes_to_show(
   )
   signal_BT, weight_BT = jax.device_get(explain(batch))
   return [
-    statistics_lib.to_json(
+    statistics_lib.viewer_record(
       one,
       parts.chat,
       step=step,

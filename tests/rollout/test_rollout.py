@@ -398,7 +398,7 @@ def test_a_mixture_plays_every_game_within_its_own_limits(
   for one, group in zip(found.episodes, found.groups, strict=True):
     assert one.game is games_lib.pick(games, seeds[group])
     assert len(one.turns) <= one.game.limits.turns
-  parts = statistics.by_game(found)
+  parts = statistics.rollouts_by_game(found)
   assert set(parts) == {'long', 'short'}
   assert sum(len(part.episodes) for part in parts.values()) == 12
   assert max(len(one.turns) for one in parts['long'].episodes) > 1

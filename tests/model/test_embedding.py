@@ -23,7 +23,7 @@ def placed(shape):
   rng = np.random.default_rng(0)
   table_VD = rng.normal(size=(VOCABULARY, WIDTH)).astype(np.float32)
   tokens_BT = rng.integers(0, VOCABULARY, (8, 5)).astype(np.int32)
-  table_VD = jax.device_put(table_VD, NamedSharding(mesh, embedding.TABLE))
+  table_VD = jax.device_put(table_VD, NamedSharding(mesh, embedding.TABLE_SPEC))
   return mesh, table_VD, meshes.put_rows(mesh, tokens_BT)
 
 

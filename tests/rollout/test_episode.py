@@ -240,7 +240,7 @@ def test_who_follows_holds_the_same_row(chat, moves, limits):
     said = ids, logprobs_of(len(own.turns), len(ids))
     own.add_response(*said)
     other.add_response(*said)
-    call = own.turn()
+    call = own.env_call()
     outcome = call() if actions is not None else env_pool.Failed('boom')
     other.sync(pickle.loads(pickle.dumps(own.apply(outcome))))
     assert other.ids == own.ids and other.over == own.over
@@ -268,7 +268,7 @@ def test_a_failed_turn_ends_the_episode_and_teaches_nothing(chat):
   ids = chat.respond('so', ['Right'])
   failure = env_pool.Failed('boom')
   lost.add_response(ids, [0.0] * len(ids))
-  lost.turn()
+  lost.env_call()
   assert lost.apply(failure).ids is None
   assert lost.over and lost.failure is failure and not lost.success
   assert lost.ids[-len(ids) :] == ids and len(lost.turns) == 1
