@@ -28,7 +28,7 @@ def test_two_turns_by_hand():
   assert host_slots.row_B.tolist() == [-1, 5] and len(host_slots) == 2
 
 
-def test_what_an_idle_slot_emits_is_not_taken():
+def test_take_ignores_an_idle_slot():
   host_slots = host_slots_lib.HostSlots(2, budget=1)
   host_slots.start(1, row=0, length=1, budget=1)
   ones = np.ones((1, 2), bool)
@@ -37,7 +37,7 @@ def test_what_an_idle_slot_emits_is_not_taken():
 
 
 @pytest.mark.parametrize('seed', range(5))
-def test_a_list_for_each_slot_says_the_same(seed):
+def test_random_turns_match_one_list_per_slot(seed):
   """Random turns, several calls each; the loop keeps lists."""
   rng = np.random.default_rng(seed)
   slots, budget = 6, 5
