@@ -51,12 +51,12 @@ def test_check_accepts_a_complete_directory(model):
   [
     ('config.json', None, 'lacks config.json; allowed: a Hugging Face model'),
     ('config.json', '{torn', 'config.json cannot be read'),
-    ('config.json', '[]', 'holds no JSON object'),
+    ('config.json', '[]', 'not hold a JSON object'),
     ('config.json', '{"model_type": "bert"}', "model_type='bert'; only"),
     ('tokenizer.json', None, 'lacks tokenizer.json'),
     ('tokenizer.json', '{}', 'describes no model'),
     ('model.safetensors', None, 'lacks model.safetensors .or shards'),
-    ('model.safetensors', '', 'no whole safetensors file, with 0 bytes'),
+    ('model.safetensors', '', 'not a complete safetensors file, with 0 bytes'),
     ('model.safetensors', 'version https://git-lfs', 'git lfs pull'),
     ('model.safetensors', 'Not Found', 'was the download cut'),
     ('model.safetensors.index.json', '{}', 'holds both'),
@@ -163,7 +163,9 @@ def test_a_directory_is_taken_as_it_is(model, offline):
 
 @pytest.mark.parametrize('path', ['no/such/dir', '/no/dir', './x/y', 'gpt2'])
 def test_neither_directory_nor_hub_id(path, offline):
-  with pytest.raises(ValueError, match='no directory and no hub id; allowed'):
+  with pytest.raises(
+    ValueError, match='neither a directory nor a Hugging Face hub id; allowed'
+  ):
     files.locate(path)
 
 

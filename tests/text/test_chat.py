@@ -182,13 +182,13 @@ def test_stop_ids_come_from_template_tokenizer_and_config(
   assert bridge.respond('so', ['Up'])[-1] == close_id
   closed = bridge.continuation('next', last_id=close_id)
   for last_id in (*others, 7):
-    # A cut response, or one that ended in another way, is closed for it.
+    # A cut response, or one with another stop id, is closed by a forced id.
     forced = bridge.continuation('next', last_id=last_id)
     assert forced == [close_id, *closed]
 
 
 def test_opening_with_a_merging_system_message_counts_zero(make_chat):
-  """No id belongs to one of the two messages alone, so none is told apart."""
+  """No id belongs to one of the two messages alone, so none is counted."""
   template = (
     '{% for m in messages %}{{ m.content }}'
     "{{ eos_token if m.role == 'assistant' }}{% endfor %}"

@@ -142,7 +142,7 @@ def test_template_error_at_a_later_turn_is_a_value_error(make_chat, templates):
 def test_template_that_requires_a_user_message_counts_zero(
   make_chat, templates
 ):
-  """A system message alone cannot be rendered, so it is not told apart."""
+  """A system message alone cannot be rendered, so its ids are not counted."""
   check = "{{ raise_exception('Who asks?') if messages | length < 2 }}"
   bridge = make_chat('qwen3', check + templates['chatml'])
   usual = make_chat('qwen3', 'chatml')

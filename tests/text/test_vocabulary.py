@@ -218,7 +218,7 @@ def test_tokenizer_without_exact_bytes_is_refused(
 @pytest.mark.parametrize('kind', LEVEL + FALLBACK)
 @pytest.mark.parametrize('named', ['LlamaTokenizerFast', 'Qwen2Tokenizer'])
 def test_load_ignores_the_named_class(kind, named, tokenizer_dir):
-  """Classes that build the tokenizer anew would encode in another way."""
+  """Some classes rebuild the tokenizer and would encode differently."""
   directory = tokenizer_dir(kind, tokenizer_class=named)
   loaded = chat_lib.load_tokenizer(directory)
   file = tokenizers.Tokenizer.from_file(str(directory / 'tokenizer.json'))
