@@ -1,12 +1,15 @@
-"""From a config to the parts of a run: one small function per part.
+"""From a config to the parts of a run.
 
-What is played is made by `casting`, who learns by `recipe`.
+The only place that knows names of choices: `env.name`, `player.name` and, for
+the learner, `algo`, `weights.*`, `advantage.estimator`, are looked up here, in
+literal dicts. Everything below receives a section of the config or a value.
 """
 
 import contextlib
 import dataclasses
+import inspect
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,39 +17,221 @@ import jax.numpy as jnp
 import ml_collections
 import safetensors
 
-from actfocus_jax import casting, errors, sizes
-from actfocus_jax.config import env_schema, schema
+from actfocus_jax import envs, errors
+from actfocus_jax.algorithm import (
+  estimators,
+  selection,
+  signals,
+  turns,
+  weights,
+)
+from actfocus_jax.config import plugins, presets, schema, validate
+from actfocus_jax.envs import boards
 from actfocus_jax.learner import state as state_lib
+from actfocus_jax.learner import train_step as train_step_lib
 from actfocus_jax.model import architecture, attention, files, hf, transformer
 from actfocus_jax.parallel import mesh as mesh_lib
-from actfocus_jax.parallel import processes
+from actfocus_jax.parallel import mesh_shapes, processes
 from actfocus_jax.rollout import collector as collector_lib
 from actfocus_jax.rollout import env_pool as env_pool_lib
-from actfocus_jax.rollout import episode
 from actfocus_jax.rollout import games as games_lib
 from actfocus_jax.run import directory
 from actfocus_jax.text import chat as chat_lib
 from actfocus_jax.warmstart import model as warm_model
+from actfocus_jax.warmstart import players
 
 ConfigDict = ml_collections.ConfigDict
+FrozenConfigDict = ml_collections.FrozenConfigDict
 
 # Names of the random streams below the run's root key.
 ROLLOUT, UPDATE, EVALUATION = range(3)
-_FIRST_PROMPTS = 32  # of each game, looked at before a model is made
+_UNLIMITED = 10**8  # context of an episode played by hand, in tokens
+
+
+@contextlib.contextmanager
+def refusing_misfits() -> Iterator[None]:
+  """Raise `UsageError` for a `ValueError` inside: parts that do not fit."""
+  try:
+    yield
+  except ValueError as error:
+    raise errors.UsageError(str(error)) from error
+
+
+# --- Environments ------------------------------------------------------------
+
+
+def games(
+  c: ConfigDict, *, by_hand: bool = False
+) -> tuple[games_lib.Game, ...]:
+  """Environments of the run with their limits.
+
+  Args:
+    c: config.
+    by_hand: play without a model; then no context ends an episode, and a file
+      may hold any number of boards.
+
+  Returns:
+    One game for each environment.
+
+  Raises:
+    ValueError: an environment cannot be made; one sentence.
+  """
+  return tuple(
+    games_lib.Game(
+      section.label,
+      environment(c, section, by_hand=by_hand),
+      limits(c, section, **({'context': _UNLIMITED} if by_hand else {})),
+      section.share,
+    )
+    for section in schema.sections(c)
+  )
+
+
+def environment(
+  c: ConfigDict, section: schema.Section, *, by_hand: bool = False
+):
+  """Environment of one section, on the boards of its file if it names one."""
+  field = f'{section.field}.options'
+  if section.name in envs.ENVS:
+    options = dict(section.options)
+    options['instructions'] = options['instructions'] or None
+    try:
+      env = envs.ENVS[section.name](**options)
+    except (TypeError, ValueError) as error:
+      raise ValueError(f'{field}: {str(error).rstrip(".")}.') from error
+  else:
+    name = f'{section.field}.name'
+    env = plugins.make(name, section.name, field, section.options)
+    try:
+      problem = games_lib.problem(env)
+    except (Exception, SystemExit) as error:  # A property may do anything.
+      problem = f'cannot be read: {plugins.describe_exception(error)}'
+    if problem:
+      raise ValueError(f'{name} is {section.name!r}, which {problem}.')
+  if not section.boards:
+    if not by_hand:
+      _check_evaluation_boards(c, section, env)
+    return env
+  return boards.OnBoards.read(
+    env,
+    pathlib.Path(section.boards).expanduser(),
+    field=f'{section.field}.boards',
+    held_out=range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts),
+    few=by_hand,
+  )
+
+
+def _check_evaluation_boards(c: ConfigDict, section: schema.Section, env):
+  """Raise ValueError if an evaluation would count a board twice."""
+  most = getattr(env, 'evaluation_boards', None)
+  if most is not None and c.eval.prompts > most:
+    raise ValueError(
+      f'eval.prompts is {c.eval.prompts}, but {section.name!r} with these '
+      f'{section.field}.options has {most} different boards for evaluation; '
+      f'allowed: 1 to {most}.'
+    )
+
+
+def limits(
+  c: ConfigDict, section: schema.Section, **others: int
+) -> games_lib.Limits:
+  """Limits of an episode; `others` override the config."""
+  names = ('turns', 'max_actions', 'action_budget')
+  own = {name: getattr(section, name) for name in names}
+  return games_lib.Limits(**{**c.limits, **own, **others})
+
+
+def player(section: schema.Section):
+  """Scripted player that writes the demonstrations of one environment."""
+  name, field = section.player.name, f'{section.player_field}.name'
+  if ':' in name:
+    made = plugins.make(field, name, f'{section.player_field}.options', {})
+    if callable(getattr(made, 'respond', None)):
+      return made
+    raise ValueError(
+      f'{field} is {name!r}, which has no method `respond`; allowed: a class '
+      'with respond(env, state, rng) -> (thought, actions).'
+    )
+  choices = players.PLAYERS.get(section.name, players.FOR_ALL)
+  if name not in choices:
+    raise ValueError(
+      f'{field} is {name!r}; allowed for {section.name}: {", ".join(choices)}, '
+      'or package.module:Class for one of your own.'
+    )
+  try:
+    given = {k: v for k, v in section.player.options.items() if v is not None}
+    return dataclasses.replace(choices[name], **given)
+  except TypeError as error:
+    raise ValueError(f'{section.player_field}.options: {error}.') from error
+
+
+def pool(c: ConfigDict) -> env_pool_lib.EnvPool:
+  """Threads in which the environments of a run are reset and stepped."""
+  return env_pool_lib.EnvPool(c.env.threads, c.env.time_limit)
+
+
+# --- Model and mesh ----------------------------------------------------------
+
+
+def architecture_of(
+  c: ConfigDict, path: pathlib.Path | None = None
+) -> architecture.Config:
+  """Architecture of the model, without a download.
+
+  Args:
+    c: config.
+    path: model directory; None takes the shape that the config describes or
+      that is known of a hub id, and else looks for `model.path`.
+
+  Returns:
+    The architecture. That of a warm start is approximate: set phrases are added
+    to its vocabulary.
+  """
+  if path is None and c.model.path and c.model.path not in presets.SHAPES:
+    path = files.locate(c.model.path, c.model.revision)
+  if path is not None:
+    return files.config(path)
+  if c.model.path:
+    return architecture.Config(**presets.SHAPES[c.model.path])
+  w = c.warm_start
+  return architecture.Config(
+    vocab_size=w.vocab_size,
+    hidden_size=w.hidden_size,
+    intermediate_size=w.intermediate_size,
+    num_layers=w.num_layers,
+    num_heads=w.num_heads,
+    num_key_value_heads=w.num_key_value_heads,
+    head_dim=w.hidden_size // w.num_heads,
+  )
+
+
+def splits(
+  c: ConfigDict, path: pathlib.Path | None = None
+) -> tuple[mesh_shapes.Split, ...]:
+  """Sizes that the mesh must cut into equal parts: batches and the model."""
+  model = architecture_of(c, path).splits
+  if not c.model.path:  # Its vocabulary is not known yet.
+    model = tuple(part for part in model if part.what != 'vocab_size')
+  return mesh_shapes.of_rows(validate.mesh_rows(c)) + model
+
+
+def check_mesh(c: ConfigDict, path: pathlib.Path | None = None):
+  """Refuse a mesh that cannot cut batches or model on any machine.
+
+  Raises:
+    UsageError: one sentence with the nearest shapes.
+  """
+  with refusing_misfits():
+    mesh_shapes.check(c.mesh, splits(c, path))
 
 
 def mesh(c: ConfigDict) -> jax.sharding.Mesh:
-  """The mesh of the run; it cuts the batches and the model evenly."""
-  return mesh_lib.make_mesh(**c.mesh, splits=sizes.splits(c))
+  """Mesh over all devices; it cuts the batches and the model evenly."""
+  return mesh_lib.make_mesh(**c.mesh, splits=splits(c))
 
 
 def fit_mesh(c: ConfigDict):
-  """Gives the config of a run from elsewhere a mesh for the devices here.
-
-  Args:
-    c: Keeps the mesh of the run where it fits, for a model may not go onto one
-      device; otherwise it gets the default one.
-  """
+  """Replace the mesh of a config by the default one if it does not fit here."""
   try:
     mesh(c)
   except ValueError:
@@ -55,7 +240,7 @@ def fit_mesh(c: ConfigDict):
 
 
 def chat(c: ConfigDict, path: pathlib.Path) -> chat_lib.Chat:
-  """The tokenizer bridge of a model directory, with all its stop ids."""
+  """Tokenizer bridge of a model directory, with all its stop ids."""
   tokenizer, stop_ids = chat_lib.load_tokenizer(path), files.stop_ids(path)
   try:
     return chat_lib.Chat(
@@ -65,42 +250,17 @@ def chat(c: ConfigDict, path: pathlib.Path) -> chat_lib.Chat:
     raise ValueError(f'The tokenizer in {path}: {error}') from error
 
 
-def collector(
-  c: ConfigDict, chat, games, mesh, host
-) -> collector_lib.Collector:
-  """Rollouts in the shapes of the config."""
-  return collector_lib.Collector(
-    chat,
-    games,
-    mesh,
-    host,
-    slots=c.rollout.slots,
-    decode_steps=c.rollout.decode_steps,
-    observation_block=c.rollout.observation_block,
-    cache_block=c.rollout.cache_block,
-    ends_early=mesh_lib.slice_count(mesh, c.mesh.dcn_data, c.mesh.dcn_fsdp)
-    == 1,
-  )
-
-
-def compute_dtype(c: ConfigDict, platform: str):
-  """float32 on CPU and bfloat16 elsewhere, unless the config says."""
-  if c.model.dtype != 'auto':
-    return jnp.dtype(c.model.dtype)
-  return jnp.dtype(jnp.float32 if platform == 'cpu' else jnp.bfloat16)
-
-
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """A model directory, read when its weights are asked for.
+  """A model directory; its weights are read on request.
 
   Attributes:
-    path: The directory.
-    config: The architecture.
-    graphdef: Of the model, computing in `dtype`.
-    dtype: Of computation, cache and frozen copies.
-    mesh: Where weights go.
-    attention: What whole rows are attended with, of attention.BACKENDS.
+    path: the directory.
+    config: the architecture.
+    graphdef: structure of the model, computing in `dtype`.
+    dtype: dtype of computation, cache and frozen copies.
+    mesh: mesh that the weights are placed on.
+    attention: backend for whole rows, one of attention.BACKENDS.
   """
 
   path: pathlib.Path
@@ -111,7 +271,7 @@ class Model:
   attention: str = 'xla'
 
   def described(self) -> dict[str, str]:
-    """What a run remembers of it."""
+    """Path, hub commit and fingerprint, as kept in model.json."""
     return {
       'path': str(self.path),
       'commit': files.commit(self.path),
@@ -119,7 +279,7 @@ class Model:
     }
 
   def weights(self, param_dtype=jnp.float32):
-    """Reads the weights; float32 for training, `dtype` for a reference."""
+    """Read the weights: float32 for training, `dtype` for a reference."""
     try:
       _, _, params = hf.load(
         self.path, self.mesh, dtype=self.dtype, param_dtype=param_dtype
@@ -133,52 +293,54 @@ class Model:
     _, shapes = transformer.abstract(
       self.config, self.dtype, is_critic=is_critic
     )
-    where = mesh_lib.param_shardings(
+    shardings = mesh_lib.param_shardings(
       self.mesh, transformer.PARTITION_RULES, shapes
     )
     return jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       shapes,
-      where,
+      shardings,
     )
 
 
-def model(c: ConfigDict, path: pathlib.Path, mesh) -> Model:
-  """The architecture of a model directory; its weights stay on disk."""
-  return shaped(c, path, files.config(path), mesh)
-
-
-def shaped(
-  c: ConfigDict, path: pathlib.Path, config: architecture.Config, mesh
+def model(
+  c: ConfigDict,
+  path: pathlib.Path,
+  mesh: jax.sharding.Mesh,
+  config: architecture.Config | None = None,
 ) -> Model:
-  """A model of a known shape; only its weights are asked of the directory."""
-  # Of the mesh, not of this process: it may compile for other devices.
+  """Model of a directory; `config` replaces the config.json in it."""
+  config = config or files.config(path)
+  # The mesh may be of devices that this process does not have.
   device = mesh.devices.flat[0]
-  dtype = compute_dtype(c, device.platform)
-  chosen = attention.choose(
+  name = c.model.dtype
+  if name == 'auto':
+    name = 'float32' if device.platform == 'cpu' else 'bfloat16'
+  dtype = jnp.dtype(name)
+  backend = attention.choose(
     c.model.attention,
     device.platform,
     dtype,
     config.head_dim,
-    getattr(device, 'compute_capability', ''),  # Of GPUs only.
+    getattr(device, 'compute_capability', ''),  # GPUs have one.
   )
   graphdef, _ = transformer.abstract(
-    config, dtype, remat=c.model.remat, attention=chosen
+    config, dtype, remat=c.model.remat, attention=backend
   )
-  return Model(path, config, graphdef, dtype, mesh, chosen)
+  return Model(path, config, graphdef, dtype, mesh, backend)
 
 
 def same_model(model: Model) -> dict[str, str]:
-  """Describes the model; refuses processes that read different ones.
+  """Describe the model; refuse processes that read different ones.
 
   Args:
-    model: Of this process.
+    model: model of this process.
 
   Returns:
-    As of `Model.described`.
+    `Model.described`.
 
   Raises:
-    UsageError: One sentence, in all processes.
+    UsageError: one sentence, in all processes.
   """
   described = model.described()
   processes.check_equal(
@@ -193,19 +355,19 @@ def same_model(model: Model) -> dict[str, str]:
 def checkpoint(
   model: Model, workdir: pathlib.Path, step: int | None
 ) -> tuple[int, Any]:
-  """Reads the policy's parameters from a checkpoint, and nothing else of it.
+  """Read the policy's parameters from a checkpoint, and nothing else of it.
 
   Args:
-    model: What the run started from.
-    workdir: Of the run.
-    step: Of the checkpoint; None is the newest.
+    model: model that the run started from.
+    workdir: run directory.
+    step: step of the checkpoint; None is the newest.
 
   Returns:
     The step and the parameters.
 
   Raises:
-    UsageError: When the run started from another model, processes read
-      different ones, or not all processes see such a checkpoint.
+    UsageError: the run started from another model, processes read different
+      ones, or there is no such checkpoint, or not all processes see it.
   """
   described = same_model(model)
   with processes.raise_everywhere():
@@ -220,113 +382,38 @@ def checkpoint(
 
 
 def policy(model: Model, params) -> collector_lib.Policy:
-  """The parameters resharded once into their decode layout."""
+  """Parameters resharded once into their decode layout."""
   params = mesh_lib.decode_layout(params, model.mesh, model.dtype)
   return collector_lib.Policy(model.config, model.graphdef, params, model.dtype)
 
 
-# --- All of them -------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-  """What training and evaluation have in common."""
-
-  mesh: jax.sharding.Mesh
-  games: tuple[games_lib.Game, ...]
-  chat: chat_lib.Chat
-  model: Model
-  collector: collector_lib.Collector
-
-
-@contextlib.contextmanager
-def parts(c: ConfigDict) -> Iterator[Parts]:
-  """Everything up to the first rollout; the mesh is set inside.
-
-  Where the config names no model, the warm start is made first if need be.
-
-  Args:
-    c: A checked config.
-
-  Yields:
-    The parts.
-
-  Raises:
-    UsageError: When the parts do not fit each other; no run has been touched
-      then.
-  """
-  with casting.host(c) as pool:
-    with processes.raise_everywhere():
-      whole = _parts(c, pool)
-    with jax.set_mesh(whole.mesh):
-      yield whole
-
-
-def _parts(c: ConfigDict, pool: env_pool_lib.EnvPool) -> Parts:
-  """Everything up to the first rollout, without a word to other processes."""
-  with refusing_misfits():
-    made, played = mesh(c), casting.games(c)
-    check_first_prompts(c, played, pool)
-  # Every process makes the small model for itself, unless it finds it made.
-  path = model_path(c, played, pool)
-  with jax.set_mesh(made), refusing_misfits():
-    bridge, wanted = chat(c, path), model(c, path, made)
-    check_fit(c, bridge, wanted.config)
-    collects = collector(c, bridge, played, made, pool)
-    return Parts(made, played, bridge, wanted, collects)
-
-
-@contextlib.contextmanager
-def refusing_misfits() -> Iterator[None]:
-  """What the parts raise as ValueError while they are made is bad input."""
-  try:
-    yield
-  except ValueError as error:
-    raise errors.UsageError(str(error)) from error
-
-
-def check_fit(c: ConfigDict, chat: chat_lib.Chat, config: architecture.Config):
-  """Raises ValueError where model, tokenizer and limits do not go together."""
-  largest = max(*chat.tokenizer.get_vocab().values(), *chat.stop_ids)
-  if largest >= config.vocab_size:
-    raise ValueError(
-      f'The tokenizer and its stop ids go up to id {largest}, but vocab_size '
-      f'in config.json is {config.vocab_size}; allowed: ids below it.'
-    )
-  if c.limits.context > config.max_position_embeddings:
-    raise ValueError(
-      f'limits.context is {c.limits.context}; allowed: up to '
-      f'{config.max_position_embeddings}, the max_position_embeddings of the '
-      'model.'
-    )
-
-
 def model_path(
-  c: ConfigDict, played=None, pool: env_pool_lib.EnvPool | None = None
+  c: ConfigDict,
+  played: Sequence[games_lib.Game] | None = None,
+  threads: env_pool_lib.EnvPool | None = None,
 ) -> pathlib.Path:
-  """`model.path`, or the warm start that the config describes."""
+  """`model.path`, or the directory of the warm start, made if need be."""
   if c.model.path:
     return files.locate(c.model.path, c.model.revision)
-  return warm_model.ensure(warm_start(c, played, pool))
+  return warm_model.ensure(warm_start(c, played, threads))
 
 
 def warm_start(
   c: ConfigDict,
   played: Sequence[games_lib.Game] | None = None,
-  pool: env_pool_lib.EnvPool | None = None,
+  threads: env_pool_lib.EnvPool | None = None,
 ) -> warm_model.WarmStart:
-  """The plan of the small default model.
+  """Plan of the warm start.
 
   Args:
-    c: The config.
-    played: The games, if they have been made: a shop or a file of boards takes
-      its time.
-    pool: Where they run, if that has been made.
+    c: config.
+    played: games of the run, if they exist already.
+    threads: pool of the run, if it exists already.
 
   Returns:
     The plan.
   """
-  sections = env_schema.sections(c)
+  sections = schema.sections(c)
   described = {key: schema.to_json(c[key]) for key in ('limits', 'player')}
   described['env'] = {
     key: value
@@ -340,54 +427,211 @@ def warm_start(
     described=described,
     cast=tuple(
       zip(
-        played or casting.games(c),
-        [casting.player(section) for section in sections],
+        played or games(c),
+        [player(section) for section in sections],
         strict=True,
       )
     ),
-    pool=pool or casting.host(c),
+    pool=threads or pool(c),
     **c.warm_start,
   )
 
 
-def check_first_prompts(
-  c: ConfigDict, played: Sequence[games_lib.Game], pool: env_pool_lib.EnvPool
-):
-  """Refuses a context that a first prompt fills, before a model is made.
+def evaluation_key(c: ConfigDict) -> jax.Array:
+  """PRNG key of every evaluation of a run."""
+  return jax.random.fold_in(jax.random.key(c.seed), EVALUATION)
 
-  A reset that fails has no prompt to look at; an environment of which every
-  one fails is refused too.
+
+def held_out(c: ConfigDict) -> dict[str, Any]:
+  """Keyword arguments of `evaluation.evaluate`."""
+  names = ('prompts', 'members', 'temperature', 'first_seed')
+  return {name: c.eval[name] for name in names}
+
+
+# --- Learner ------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Learners:
+  """Models that learn: the policy, and with PPO a critic.
+
+  Attributes:
+    model: model that both start from.
+    actor: the policy.
+    critic: the critic; None without one.
+  """
+
+  model: Model
+  actor: train_step_lib.Learner
+  critic: train_step_lib.Learner | None
+
+  def create(self) -> state_lib.TrainState:
+    """Fresh state; both start from the model's weights."""
+    params = self.model.weights()
+    critic = None
+    if self.critic is not None:
+      shapes = self.model.abstract_weights(is_critic=True)
+      critic = state_lib.create_model_state(
+        transformer.critic_from(params, shapes), self.critic.tx
+      )
+    return state_lib.create(
+      state_lib.create_model_state(params, self.actor.tx), critic
+    )
+
+  def abstract(self) -> state_lib.TrainState:
+    """Shapes, dtypes and shardings of the state."""
+    critic = None
+    if self.critic is not None:
+      shapes = self.model.abstract_weights(is_critic=True)
+      critic = state_lib.abstract_model_state(shapes, self.critic.tx)
+    shapes = self.model.abstract_weights()
+    actor = state_lib.abstract_model_state(shapes, self.actor.tx)
+    return state_lib.abstract(actor, critic)
+
+
+def learners(c: ConfigDict, model: Model) -> Learners:
+  """The policy and, for PPO, a critic of the same architecture."""
+  critic = None
+  if c.algo == 'ppo':
+    graphdef, _ = transformer.abstract(
+      model.config,
+      model.dtype,
+      remat=c.model.remat,
+      attention=model.attention,
+      is_critic=True,
+    )
+    tx = state_lib.optimizer(**c.critic.optimizer)
+    critic = train_step_lib.Learner(graphdef, tx)
+  tx = state_lib.optimizer(**c.optimizer)
+  return Learners(model, train_step_lib.Learner(model.graphdef, tx), critic)
+
+
+def train_step(c: ConfigDict, chosen: Learners) -> train_step_lib.TrainStep:
+  """The compiled train step; policy and reference are one architecture."""
+  return train_step_lib.TrainStep(
+    chosen.actor, train_step_config(c), critic=chosen.critic
+  )
+
+
+def train_step_config(c: ConfigDict) -> train_step_lib.TrainStepConfig:
+  """Look up the functions that the config names, and hand on its sections."""
+  estimator = schema.estimator(c)
+  scheme = weights.SCHEMES[c.weights.scheme]
+  return train_step_lib.TrainStepConfig(
+    members=c.rollout.members,
+    num_turns=schema.most_turns(c),
+    temperature=c.rollout.temperature,
+    selection=_numbers(selection.keep_groups, c.selection),
+    signal=signals.SIGNALS[c.weights.signal],
+    weight_scheme=scheme,
+    weights=_numbers(scheme, c.weights),
+    estimator=estimators.ESTIMATORS[estimator],
+    advantage=dict(c.advantage[estimator]),
+    logprob_pooling=turns.LOGPROB_POOLINGS[c.learner.ratio],
+    loss=dict(c.loss, dual_clip=c.loss.dual_clip or None),
+    entropy_coefficient=c.entropy_coefficient,
+    kl=FrozenConfigDict(c.kl),
+    critic=FrozenConfigDict(c.critic) if c.algo == 'ppo' else None,
+    learner=FrozenConfigDict(c.learner),
+    has_reference=schema.has_reference(c),
+    has_signal=schema.has_signal(c),
+    needs_spread=schema.skips_without_spread(c),
+  )
+
+
+def _numbers(function: Callable, section: ConfigDict) -> dict[str, Any]:
+  """Fields of a section that are the keyword-only arguments of a function."""
+  names = inspect.getfullargspec(function).kwonlyargs
+  return {name: section[name] for name in names}
+
+
+# --- All parts ---------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """Parts that training and evaluation have in common."""
+
+  mesh: jax.sharding.Mesh
+  games: tuple[games_lib.Game, ...]
+  chat: chat_lib.Chat
+  model: Model
+  collector: collector_lib.Collector
+
+
+@contextlib.contextmanager
+def parts(c: ConfigDict) -> Iterator[Parts]:
+  """Make everything up to the first rollout; the mesh is set inside.
+
+  A warm start is made first if the config names no model.
 
   Args:
-    c: The config.
-    played: The games.
-    pool: Where they run.
+    c: checked config.
+
+  Yields:
+    The parts.
 
   Raises:
-    ValueError: One sentence.
+    UsageError: the parts do not fit each other; no run has been touched.
   """
-  bridge = _early_chat(c, played, pool)
-  seeds = range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts)
-  seeds = seeds[:_FIRST_PROMPTS]
-  for game in played:
-    openings = episode.open_all(bridge, pool, [game] * len(seeds), seeds)
-    for opening in openings:
-      if not opening.failure:
-        collector_lib.check_opening(opening)
-    if all(opening.failure for opening in openings):
-      raise ValueError(
-        f'{game.name}: the environment failed to reset with each of the seeds '
-        f'{seeds[0]} to {seeds[-1]}, first: {openings[0].failure.reason}'
-      )
+  with pool(c) as threads:
+    with processes.raise_everywhere():
+      made = _parts(c, threads)
+    with jax.set_mesh(made.mesh):
+      yield made
 
 
-def _early_chat(
-  c: ConfigDict, played: Sequence[games_lib.Game], pool: env_pool_lib.EnvPool
-) -> chat_lib.Chat:
-  """The tokenizer bridge before there is a model to read it from."""
-  if c.model.path:
-    return chat(c, files.locate(c.model.path, c.model.revision))
-  plan = warm_start(c, played, pool)
-  if plan.directory.exists():
-    return chat(c, plan.directory)
-  return chat_lib.Chat(warm_model.tokenizer(plan))
+def _parts(c: ConfigDict, threads: env_pool_lib.EnvPool) -> Parts:
+  """Make the parts without communication between processes."""
+  with refusing_misfits():
+    run_mesh, played = mesh(c), games(c)
+  # Every process makes the warm start for itself unless it finds one.
+  path = model_path(c, played, threads)
+  with jax.set_mesh(run_mesh), refusing_misfits():
+    bridge, base = chat(c, path), model(c, path, run_mesh)
+    check_vocabulary(c, bridge, base.config)
+    seeds = range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts)
+    collector_lib.check_first_prompts(bridge, played, threads, seeds)
+    return Parts(
+      run_mesh,
+      played,
+      bridge,
+      base,
+      collector(c, bridge, played, run_mesh, threads),
+    )
+
+
+def collector(
+  c: ConfigDict, chat, played, mesh, threads
+) -> collector_lib.Collector:
+  """Collector of rollouts in the shapes of the config."""
+  slices = mesh_lib.slice_count(mesh, c.mesh.dcn_data, c.mesh.dcn_fsdp)
+  return collector_lib.Collector(
+    chat,
+    played,
+    mesh,
+    threads,
+    slots=c.rollout.slots,
+    decode_steps=c.rollout.decode_steps,
+    observation_block=c.rollout.observation_block,
+    cache_block=c.rollout.cache_block,
+    ends_early=slices == 1,
+  )
+
+
+def check_vocabulary(
+  c: ConfigDict, chat: chat_lib.Chat, config: architecture.Config
+):
+  """Raise ValueError if model, tokenizer and limits do not fit each other."""
+  largest = max(*chat.tokenizer.get_vocab().values(), *chat.stop_ids)
+  if largest >= config.vocab_size:
+    raise ValueError(
+      f'The tokenizer and its stop ids go up to id {largest}, but vocab_size '
+      f'in config.json is {config.vocab_size}; allowed: ids below it.'
+    )
+  if c.limits.context > config.max_position_embeddings:
+    raise ValueError(
+      f'limits.context is {c.limits.context}; allowed: up to '
+      f'{config.max_position_embeddings}, the max_position_embeddings of the '
+      'model.'
+    )

@@ -1,16 +1,16 @@
-r"""Trains several arms on several seeds, and compares them.
+r"""Train several arms on several seeds, and compare them.
 
 python -m actfocus_jax.compare --config=configs/quickstart.py \
   --arms=grpo:uniform,grpo:actfocus,ppo:actfocus --seeds=3 --workdir=DIR
 
 An arm is [ALGO:]WEIGHTS[:ESTIMATOR], as in the config arguments `algo`,
-`weights` and `estimator`; what is left out is the config's own. Every run is
-DIR/ARM/seedN, a run directory like any other. Seeds go around the arms, so that
-what is finished is balanced. A run that has nothing left to learn from counts
-as it stands, and is marked. Stop it and give the same command again: finished
-runs are kept, others go on; with a larger `--config.num_steps` all do that have
-not stalled. DIR/comparison.md and DIR/comparison.png are written after every
-run.
+`weights` and `estimator`; the config fills in what is left out. Every run is
+DIR/ARM/seedN, a run directory like any other. All arms of one seed come before
+the next seed, so that the finished runs are balanced. A run that stops for lack
+of a learning signal counts as it stands, and is marked. The same command again
+keeps finished runs and goes on with the others; a larger `--config.num_steps`
+goes on with all that have not stalled. DIR/comparison.md and DIR/comparison.png
+are written after every run.
 """
 
 import pathlib
@@ -18,14 +18,15 @@ import pathlib
 import ml_collections
 from absl import flags
 
-from actfocus_jax import errors
+from actfocus_jax import build, errors, loop
+from actfocus_jax.algorithm import estimators
 from actfocus_jax.cli import flags as flags_lib
 from actfocus_jax.cli import paths
-from actfocus_jax.config import schema, validate
+from actfocus_jax.config import presets, schema, validate
 from actfocus_jax.parallel import clusters
 from actfocus_jax.run import interrupt, metrics, storage
 
-# What --arms and --seeds say; and what a run leaves that has stalled.
+# Fields that --arms and --seeds set; the file that marks a stalled run.
 _OF_ARMS = ('seed', 'algo', 'advantage.estimator')
 _STALLED = 'stalled.txt'
 
@@ -34,15 +35,16 @@ _ARMS = flags.DEFINE_list(
   'arms',
   [],
   '[ALGO:]WEIGHTS[:ESTIMATOR],... to compare. ALGO: '
-  f'{", ".join(schema.ALGOS)}. WEIGHTS: {", ".join(schema.WEIGHTS)}. '
-  f'ESTIMATOR: {", ".join(schema.ESTIMATORS)}.',
+  f'{", ".join(schema.ALGOS)}. WEIGHTS: {", ".join(presets.WEIGHTS)}. '
+  f'ESTIMATOR: {", ".join(estimators.ESTIMATORS)}.',
 )
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'Runs of each arm.', lower_bound=1)
 flags.declare_key_flag('config')
+flags.declare_key_flag('help_config')
 
 
 def main(argv: list[str]):
-  """Checks all arms, then trains what is missing, then compares."""
+  """Check all arms, train the missing runs, then compare."""
   del argv
   if not _WORKDIR.value:
     raise errors.UsageError('--workdir is missing; e.g. --workdir=runs/compare')
@@ -61,9 +63,12 @@ def main(argv: list[str]):
   _check_different(plans[: len(_ARMS.value)])
   for arm, seed, c in plans:
     run = _run(workdir, arm, seed)
-    paths.check_workdir(run, c, same_batch=True)
-    paths.pin_model(c, run)
-  paths.check_model(plans[0][2])
+    paths.check_workdir(run, schema.to_json(c), same_batch=True)
+    paths.pin_model(c.model, run)
+  first = plans[0][2]
+  build.check_mesh(
+    first, paths.check_model(first.model, first.warm_start.cache)
+  )
 
   cluster = clusters.several()
   if cluster:
@@ -85,12 +90,9 @@ def main(argv: list[str]):
 
 
 def _train(c: ml_collections.ConfigDict, run: pathlib.Path, title: str):
-  """Trains until the run is finished, stalled, or asked to stop."""
+  """Train until the run is finished, stalled, or interrupted."""
   if _evaluations(run, c.num_steps) is not None:
     return
-  # Imported late: it takes seconds, and the checks above should not.
-  from actfocus_jax import loop
-
   print(f'{title}: {run}')
   try:
     loop.train(c, run)
@@ -100,7 +102,7 @@ def _train(c: ml_collections.ConfigDict, run: pathlib.Path, title: str):
 
 
 def _plan(arm: str, seed: int) -> ml_collections.ConfigDict:
-  """The config of one run: that of the command line, but for arm and seed."""
+  """Config of one run: the command line's with its arm and seed."""
   c = flags_lib.config_with(_arguments(arm))
   with c.unlocked():
     c.seed = seed
@@ -109,11 +111,11 @@ def _plan(arm: str, seed: int) -> ml_collections.ConfigDict:
 
 
 def _check_different(plans):
-  """Refuses an arm that is there twice, by whatever name."""
+  """Refuse two arms that are the same under different names."""
   seen = {}
   for arm, _, c in plans:
     described = str(schema.to_json(c))
-    # `auto` is the algorithm's own estimator, and counts as its name.
+    # `auto` and the name of the algorithm's own estimator are the same.
     described += schema.estimator(c)
     described = described.replace(
       f"'advantage.estimator': '{c.advantage.estimator}'", ''
@@ -127,34 +129,34 @@ def _check_different(plans):
 
 
 def _check_overrides(plans: list[ml_collections.ConfigDict]):
-  """Refuses fields that say what an arm is, and those that no arm has."""
+  """Refuse fields that define an arm, and those that no arm has."""
   arms = ','.join(_ARMS.value)
   for field in flags_lib.overrides():
     section = field.partition('.')[0]
     if field in _OF_ARMS or section == 'weights':
       raise errors.UsageError(
         f'--config.{field} would make every arm of --arms={arms} the same in '
-        'it; allowed: what is said by --arms and --seeds is said there alone.'
+        'it; allowed: fields that --arms and --seeds do not set.'
       )
     if not any(schema.has_field(c, field) for c in plans):
       raise errors.UsageError(
-        f'--config.{field} is a field that no arm of --arms={arms} has.'
+        f'--config.{field} has no effect on any arm of --arms={arms}.'
       )
 
 
 def _arguments(arm: str) -> str:
-  """The config arguments that an arm stands for."""
+  """Config arguments of an arm."""
   names = arm.split(':')
   if len(names) > 3:
     raise errors.UsageError(
       f'--arms has {arm!r}; allowed: [ALGO:]WEIGHTS[:ESTIMATOR].'
     )
   keys = ['algo', 'weights', 'estimator']
-  if len(names) == 1 or names[0] in schema.WEIGHTS:
+  if len(names) == 1 or names[0] in presets.WEIGHTS:
     keys = keys[1:]
   if len(names) > len(keys):
     raise errors.UsageError(
-      f'--arms has {arm!r}, where {names[0]} is no algorithm; allowed: '
+      f'--arms has {arm!r}, where {names[0]} is not an algorithm; allowed: '
       '[ALGO:]WEIGHTS[:ESTIMATOR].'
     )
   return ','.join(f'{k}={v}' for k, v in zip(keys, names, strict=False))
@@ -165,9 +167,9 @@ def _run(workdir: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
 
 
 def _evaluations(run: pathlib.Path, steps: int) -> list[dict] | None:
-  """The rows of eval.jsonl up to `steps`; None of a run not that far yet.
+  """Rows of eval.jsonl up to `steps`; None for a run that is not so far.
 
-  A run that has stalled is finished where it stands, and its last row says so.
+  A run that has stalled is finished; its last row has `stalled`.
   """
   file = run / 'eval.jsonl'
   rows = metrics.read(file) if file.exists() else []
@@ -180,8 +182,8 @@ def _evaluations(run: pathlib.Path, steps: int) -> list[dict] | None:
 
 
 def _write(workdir: pathlib.Path, plans):
-  """Writes table and picture of what is finished."""
-  from actfocus_jax.report import comparison
+  """Write table and picture of the finished runs."""
+  from actfocus_jax.report import comparison  # Matplotlib loads slowly.
 
   results = {arm: {} for arm, _, _ in plans}
   for arm, seed, c in plans:

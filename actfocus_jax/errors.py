@@ -1,26 +1,26 @@
-"""The two ways in which a command ends with one sentence."""
+"""User-facing errors: a command ends with one sentence."""
 
 import os
 
 
 class UsageError(ValueError):
-  """Bad input: told in one sentence, with exit code 2, before any work."""
+  """Bad input: one sentence and exit code 2, before anything is written."""
 
 
 class RunError(RuntimeError):
-  """A run that cannot go on: told in one sentence, with exit code 1."""
+  """A run that cannot go on: one sentence and exit code 1."""
 
 
 class NoLearningSignal(RunError):
-  """A run that has nothing left to learn from; all of it is saved."""
+  """No group had spread for too many steps; the run has been saved."""
 
 
 def sentence(error: BaseException) -> str | None:
-  """What to tell of an error that is no defect; None for any other.
+  """Sentence about an error of the user or the machine; None for a defect.
 
   Args:
-    error: `UsageError`, or what jax raises for a platform that the environment
-      names and it does not have.
+    error: `UsageError`, or the error that jax raises for a platform in
+      JAX_PLATFORMS that is not there.
   """
   if isinstance(error, UsageError):
     return str(error)
@@ -36,15 +36,15 @@ def sentence(error: BaseException) -> str | None:
 
 
 def _has_no_device(error: BaseException) -> bool:
-  """Whether jax raised it when it looked for devices."""
+  """Return whether jax raised it while looking for devices."""
   if isinstance(error, RuntimeError):
     return 'nable to initialize backend' in str(error)
-  # For CUDA without a GPU it is an assertion without a word.
-  at = error.__traceback__
-  while at is not None and at.tb_next is not None:
-    at = at.tb_next
+  # For CUDA without a GPU it is an AssertionError without a message.
+  frame = error.__traceback__
+  while frame is not None and frame.tb_next is not None:
+    frame = frame.tb_next
   return (
     isinstance(error, AssertionError)
-    and at is not None
-    and at.tb_frame.f_globals.get('__name__') == 'jax._src.xla_bridge'
+    and frame is not None
+    and frame.tb_frame.f_globals.get('__name__') == 'jax._src.xla_bridge'
   )

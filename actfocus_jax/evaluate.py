@@ -5,18 +5,21 @@ python -m actfocus_jax.evaluate --workdir=DIR [--step=N] \
 python -m actfocus_jax.evaluate --config=configs/NAME.py \
   --config.model.path=HF_DIR
 
-Prints one line for people and one JSON object; writes nothing. A run is
-evaluated on its own mesh where that fits the devices, else on the default one.
+Prints one line for people and one JSON object, and writes nothing. A run is
+evaluated on its own mesh if that fits the devices, else on the default one.
 """
 
 import json
+import pathlib
 
+import ml_collections
 from absl import flags
 
-from actfocus_jax import errors
+from actfocus_jax import build, errors, evaluation, loop
 from actfocus_jax.cli import cluster, paths
 from actfocus_jax.cli import flags as flags_lib
-from actfocus_jax.config import validate
+from actfocus_jax.config import schema, validate
+from actfocus_jax.parallel import processes
 from actfocus_jax.run import storage
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'A run to evaluate.')
@@ -29,16 +32,17 @@ _TEMPERATURE = flags.DEFINE_float(
   'temperature', None, 'Of sampling; default as trained.'
 )
 flags.declare_key_flag('config')
+flags.declare_key_flag('help_config')
 flags.declare_key_flag('model_path')
 flags.adopt_module_key_flags(cluster)
 
 
 def main(argv: list[str]):
-  """Checks the input, then plays the held-out boards."""
+  """Check the input, then play the held-out boards."""
   del argv
   cluster.check()
   with cluster.joined():
-    with cluster.raise_everywhere():
+    with processes.raise_everywhere():
       workdir = storage.path(_WORKDIR.value) if _WORKDIR.value else None
       c = _config(workdir)
       with c.unlocked():
@@ -46,20 +50,16 @@ def main(argv: list[str]):
           if flag.value is not None:
             c.eval[flag.name] = flag.value
       validate.check(c)
-      paths.check_model(c)
-    cluster.check_configs(c)
-
-    # Imported late: it takes seconds, and the checks above should not.
-    from actfocus_jax import build, evaluation
-
+      paths.check_model(c.model, c.warm_start.cache)
+    cluster.check_configs(schema.to_json(c))
     if workdir and not flags_lib.given_fields():
       build.fit_mesh(c)
-    step, row = evaluation.evaluate_checkpoint(c, workdir, _STEP.value)
+    step, row = loop.evaluate(c, workdir, _STEP.value)
   print(evaluation.line(step, row))
   print(json.dumps({'step': step, **row}))
 
 
-def _config(workdir):
+def _config(workdir: pathlib.Path | None) -> ml_collections.ConfigDict:
   if not workdir:
     if _STEP.value is not None:
       raise errors.UsageError('--step needs --workdir.')
@@ -73,7 +73,7 @@ def _config(workdir):
       f'{other} would change the run of --workdir; allowed: '
       '--config.mesh.NAME=SIZE.'
     )
-  c = paths.run_config(workdir, flags_lib.MODEL_PATH.value)
+  c = flags_lib.run_config(workdir)
   return flags_lib.overridden(c) if given else c
 
 

@@ -1,18 +1,23 @@
-"""Held-out success: the same boards every time, with a 95 % interval."""
+"""Held-out success: the same boards every time, with a 95 % interval.
 
-import pathlib
+Beside it stands the random baseline: the success of uniformly random play on
+the same boards.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
-from actfocus_jax import build
-from actfocus_jax.parallel import processes
 from actfocus_jax.report import intervals
 from actfocus_jax.rollout import collector as collector_lib
-from actfocus_jax.rollout import episode
+from actfocus_jax.rollout import env_pool, episode, games
 from actfocus_jax.rollout import statistics as statistics_lib
+from actfocus_jax.text import chat as chat_lib
+from actfocus_jax.warmstart import players
+
+_RANDOM_PLAYS = 16  # episodes of the random baseline on each board
 
 
 def evaluate(
@@ -25,23 +30,23 @@ def evaluate(
   temperature: float,
   first_seed: int,
 ) -> tuple[dict[str, float], collector_lib.Rollout]:
-  """Plays the held-out boards of every game.
+  """Play the held-out boards of every game.
 
   Args:
-    collector: Of the environment.
-    policy: Who plays.
-    key: The same at every evaluation of a run, so that two policies differ by
-      what they learned and not by their dice.
-    prompts: Boards of each game, with the seeds first_seed, first_seed + 1...
-    members: Episodes on each board.
-    temperature: Of sampling.
-    first_seed: Of the boards.
+    collector: collector of rollouts.
+    policy: policy that plays.
+    key: PRNG key, the same at every evaluation of a run, so that two policies
+      differ by their weights and not by their random numbers.
+    prompts: boards of each game, with the seeds first_seed, first_seed + 1...
+    members: episodes on each board.
+    temperature: temperature of sampling.
+    first_seed: seed of the first board.
 
   Returns:
     A row of eval.jsonl without its step, and the episodes. `success_low` and
-    `success_high` bound the 95 % Wilson interval; episodes on one board are
-    counted as independent. Of several games it is about all their episodes,
-    and has the numbers of each as `NAME/success` and so on.
+    `success_high` bound the 95 % Wilson interval, which counts the episodes on
+    one board as independent. With several games the row is of all episodes, and
+    has the numbers of each game as `NAME/success` and so on.
   """
   seeds = range(first_seed, first_seed + prompts)
   parts = [
@@ -59,7 +64,7 @@ def evaluate(
 
 
 def _row(played: collector_lib.Rollout) -> dict[str, float]:
-  """The numbers of some episodes."""
+  """Means over some episodes."""
   solved = np.array([one.success for one in played.episodes])
   low, high = intervals.wilson(int(solved.sum()), solved.size)
   row = statistics_lib.episode_means(played)
@@ -74,56 +79,8 @@ def _row(played: collector_lib.Rollout) -> dict[str, float]:
   return head | row
 
 
-def evaluate_checkpoint(
-  c: ml_collections.ConfigDict, workdir: pathlib.Path | None, step: int | None
-) -> tuple[int, dict[str, float]]:
-  """Evaluates a checkpoint of a run, or the model that a config starts from.
-
-  Args:
-    c: The config; its eval section says how.
-    workdir: The run; None evaluates the model itself, as step 0.
-    step: Of the checkpoint; None is the newest.
-
-  Returns:
-    The step, and the row of `evaluate`.
-
-  Raises:
-    UsageError: When there is no such checkpoint, or not all processes mean it.
-  """
-  # Else each would read its slices from the checkpoint that it means.
-  for flag, value in (
-    ('--workdir', workdir and str(workdir)),
-    ('--step', step),
-  ):
-    processes.check_equal(value, flag, 'the same in all processes')
-  with build.parts(c) as parts:
-    if workdir is None:
-      build.same_model(parts.model)
-      step, params = 0, parts.model.weights()
-    else:
-      step, params = build.checkpoint(parts.model, workdir, step)
-    row, _ = evaluate(
-      parts.collector,
-      build.policy(parts.model, params),
-      evaluation_key(c),
-      **evaluation_arguments(c),
-    )
-  return step, row
-
-
-def evaluation_key(c: ml_collections.ConfigDict) -> jax.Array:
-  """The key of every evaluation of a run."""
-  return jax.random.fold_in(jax.random.key(c.seed), build.EVALUATION)
-
-
-def evaluation_arguments(c: ml_collections.ConfigDict) -> dict[str, Any]:
-  """The keyword arguments of `evaluate`."""
-  names = ('prompts', 'members', 'temperature', 'first_seed')
-  return {name: c.eval[name] for name in names}
-
-
 def line(step: int, row: dict[str, float]) -> str:
-  """One evaluation as people read it."""
+  """Sentence about one evaluation."""
   text = (
     f'step {step}: held-out success {row["success"]:.1%} '
     f'(95 % interval {row["success_low"]:.1%} to {row["success_high"]:.1%}), '
@@ -140,39 +97,37 @@ def line(step: int, row: dict[str, float]) -> str:
 
 def episodes_to_show(
   played: collector_lib.Rollout,
-  parts: build.Parts,
+  chat: chat_lib.Chat,
   explain,
   *,
   step,
   count,
   length,
 ) -> list[dict[str, Any]]:
-  """Some episodes for the viewer: one of each group first, then the others.
+  """Records of some episodes for the viewer, one of each group first.
 
   Args:
-    played: The episodes.
-    parts: Of the run.
+    played: the episodes.
+    chat: tokenizer bridge.
     explain: (batch) -> (signal_BT, weight_BT).
-    step: Of the evaluation.
-    count: How many.
-    length: To which they are padded.
+    step: step of the evaluation.
+    count: number of episodes.
+    length: length that they are padded to, in tokens.
 
   Returns:
-    Records as `statistics_lib.viewer_record` makes them.
+    Records of `statistics.viewer_record`.
   """
   members = played.groups.count(0)
   order = sorted(range(len(played.episodes)), key=lambda row: row % members)
   rows = order[:count]
   shown = [played.episodes[row] for row in rows]
   groups = [played.groups[row] for row in rows]
-  batch = episode.to_trajectory(
-    shown, groups, length=length, pad=parts.chat.pad_id
-  )
+  batch = episode.to_trajectory(shown, groups, length=length, pad=chat.pad_id)
   signal_BT, weight_BT = jax.device_get(explain(batch))
   return [
     statistics_lib.viewer_record(
       one,
-      parts.chat,
+      chat,
       step=step,
       group=group,
       member=row % members,
@@ -183,3 +138,60 @@ def episodes_to_show(
       rows, shown, groups, signal_BT, weight_BT, strict=True
     )
   ]
+
+
+def random_baseline(
+  collector: collector_lib.Collector, seeds: Sequence[int]
+) -> dict[str, float | None]:
+  """Success of uniformly random play on the held-out boards.
+
+  Args:
+    collector: collector of the run; its games are played in its pool.
+    seeds: seeds of the boards, each played `_RANDOM_PLAYS` times.
+
+  Returns:
+    The row of baselines.json. `random_success` is the mean over the games, and
+    `NAME/random_success` that of each if there are several. It is None if the
+    environment fails, or has no table of actions and no random player.
+  """
+  rates = [_random_success(collector.pool, g, seeds) for g in collector.games]
+  row = {
+    'random_success': None if None in rates else float(np.mean(rates)),
+    'random_episodes': _RANDOM_PLAYS * len(seeds) * len(rates),
+  }
+  if len(rates) > 1:
+    for game, rate in zip(collector.games, rates, strict=True):
+      row[f'{game.name}/random_success'] = rate
+  return row
+
+
+def _random_success(
+  pool: env_pool.EnvPool, game: games.Game, seeds: Sequence[int]
+) -> float | None:
+  player, limits = players.random_player(game.env), game.limits
+  if player is None:
+    return None
+  turns, max_actions = limits.turns, limits.max_actions
+  budget = min(limits.action_budget, turns * max_actions)
+  if game.env.actions:  # One action at a time: turns make no difference.
+    turns, max_actions = budget, 1
+  solved = []
+  for repeat in range(_RANDOM_PLAYS):
+    outcome = players.play(
+      game.env,
+      player,
+      seeds,
+      pool=pool,
+      turns=turns,
+      max_actions=max_actions,
+      budget=budget,
+      repeat=repeat,
+    )
+    if isinstance(outcome, env_pool.Failed):
+      print(
+        f'No random baseline of {game.name}: the environment failed, '
+        f'{outcome.reason}'
+      )
+      return None
+    solved += outcome
+  return float(np.mean(solved))

@@ -1,22 +1,24 @@
-"""Writes a trained policy as a Hugging Face directory.
+r"""Write a trained policy as a Hugging Face directory.
 
 python -m actfocus_jax.export --workdir=DIR --out=HF_DIR [--step=N] \
   [--dtype=float32|bfloat16|float16] [--model_path=HF_DIR]
 
-transformers, vLLM and `--config.model.path` load it like any other model. The
-weights are written in float32, as they were trained: at the learning rates of
-reinforcement learning much of what was learned is finer than bfloat16. Runs on
-the CPU, also beside a training that holds the accelerators.
+transformers, vLLM and `--config.model.path` load the directory like any other.
+The default is float32, the precision of training: the changes that
+reinforcement learning makes are often finer than bfloat16. Runs on the CPU,
+also beside a training that holds the accelerators.
 """
 
-import os
-
+import jax
 from absl import flags
 
-from actfocus_jax import errors
+from actfocus_jax import build, errors
 from actfocus_jax.cli import flags as flags_lib
 from actfocus_jax.cli import paths
+from actfocus_jax.model import hf
+from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import storage
+from actfocus_jax.text import vocabulary
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The run.')
 _OUT = flags.DEFINE_string('out', None, 'Directory to write.')
@@ -29,7 +31,7 @@ flags.declare_key_flag('model_path')
 
 
 def main(argv: list[str]):
-  """Checks the input, then reads the checkpoint and writes the directory."""
+  """Check the input, then read the checkpoint and write the directory."""
   del argv
   if flags_lib.CONFIG.value is not None:
     raise errors.UsageError(
@@ -41,19 +43,10 @@ def main(argv: list[str]):
     raise errors.UsageError('--out is missing; e.g. --out=models/mine')
   workdir = storage.path(_WORKDIR.value)
   out = storage.on_disk(_OUT.value, '--out')
-  c = paths.run_config(workdir, flags_lib.MODEL_PATH.value)
+  c = flags_lib.run_config(workdir)
   paths.check_new('--out', out)
-  paths.check_model(c)
-  os.environ['JAX_PLATFORMS'] = 'cpu'
-
-  # Imported late: it takes seconds, and the checks above should not.
-  import jax
-
-  from actfocus_jax import build
-  from actfocus_jax.model import hf
-  from actfocus_jax.parallel import mesh as mesh_lib
-  from actfocus_jax.text import vocabulary
-
+  paths.check_model(c.model, c.warm_start.cache)
+  jax.config.update('jax_platforms', 'cpu')
   mesh = mesh_lib.single_device_mesh()
   with jax.set_mesh(mesh), build.refusing_misfits():
     model = build.model(c, build.model_path(c), mesh)

@@ -1,11 +1,11 @@
-"""The loop: collect episodes, make one step, write down what happened.
+"""The loop: collect episodes, make one train step, log, evaluate, save.
 
-Read `train` top to bottom like the algorithm box of arXiv 2605.14558; `Run` has
-what each line does, in that order, and `assemble` makes its parts. Everything
-that a step draws at random is named by the step's number, so a resumed run
-needs no stored generator. Boards are counted: step n takes the next
-`rollout.prompts` seeds, so that none repeats and none is left out where the
-number of prompts changes; the checkpoint has the next one.
+`train` is the outer loop of the algorithm box of arXiv 2605.14558; the box is
+`learner.train_step`. `Run` has one method for each line of the loop. Every
+random number is named by the number of its step, so that a resumed run needs
+no stored generator. Boards are counted: a step takes the next `rollout.prompts`
+seeds, and the checkpoint holds the next one, so that none repeats and none is
+left out when the number of prompts changes.
 """
 
 import contextlib
@@ -20,13 +20,12 @@ import jax
 import ml_collections
 import numpy as np
 
-from actfocus_jax import build, chance, errors, evaluation, recipe
+from actfocus_jax import build, errors, evaluation
 from actfocus_jax.config import schema
 from actfocus_jax.learner import self_check
-from actfocus_jax.learner import step as step_lib
+from actfocus_jax.learner import train_step as train_step_lib
 from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.parallel import processes
-from actfocus_jax.report import summary
 from actfocus_jax.rollout import collector as collector_lib
 from actfocus_jax.rollout import episode
 from actfocus_jax.rollout import statistics as statistics_lib
@@ -42,30 +41,31 @@ Row = dict[str, float]
 
 
 def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
-  """Trains, or goes on training, in `workdir`.
+  """Train, or go on training, in `workdir`.
 
   Args:
-    c: A checked config.
-    workdir: The run directory; another config's run has been refused before.
+    c: checked config.
+    workdir: run directory, checked by `paths.check_workdir`.
 
   Returns:
-    The report's summary file.
+    The summary file of the report.
 
   Raises:
-    UsageError: When the config cannot work with this model or machine; the
-      workdir is untouched then.
-    Stopped: When a signal came during the warm start.
-    FloatingPointError: When a metric of a step is not finite.
-    RunError: When the first batch fails the self-check, or every environment of
-      a step fails. NoLearningSignal, when `selection.patience` steps in a row
-      had nothing to learn from; the run is evaluated, saved and reported then.
+    UsageError: the config does not fit this model or machine; the workdir is
+      untouched.
+    Stopped: a signal came during the warm start.
+    FloatingPointError: a metric of a step is not finite.
+    RunError: the first batch fails the self-check, or every environment of a
+      step fails.
+    NoLearningSignal: `selection.patience` steps in a row had no group with
+      spread; the run has been evaluated, saved and reported.
   """
   compilations.start()
   with contextlib.ExitStack() as stack:
     parts = stack.enter_context(build.parts(c))
     stop = stack.enter_context(interrupt.Interrupt())
-    run = stack.enter_context(opened(c, parts, workdir))
-    # A signal may have come to one process of several.
+    run = stack.enter_context(open_run(c, parts, workdir))
+    # A signal may reach one process of several.
     if run.done == 0 and not stop.agreed(processes.first_non_none):
       run.evaluate()
     while not (stopped := stop.agreed(processes.first_non_none)):
@@ -77,7 +77,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
       rolled = time.perf_counter()
       run.check_first(batch)
       learned = run.learn(batch)
-      run.note(
+      run.log(
         to_row(run.done, played, learned)
         | {
           'rollout/padded_length': batch.tokens.shape[1],
@@ -87,76 +87,116 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
       )
       run.evaluate_and_save()
     if stopped and run.done:
-      run.save(None)  # A step that is saved stays as it is.
+      run.save(None)  # Does nothing if this step is saved already.
   return _end(run, workdir, stopped)
 
 
-@contextlib.contextmanager
-def opened(
-  c: ml_collections.ConfigDict, parts: build.Parts, workdir: pathlib.Path
-) -> Iterator['Run']:
-  """Makes the learner, and goes on where an earlier run stopped.
+def evaluate(
+  c: ml_collections.ConfigDict, workdir: pathlib.Path | None, step: int | None
+) -> tuple[int, dict[str, float]]:
+  """Evaluate a checkpoint of a run, or the model that a config starts from.
 
   Args:
-    c: The config.
-    parts: Of the run.
-    workdir: The run directory.
+    c: checked config; its section `eval` sets boards, episodes and temperature.
+    workdir: run directory; None evaluates the model itself, as step 0.
+    step: step of the checkpoint; None is the newest.
 
-  Yields:
-    The run; leaving it waits for its last checkpoint.
+  Returns:
+    The step, and the row of `evaluation.evaluate`.
 
   Raises:
-    UsageError: As of `train`.
+    UsageError: there is no such checkpoint, or the processes name different
+      ones.
+  """
+  # Each process would read its slices from the checkpoint that it was given.
+  for flag, value in (
+    ('--workdir', workdir and str(workdir)),
+    ('--step', step),
+  ):
+    processes.check_equal(value, flag, 'the same in all processes')
+  with build.parts(c) as parts:
+    if workdir is None:
+      build.same_model(parts.model)
+      step, params = 0, parts.model.weights()
+    else:
+      step, params = build.checkpoint(parts.model, workdir, step)
+    row, _ = evaluation.evaluate(
+      parts.collector,
+      build.policy(parts.model, params),
+      build.evaluation_key(c),
+      **build.held_out(c),
+    )
+  return step, row
+
+
+@contextlib.contextmanager
+def open_run(
+  c: ml_collections.ConfigDict, parts: build.Parts, workdir: pathlib.Path
+) -> Iterator['Run']:
+  """Make the learner and restore the newest checkpoint, if there is one.
+
+  Args:
+    c: config.
+    parts: parts of the run.
+    workdir: run directory.
+
+  Yields:
+    The run; leaving the context waits for its last checkpoint.
+
+  Raises:
+    UsageError: as of `train`.
   """
   model = parts.model
   described = build.same_model(model)
-  learners = recipe.learners(c, model)
-  train_step = recipe.train_step(c, learners)
+  learners = build.learners(c, model)
+  train_step = build.train_step(c, learners)
   reference = None
   if schema.has_reference(c):
     reference = model.weights(model.dtype)
-  with shared.open_run(workdir, c, described) as files:
+  with shared.open_run(workdir, schema.to_json(c), described) as files:
     state, next_seed = files.restore(
       learners.abstract(), agreed=processes.broadcast
     )
     if state is None:
       state = learners.create()
     if processes.is_first():
-      files.write('baselines.json', chance.level(c, parts.collector))
-    # The others wait here for as long as it takes, where every process has
-    # been before: the first meeting of some devices has a time limit on GPUs.
+      seeds = range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts)
+      row = evaluation.random_baseline(parts.collector, seeds)
+      files.write('baselines.json', row)
+    # The others wait here without a time limit: this collective has run before,
+    # and only the first one among devices has a time limit on GPUs.
     processes.allgather(None)
     with progress.Progress('train', c.num_steps) as display:
       run = Run(
         c, parts, files, display, train_step, reference, state, next_seed
       )
-      run.greet()
+      run.log_resume()
       yield run
 
 
 @dataclasses.dataclass
 class Run:
-  """A run under way: one method for each part of an iteration.
+  """A run in progress: one method for each part of an iteration.
 
   Attributes:
-    c: The config.
-    parts: Model, environments and devices.
-    files: The run directory.
-    display: For people.
-    train_step: Compiled stages.
-    reference: Parameters of the frozen reference, or None.
-    state: What is learned.
-    next_seed: Of the first board that no step has seen.
-    done: Finished iterations.
-    row: The metrics of the latest one; empty before.
-    key: Root of all that is drawn.
+    c: config.
+    parts: model, environments and devices.
+    files: run directory.
+    display: progress display.
+    train_step: compiled train step.
+    reference: parameters of the frozen reference, or None.
+    state: train state.
+    next_seed: seed of the first board that no step has seen.
+    done: finished iterations.
+    row: metrics of the latest iteration; empty before.
+    key: root PRNG key of the run.
   """
 
   c: ml_collections.ConfigDict
   parts: build.Parts
   files: directory.RunDirectory
   display: progress.Progress
-  train_step: step_lib.TrainStep
+  train_step: train_step_lib.TrainStep
   reference: Any
   state: Any
   next_seed: int
@@ -168,12 +208,12 @@ class Run:
 
   @property
   def stalled(self) -> bool:
-    """Whether the latest steps had nothing to learn from."""
+    """True if the latest steps were skipped for lack of spread."""
     skipped = self.row.get('selection/skipped_in_a_row', 0)
     return skipped >= self.c.selection.patience
 
-  def greet(self):
-    """Says what the run goes on with."""
+  def log_resume(self):
+    """Show the resumed step and the changed config fields."""
     for change in self.files.changes:
       self.display.note(f'Going on from step {self.done}: {change}.')
     if self.done >= self.c.num_steps:
@@ -183,15 +223,15 @@ class Run:
       )
 
   def collect(self) -> collector_lib.Rollout:
-    """Plays the next boards with the newest policy."""
-    how = self.c.rollout
-    seeds = range(self.next_seed, self.next_seed + how.prompts)
+    """Play the next boards with the newest policy."""
+    rollout = self.c.rollout
+    seeds = range(self.next_seed, self.next_seed + rollout.prompts)
     played = self.parts.collector.collect(
       build.policy(self.parts.model, self.state.actor.params),
       seeds,
       named_key(self.key, build.ROLLOUT, self.done),
-      members=how.members,
-      temperature=how.temperature,
+      members=rollout.members,
+      temperature=rollout.temperature,
     )
     self.next_seed = seeds.stop
     report_failures(played, f'step {self.done + 1}', self.display)
@@ -209,14 +249,14 @@ class Run:
         self.state,
         self.reference,
         batch,
-        recipe.stages_of(self.c),
+        build.train_step_config(self.c),
         limits=self_check.EXACT if is_exact else self_check.ROUNDED,
       )
     except self_check.Failed as error:
       raise errors.RunError(str(error)) from error
 
   def learn(self, batch) -> Row:
-    """One train step; its metrics."""
+    """Make one train step; return its metrics."""
     self.state, learned = run_step(
       self.train_step,
       self.state,
@@ -228,15 +268,15 @@ class Run:
     self.done += 1
     return learned
 
-  def note(self, row: Row):
-    """Writes the metrics of an iteration, and shows some."""
+  def log(self, row: Row):
+    """Write the metrics of an iteration, and show some."""
     check_finite(row)
     self.row = row
     self.files.metrics.append(row)
     self.display.update(self.done, **_shown(row))
 
   def evaluate_and_save(self):
-    """As often as the config says, and after the last step."""
+    """Evaluate and save when the config asks for it, and at the end."""
     c, success = self.c, None
     is_last = self.done == c.num_steps or self.stalled
     if is_last or (c.eval.every and self.done % c.eval.every == 0):
@@ -245,23 +285,23 @@ class Run:
       self.save(success)
 
   def evaluate(self) -> float:
-    """Plays the held-out boards; writes the row, and episodes for the viewer.
+    """Play the held-out boards; write the row, and episodes for the viewer.
 
     Returns:
-      Held-out success.
+      Held-out success, from 0 to 1.
     """
     c, parts, step = self.c, self.parts, self.done
     row, played = evaluation.evaluate(
       parts.collector,
       build.policy(parts.model, self.state.actor.params),
-      evaluation.evaluation_key(c),
-      **evaluation.evaluation_arguments(c),
+      build.evaluation_key(c),
+      **build.held_out(c),
     )
     self.files.evaluations.append({'step': step, **row})
     if c.eval.save:
       shown = evaluation.episodes_to_show(
         played,
-        parts,
+        parts.chat,
         lambda batch: self.train_step.explain(
           self.state, self.reference, batch, self.key
         ),
@@ -275,12 +315,12 @@ class Run:
     return row['success']
 
   def save(self, success: float | None):
-    """Starts to write a checkpoint."""
+    """Start to write a checkpoint."""
     self.files.save(self.done, self.state, success, self.next_seed)
 
 
 def _end(run: Run, workdir: pathlib.Path, stopped: str | None) -> pathlib.Path:
-  """Says how a run ended, and reports."""
+  """Print how the run ended, and write the report."""
   done, of = run.done, run.c.num_steps
   if run.stalled and done < of:
     _report(workdir)
@@ -295,18 +335,20 @@ def _end(run: Run, workdir: pathlib.Path, stopped: str | None) -> pathlib.Path:
 
 
 def _report(workdir: pathlib.Path) -> pathlib.Path:
-  """Writes the report in the process that writes; where its summary is.
+  """Write the report in process 0; return its summary file.
 
-  The others wait for it: who leaves early with an error ends the writer too.
+  The others wait: a process that exits early would end process 0, too.
   """
   if processes.is_first():
+    from actfocus_jax.report import summary  # Matplotlib loads slowly.
+
     summary.write_report(workdir)
   processes.allgather(None)
   return workdir / 'report' / 'summary.md'
 
 
 def report_failures(played: collector_lib.Rollout, when: str, display):
-  """Tells of environments that failed; raises RunError when all of them did."""
+  """Show failed environments; raise RunError if all of them failed."""
   failures = [one.failure for one in played.episodes if one.failure]
   if not failures:
     return
@@ -320,7 +362,7 @@ def report_failures(played: collector_lib.Rollout, when: str, display):
 
 
 def named_key(root: jax.Array, stream: int, step: int) -> jax.Array:
-  """The key of one stream at one step."""
+  """PRNG key of one stream at one step."""
   return jax.random.fold_in(jax.random.fold_in(root, stream), step)
 
 
@@ -329,7 +371,7 @@ def to_batch(
   c: ml_collections.ConfigDict,
   parts: build.Parts,
 ):
-  """Lays episodes side by side at one of a few lengths, on the devices."""
+  """Put the episodes on the devices, right-padded to one of a few lengths."""
   longest = max(len(one.ids) for one in played.episodes)
   lengths = tuple(c.rollout.lengths) or (c.limits.context,)
   length = next(n for n in lengths if n >= longest)
@@ -340,7 +382,13 @@ def to_batch(
 
 
 def run_step(
-  train_step: step_lib.TrainStep, state, reference, batch, key, *, fused: bool
+  train_step: train_step_lib.TrainStep,
+  state,
+  reference,
+  batch,
+  key,
+  *,
+  fused: bool,
 ) -> tuple[Any, Row]:
   """One train step as one program, or as two that are timed apart.
 
@@ -360,11 +408,10 @@ def run_step(
     state, row = train_step.fused(state, reference, batch, key)
     row = jax.device_get(row)
     return state, row | {'time/update': time.perf_counter() - begin}
-  weigh_key, order_key = jax.random.split(key)
-  ready, row = train_step.prepare(state, reference, batch, weigh_key)
-  jax.block_until_ready(ready)
+  update_batch, row = train_step.prepare(state, reference, batch, key)
+  jax.block_until_ready(update_batch)
   scored = time.perf_counter()
-  state, row = train_step.finish(state, ready, row, order_key)
+  state, row = train_step.finish(state, update_batch, row, key)
   row = jax.device_get(row)
   times = {
     'time/score': scored - begin,
@@ -374,7 +421,7 @@ def run_step(
 
 
 def to_row(step: int, played: collector_lib.Rollout, learned: Row) -> Row:
-  """The metrics of one iteration under the names of metrics.jsonl."""
+  """Metrics of one iteration under the names of metrics.jsonl."""
   seen, speed = (
     statistics_lib.episode_means(played),
     statistics_lib.throughput(played),
@@ -393,7 +440,7 @@ def to_row(step: int, played: collector_lib.Rollout, learned: Row) -> Row:
 
 
 def check_finite(row: Row):
-  """Raises FloatingPointError that names the step and the term."""
+  """Raise FloatingPointError if a metric is not finite; name step and term."""
   for name, value in row.items():
     if not math.isfinite(value):
       raise FloatingPointError(

@@ -4,27 +4,33 @@ python -m actfocus_jax.play --env=sokoban --seed=3 [--config.env.boards=FILE]
 python -m actfocus_jax.play --config=configs/NAME.py --seed=3
 python -m actfocus_jax.play --workdir=DIR [--step=N] [--seed=123]
 
-Everything that is printed between the lines is what the model sees, markup
-included. By hand, answer with actions (`Up || Left`), or with a whole response
-(`I go up.</think><answer>Up</answer>`); an empty line, Ctrl-D or Ctrl-C ends,
-but no limit of tokens does. Without `--seed` it is the first held-out board.
+The text between the rules is exactly what the model sees, markup included. By
+hand, answer with actions (`Up || Left`) or with a whole response
+(`I go up.</think><answer>Up</answer>`). An empty line, Ctrl-D or Ctrl-C ends
+the episode; token limits do not apply. The default is the first held-out board.
 """
 
 import pathlib
 import sys
 
+import jax
 from absl import flags
 
-from actfocus_jax import casting, errors
+from actfocus_jax import build, errors
 from actfocus_jax.cli import flags as flags_lib
 from actfocus_jax.cli import paths
-from actfocus_jax.config import env_schema, schema, validate
+from actfocus_jax.config import schema, validate
+from actfocus_jax.rollout import env_pool
+from actfocus_jax.rollout import episode as episode_lib
+from actfocus_jax.rollout import games as games_lib
 from actfocus_jax.run import storage
+from actfocus_jax.text import chat as chat_lib
+from actfocus_jax.text import tokenizer
 
 _ENV = flags.DEFINE_string(
   'env', None, 'frozen_lake, sokoban, ... or package.module:Class.'
 )
-_SEED = flags.DEFINE_integer('seed', None, 'Of the board.', lower_bound=0)
+_SEED = flags.DEFINE_integer('seed', None, 'Seed of the board.', lower_bound=0)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'A run whose policy plays.')
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint; default the newest.')
 flags.declare_key_flag('config')
@@ -34,7 +40,7 @@ _RULE = '-' * 72
 
 
 def main(argv: list[str]):
-  """Checks the input, then plays one episode."""
+  """Check the input, then play one episode."""
   del argv
   try:
     _play()
@@ -46,11 +52,9 @@ def main(argv: list[str]):
 def _play():
   c = _config()
   validate.check(c)
-  directory = paths.check_model(c) if c.model.path else None
-
-  # Imported late: it takes seconds, and the checks above should not.
-  from actfocus_jax import build
-
+  directory = None
+  if c.model.path:
+    directory = paths.check_model(c.model, c.warm_start.cache)
   seed = c.eval.first_seed if _SEED.value is None else _SEED.value
   if _WORKDIR.value:
     build.fit_mesh(c)
@@ -58,20 +62,16 @@ def _play():
       watch(c, parts, storage.path(_WORKDIR.value), seed)
     return
   with build.refusing_misfits():
-    games = casting.games(c, by_hand=True)
+    games = build.games(c, by_hand=True)
     chat = build.chat(c, directory) if directory else _plain_chat()
   sys.stdin.reconfigure(errors='replace')  # A terminal may send any bytes.
   by_hand(chat, games, seed)
 
 
 def by_hand(chat, games, seed: int):
-  """Asks for every response on standard input."""
-  from actfocus_jax.rollout import env_pool
-  from actfocus_jax.rollout import episode as episode_lib
-  from actfocus_jax.rollout import games as games_lib
-
-  game, place = games_lib.pick(games, seed), env_pool.EnvPool()
-  (opening,) = episode_lib.open_all(chat, place, [game], [seed])
+  """Read every response from standard input."""
+  game, pool = games_lib.pick(games, seed), env_pool.EnvPool()
+  (opening,) = episode_lib.open_all(chat, pool, [game], [seed])
   episode = episode_lib.Episode(chat, opening)
   print(f'{game.name}, seed {seed}\n{_RULE}')
   shown = 0
@@ -87,21 +87,17 @@ def by_hand(chat, games, seed: int):
     ids.append(chat.stop_ids[0])
     shown += len(ids)
     episode.add_response(ids, [0.0] * len(ids))
-    (outcome,) = place.run([episode.env_call()])
+    (outcome,) = pool.run([episode.env_call()])
     episode.apply(outcome)
     if not episode.failure:
-      _tell(episode.turns[-1])
-  if episode.failure:  # For who wrote it.
+      _print_turn(episode.turns[-1])
+  if episode.failure:  # For the author of the environment.
     print(f'\n{episode.failure.details.rstrip()}\n{_RULE}')
-  _tell_end(episode)
+  _print_end(episode)
 
 
 def watch(c, parts, workdir: pathlib.Path, seed: int):
-  """Prints an episode of a checkpoint, turn by turn."""
-  import jax
-
-  from actfocus_jax import build
-
+  """Print an episode of a checkpoint, turn by turn."""
   step, params = build.checkpoint(parts.model, workdir, _STEP.value)
   played = parts.collector.collect(
     build.policy(parts.model, params),
@@ -114,15 +110,15 @@ def watch(c, parts, workdir: pathlib.Path, seed: int):
   print(f'{episode.game.name}, seed {seed}, checkpoint {step}\n{_RULE}')
   for turn in episode.turns:
     print(parts.chat.text(episode.ids[turn.prompt : turn.stop]))
-    _tell(turn)
-  if episode.failure:  # The response that it did not survive has no turn.
+    _print_turn(turn)
+  if episode.failure:  # The last response has no turn.
     stop = episode.turns[-1].stop if episode.turns else 0
     print(f'{parts.chat.text(episode.ids[stop:])}\n\n{_RULE}')
-  _tell_end(episode)
+  _print_end(episode)
 
 
-def _tell(turn):
-  """What became of a turn; the penalty is what the model is not shown."""
+def _print_turn(turn):
+  """Print the outcome of a turn; the model does not see the penalty."""
   result = turn.result
   answer = 'unreadable' if turn.response.answer is None else 'read'
   print(
@@ -132,7 +128,7 @@ def _tell(turn):
   print(_RULE, flush=True)
 
 
-def _tell_end(episode):
+def _print_end(episode):
   if episode.failure:
     print(f'The environment failed: {episode.failure.reason}')
   if episode.truncated:
@@ -152,9 +148,7 @@ def _config():
   if _WORKDIR.value:
     if _ENV.value or flags_lib.CONFIG.value is not None:
       raise errors.UsageError('--workdir excludes --env and --config.')
-    return paths.run_config(
-      storage.path(_WORKDIR.value), flags_lib.MODEL_PATH.value
-    )
+    return flags_lib.run_config(storage.path(_WORKDIR.value))
   if _STEP.value is not None:
     raise errors.UsageError('--step needs --workdir.')
   if flags_lib.MODEL_PATH.value:
@@ -166,16 +160,13 @@ def _config():
   if not _ENV.value:
     raise errors.UsageError(
       '--env is missing; allowed: '
-      f'{", ".join(env_schema.OPTIONS)}, or package.module:Class.'
+      f'{", ".join(schema.ENVS)}, or package.module:Class.'
     )
   return flags_lib.overridden(schema.defaults(_ENV.value))
 
 
 def _plain_chat():
-  """A tokenizer bridge in plain bytes, with the markup of Qwen2.5."""
-  from actfocus_jax.text import chat as chat_lib
-  from actfocus_jax.text import tokenizer
-
+  """Tokenizer bridge in plain bytes, with the markup of Qwen2.5."""
   return chat_lib.Chat(tokenizer.train([]))
 
 

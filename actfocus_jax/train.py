@@ -1,14 +1,11 @@
-"""Trains a policy, or goes on where the last run in the workdir stopped.
+"""Train a policy, or go on where the last run in the workdir stopped.
 
 python -m actfocus_jax.train --config=configs/quickstart.py --workdir=DIR
 python -m actfocus_jax.train --config=configs/quickstart.py --dry_run
+python -m actfocus_jax.train --help_config [SECTION]
 
-Ctrl-C and SIGTERM finish the step, save and report; the exit code is 130 or 143
-then, and 0 only without a signal.
-
-Bad input is refused here, before the slow imports; the algorithm is in
-`loop.train`. One of several processes joins the others first, so that what is
-wrong on one machine is told on all.
+Ctrl-C and SIGTERM finish the step, save and report. The exit code is then 130
+or 143. The algorithm is in `loop.train`.
 """
 
 import os
@@ -16,10 +13,11 @@ import sys
 
 from absl import flags
 
-from actfocus_jax import errors, sizes
+from actfocus_jax import build, errors, loop
 from actfocus_jax.cli import cluster, dry_run, paths
 from actfocus_jax.cli import flags as flags_lib
-from actfocus_jax.config import presets
+from actfocus_jax.config import presets, schema
+from actfocus_jax.parallel import processes
 from actfocus_jax.run import interrupt, storage
 
 _DRY_RUN = flags.DEFINE_bool(
@@ -27,16 +25,20 @@ _DRY_RUN = flags.DEFINE_bool(
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 flags.declare_key_flag('config')
+flags.declare_key_flag('help_config')
 flags.adopt_module_key_flags(cluster)
 
 
 def main(argv: list[str]):
-  """Checks the input, then trains."""
+  """Check the input, then train."""
   del argv
   if _DRY_RUN.value:
     c = flags_lib.config()
-    is_known = c.model.path in presets.SHAPES
-    print(dry_run.describe(c, None if is_known else paths.check_model(c)))
+    directory = None
+    if c.model.path not in presets.SHAPES:
+      directory = paths.check_model(c.model, c.warm_start.cache)
+    build.check_mesh(c, directory)
+    print(dry_run.describe(c, build.architecture_of(c, directory)))
     return
   if not _WORKDIR.value:
     raise errors.UsageError(
@@ -44,18 +46,14 @@ def main(argv: list[str]):
     )
   cluster.check()
   with cluster.joined():
-    with cluster.raise_everywhere():
+    with processes.raise_everywhere():
       c, workdir = flags_lib.config(), storage.path(_WORKDIR.value)
-      paths.check_workdir(workdir, c)
-      paths.pin_model(c, workdir)
-      if c.model.path in presets.SHAPES:  # Before anything is fetched.
-        sizes.check_splits(c, None)
-      paths.check_model(c)
-    cluster.check_configs(c)
-
-    # Imported late: it takes seconds, and the checks above should not.
-    from actfocus_jax import loop
-
+      paths.check_workdir(workdir, schema.to_json(c))
+      paths.pin_model(c.model, workdir)
+      if c.model.path in presets.SHAPES:  # Before the model is fetched.
+        build.check_mesh(c)
+      build.check_mesh(c, paths.check_model(c.model, c.warm_start.cache))
+    cluster.check_configs(schema.to_json(c))
     with interrupt.Interrupt() as stop:
       report = loop.train(c, workdir).parent
   if not storage.is_remote(report):

@@ -3,10 +3,9 @@
 python -m actfocus_jax.train --config=configs/frozen_lake.py:size=0.5b \
   --workdir=runs/frozen_lake
 
-Hardware and time: meant for accelerators at the sizes 0.5b to 7b; size=tiny
-runs on two CPU cores at about the pace of configs/quickstart.py.
-Expected: not measured yet at any size. Chance: ten random actions solve
-24 % of the boards.
+Hardware and time: an accelerator for the sizes 0.5b to 7b. size=tiny takes
+about as long as configs/quickstart.py on two CPU cores.
+Expected: not measured at any size. Ten random actions solve 24 % of the boards.
 """
 
 from actfocus_jax.config import presets, schema

@@ -5,15 +5,14 @@ python -m actfocus_jax.train --config=configs/own.py:env=package.module:Class \
 python -m actfocus_jax.train --config=configs/own.py:env=frozen_lake+sokoban \
   --config.mixture.sokoban.share=3 --workdir=runs/mixture
 
-The options of an environment are --config.env.options.NAME, in a mixture
---config.mixture.LABEL.options.NAME, LABEL being the name of the environment or
-of the class in lower case.
+Options of the environment are --config.env.options.NAME; those of a mixture are
+--config.mixture.LABEL.options.NAME. LABEL is the name of the environment or, in
+lower case, of the class. Settings of the other configs, such as
+selection.ratio, are not included.
 
-What the configs of single environments set besides, such as selection.ratio, is
-not in it.
-
-Hardware and time: with size=tiny two CPU cores, minutes; it depends on the
-environment. Expected: nothing has been measured.
+Hardware and time: two CPU cores and minutes with size=tiny; it depends on the
+environment.
+Expected: not measured.
 """
 
 from actfocus_jax import errors

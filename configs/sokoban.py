@@ -3,11 +3,11 @@
 python -m actfocus_jax.train --config=configs/sokoban.py:size=0.5b \
   --workdir=runs/sokoban
 
-Hardware and time: meant for accelerators at the sizes 0.5b to 7b. size=tiny
-takes 25 minutes of CPU time, a third of them for the warm start.
-Expected: size=tiny from 22 % to 39 % held out in 80 steps (seed 0; README.md),
-after 46 % at step 60; other sizes have not been measured. Chance: ten random
-actions solve 18 % of the boards.
+Hardware and time: an accelerator for the sizes 0.5b to 7b. size=tiny takes 25
+minutes of CPU time, a third of them for the warm start.
+Expected: with size=tiny held-out success from 22 % to 39 % in 80 steps, 46 % at
+step 60 (seed 0; README.md). Other sizes are not measured. Ten random actions
+solve 18 % of the boards.
 """
 
 from actfocus_jax.config import presets, schema
@@ -20,7 +20,7 @@ def get_config(arg=None):
   c.selection.ratio = 0.25
   presets.apply(c, choice)
   if choice['size'] == 'tiny':
-    # As in configs/quickstart.py: it plans better than it acts.
+    # As in configs/quickstart.py: the player plans better than it acts.
     c.player.options.skill = 0.3
     c.player.options.habit = 0.4
     c.warm_start.update(steps=400, observation_weight=1.0)

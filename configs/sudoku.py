@@ -3,12 +3,12 @@
 python -m actfocus_jax.train --config=configs/sudoku.py:size=0.5b \
   --workdir=runs/sudoku
 
-Hardware and time: meant for accelerators at the sizes 0.5b to 7b. size=tiny has
-four empty cells and six turns, and takes 20 minutes of CPU time, almost half of
-them for the warm start.
-Expected: size=tiny from 33 % to 69 % held out in 60 steps (seed 0; README.md);
-other sizes have not been measured. Chance: random numbers in the cells with the
-fewest valid ones solve 25 % of the small boards.
+Hardware and time: an accelerator for the sizes 0.5b to 7b. size=tiny has four
+empty cells and six turns. It takes 20 minutes of CPU time, almost half of them
+for the warm start.
+Expected: with size=tiny held-out success from 33 % to 69 % in 60 steps (seed 0;
+README.md). Other sizes are not measured. Random numbers in the cells with the
+fewest valid ones solve 25 % of the boards of size=tiny.
 """
 
 from actfocus_jax.config import presets, schema

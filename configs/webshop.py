@@ -4,13 +4,13 @@ python -m actfocus_jax.train --config=configs/webshop.py:size=0.5b \
   --config.env.options.data=WEBSHOP --workdir=runs/webshop
 
 WEBSHOP is a directory with the public files: items_shuffle_1000.json,
-items_ins_v2_1000.json and so on. Without it, a small shop of the project's own.
+items_ins_v2_1000.json and so on. Without it, a small built-in shop is used.
 
-Hardware and time: meant for accelerators at the sizes 0.5b to 7b; size=tiny
-takes 30 minutes of CPU time, half of them for the warm start.
-Expected: size=tiny from 8 % to 11 % held out in 20 steps and 12 % in 40 (seed
-0, intervals that include no gain; README.md); other sizes have not been
-measured. Chance: clicking at random buys what is asked for in 0.2 %.
+Hardware and time: an accelerator for the sizes 0.5b to 7b. size=tiny takes 30
+minutes of CPU time, half of them for the warm start.
+Expected: with size=tiny held-out success from 8 % to 11 % in 20 steps and 12 %
+in 40 (seed 0; the intervals include no gain; README.md). Other sizes are not
+measured. Random clicks buy the right product in 0.2 % of the episodes.
 """
 
 from actfocus_jax.config import presets, schema

@@ -1,43 +1,37 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: how they refuse, explain themselves, and run a
-# command or, under --dry-run, print it.
+# What the launchers share: help, refusals, and running or printing a command.
+# Sourced. It also works in bash 3.2, the version on macOS.
 
-# shellcheck disable=SC2034  # The scripts that source this file use it.
+# shellcheck disable=SC2034  # Used by the scripts that source this file.
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 DRY_RUN=
+# shellcheck disable=SC2034
+BUCKET='gs://[^/]+/+[^/].*'
 
 fail() {
   echo "error: $*" >&2
   exit 2
 }
 
-# The comment at the head of the script is its help.
+# Prints the comment at the head of the script.
 usage() {
-  awk 'NR > 1 && !/^#/ {exit} NR > 1 {sub(/^# ?/, ""); print}' "$0"
+  awk 'NR > 1 && (!/^#/ || /^#SBATCH/) {exit} NR > 1 {sub(/^# ?/, ""); print}' "$0"
   exit 0
 }
 
-# Prints the arguments as one line that any POSIX shell reads back as they are.
+# Prints the arguments as one line that any POSIX shell splits into the same arguments.
 quoted() {
-  local word rest space=
+  local word space='' quote="'\\''"
   for word in "$@"; do
-    printf '%s' "$space"
-    space=' '
     case $word in
-      '' | *[!A-Za-z0-9_./:=,@%+-]*)
-        rest=$word
-        printf "'"
-        while [[ $rest == *\'* ]]; do
-          printf "%s'\\\\''" "${rest%%\'*}"
-          rest=${rest#*\'}
-        done
-        printf "%s'" "$rest"
-        ;;
-      *) printf '%s' "$word" ;;
+      '' | *[!A-Za-z0-9_./:=,@%+-]*) word="'${word//\'/$quote}'" ;;
     esac
+    printf '%s%s' "$space" "$word"
+    space=' '
   done
 }
 
+# Runs a command, or prints it under --dry-run.
 run() {
   if [ -n "$DRY_RUN" ]; then
     quoted "$@"
@@ -47,15 +41,13 @@ run() {
   fi
 }
 
-# For a script's last command: signals sent to the script then reach it.
-run_last() {
-  [ -n "$DRY_RUN" ] || exec "$@"
-  run "$@"
-}
-
 # check FIELD VALUE PATTERN ALLOWED
 check() {
   [[ $2 =~ ^($3)$ ]] || fail "$1 is '$2'; allowed is $4"
+}
+
+check_env() {
+  check --env "$1" '[A-Za-z_][A-Za-z0-9_]*=.*' KEY=VALUE
 }
 
 needs_program() {
@@ -63,17 +55,7 @@ needs_program() {
     fail "the program '$1' is not on PATH; install it, or give --dry-run to see the commands"
 }
 
-needs_training_flags() {
-  local flag
-  for flag in --config --workdir; do
-    case " $*" in
-      *" $flag="*) ;;
-      *) fail "$flag is missing among the training flags '$*'; needed are --config=configs/NAME.py and --workdir=DIR" ;;
-    esac
-  done
-}
-
-# training_flag NAME FLAGS...: the last value of a flag among them.
+# training_flag NAME FLAGS...: prints the last value of a training flag.
 training_flag() {
   local flag value=
   for flag in "${@:2}"; do
@@ -82,33 +64,10 @@ training_flag() {
   printf '%s' "$value"
 }
 
-# shellcheck disable=SC2034  # The scripts that source this file use it.
-BUCKET='gs://[^/]+/+[^/].*'
-
-# What is an address and no bucket would make a local folder of that name.
-check_workdir_scheme() {
-  [[ ! $1 =~ ^[A-Za-z][A-Za-z0-9+.-]*:/ || $1 =~ ^$BUCKET ]] ||
-    fail "--workdir is '$1'; allowed is a directory, or gs://BUCKET/RUN"
-}
-
-# check_env KEY=VALUE
-check_env() {
-  check --env "$1" '[A-Za-z_][A-Za-z0-9_]*=.*' 'KEY=VALUE'
-}
-
-# check_tpu_type FIELD TYPE: the chips of v5litepod and v6e are known, of v5p that its cores come
-# in cubes of 8, of others it is the form. v5e is its name everywhere but here.
-check_tpu_type() {
-  check "$1" "$2" '[a-z0-9]+-[0-9x-]+' 'a type such as v5litepod-16'
-  case $2 in
-    v5e-*) fail "$1 is '$2'; allowed is v5litepod-${2#*-}, the name of that v5e" ;;
-    v5litepod-* | v6e-*)
-      [[ ${2#*-} =~ ^(1|4|8|16|32|64|128|256)$ ]] ||
-        fail "$1 is '$2'; allowed is ${2%%-*}-N with N one of 1, 4, 8, 16, 32, 64, 128, 256"
-      ;;
-    v5p-*)
-      [[ ${2#*-} =~ ^[1-9][0-9]*$ && $((${2#*-} % 8)) = 0 ]] ||
-        fail "$1 is '$2'; allowed is v5p-N with N, two cores a chip, a multiple of 8"
-      ;;
-  esac
+needs_training_flags() {
+  local flag
+  for flag in --config --workdir; do
+    [ -n "$(training_flag "$flag" "$@")" ] ||
+      fail "$flag is missing among the training flags '$*'; needed are --config=configs/NAME.py and --workdir=DIR"
+  done
 }

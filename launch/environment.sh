@@ -2,7 +2,7 @@
 # Makes .venv and installs requirements.txt; the other scripts source it.
 #
 #   PYTHON        the interpreter that .venv is made with (default python3); 3.11 or newer
-#   ACCELERATOR   cpu (default), cuda12, cuda13 or tpu: which build of JAX is installed
+#   ACCELERATOR   the build of JAX to install: cpu (default), cuda12, cuda13 or tpu
 #
 #   ACCELERATOR=cuda12 bash launch/environment.sh
 #
@@ -12,7 +12,7 @@ set -euo pipefail
 # shellcheck source=launch/commands.sh
 . "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
 
-# Those who source it hand on arguments of their own.
+# When sourced, the arguments belong to the other script.
 executed=
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
   executed=1
@@ -25,17 +25,15 @@ fi
 
 VENV="$ROOT/.venv"
 stamp="$VENV/.installed"
-# An environment that is there keeps what is not said otherwise.
+# An existing .venv keeps its interpreter and accelerator unless the caller names others.
 if [ -x "$VENV/bin/python" ] && [ -f "$stamp" ]; then
   PYTHON=${PYTHON:-$VENV/bin/python}
   ACCELERATOR=${ACCELERATOR:-$(cat "$VENV/.accelerator" 2>/dev/null || echo cpu)}
 fi
-PYTHON=${PYTHON:-python3}
-ACCELERATOR=${ACCELERATOR:-cpu}
-
-check ACCELERATOR "$ACCELERATOR" 'cpu|cuda12|cuda13|tpu' "cpu, cuda12, cuda13 or tpu"
+PYTHON=${PYTHON:-python3} ACCELERATOR=${ACCELERATOR:-cpu}
+check ACCELERATOR "$ACCELERATOR" 'cpu|cuda12|cuda13|tpu' 'cpu, cuda12, cuda13 or tpu'
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
-  fail "PYTHON is '$PYTHON', which is no Python of 3.11 or newer; set PYTHON, e.g. PYTHON=python3.12"
+  fail "PYTHON is '$PYTHON', which is not a Python of 3.11 or newer; set PYTHON, e.g. PYTHON=python3.12"
 
 wanted="$("$PYTHON" -c 'import sys; print(sys.version)') $(cksum <"$ROOT/requirements.txt")"
 packages=(--requirement "$ROOT/requirements.txt")

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# From nothing to an agent that has learned FrozenLake, on two CPU cores.
+# Installs everything and trains a small agent on FrozenLake, on two CPU cores.
 #
 #   bash launch/quickstart.sh [flags of actfocus_jax.train]
 #
-# The same command again goes on where the last one stopped.
+# The same command given again continues the run.
 set -euo pipefail
 
 # shellcheck source=launch/environment.sh

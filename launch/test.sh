@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# The test suite, in the same environment as the quick start.
+# Runs the tests in the environment of the quick start.
 #
-#   bash launch/test.sh              # without those marked slow
+#   bash launch/test.sh              # all but those marked slow
 #   bash launch/test.sh -m slow      # only those
 #   bash launch/test.sh -m ''        # all
 #
-# Arguments go to pytest; a path or a name, say, chooses some of them.
-# Two processes share the files of tests; -n 0 keeps to one.
+# Arguments go to pytest. Two processes share the test files; -n 0 uses one.
 set -euo pipefail
 
 # shellcheck source=launch/environment.sh

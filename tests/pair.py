@@ -15,7 +15,7 @@ import time
 import small_run
 from absl import flags
 
-from actfocus_jax import errors, evaluation, loop, recipe
+from actfocus_jax import build, errors, evaluation, loop
 from actfocus_jax.cli import cluster
 from actfocus_jax.envs import frozen_lake
 from actfocus_jax.parallel import processes
@@ -49,14 +49,14 @@ class Pair:
 
     loop.Run.note = noting
     # Compiled once for all runs, which differ in nothing there but the mesh.
-    self.made, make = [], recipe.train_step
+    self.made, make = [], build.train_step
 
     def once(*arguments):
       if not self.made:
         self.made.append(make(*arguments))
       return self.made[0]
 
-    recipe.train_step = once
+    build.train_step = once
 
   def says(self, name: str, what):
     """Leaves what this process saw for the test."""

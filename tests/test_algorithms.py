@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import small_run
 
-from actfocus_jax import errors, loop, recipe
-from actfocus_jax.algorithm import estimators, losses, signals
+from actfocus_jax import build, errors, loop
 from actfocus_jax.config import schema, validate
 from actfocus_jax.run import checkpoint, metrics
 
@@ -125,25 +124,9 @@ def test_a_failed_self_check_stops_before_the_first_update(
   assert read(tmp_path) == []
 
 
-def test_settings_name_what_the_algorithm_has():
-  assert set(schema.SIGNALS) == set(signals.SIGNALS)
-  assert set(schema.ESTIMATORS) == set(estimators.ESTIMATORS)
-  assert set(schema.WITHOUT_REFERENCE) < set(schema.SIGNALS)
-  for names in schema.ESTIMATORS_OF.values():
-    assert set(names) <= set(schema.ESTIMATORS)
-  c = schema.defaults()
-  for reduction in losses.REDUCTIONS:
-    c.loss.reduction = reduction
-    validate.check(c)
-  c.kl.coefficient = 0.1
-  for estimator in losses.ESTIMATORS:
-    c.kl.estimator = estimator
-    validate.check(c)
-
-
 def test_a_dual_clip_of_0_is_none():
   c = schema.defaults()
-  assert recipe.policy_loss(c).keywords['dual_clip'] == 3.0
+  assert build.train_step_config(c).loss['dual_clip'] == 3.0
   c.loss.dual_clip = 0.0
   validate.check(c)
-  assert recipe.policy_loss(c).keywords['dual_clip'] is None
+  assert build.train_step_config(c).loss['dual_clip'] is None

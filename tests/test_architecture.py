@@ -29,11 +29,11 @@ ALLOWED = {
     *('learner', 'algorithm.trajectory'),
   ),
   'report': ('algorithm', 'run.storage'),
-  'cli': ('errors', 'config', 'model', 'parallel', 'run', 'build', 'sizes'),
+  'cli': ('errors', 'config', 'model', 'parallel', 'run', 'build'),
   # A command with rooms of its own, which nobody imports.
   'aot': (
     *('errors', 'rollout', 'learner', 'model', 'parallel', 'config', 'run'),
-    *('build', 'recipe', 'sizes', 'cli'),
+    *('build', 'cli'),
   ),
 }
 

@@ -1,8 +1,7 @@
-"""Bad input: one clear sentence, exit code 2, nothing written, at once."""
+"""Commands: bad input is one sentence and exit code 2; nothing is written."""
 
 import json
 import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -10,44 +9,14 @@ import sys
 
 import processes
 import pytest
+from command import ROOT, assert_refused, command, train
 
-from actfocus_jax import sizes
+from actfocus_jax import build
 from actfocus_jax.config import schema
 from actfocus_jax.model import architecture
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG_JSON = json.dumps(architecture.Config(96, 32, 48, 2, 4, 2, 8).to_hf())
-
-
-def command(
-  module: str, *arguments: str, **environment: str
-) -> subprocess.CompletedProcess:
-  return subprocess.run(
-    [sys.executable, '-m', f'actfocus_jax.{module}', *arguments],
-    cwd=ROOT,
-    env={**os.environ, **processes.environment(), **environment},
-    capture_output=True,
-    text=True,
-    timeout=120,
-    check=False,
-  )
-
-
-def train(workdir: pathlib.Path, *arguments: str, config='quickstart'):
-  return command(
-    'train',
-    f'--config=configs/{config}.py',
-    f'--workdir={workdir}',
-    *arguments,
-  )
-
-
-def assert_refused(result, *words: str):
-  assert result.returncode == 2, result.stderr
-  (line,) = result.stderr.strip().splitlines()
-  assert line.startswith('error: ')
-  for word in words:
-    assert word in line
+QUICKSTART = '--config=configs/quickstart.py'
 
 
 # Field and value, and what is allowed: what the one sentence must name.
@@ -83,31 +52,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize('argument', REFUSED)
-def test_refused_before_jax_is_imported(argument, tmp_path):
+def test_field_with_bad_value_refused(argument, tmp_path):
   workdir = tmp_path / 'run'
   assert_refused(train(workdir, argument), *REFUSED[argument])
   assert not workdir.exists()
 
 
-@pytest.mark.parametrize(
-  'module', ['train', 'evaluate', 'export', 'warm_start']
-)
-def test_refusals_do_not_wait_for_slow_imports(module):
-  code = (
-    f'import sys, actfocus_jax.{module};'
-    'print([m for m in ("jax", "transformers", "flax") if m in sys.modules])'
-  )
-  result = subprocess.run(
-    [sys.executable, '-c', code],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  assert result.stdout.strip() == '[]'
-
-
-def test_context_too_short_for_the_first_prompt(tmp_path):
+def test_context_below_first_prompt_refused(tmp_path):
   workdir = tmp_path / 'run'
   result = train(
     workdir,
@@ -116,10 +67,10 @@ def test_context_too_short_for_the_first_prompt(tmp_path):
   )
   assert_refused(result, 'limits.context', '64', 'first prompt')
   assert not workdir.exists()
-  assert not (tmp_path / 'cache').exists()
+  assert not list(tmp_path.glob('cache/*/config.json'))
 
 
-def test_episodes_not_divisible_by_the_data_axis(tmp_path):
+def test_episodes_not_divisible_by_mesh_refused(tmp_path):
   workdir = tmp_path / 'run'
   result = train(
     workdir,
@@ -131,7 +82,7 @@ def test_episodes_not_divisible_by_the_data_axis(tmp_path):
   assert not workdir.exists()
 
 
-def test_workdir_of_another_config_is_left_alone(tmp_path):
+def test_workdir_of_another_config_untouched(tmp_path):
   from actfocus_jax.config import schema
 
   snapshot = schema.to_json(schema.defaults()) | {'weights.alpha': 0.3}
@@ -144,9 +95,9 @@ def test_workdir_of_another_config_is_left_alone(tmp_path):
   assert {p.name for p in tmp_path.iterdir()} == {'config.json', '.lock'}
 
 
-def test_workdir_that_is_no_run_is_left_alone(tmp_path):
+def test_workdir_with_other_files_untouched(tmp_path):
   (tmp_path / 'thesis.tex').write_text('years of work')
-  assert_refused(train(tmp_path), str(tmp_path), 'holds files but no run')
+  assert_refused(train(tmp_path), str(tmp_path), 'holds files but not a run')
   assert [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
 
 
@@ -173,7 +124,7 @@ def test_workdir_that_is_no_run_is_left_alone(tmp_path):
     ),
   ],
 )
-def test_unreadable_model_directory(broken, words, tmp_path):
+def test_unreadable_model_directory_refused(broken, words, tmp_path):
   model, workdir = tmp_path / 'model', tmp_path / 'run'
   model.mkdir()
   for name, text in broken.items():
@@ -200,7 +151,7 @@ def test_unreadable_model_directory(broken, words, tmp_path):
     ),
   ],
 )
-def test_half_a_download_is_refused(name, content, words, tmp_path):
+def test_partial_download_refused(name, content, words, tmp_path):
   model, workdir = tmp_path / 'model', tmp_path / 'run'
   model.mkdir()
   (model / 'config.json').write_text(CONFIG_JSON)
@@ -212,7 +163,7 @@ def test_half_a_download_is_refused(name, content, words, tmp_path):
   assert not workdir.exists()
 
 
-def test_hub_id_without_a_network(tmp_path):
+def test_hub_id_without_network_names_download(tmp_path):
   """A real size in the config, an empty cache: what to fetch, and where to."""
   offline = {'HF_HUB_OFFLINE': '1', 'HF_HOME': str(tmp_path / 'home')}
   workdir = tmp_path / 'run'
@@ -231,7 +182,7 @@ def test_hub_id_without_a_network(tmp_path):
   assert not workdir.exists()
 
 
-def test_a_cache_that_is_half_full(tmp_path):
+def test_partial_hub_cache_names_download(tmp_path):
   """Config and tokenizer were fetched once; the weights never were."""
   cached = tmp_path / 'home' / 'hub' / 'models--acme--part'
   snapshot = cached / 'snapshots' / ('a' * 40)
@@ -252,7 +203,7 @@ def test_a_cache_that_is_half_full(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_typo_in_a_config_file(tmp_path):
+def test_typo_in_config_file_refused(tmp_path):
   config = tmp_path / 'mine.py'
   config.write_text(
     'from actfocus_jax.config import schema\n'
@@ -266,12 +217,12 @@ def test_typo_in_a_config_file(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_config_named_by_the_next_argument(tmp_path):
+def test_config_as_next_argument_is_read(tmp_path):
   result = command('train', '--config', 'no.py', f'--workdir={tmp_path}/run')
   assert_refused(result, 'no.py')
 
 
-def test_directories_that_cannot_be_made(tmp_path):
+def test_directory_that_cannot_be_made_refused(tmp_path):
   (tmp_path / 'file').write_text('')
   below = tmp_path / 'file' / 'run'
   assert_refused(train(below), '--workdir', str(below), 'cannot be made')
@@ -282,19 +233,19 @@ def test_directories_that_cannot_be_made(tmp_path):
   assert_refused(train(tmp_path / 'run', cache), 'warm_start.cache')
 
 
-def test_config_that_is_no_python(tmp_path):
+def test_config_file_not_python_refused(tmp_path):
   result = command('train', '--config=README.md', f'--workdir={tmp_path}/run')
   assert_refused(result)
 
 
-def test_evaluate_with_a_torn_snapshot(tmp_path):
+def test_evaluate_of_torn_config_json_refused(tmp_path):
   (tmp_path / 'config.json').write_text('{torn')
   result = command('evaluate', f'--workdir={tmp_path}')
   assert_refused(result, 'config.json', 'cannot be read')
 
 
 @pytest.mark.slow
-def test_sigint_in_the_warm_start_is_one_line(tmp_path):
+def test_sigint_in_warm_start_prints_one_line(tmp_path):
   process = subprocess.Popen(
     [
       sys.executable,
@@ -321,17 +272,17 @@ def test_sigint_in_the_warm_start_is_one_line(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_step_needs_a_run_to_be_of():
+def test_evaluate_step_without_workdir_refused():
   result = command('evaluate', '--config=configs/quickstart.py', '--step=50')
   assert_refused(result, '--step', '--workdir')
 
 
-def test_missing_config_file(tmp_path):
+def test_missing_config_file_refused(tmp_path):
   result = train(tmp_path / 'run', config='no_such')
   assert_refused(result, 'configs/no_such.py')
 
 
-def test_bad_config_argument(tmp_path):
+def test_bad_config_argument_refused(tmp_path):
   result = command(
     'train',
     '--config=configs/quickstart.py:weights=heavy',
@@ -340,7 +291,7 @@ def test_bad_config_argument(tmp_path):
   assert_refused(result, 'weights', 'heavy', 'actfocus')
 
 
-def test_no_workdir_and_no_config():
+def test_missing_required_flag_refused():
   assert_refused(command('train', '--config=configs/quickstart.py'), 'workdir')
   assert_refused(command('train', '--workdir=runs/x'), '--config')
   assert_refused(command('report'), '--workdir is missing')
@@ -350,13 +301,13 @@ def test_no_workdir_and_no_config():
 @pytest.mark.parametrize(
   'module', ['train', 'evaluate', 'warm_start', 'report']
 )
-def test_help_says_how_to_call(module):
+def test_help_shows_the_call(module):
   result = command(module, '--help')
   assert result.returncode == 0
   assert f'python -m actfocus_jax.{module}' in result.stdout
 
 
-def test_a_dry_run_says_what_a_step_is_and_needs(tmp_path):
+def test_dry_run_prints_work_and_memory(tmp_path):
   result = command(
     'train',
     '--config=configs/sokoban.py:algo=ppo,weights=uniform',
@@ -381,9 +332,8 @@ def test_a_dry_run_says_what_a_step_is_and_needs(tmp_path):
   assert_refused(bad, 'algo', 'dqn', 'grpo')
 
 
-@pytest.mark.parametrize('size', ['0.5b', '1.5b', '3b', '7b'])
-@pytest.mark.parametrize('algo', ['grpo', 'ppo'])
-def test_a_dry_run_of_known_models_needs_no_download(size, algo, tmp_path):
+@pytest.mark.parametrize(('size', 'algo'), [('0.5b', 'grpo'), ('7b', 'ppo')])
+def test_dry_run_of_known_models_needs_no_download(size, algo, tmp_path):
   result = command(
     'train',
     f'--config=configs/sokoban.py:size={size},algo={algo}',
@@ -397,15 +347,15 @@ def test_a_dry_run_of_known_models_needs_no_download(size, algo, tmp_path):
   assert ('critic' in result.stdout) and 'Memory of one device' in result.stdout
 
 
-def test_a_dry_run_reads_the_config_json_of_a_directory(tmp_path):
+def test_dry_run_reads_config_json_of_directory(tmp_path):
   model = tmp_path / 'model'
   model.mkdir()
   config = architecture.Config(96, 32, 48, 2, 4, 2, 8)
   (model / 'config.json').write_text(json.dumps(config.to_hf()))
-  assert sizes.shape(schema.defaults(), model) == config
+  assert build.architecture_of(schema.defaults(), model) == config
 
 
-def test_a_dry_run_refuses_a_mesh_that_cannot_share(tmp_path):
+def test_dry_run_mesh_uneven_batch_refused(tmp_path):
   result = command(
     'train',
     '--config=configs/sokoban.py:size=3b',
@@ -415,7 +365,7 @@ def test_a_dry_run_refuses_a_mesh_that_cannot_share(tmp_path):
   assert_refused(result, 'learner.microbatch', '4', 'multiples of 8')
 
 
-def test_a_dry_run_refuses_a_mesh_that_cannot_share_the_model(tmp_path):
+def test_dry_run_mesh_uneven_model_refused(tmp_path):
   """Before any device: with all sizes fixed, the nearest shapes are known."""
   result = command(
     'train',
@@ -427,9 +377,106 @@ def test_a_dry_run_refuses_a_mesh_that_cannot_share_the_model(tmp_path):
   assert_refused(result, 'vocab_size', '151936', '3 equal parts', 'divisors')
 
 
-def test_help_is_no_failure():
+def test_help_of_compare_exits_with_zero():
   result = command('compare', '--help')
   assert result.returncode == 0
   assert (
     'centered_energy' in result.stdout and 'quickstart.py \\\n' in result.stdout
   )
+
+
+# --- Places -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('module', 'arguments'),
+  [
+    ('train', [QUICKSTART]),
+    ('compare', [QUICKSTART, '--arms=uniform,actfocus']),
+    ('evaluate', []),
+    ('export', ['--out=no/model']),
+    ('play', []),
+    ('report', []),
+    ('report', ['--workdir=no/run', '--workdirs=a,s3://b/x']),
+  ],
+)
+def test_workdir_of_unknown_scheme_refused_as_typed(module, arguments):
+  flag = '--workdirs' if '--workdir=no/run' in arguments else '--workdir'
+  result = command(module, '--workdir=s3://b/x', *arguments)
+  assert_refused(
+    result, f'{flag} is s3://b/x; allowed: a directory, or gs://BUCKET/FOLDER.'
+  )
+  assert not (ROOT / 's3:').exists()
+
+
+@pytest.mark.parametrize(
+  ('module', 'flag', 'arguments'),
+  [
+    ('train', '--config.warm_start.cache', ['--workdir=no/run', QUICKSTART]),
+    ('train', '--config.warm_start.cache', ['--dry_run', QUICKSTART]),
+    ('warm_start', '--out', [QUICKSTART]),
+    ('export', '--out', ['--workdir=no/run']),
+  ],
+)
+def test_bucket_for_local_directory_refused(module, flag, arguments):
+  result = command(module, *arguments, f'{flag}=gs://b/x')
+  assert_refused(
+    result,
+    f'{flag.removeprefix("--config.")} is gs://b/x; allowed: a directory on '
+    'this machine.',
+  )
+  assert not (ROOT / 'gs:').exists()
+
+
+def test_mesh_refused_before_model_is_fetched(tmp_path):
+  run = (f'--workdir={tmp_path / "run"}', '--config.mesh.tensor=3')
+  result = command('train', '--config=configs/sokoban.py:size=0.5b', *run)
+  assert_refused(result, 'tensor=3', 'cannot cut vocab_size, 151936')
+
+
+@pytest.mark.parametrize('platform', ['tpu', 'cuda'])
+def test_missing_jax_platform_is_named(platform, tmp_path):
+  result = command(
+    *('evaluate', '--config=configs/quickstart.py'),
+    f'--config.warm_start.cache={tmp_path}',
+    JAX_PLATFORMS=platform,
+    CUDA_VISIBLE_DEVICES='-1',
+  )
+  assert_refused(
+    result, f'JAX_PLATFORMS is {platform!r}, for which jax finds no', '=tpu'
+  )
+
+
+def test_distributed_without_cluster_refused(tmp_path):
+  result = train(tmp_path / 'run', '--distributed=on')
+  assert_refused(
+    result,
+    '--distributed=on, but this machine does not belong to a known cluster',
+    '=off',
+  )
+
+
+def test_help_config_prints_one_section():
+  result = command('train', '--help_config', 'weights')
+  assert result.returncode == 0
+  assert 'weights.beta' in result.stdout
+  assert 'rollout.members' not in result.stdout
+  whole = command('train', '--help_config')
+  assert 'rollout.members' in whole.stdout
+  assert_refused(command('train', '--help_config=wieghts'), 'wieghts')
+
+
+def test_refusal_as_a_process_of_its_own(tmp_path):
+  """The server that the other tests use changes nothing."""
+  result = subprocess.run(
+    [
+      *(sys.executable, '-m', 'actfocus_jax.train', QUICKSTART),
+      *(f'--workdir={tmp_path / "run"}', '--config.weights.alpha=1.5'),
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert_refused(result, 'weights.alpha', '1.5', '0 to 1')
+  assert not (tmp_path / 'run').exists()

@@ -12,7 +12,8 @@ import pytest
 import safetensors.numpy
 import small_run
 
-from actfocus_jax import errors, evaluation, loop
+from actfocus_jax import errors, loop
+from actfocus_jax.config import schema
 from actfocus_jax.run import checkpoint, directory, metrics, progress
 
 
@@ -142,7 +143,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
 
 def test_checkpoint_is_evaluated_as_the_run_did(cache, whole):
   workdir, _ = whole
-  step, row = evaluation.evaluate_checkpoint(config(cache), workdir, 2)
+  step, row = loop.evaluate(config(cache), workdir, 2)
   logged = rows(workdir, 'eval.jsonl')[1]
   assert step == logged['step'] == 2
   assert row['success'] == logged['success']
@@ -154,15 +155,17 @@ def test_evaluation_reads_a_checkpoint_and_disturbs_nothing(cache, whole):
   half_written = workdir / 'checkpoints' / '9.orbax-checkpoint-tmp'
   half_written.mkdir()
   before = sorted(p.name for p in workdir.rglob('*'))
-  evaluation.evaluate_checkpoint(config(cache), workdir, 4)
+  loop.evaluate(config(cache), workdir, 4)
   assert sorted(p.name for p in workdir.rglob('*')) == before
   half_written.rmdir()
   with pytest.raises(errors.UsageError, match='--step is 3.*2, 4'):
-    evaluation.evaluate_checkpoint(config(cache), workdir, 3)
+    loop.evaluate(config(cache), workdir, 3)
 
 
 def test_one_process_at_a_time(cache, tmp_path):
-  run = directory.RunDirectory(tmp_path, config(cache), {'sha256': ''})
+  run = directory.RunDirectory(
+    tmp_path, schema.to_json(config(cache)), {'sha256': ''}
+  )
   with run, pytest.raises(errors.UsageError, match='another process'):
     loop.train(config(cache), tmp_path)
 

@@ -16,7 +16,7 @@ import small_run
 import transformers
 from flax import nnx
 
-from actfocus_jax import build, evaluation, loop
+from actfocus_jax import build, loop
 from actfocus_jax.cli import paths
 from actfocus_jax.model import architecture, files, hf, transformer
 from actfocus_jax.parallel import mesh as mesh_lib
@@ -130,8 +130,8 @@ def test_it_is_a_model_like_any_other(run, exported):
   """It is evaluated as the run evaluated it; it talks otherwise than before."""
   c = config(run[1], path=str(exported))
   with jax.numpy_dtype_promotion('standard'):
-    _, mine = evaluation.evaluate_checkpoint(config(run[1]), run[0], 3)
-    step, row = evaluation.evaluate_checkpoint(c, None, None)
+    _, mine = loop.evaluate(config(run[1]), run[0], 3)
+    step, row = loop.evaluate(c, None, None)
   assert step == 0
   for key in ('success', 'tokens', 'actions'):
     assert row[key] == mine[key]
@@ -161,8 +161,11 @@ def test_what_cannot_be_exported(run, exported, tmp_path):
   cases = {
     ('--workdir is missing',): [new],
     ('--out is missing',): [f'--workdir={run[0]}'],
-    ('--workdir is', 'holds no run'): [f'--workdir={tmp_path}', new],
-    ('--out is', 'there already'): [f'--workdir={run[0]}', f'--out={exported}'],
+    ('--workdir is', 'does not hold a run'): [f'--workdir={tmp_path}', new],
+    ('--out is', 'exists already'): [
+      f'--workdir={run[0]}',
+      f'--out={exported}',
+    ],
     ('--step is 2', 'are: 3'): [f'--workdir={run[0]}', new, '--step=2'],
     ('--config', 'no meaning'): [
       *(f'--workdir={run[0]}', new, '--config=configs/quickstart.py'),
@@ -234,10 +237,10 @@ def test_a_run_stays_with_its_commit(run, tmp_path, monkeypatch):
   noted = json.loads((workdir / 'model.json').read_text())
   assert noted['commit'] == 'c' * 40
   again = config(run[1], path='some/model')
-  paths.pin_model(again, workdir)
+  paths.pin_model(again.model, workdir)
   assert again.model.revision == 'c' * 40
   own = config(run[1], path='some/model', revision='v2')
-  paths.pin_model(own, workdir)
+  paths.pin_model(own.model, workdir)
   assert own.model.revision == 'v2'
   files.locate.cache_clear()
 

@@ -1,45 +1,157 @@
-"""launch/tpu_pod.sh and tpu_worker.sh against stub gcloud and Python."""
+"""The scripts of launch/, with stubs of the programs that need a cloud."""
 
 import contextlib
-import fnmatch
+import importlib.util
 import os
 import pathlib
+import re
 import shlex
+import shutil
 import signal
+import subprocess
+import sys
 import tarfile
-import time
 
-import launch_stubs
 import pytest
-from launch_stubs import AWKWARD, TRAINING, assert_refused, succeeds
 
-POD = ('--name=pod-1', '--zone=us-east5-a', '--project=my-project')
-PLACE = ('--project=my-project', '--zone=us-east5-a')
-ALL = ('--node=all', '--worker=all', '--batch-size=all')
-GCLOUD = ('gcloud', 'compute', 'tpus', 'queued-resources')
-WORKER = 'bash actfocus_jax/launch/tpu_worker.sh'
-
-# A worker's home: what ssh's command would do there, or scp's copy.
-GCLOUD_ON_WORKER = """
-for argument in "$@"; do
-  case $argument in
-    --command=*) cd "$HOME" && exec bash -c "${argument#--command=}" ;;
-  esac
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SCRIPTS = [f'launch/{path.name}' for path in (ROOT / 'launch').glob('*.sh')]
+FLAGS = '--config=c --workdir=gs://b/r'
+TRAINING = shlex.split(FLAGS)
+# Arguments that `"$*"` or a forgotten quote would change.
+AWKWARD = (
+  '--config.note=it\'s a "quoted" $HOME `id` $(id) * & ; | < > # ! \\ é',
+  '--config.mixture=a=1,b=2;c:3',
+  '--config.empty=',
+  '',
+  'two\nlines',
+)
+PLACE = '--name=pod-1 --zone=us-east5-a --project=my-project'
+POD = shlex.split(PLACE)
+JOB = {
+  'SLURM_JOB_ID': '41',
+  'SLURM_NTASKS': '16',
+  'SLURM_NTASKS_PER_NODE': '8',
+  'SLURM_GPUS_ON_NODE': '8',
+  'SLURM_CPUS_PER_TASK': '8',
+}
+# A stub writes its arguments to a file, then runs what a test gave it to run.
+STUB = """#!/bin/bash
+number=$(ls "$CALLS" | wc -l)
+printf '%s\\0' "${{0##*/}}" "$@" >"$CALLS/$(printf %03d "$number")"
+{}
+"""
+SAVES = (
+  'trap "echo saved; exit 0" TERM; echo step; while :; do sleep 0.05; done'
+)
+# Makes environments, and trains until SIGTERM.
+PYTHON = f"""
+case "$*" in
+  *version_info*) exit 0 ;;
+  *sys.version*) echo 3.12 ;;
+  *"uv python find"*) echo "$0" ;;
+  *"-m venv"*) b="${{@: -1}}/bin"; mkdir -p "$b"; cp "$0" "$b/python" || : ;;
+  *.train\\ --dry_run*alone*) echo "error: no" >&2; exit 2 ;;
+  *.train\\ --dry_run*) ;;
+  *.train\\ *together*) sleep 0.2; echo "error: we"; exit 2 ;;
+  *.train\\ *) {SAVES} ;;
+esac
+"""
+# Runs the command of ssh, and scp's copy, in the home directory.
+GCLOUD_OF_ONE_WORKER = """
+for word in "$@"; do
+  case $word in --command=*) cd "$HOME" && exec bash -c "${word#*=}" ;; esac
 done
-if [ "$4" = scp ]; then
-  cp "$7" "$HOME/${8#*:}"
-fi
+[ "$4" != scp ] || cp "$7" "$HOME/${8#*:}"
 """
 
 
-machine = launch_stubs.machine
+class Machine:
+  """A home directory, a copy of launch/, and stubs on PATH."""
+
+  def __init__(self, directory: pathlib.Path):
+    self.home, self.root = directory / 'home', directory / 'my project'
+    self._bin, self._calls = directory / 'bin', directory / 'calls'
+    for made in (self.home, self._bin, self._calls, self.root / '.venv'):
+      made.mkdir(parents=True)
+    shutil.copytree(ROOT / 'launch', self.root / 'launch')
+    # Slurm runs a copy of the script in a directory of its own.
+    self.job = shutil.copy(ROOT / 'launch/slurm.sh', directory / 'slurm_script')
+    (self.root / 'requirements.txt').write_text('jax\n')
+    (self.root / '.venv/.accelerator').write_text('cuda12\n')
+    self.environment = {
+      'PATH': f'{self._bin}:{os.environ["PATH"]}',
+      'HOME': str(self.home),
+      'CALLS': str(self._calls),
+      'START_SECONDS': '1',
+      'SLURM_SUBMIT_DIR': str(self.root),
+    }
+    for program in ('gcloud', 'srun', 'scontrol', 'docker', 'podman'):
+      self.stub(program)
+    for program in ('mkdir', 'tar'):
+      self.stub(program, f'exec {shutil.which(program)} "$@"')
+
+  def stub(self, program: str, body: str = ''):
+    (self._bin / program).write_text(STUB.format(body))
+    (self._bin / program).chmod(0o755)
+
+  def calls(self) -> list[list[str]]:
+    """Return the commands that were run since the last time, in order."""
+    paths = sorted(self._calls.iterdir())
+    calls = [path.read_text().split('\0')[:-1] for path in paths]
+    for path in paths:
+      path.unlink()
+    return calls
+
+  @contextlib.contextmanager
+  def start(self, script: str, *arguments: str, **environment: str):
+    process = subprocess.Popen(
+      ['bash', str(self.root / 'launch' / script), *arguments],
+      cwd=self.root,
+      env={**self.environment, **environment},
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      start_new_session=True,
+    )
+    try:
+      yield process
+    finally:
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+      process.communicate(timeout=10)
+
+  def run(self, *arguments: str, **environment: str):
+    """Return exit code, output and errors."""
+    with self.start(*arguments, **environment) as process:
+      out, err = process.communicate(timeout=30)
+    return process.returncode, out, err
+
+  def succeeds(self, *arguments: str, **environment: str) -> str:
+    status, out, err = self.run(*arguments, **environment)
+    assert status == 0, err
+    return out
+
+  def refuses(self, words: str, *arguments: str, **environment: str):
+    """Exit code 2, one sentence that holds the words, and no command."""
+    status, out, err = self.run(*arguments, **environment)
+    assert (status, out, err.count('\n')) == (2, '', 1), err
+    assert err.startswith('error: ')
+    assert [word for word in words.split() if word not in err] == [], err
+    assert self.calls() == []
+
+
+@pytest.fixture
+def machine(tmp_path):
+  return Machine(tmp_path)
 
 
 @pytest.fixture
 def worker(machine):
-  """The machine, as its own only worker, with a stub of Python."""
-  machine.stub('gcloud', GCLOUD_ON_WORKER)
-  machine.stub('python3', launch_stubs.PYTHON)
+  """The machine, which is also its own only TPU worker."""
+  machine.stub('gcloud', GCLOUD_OF_ONE_WORKER)
+  machine.stub('python3', PYTHON)
   yield machine
   pid = machine.home / 'actfocus_jax/runs/pod/pid'
   if pid.exists():
@@ -47,366 +159,336 @@ def worker(machine):
       os.kill(int(pid.read_text()), signal.SIGKILL)
 
 
-def pod(machine, action, *arguments, **environment):
-  return machine.run('tpu_pod.sh', action, *POD, *arguments, **environment)
+def commands(text: str) -> list[list[str]]:
+  """Split printed commands as a shell would; an argument may hold newlines."""
+  found, start = [], 0
+  for end in (match.start() for match in re.finditer('\n', text)):
+    with contextlib.suppress(ValueError):  # The newline is inside quotes.
+      found.append(shlex.split(text[start:end]))
+      start = end + 1
+  return found
 
 
-def gcloud(verb, *flags):
-  return [*GCLOUD, verb, *PLACE, 'pod-1', *flags]
-
-
-def everywhere(command):
-  return gcloud('ssh', *ALL, f'--command={command}')
-
-
-@pytest.mark.parametrize(
-  ('options', 'flags'),
-  [
-    (
-      ['--type=v5litepod-16'],
-      ['v5litepod-16', 'v2-alpha-tpuv5-lite', '--node-id=pod-1'],
-    ),
-    (['--type=v5p-8'], ['v5p-8', 'v2-alpha-tpuv5', '--node-id=pod-1']),
-    (['--type=v4-8'], ['v4-8', 'tpu-ubuntu2204-base', '--node-id=pod-1']),
-    (
-      ['--type=v6e-16', '--node-count=2', '--spot'],
-      [
-        *('v6e-16', 'v2-alpha-tpuv6e'),
-        *('--node-count=2', '--node-prefix=pod-1', '--spot'),
-      ],
-    ),
-    (
-      ['--type=v9-8', '--runtime-version=v9', '--', '--labels=a=b c'],
-      ['v9-8', 'v9', '--node-id=pod-1', '--labels=a=b c'],
-    ),
-  ],
-)
-def test_pod_create(machine, options, flags):
-  succeeds(pod(machine, 'create', *options))
-  kind, version, *rest = flags
-  assert machine.calls() == [
-    gcloud(
-      'create',
-      f'--accelerator-type={kind}',
-      f'--runtime-version={version}',
-      *rest,
-    )
-  ]
+def test_scripts_pass_bash_and_shellcheck():
+  for script in SCRIPTS:
+    subprocess.run(['bash', '-n', ROOT / script], check=True)
+  path = f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}'
+  program = shutil.which('shellcheck', path=path)
+  if program is None:
+    pytest.skip('shellcheck is not installed')
+  command = [program, '-x', *SCRIPTS, '.ci/run']
+  subprocess.run(command, cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize(
-  ('arguments', 'expected'),
-  [
-    (['status'], [gcloud('describe', '--format=value(state.state)')]),
-    (
-      ['logs'],
-      [gcloud('ssh', '--node=0', '--worker=0', f'--command={WORKER} logs')],
-    ),
-    (
-      ['logs', '--worker=3', '--node=1'],
-      [gcloud('ssh', '--node=1', '--worker=3', f'--command={WORKER} logs')],
-    ),
-    (['stop'], [everywhere(f'{WORKER} stop')]),
-    (['delete'], [gcloud('delete', '--force')]),
-    (
-      ['run', '--', *TRAINING],
-      [
-        everywhere(f'{WORKER} ready {" ".join(TRAINING)}'),
-        everywhere(f'{WORKER} run {" ".join(TRAINING)}'),
-        everywhere(f'{WORKER} watch'),
-      ],
-    ),
-  ],
+  'name', ['environment', 'gpu', 'slurm', 'tpu_pod', 'tpu_worker']
 )
-def test_pod_actions(machine, arguments, expected):
-  succeeds(pod(machine, *arguments))
-  assert machine.calls() == expected
+def test_help_prints_the_head_of_the_script(machine, name):
+  texts = {machine.succeeds(f'{name}.sh', x) for x in ('--help', '-h', 'help')}
+  (text,) = texts
+  assert f'launch/{name}.sh' in text
+  assert 'set -e' not in text and '#SBATCH' not in text
 
 
-@pytest.mark.parametrize('flag', ['--internal-ip', '--tunnel-through-iap'])
-def test_workers_without_an_external_address_are_reached(machine, flag):
-  told = [flag, '--ssh-key-file=a b']
-  for action in ('setup', 'logs', 'stop'):
-    succeeds(pod(machine, action, *told))
-  succeeds(pod(machine, 'run', *told, '--', *TRAINING))
-  calls = [call for call in machine.calls() if call[0] == 'gcloud']
-  assert [call[4] for call in calls] == ['scp'] + ['ssh'] * 6
-  assert all(call[-2:] == told for call in calls)
-  machine.forget()
-  succeeds(pod(machine, 'delete', *told))
-  assert machine.calls() == [gcloud('delete', '--force')]
+# After each $ a command line, then the commands that it runs.
+RUNS = r"""
+$ tpu_pod.sh create PLACE --type=v5p-8
+GCLOUD create SITE pod-1 --accelerator-type=v5p-8 \
+  --runtime-version=v2-alpha-tpuv5 --node-id=pod-1
+$ tpu_pod.sh create PLACE --type=v6e-16 --node-count=2 --spot -- '--labels=a b'
+GCLOUD create SITE pod-1 --accelerator-type=v6e-16 \
+  --runtime-version=v2-alpha-tpuv6e --node-count=2 --node-prefix=pod-1 --spot \
+  '--labels=a b'
+$ tpu_pod.sh status PLACE
+GCLOUD describe SITE pod-1 '--format=value(state.state)'
+$ tpu_pod.sh run PLACE --env="A=it's" -- FLAGS
+GCLOUD ssh SITE pod-1 --command="env 'A=it'\\''s' WORKER ready FLAGS" ALL
+GCLOUD ssh SITE pod-1 --command="env 'A=it'\\''s' WORKER run FLAGS" ALL
+GCLOUD ssh SITE pod-1 --command="env 'A=it'\\''s' WORKER watch" ALL
+$ tpu_pod.sh logs PLACE --worker=3 --node=1 --internal-ip
+GCLOUD ssh SITE pod-1 --node=1 --worker=3 --command='WORKER logs' --internal-ip
+$ tpu_pod.sh stop PLACE --tunnel-through-iap
+GCLOUD ssh SITE pod-1 --command='WORKER stop' ALL --tunnel-through-iap
+$ tpu_pod.sh delete PLACE
+GCLOUD delete SITE pod-1 --force
+$ gpu.sh -- FLAGS
+mkdir -p ROOT/runs HOME/.cache/huggingface
+docker BUILD=cuda12 --tag=actfocus_jax:cuda12 ROOT
+docker RUN --gpus=all actfocus_jax:cuda12 FLAGS
+$ gpu.sh --gpus=0,1 --mount=/usr --env='A=b c' -- FLAGS
+mkdir -p ROOT/runs HOME/.cache/huggingface
+docker BUILD=cuda12 --tag=actfocus_jax:cuda12 ROOT
+docker RUN --volume=/usr:/usr:ro '--env=A=b c' --gpus='"device=0,1"' \
+  actfocus_jax:cuda12 FLAGS
+$ gpu.sh --engine=podman --gpus=0,3 --accelerator=cuda13 -- FLAGS
+mkdir -p ROOT/runs HOME/.cache/huggingface
+podman BUILD=cuda13 --tag=actfocus_jax:cuda13 ROOT
+podman RUN --userns=keep-id --security-opt=label=disable \
+  --device=nvidia.com/gpu=0 --device=nvidia.com/gpu=3 actfocus_jax:cuda13 FLAGS
+$ slurm.sh FLAGS
+srun --kill-on-bad-exit=0 --wait=600 --gpu-bind=none --cpus-per-task=8 \
+  .venv/bin/python -m actfocus_jax.train FLAGS
+"""
+for short, long in {
+  '\\\n': '',
+  'GCLOUD': 'gcloud compute tpus queued-resources',
+  'SITE': '--project=my-project --zone=us-east5-a',
+  'PLACE': PLACE,
+  'WORKER': 'bash actfocus_jax/launch/tpu_worker.sh',
+  'ALL': '--node=all --worker=all --batch-size=all',
+  'BUILD': 'build --file=ROOT/launch/Containerfile --build-arg=ACCELERATOR',
+  'RUN': 'run --rm --init --stop-timeout=300 --shm-size=8g --user=USER '
+  '--volume=ROOT/runs:/app/runs '
+  '--volume=HOME/.cache/huggingface:/cache/huggingface',
+  'FLAGS': FLAGS,
+}.items():
+  RUNS = RUNS.replace(short, long)
+RUNS = dict(block.split('\n', 1) for block in RUNS.split('\n$ ')[1:])
 
 
-def test_pod_setup_commands(machine):
-  succeeds(pod(machine, 'setup'))
-  mkdir, tar, scp, ssh = machine.calls()
-  archive = str(machine.root / 'runs/tree.tar.gz')
-  assert mkdir == ['mkdir', '-p', str(machine.root / 'runs')]
-  assert tar[:3] == ['tar', '-czf', archive]
-  assert scp == [
-    *(*GCLOUD, 'scp', *PLACE, archive, 'pod-1:actfocus_jax.tar.gz', *ALL)
-  ]
-  assert ssh[:-1] == everywhere('')[:-1]
+@pytest.mark.parametrize('line', RUNS)
+def test_dry_run_prints_the_commands_that_are_run(machine, line):
+  name, *words = shlex.split(line)
+  script = machine.job if name == 'slurm.sh' else name
+  at = 1 if name == 'tpu_pod.sh' else 0
+  dry = [*words[:at], '--dry-run', *words[at:]]
+  printed = commands(machine.succeeds(name, *dry))
+  expected = commands(RUNS[line].rstrip() + '\n')
+  for old, new in {
+    'ROOT': str(machine.root),
+    'HOME': str(machine.home),
+    'USER': f'{os.getuid()}:{os.getgid()}',
+  }.items():
+    expected = [[word.replace(old, new) for word in x] for x in expected]
+  assert printed == expected
+
+  awkward = AWKWARD if FLAGS in line else ()
+  printed = commands(machine.succeeds(name, *dry, *awkward))
+  assert machine.calls() == []
+  machine.succeeds(script, *words, *awkward, **JOB)
+  assert machine.calls() == printed
 
 
-def test_pod_takes_its_place_from_the_environment(machine):
-  place = {
-    'TPU_NAME': 'pod-1',
-    'TPU_ZONE': 'us-east5-a',
-    'TPU_PROJECT': 'my-project',
-  }
-  succeeds(machine.run('tpu_pod.sh', 'delete', **place))
-  succeeds(machine.run('tpu_pod.sh', 'delete', '--name=other', **place))
-  first, second = machine.calls()
-  assert first == gcloud('delete', '--force')
-  assert second[7] == 'other'
+REFUSED = """
+tpu_pod.sh | action '' create delete
+tpu_pod.sh status | --name TPU_NAME ''
+tpu_pod.sh status --name=A | --name 'A' letter
+tpu_pod.sh status PLACE --zone=us-east5 | --zone 'us-east5' TPU_ZONE
+tpu_pod.sh status PLACE --speed=1 | --speed=1 --spot
+tpu_pod.sh status PLACE -- --x | --x status create
+tpu_pod.sh create PLACE | --type TPU_TYPE v5litepod-N
+tpu_pod.sh create PLACE --type=v6e-17 | --type v6e-17 128
+tpu_pod.sh create PLACE --type=v5p-12 | --type v5p-12 multiple
+tpu_pod.sh create PLACE --type=v4-8 --node-count=0 | --node-count '0'
+tpu_pod.sh logs PLACE --worker=all | --worker 'all'
+tpu_pod.sh run PLACE --env=A -- FLAGS | --env 'A' KEY=VALUE
+tpu_pod.sh run PLACE -- --workdir=d | --config missing
+tpu_pod.sh run PLACE -- FLAGS --workdir=runs/x | runs/x gs://BUCKET/RUN
+tpu_pod.sh run PLACE --config=c | --config=c after
+tpu_worker.sh go | action 'go' setup
+gpu.sh -- FLAGS --workdir=/tmp/x | --workdir '/tmp/x' runs/RUN
+gpu.sh -- FLAGS --workdir=runs/../x | 'runs/../x' without
+gpu.sh --mount=/u -- FLAGS | --mount '/u' absolute
+gpu.sh --mount=/usr -- FLAGS --config.model.path=/usrx | '/usrx' --mount
+gpu.sh --gpus=-1 -- FLAGS | --gpus '-1' all
+slurm.sh --dry-run | --config missing
+slurm.sh FLAGS | Slurm sbatch
+environment.sh --accelerator=tpu | --accelerator=tpu ACCELERATOR
+"""
 
 
-def test_variables_reach_training_on_every_worker(worker):
-  succeeds(pod(worker, 'setup'))
-  tells = 'echo "$HF_ENDPOINT|$A" >&2\n' + launch_stubs.PYTHON
-  launch_stubs.script(worker.home / 'actfocus_jax/.venv/bin/python', tells)
-  variables = ('--env=HF_ENDPOINT=http://h', "--env=A=it's b=c")
-  result = pod(worker, 'run', *variables, '--', *TRAINING)
-  assert (result.returncode, result.stderr) == (0, "http://h|it's b=c\n")
-  log = worker.home / 'actfocus_jax/runs/pod/log'
-  assert log.read_text().splitlines()[0] == "http://h|it's b=c"
+@pytest.mark.parametrize('line', REFUSED.strip().split('\n'))
+def test_wrong_arguments_are_refused(machine, line):
+  line, _, words = line.partition(' | ')
+  line = line.replace('PLACE', PLACE).replace('FLAGS', FLAGS)
+  machine.refuses(words, *shlex.split(line))
 
 
-@pytest.mark.parametrize(
-  'arguments',
-  [
-    ('tpu_pod.sh', 'create', *POD, '--type=v6e-16', '--', *AWKWARD),
-    ('tpu_pod.sh', 'status', *POD),
-    ('tpu_pod.sh', 'setup', *POD),
-    (
-      *('tpu_pod.sh', 'run', *POD, "--env=A=it's $HOME", '--'),
-      *(*TRAINING, *AWKWARD, 'two\nlines'),
-    ),
-    ('tpu_pod.sh', 'logs', *POD),
-    ('tpu_pod.sh', 'stop', *POD),
-    ('tpu_pod.sh', 'delete', *POD),
-  ],
-  ids=lambda arguments: ' '.join(arguments[:2]),
-)
-def test_dry_run_prints_what_is_run(machine, arguments):
-  launch_stubs.assert_dry_run_tells_the_truth(machine, *arguments)
+def test_wrong_surroundings_are_refused(machine):
+  def job(words, *flags, **environment):
+    machine.refuses(words, machine.job, *TRAINING, *flags, **JOB | environment)
+
+  job(f'sbatch {machine.home}', SLURM_SUBMIT_DIR=str(machine.home))
+  job("'s3://b/x' gs://BUCKET/RUN", '--workdir=s3://b/x')
+  job("RESTARTS 'many'", RESTARTS='many')
+  job("--ntasks-per-node '3' 8", SLURM_NTASKS_PER_NODE='3')
+  (machine.root / '.venv/.accelerator').write_text('cpu\n')
+  job(".accelerator 'cpu' ACCELERATOR=cuda12")
+  machine.refuses("ACCELERATOR 'gpu'", 'environment.sh', ACCELERATOR='gpu')
+  machine.refuses("PYTHON 'false' 3.11", 'environment.sh', PYTHON='false')
+  machine.refuses("PYTHON 'no' 3.11", 'environment.sh', PYTHON='no')
+  key = {'GOOGLE_APPLICATION_CREDENTIALS': 'key'}
+  machine.refuses(f"{[*key][0]} 'key'", 'gpu.sh', '--', *TRAINING, **key)
+  # A PATH without the programs of a cloud.
+  (machine.home / 'bin').mkdir()
+  for program in ('bash', 'dirname', 'id'):
+    (machine.home / 'bin' / program).symlink_to(shutil.which(program))
+  for words in (('tpu_pod.sh', 'status', *POD), ('gpu.sh', '--', *TRAINING)):
+    machine.refuses('PATH --dry-run', *words, PATH=f'{machine.home}/bin')
 
 
-def test_training_flags_reach_every_worker_intact(worker):
-  tree = worker.home / 'actfocus_jax'
-  launch_stubs.script(tree / '.venv/bin/python', launch_stubs.PYTHON)
-  worker.run('tpu_pod.sh', 'setup', *POD)
-  worker.forget()
-  succeeds(pod(worker, 'run', '--', *TRAINING, *AWKWARD, 'two\nlines'))
-  tried, trained = (c for c in worker.calls() if c[0] == 'python')
-  flags = [*TRAINING, *AWKWARD, 'two\nlines']
-  assert tried == ['python', '-m', 'actfocus_jax.train', '--dry_run', *flags]
-  assert trained == [
-    *('python', '-m', 'actfocus_jax.train', '--distributed=on', *flags)
-  ]
+def test_a_failing_command_ends_the_script_with_its_exit_code(machine):
+  machine.stub('gcloud', 'exit 3')
+  machine.stub('docker', 'exit 9')
+  assert machine.run('tpu_pod.sh', 'run', *POD, '--', *TRAINING)[0] == 3
+  assert machine.run('gpu.sh', '--', *TRAINING)[0] == 9
+  assert [x[0] for x in machine.calls()] == ['gcloud', 'mkdir', 'docker']
 
 
-def test_the_life_of_a_pod(worker):
-  tree = worker.home / 'actfocus_jax'
-  log = tree / 'runs/pod/log'
+def test_environment_unchanged_installs_nothing(machine):
+  def installed(**environment):
+    machine.succeeds('environment.sh', **environment)
+    return [call[-1] for call in machine.calls() if 'pip' in call]
 
-  result = pod(worker, 'run', '--', *TRAINING)
-  assert result.returncode == 127  # Nothing was copied there yet.
-  succeeds(pod(worker, 'setup'))
-  succeeds(pod(worker, 'run', '--', *TRAINING))
-  launch_stubs.wait_until(lambda: 'step 0' in log.read_text())
-
-  for action in (['run', '--', *TRAINING], ['setup']):
-    result = pod(worker, *action)
-    assert result.returncode == 2
-    (line,) = result.stderr.splitlines()
-    assert line.startswith('error: training runs already on ')
-
-  process = worker.start('tpu_pod.sh', 'logs', *POD)
-  try:
-    assert process.stdout.readline() == 'step 0\n'
-  finally:
-    launch_stubs.end(process)
-
-  succeeds(pod(worker, 'stop'))
-  assert log.read_text().splitlines() == ['step 0', 'saved']
-  assert 'no training runs' in succeeds(pod(worker, 'stop'))
-  succeeds(pod(worker, 'run', '--', *TRAINING))
-  succeeds(pod(worker, 'stop'))
+  machine.stub('python3', PYTHON)
+  requirements = machine.root / 'requirements.txt'
+  assert installed() == [str(requirements)]
+  assert installed() == []
+  assert installed(ACCELERATOR='cuda12') == ['jax[cuda12]']
+  assert installed() == []
+  assert installed(ACCELERATOR='cpu') == [str(requirements)]
+  requirements.write_text('jax\nflax\n')
+  assert installed() == [str(requirements)]
 
 
-def test_a_stop_that_takes_too_long_is_told(worker):
-  succeeds(pod(worker, 'setup'))
-  stubborn = launch_stubs.PYTHON.replace('echo saved; exit 0', 'echo not yet')
-  launch_stubs.script(worker.home / 'actfocus_jax/.venv/bin/python', stubborn)
-  succeeds(pod(worker, 'run', '--', *TRAINING))
-  result = pod(worker, 'stop', STOP_SECONDS='0.2')
-  assert result.returncode == 2
-  assert '0.2 seconds after SIGTERM' in result.stderr
-
-
-def test_a_refusal_by_training_reaches_the_caller(worker):
-  succeeds(pod(worker, 'setup'))
-  log = worker.home / 'actfocus_jax/runs/pod/log'
-  result = pod(worker, 'run', '--', *TRAINING, 'refused-alone')
-  assert (result.returncode, result.stderr) == (2, 'error: no\n')
-  assert not log.exists()  # Nowhere was training started.
-  flags = ('run', '--', *TRAINING, 'refused-together')
-  result = pod(worker, *flags, START_SECONDS='10')
-  assert (result.returncode, result.stderr) == (2, 'error: we\n')
-  # Importing jax and joining take many seconds before such a refusal.
-  text = (worker.root / 'launch/tpu_worker.sh').read_text()
-  assert '${START_SECONDS:-60}' in text
-
-
-def test_a_worker_starts_at_once_and_is_watched_once(worker):
-  """Those beyond the 64 that gcloud reaches at a time wait for both."""
-
-  def run(action):
-    script = tree / 'launch/tpu_worker.sh'  # Absolute: not that of `machine`.
-    begin = time.monotonic()
-    told = worker.run(str(script), action, *TRAINING, START_SECONDS='20')
-    return succeeds(told), time.monotonic() - begin
-
-  tree = worker.home / 'actfocus_jax'
-  succeeds(pod(worker, 'setup'))
-  told, seconds = run('run')
-  assert told == '' and seconds < 10
-  os.utime(tree / 'runs/pod/pid', (begun := time.time() - 30, begun))
-  told, seconds = run('watch')
-  assert told.startswith('training runs on ') and seconds < 10
-  succeeds(pod(worker, 'stop'))
-
-
-def test_setup_copies_the_tree_but_no_leavings(worker):
-  kept = ('actfocus_jax/run/a.py', 'actfocus_jax/models/a', 'own.py')
-  # .venv-tpu and models are where the README puts 700 MB and exports.
-  ignored = ('.venv/a', '.venv-tpu/a', 'runs/a', 'models/a')
-  left = (*ignored, '.git/a', 'actfocus_jax/__pycache__/a')
-  for name in kept + left:
+def test_pod_setup_copies_the_tree_and_installs_once(worker):
+  kept = {'actfocus_jax/a.py', 'actfocus_jax/models/a', 'own.py'}
+  left = {'.venv-tpu/a', 'runs/a', 'models/a', '.git/a', 'b/__pycache__/a'}
+  for name in kept | left:
     path = worker.root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('')
-  succeeds(pod(worker, 'setup'))
+  worker.succeeds('tpu_pod.sh', 'setup', *POD)
+  assert [x[-1] for x in worker.calls() if 'pip' in x] == ['uv', 'jax[tpu]']
   with tarfile.open(worker.root / 'runs/tree.tar.gz') as archive:
     names = {name.removeprefix('./') for name in archive.getnames()}
-  assert {*kept, 'requirements.txt', 'launch/tpu_worker.sh'} <= names
-  folders = {name.partition('/')[0] for name in (*ignored, '.git/a')}
-  assert not names & {*left, *folders}
-  # What is not copied is not committed either.
-  rules = (launch_stubs.ROOT / '.gitignore').read_text().split()
-  for folder in folders - {'.git'}:
-    assert any(fnmatch.fnmatch(f'/{folder}/', rule) for rule in rules)
+  assert kept | {'requirements.txt', 'launch/tpu_worker.sh'} <= names
+  assert not names & (left | {'.venv', '.venv-tpu', 'runs', 'models', '.git'})
 
   tree = worker.home / 'actfocus_jax'
   (worker.root / 'own.py').unlink()
   (tree / 'runs/kept').write_text('')
-  succeeds(pod(worker, 'setup'))
+  worker.succeeds('tpu_pod.sh', 'setup', *POD)
+  assert not [call for call in worker.calls() if 'pip' in call]
   assert not (tree / 'own.py').exists()
   assert (tree / 'runs/kept').exists()
-  assert (tree / '.venv/bin/python').exists()
 
 
-def test_setup_installs_once(worker):
-  def installed():
-    return [c for c in worker.calls() if 'pip' in c]
-
-  succeeds(pod(worker, 'setup'))
-  uv, packages = installed()
-  assert uv[1:] == ['-m', 'pip', 'install', '--quiet', '--user', 'uv']
-  tree = worker.home / 'actfocus_jax'
-  assert packages[-3:] == [
-    *('--requirement', str(tree / 'requirements.txt'), 'jax[tpu]')
+def test_pod_runs_stops_and_runs_again(worker):
+  run = ('tpu_pod.sh', 'run', *POD, '--', *TRAINING, *AWKWARD)
+  setup, stop = ('tpu_pod.sh', 'setup', *POD), ('tpu_pod.sh', 'stop', *POD)
+  assert worker.run(*run)[0] == 127  # Nothing was copied there yet.
+  worker.succeeds(*setup)
+  worker.calls()
+  assert worker.succeeds(*run).startswith('training runs on ')
+  train = ['python', '-m', 'actfocus_jax.train']
+  assert [call for call in worker.calls() if call[0] == 'python'] == [
+    [*train, '--dry_run', *TRAINING, *AWKWARD],
+    [*train, '--distributed=on', *TRAINING, *AWKWARD],
   ]
-  worker.forget()
-  succeeds(pod(worker, 'setup'))
-  assert installed() == []
-  (worker.root / 'requirements.txt').write_text('jax\nflax\n')
-  succeeds(pod(worker, 'setup'))
-  (again,) = installed()
-  assert again[-1] == 'jax[tpu]'
+  for words in (run, setup):
+    status, _, err = worker.run(*words)
+    assert status == 2
+    assert err.startswith('error: training runs already on ')
+  with worker.start('tpu_pod.sh', 'logs', *POD) as process:
+    assert process.stdout.readline() == 'step\n'
+  worker.succeeds(*stop)
+  log = worker.home / 'actfocus_jax/runs/pod/log'
+  assert log.read_text().splitlines() == ['step', 'saved']
+  assert 'no training runs' in worker.succeeds(*stop)
+  worker.succeeds(*run)
+  worker.succeeds(*stop)
 
 
-def test_a_failed_installation_is_tried_again(worker):
-  broken = launch_stubs.PYTHON + '[[ $* != *requirement* ]] || exit 7'
-  worker.stub('python3', broken)
-  assert pod(worker, 'setup').returncode == 7
-  worker.stub('python3', launch_stubs.PYTHON)
-  worker.forget()
-  succeeds(pod(worker, 'setup'))
-  assert any('jax[tpu]' in call for call in worker.calls())
-
-
-REFUSED = {
-  '': ['action', "''", 'create', 'delete'],
-  'launch': ['action', 'launch', 'setup'],
-  '--dry-run status': ['action', '--dry-run'],
-  'status': ['--name', 'TPU_NAME', "''"],
-  'status --name=-a': ['--name', '-a', 'letter'],
-  'status --name=A': ['--name', 'A'],
-  "status --name='a b'": ['--name', 'a b'],
-  'status --name a': ['--name', '--name='],
-  'status POD --zone=': ['--zone', 'TPU_ZONE'],
-  'status POD --zone=us-east5': ['--zone', 'us-east5'],
-  'status POD --project=-p': ['--project', '-p'],
-  'status POD --speed=1': ['--speed=1', '--spot'],
-  'logs POD --ssh-key-file=': ['--ssh-key-file=', '--internal-ip'],
-  'status POD -- --x': ['--x', 'status', 'create and run'],
-  'create POD --type=v6e-17': ['--type', 'v6e-17', '64, 128'],
-  'create POD --type=v5p-12': ['--type', 'v5p-12', 'multiple of 8'],
-  'create POD': ['--type', 'TPU_TYPE', 'v5litepod-N'],
-  'create POD --type=v5e-16': ['--type', 'v5e-16', 'v5litepod-N'],
-  'create POD --type=v4-8 --node-count=0': ['--node-count', '0'],
-  'create POD --type=- --runtime-version=v': ['--type', "'-'"],
-  'logs POD --worker=all': ['--worker', 'all', '0 or more'],
-  'logs POD --node=-1': ['--node', '-1'],
-  'run POD': ['--config', '--workdir'],
-  'run POD --env=A -- --config=c --workdir=/d': ['--env', "'A'", 'KEY=VALUE'],
-  'run POD -- --workdir=d': ['--config', 'missing'],
-  'run POD -- --config=c': ['--workdir', 'missing'],
-  'run POD -- --config=c --workdir=runs/x': ['runs/x', 'gs://BUCKET/RUN'],
-  'run POD -- --config=c --workdir=gs://b': ['gs://b', 'gs://BUCKET/RUN'],
-  'run POD --config=c --workdir=d': ['--config=c', 'after --'],
-}
-
-
-@pytest.mark.parametrize('command', REFUSED)
-def test_refusals(machine, command):
-  words = shlex.split(command.replace('POD', shlex.join(POD)))
-  assert_refused(machine, machine.run('tpu_pod.sh', *words), *REFUSED[command])
+def test_pod_refusal_by_training_is_that_of_the_script(worker):
+  worker.succeeds('tpu_pod.sh', 'setup', *POD)
+  run = ('tpu_pod.sh', 'run', *POD, '--', *TRAINING)
+  assert worker.run(*run, 'alone') == (2, '', 'error: no\n')
+  assert not (worker.home / 'actfocus_jax/runs/pod/log').exists()
+  status, _, err = worker.run(*run, 'together', START_SECONDS='10')
+  assert (status, err) == (2, 'error: we\n')
 
 
 @pytest.mark.parametrize(
-  'words',
+  ('script', 'name', 'requeued'),
   [
-    ('tpu_pod.sh', 'status', *POD),
-    ('gke_xpk.sh', 'list', *PLACE, '--cluster=c'),
-    ('gke_xpk.sh', 'logs', *PLACE, '--cluster=c', '--workload=w'),
-    ('gke_xpk.sh', 'image', '--docker-image=i'),
-    ('gpu.sh', '--', '--config=c', '--workdir=runs/x'),
+    ('slurm', 'SIGUSR1', True),
+    ('slurm', 'SIGTERM', False),
+    ('gpu', 'SIGTERM', False),
   ],
-  ids=' '.join,
 )
-def test_a_missing_program_is_named(machine, tmp_path, words):
-  bare = tmp_path / 'bare'
-  bare.mkdir()
-  for program in ('bash', 'dirname'):
-    found = next(
-      pathlib.Path(d, program)
-      for d in ('/usr/bin', '/bin')
-      if pathlib.Path(d, program).exists()
+def test_signal_saves_and_the_end_of_time_requeues(
+  machine, script, name, requeued
+):
+  machine.stub('srun', SAVES)
+  machine.stub('docker', f'[ "$1" = run ] || exit 0\n{SAVES}')
+  command = [machine.job] if script == 'slurm' else ['gpu.sh', '--']
+  with machine.start(*command, *TRAINING, **JOB) as process:
+    assert process.stdout.readline() == 'step\n'
+    process.send_signal(getattr(signal, name))
+    assert process.communicate(timeout=10) == ('saved\n', '')
+  assert process.returncode == 0
+  assert (['scontrol', 'requeue', '41'] in machine.calls()) == requeued
+
+
+def test_slurm_requeues_after_a_death_but_not_after_a_refusal(machine):
+  for status, environment, requeues in [
+    (0, {}, False),
+    (1, {}, True),
+    (137, {'SLURM_RESTART_COUNT': '2'}, True),
+    (1, {'SLURM_RESTART_COUNT': '3'}, False),
+    (1, {'RESTARTS': '0'}, False),
+    (2, {}, False),
+    (143, {}, False),
+  ]:
+    machine.stub('srun', f'exit {status}')
+    assert (
+      machine.run(machine.job, *TRAINING, **JOB, **environment)[0] == status
     )
-    (bare / program).symlink_to(found)
-  result = machine.run(*words, PATH=str(bare))
-  assert_refused(machine, result, 'not on PATH', '--dry-run')
+    assert (['scontrol', 'requeue', '41'] in machine.calls()) == requeues
 
 
-def test_the_exit_code_of_a_failing_program_is_the_scripts(machine):
-  machine.stub('gcloud', 'exit 3')
-  assert pod(machine, 'status').returncode == 3
-  assert pod(machine, 'run', '--', *TRAINING).returncode == 3
-  assert len(machine.calls()) == 2  # Where one is busy, none is started.
-  machine.forget()
-  assert pod(machine, 'setup').returncode == 3
-  assert [call[0] for call in machine.calls()] == ['mkdir', 'tar', 'gcloud']
+def test_gpu_passes_credentials_on_and_prints_no_secret(machine):
+  def passed(**environment):
+    dry_run = ('gpu.sh', '--dry-run', '--', *TRAINING)
+    text = machine.succeeds(*dry_run, **environment, HF_TOKEN='secret')
+    assert 'secret' not in text
+    return [x for x in commands(text)[-1] if 'google' in x or '--env=' in x]
+
+  assert passed(HF_ENDPOINT='') == ['--env=HF_TOKEN']
+  variable = 'GOOGLE_APPLICATION_CREDENTIALS'
+  default = machine.home / '.config/gcloud/application_default_credentials.json'
+  default.parent.mkdir(parents=True)
+  for key, environment in (
+    (default, {}),
+    (machine.home / 'key', {variable: str(machine.home / 'key')}),
+  ):
+    key.write_text('{}')
+    assert passed(**environment)[1:] == [
+      f'--volume={key}:/cache/google.json:ro',
+      f'--env={variable}=/cache/google.json',
+    ]
+
+
+README = (ROOT / 'launch/README.md').read_text().replace('\\\n', ' ')
+
+
+@pytest.mark.parametrize(
+  'line', re.findall(r'^ {4}(.*(?:launch/|--config=configs/).*)$', README, re.M)
+)
+def test_readme_launch_line_is_accepted(machine, line):
+  place = dict(x.split('=') for x in re.findall(r'TPU_\w+=\S+', README))
+  words = shlex.split(line.replace('/models/qwen', '/usr'), comments=True)
+  script = next((x for x in words if x in SCRIPTS), '')
+  name = script.removeprefix('launch/')
+  if name in ('gpu.sh', 'slurm.sh', 'tpu_pod.sh'):
+    words = words[words.index(script) + 1 :]
+    words.insert(name == 'tpu_pod.sh', '--dry-run')
+    assert machine.succeeds(name, *words, **place)
+  for file, argument in re.findall(r'--config=(configs/\w+\.py):?(\S*)', line):
+    spec = importlib.util.spec_from_file_location('config', ROOT / file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(argument or None)
+    for field, value in re.findall(r'--config\.([\w.]+)=(\d+)', line):
+      config.update_from_flattened_dict({field: int(value)})

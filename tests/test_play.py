@@ -1,6 +1,5 @@
 """Playing by hand and watching a checkpoint."""
 
-import contextlib
 import io
 import os
 import pathlib
@@ -12,19 +11,15 @@ import types
 
 import processes
 import pytest
-import small_run
-from absl import flags
-from absl.testing import flagsaver
+from command import ROOT, assert_refused, command
 
-from actfocus_jax import build, casting, play
+from actfocus_jax import build, play
 from actfocus_jax.config import presets, schema
 from actfocus_jax.envs import base
 from actfocus_jax.rollout import env_pool, games
 from actfocus_jax.rollout import episode as episode_lib
 from actfocus_jax.text import chat as chat_lib
 from actfocus_jax.text import tokenizer
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 class Counting:
@@ -59,37 +54,37 @@ def by_hand(chat, env, said, monkeypatch, capsys, **limits):
   return capsys.readouterr().out
 
 
-def test_no_context_ends_a_game_by_hand(tmp_path, monkeypatch):
+def test_by_hand_has_no_context_limit(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   c = schema.defaults('frozen_lake')
   presets.tiny(c)
   (tmp_path / 'lakes.txt').write_text('SFG')
   c.env.boards = '~/lakes.txt'
-  (game,) = casting.games(c, by_hand=True)
+  (game,) = build.games(c, by_hand=True)
   assert game.limits.context > 10**6 and c.limits.context == 512
   assert game.limits.response_tokens == c.limits.response_tokens
   assert game.env.reset(123)[0].lake.cols == 3
   with pytest.raises(ValueError, match='128 boards or more'):
-    casting.games(c)
+    build.games(c)
 
 
-def test_a_shop_of_few_goals_may_be_played_by_hand():
+def test_by_hand_accepts_shop_of_few_goals():
   c = schema.defaults('webshop')
   c.env.options.products = 10
-  (game,) = casting.games(c, by_hand=True)
+  (game,) = build.games(c, by_hand=True)
   assert game.env.evaluation_boards < c.eval.prompts
   with pytest.raises(ValueError, match='eval.prompts is 32'):
-    casting.games(c)
+    build.games(c)
 
 
-def test_a_reset_that_gives_no_pair_is_told_by_hand(chat, monkeypatch, capsys):
+def test_reset_without_pair_is_reported(chat, monkeypatch, capsys):
   env = Counting()
   env.reset = lambda seed: 'hello'
   out = by_hand(chat, env, 'go\n', monkeypatch, capsys)
   assert 'The environment failed: ' in out and 'reset returned str' in out
 
 
-def test_a_full_context_is_told(chat, monkeypatch, capsys):
+def test_full_context_is_reported(chat, monkeypatch, capsys):
   out = by_hand(
     chat, Counting(), 'go\ngo\ngo\n', monkeypatch, capsys, context=600
   )
@@ -99,7 +94,7 @@ def test_a_full_context_is_told(chat, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('breaks_at', [0, 2])
-def test_an_environment_that_fails_by_hand_shows_where(
+def test_failing_environment_shows_traceback(
   chat, monkeypatch, capsys, breaks_at
 ):
   env = Counting(breaks_at)
@@ -113,9 +108,7 @@ def test_an_environment_that_fails_by_hand_shows_where(
   assert out.count('read: ') == max(breaks_at - 1, 0)
 
 
-def test_the_response_that_an_environment_failed_on_is_shown(
-  chat, monkeypatch, capsys
-):
+def test_watch_shows_response_before_failure(chat, monkeypatch, capsys):
   """Else nobody sees what the checkpoint had said to it."""
   game = games.Game('counting', Counting(breaks_at=2), games.Limits())
   (opening,) = episode_lib.open_all(chat, env_pool.EnvPool(), [game], [3])
@@ -143,26 +136,21 @@ def test_the_response_that_an_environment_failed_on_is_shown(
 # --- The command -------------------------------------------------------------
 
 
-def command(*arguments, **kwargs):
-  return subprocess.run(
-    [sys.executable, '-m', 'actfocus_jax.play', *arguments],
+def test_env_flag_takes_config_changes_and_any_bytes(tmp_path):
+  maps = tmp_path / 'lakes.txt'
+  maps.write_text('SFHG\nFFFF')
+  done = subprocess.run(
+    [
+      *(sys.executable, '-m', 'actfocus_jax.play', '--env=frozen_lake'),
+      f'--config.env.boards={maps}',
+      '--config.env.options.success_probability=1',
+    ],
     cwd=ROOT,
     env={**os.environ, **processes.environment()},
+    input=b'\xff\xfe\nDown\n',
     capture_output=True,
     timeout=120,
     check=False,
-    **kwargs,
-  )
-
-
-def test_env_takes_changes_to_its_config_and_stdin_any_bytes(tmp_path):
-  maps = tmp_path / 'lakes.txt'
-  maps.write_text('SFHG\nFFFF')
-  done = command(
-    '--env=frozen_lake',
-    f'--config.env.boards={maps}',
-    '--config.env.options.success_probability=1',
-    input=b'\xff\xfe\nDown\n',
   )
   out = done.stdout.decode()
   assert done.returncode == 0, done.stderr
@@ -171,7 +159,7 @@ def test_env_takes_changes_to_its_config_and_stdin_any_bytes(tmp_path):
   assert "read: ['Down'], 1 run" in out and '\n__OG\nP___\n' in out
 
 
-def test_ctrl_c_at_the_prompt_ends_quietly():
+def test_ctrl_c_at_prompt_exits_with_130():
   primary, secondary = pty.openpty()
   # A job in the background is started with SIGINT ignored.
   lines = (
@@ -198,34 +186,12 @@ def test_ctrl_c_at_the_prompt_ends_quietly():
   assert (process.returncode, rest, err) == (130, '\n', '')
 
 
-def test_a_run_of_a_larger_machine_is_watched_on_this_one(monkeypatch):
-  meshes = []
-
-  @contextlib.contextmanager
-  def parts(c):
-    meshes.append(dict(c.mesh))
-    yield
-
-  monkeypatch.setattr(build, 'parts', parts)
-  monkeypatch.setattr(play, 'watch', lambda *arguments: None)
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()
-  for fsdp in (4, 16):
-    c = small_run.config('x', mesh__fsdp=fsdp, learner__microbatch=16)
-    monkeypatch.setattr(play, '_config', lambda c=c: c)
-    with flagsaver.flagsaver(workdir='x'):
-      play._play()
-  fits, does_not = meshes
-  assert fits == schema.MESH | {'fsdp': 4}
-  assert does_not == schema.MESH
-
-
 @pytest.mark.parametrize(
   ('arguments', 'words'),
   [
     (['--env=sokoban', '--model_path=x'], '--model_path needs --workdir'),
     (['--config=configs/own.py', '--model_path=x'], '--model_path needs --wor'),
-    (['--env=sokoban', '--config.env.name=sudoku'], 'env.name comes with'),
+    (['--env=sokoban', '--config.env.name=sudoku'], 'env.name is set by'),
     (['--env=sokoban', '--config.env.options.box=2'], 'env.options has boxes'),
     (
       ['--env=sokoban', '--config.env.options.rows=x'],
@@ -235,8 +201,5 @@ def test_a_run_of_a_larger_machine_is_watched_on_this_one(monkeypatch):
     (['--workdir=x', '--config.seed=1'], '--config.seed=1 is a change to a co'),
   ],
 )
-def test_bad_flags_are_refused(arguments, words):
-  done = command(*arguments, text=True)
-  assert done.returncode == 2 and done.stdout == ''
-  (line,) = done.stderr.strip().splitlines()
-  assert line.startswith('error: ') and words in line
+def test_bad_flags_refused(arguments, words):
+  assert_refused(command('play', *arguments), words)

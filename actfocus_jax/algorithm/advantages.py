@@ -1,10 +1,10 @@
-"""From rewards to how much better than expected each sampled token was.
+"""Advantages from rewards: how much better than expected a token was.
 
 PPO: generalised advantage estimation over sampled tokens, then whitening over
 the batch. GRPO: the return relative to the group, the same on every sampled
-token of a row. The estimators of other papers, which work turn by turn, are in
-`turn_advantages`. All are constants for differentiation and are 0 on tokens
-that nobody sampled. Token weights do not touch them.
+token of a row. `estimators` makes them, and those of other papers, available by
+name. All are constants for differentiation and are 0 on tokens that were not
+sampled. Token weights do not touch them.
 """
 
 import chex
@@ -30,9 +30,6 @@ def group_relative(
     advantage_PG, float32; exactly 0 in a group of one and where the returns
     differ by rounding only (see `selection.group_spread`). `reshape(-1)` puts
     it in the order of the rows, for `broadcast`.
-
-  Raises:
-    AssertionError: the returns do not have two axes.
   """
   return_PG = return_PG.astype(jnp.float32)
   spread_P1 = selection.group_spread(return_PG)[:, None]
@@ -43,11 +40,11 @@ def group_relative(
 
 
 def on_last_token(return_B: jax.Array, sampled_BT: jax.Array) -> jax.Array:
-  """The return of each episode, as a reward on its last sampled token.
+  """Return of each episode, as a reward on its last sampled token.
 
-  The paper's PPO is paid once, at the end: with it the target of every token
-  is the whole return. `Trajectory.reward`, given to `gae` as it is, pays
-  turn by turn: then a token answers only for what came after it.
+  The paper's PPO has this one reward: the target of every token is the whole
+  return. With `Trajectory.reward` as it is, the target of a token is the sum of
+  the rewards that come after it.
 
   Args:
     return_B: return of each row.
@@ -55,9 +52,6 @@ def on_last_token(return_B: jax.Array, sampled_BT: jax.Array) -> jax.Array:
 
   Returns:
     reward_BT, float32, 0 elsewhere and in rows without a sampled token.
-
-  Raises:
-    AssertionError: the numbers of rows differ, or the mask is not bool.
   """
   chex.assert_shape(sampled_BT, (return_B.shape[0], None))
   position_1T = jnp.arange(sampled_BT.shape[1])[None, :]
@@ -86,8 +80,7 @@ def gae(
 
   Args:
     reward_BT: on the last sampled token of each turn, or of the episode. A
-      reward on a token not sampled has no token to credit and is ignored;
-      `trajectory.check` refuses such a batch.
+      reward on a token that was not sampled is ignored.
     value_BT: value of the state in which token t was chosen, so from the
       tokens before t; read at sampled tokens only.
     sampled_BT: bool, written by the policy.
@@ -97,9 +90,6 @@ def gae(
   Returns:
     (advantage_BT, return_BT), float32, 0 where not sampled; the return is
     advantage plus value, the target of the critic.
-
-  Raises:
-    AssertionError: the shapes differ, or the mask is not bool.
   """
   chex.assert_rank(reward_BT, 2)
   chex.assert_equal_shape([reward_BT, value_BT, sampled_BT])
@@ -141,9 +131,6 @@ def whiten(advantage_BT: jax.Array, sampled_BT: jax.Array) -> jax.Array:
   Returns:
     advantage_BT, float32, without unit; 0 where not sampled, and everywhere
     when all are equal.
-
-  Raises:
-    AssertionError: the shapes differ, or the mask is not bool.
   """
   advantage_BT = advantage_BT.astype(jnp.float32)
   mean, variance = trajectory.masked_moments(advantage_BT, sampled_BT)
@@ -162,9 +149,6 @@ def broadcast(advantage_B: jax.Array, sampled_BT: jax.Array) -> jax.Array:
 
   Returns:
     advantage_BT, float32, 0 where not sampled.
-
-  Raises:
-    AssertionError: the numbers of rows differ, or the mask is not bool.
   """
   chex.assert_shape(sampled_BT, (advantage_B.shape[0], None))
   chex.assert_type(sampled_BT, bool)

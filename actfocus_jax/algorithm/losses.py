@@ -1,20 +1,17 @@
-"""The loss terms, each as a (sum, count) pair over tokens.
+"""Loss terms, each as a (sum, count) pair over tokens.
 
-The life of one loss term:
+A term is computed per token in float32 and is 0 on tokens that were not
+sampled. It is summed over the tokens of one micro-batch; the count is the
+number of sampled tokens or, for the policy loss alone, the sum of their
+weights. The caller adds sums over all micro-batches and devices of a mini-batch
+and divides once (`trajectory.divide`). Dividing each micro-batch by its own
+count would be another objective, one in which a token of a short row counts
+for more.
 
-1. It is computed per token in float32, from log-probabilities that describe
-   that token, and is 0 on every token that nobody sampled.
-2. It is summed over the tokens of one micro-batch; the count is the number of
-   sampled tokens or, for the policy loss alone, the sum of their weights.
-3. The caller adds sums and counts over all micro-batches and devices of a
-   mini-batch and divides once (`trajectory.divide`). Dividing each micro-batch
-   by its own count would be another objective, one in which a token of a short
-   row counts for more.
-
-Metrics come as pairs likewise; a metric that is no pair is a maximum.
+Metrics are pairs, too; a metric that is not a pair is a maximum.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -22,7 +19,7 @@ import jax.numpy as jnp
 
 from actfocus_jax.algorithm import trajectory
 
-ESTIMATORS = ('k1', 'k2', 'k3')
+KL_ESTIMATORS = ('k1', 'k2', 'k3')
 REDUCTIONS = ('weighted_token_mean', 'sequence_mean_token_mean')
 
 # exp(20) is 5e8: sums over a batch of it stay finite. Beyond the bound the
@@ -31,6 +28,20 @@ _LOG_RATIO_BOUND = 20.0
 _K3_BOUND = 10.0
 
 Pair = tuple[jax.Array, jax.Array]
+
+
+class Surrogate(NamedTuple):
+  """Clipped objective of each token, and where a clip decided it.
+
+  Attributes:
+    surrogate_BT: objective, to be maximised, float32.
+    is_clipped_BT: bool, the ratio's clip lowers the objective.
+    is_dual_clipped_BT: bool, the dual clip raises it.
+  """
+
+  surrogate_BT: jax.Array
+  is_clipped_BT: jax.Array
+  is_dual_clipped_BT: jax.Array
 
 
 def policy_loss(
@@ -50,13 +61,8 @@ def policy_loss(
 
       L = -sum_t w_t min(r_t A_t, clip(r_t, 1 - low, 1 + high) A_t) / sum_t w_t
 
-  over all tokens of the mini-batch, or over each row, and then the mean over
-  the rows (`sequence_mean_token_mean`, in which a token of a short row counts
-  for more), with `r_t = exp(logprob_t - old_logprob_t)`, the log-ratio bounded
-  to +-20.
-  Where A_t < 0, `dual_clip` = c bounds the surrogate below by c A_t. Sources:
-  arXiv 2605.14558, the objective; PPO, arXiv 1707.06347, equation 7; two clip
-  bounds, arXiv 2503.14476; dual clip, arXiv 1912.09729.
+  with `r_t = exp(logprob_t - old_logprob_t)`, the log-ratio bounded to +-20.
+  Sources: arXiv 2605.14558, the objective; see also `clipped_surrogate`.
 
   Args:
     logprob_BT: log-probability of token t under the policy being trained; the
@@ -74,18 +80,12 @@ def policy_loss(
       above 0, which leaves out the thoughts when alpha is 0.
 
   Returns:
-    ((sum, count), metrics): the pair whose quotient is L, the count being
-    `denominator`; metrics
-    over sampled tokens, each a (sum, count): `clip_fraction`, the clip lowers
-    the surrogate; `dual_clip_fraction`, the dual clip raises it; `approx_kl`,
-    k3 of old against new; and `ratio_max`, a plain maximum (0 of no tokens).
+    ((sum, count), metrics): the pair whose quotient is L, from `reduce_loss`,
+    and `policy_metrics`.
 
   Raises:
     ValueError: `dual_clip` is not above 1, or the reduction is unknown.
-    AssertionError: the shapes differ.
   """
-  if dual_clip is not None and dual_clip <= 1:
-    raise ValueError(f'dual_clip must be None or above 1, got {dual_clip}')
   chex.assert_rank(logprob_BT, 2)
   weight_BT = jax.lax.stop_gradient(weight_BT.astype(jnp.float32))
   mask_BT = weight_BT > 0 if sampled_BT is None else sampled_BT
@@ -96,35 +96,89 @@ def policy_loss(
   ratio_BT = jnp.exp(
     _log_ratio(logprob_BT, jax.lax.stop_gradient(old_logprob_BT), mask_BT)
   )
-
-  free_BT = ratio_BT * advantage_BT
-  clipped_BT = jnp.clip(ratio_BT, 1 - clip_low, 1 + clip_high) * advantage_BT
-  surrogate_BT = jnp.minimum(free_BT, clipped_BT)
-  floor_BT = jnp.full_like(surrogate_BT, -jnp.inf)
-  if dual_clip is not None:
-    floor_BT = jnp.where(advantage_BT < 0, dual_clip * advantage_BT, -jnp.inf)
-
-  count_of = trajectory.masked_sum_count
-  metrics = {
-    'clip_fraction': count_of(clipped_BT < free_BT, mask_BT),
-    'dual_clip_fraction': count_of(floor_BT > surrogate_BT, mask_BT),
-    'approx_kl': kl(old_logprob_BT, logprob_BT, mask_BT, estimator='k3'),
-    'ratio_max': jnp.max(jnp.where(mask_BT, ratio_BT, 0.0), initial=0.0),
-  }
-  loss_BT = -weight_BT * jnp.maximum(surrogate_BT, floor_BT)
+  surrogate = clipped_surrogate(
+    ratio_BT,
+    advantage_BT,
+    clip_low=clip_low,
+    clip_high=clip_high,
+    dual_clip=dual_clip,
+  )
+  loss_BT = -weight_BT * surrogate.surrogate_BT
   if importance_BT is not None:
     loss_BT = loss_BT * jax.lax.stop_gradient(importance_BT)
+  pair = reduce_loss(loss_BT, weight_BT, reduction=reduction)
+  metrics = policy_metrics(surrogate, ratio_BT, mask_BT)
+  approx_kl = kl(old_logprob_BT, logprob_BT, mask_BT, estimator='k3')
+  return pair, metrics | {'approx_kl': approx_kl}
+
+
+def clipped_surrogate(
+  ratio_BT: jax.Array,
+  advantage_BT: jax.Array,
+  *,
+  clip_low: float,
+  clip_high: float,
+  dual_clip: float | None = None,
+) -> Surrogate:
+  """Clipped objective of each token: `min(r A, clip(r, 1 - low, 1 + high) A)`.
+
+  Where A < 0, `dual_clip` = c bounds it below by c A. Sources: PPO, arXiv
+  1707.06347, equation 7; two bounds, arXiv 2503.14476; dual clip, arXiv
+  1912.09729. The numbers are those of `policy_loss`.
+
+  Raises:
+    ValueError: `dual_clip` is not above 1.
+  """
+  if dual_clip is not None and dual_clip <= 1:
+    raise ValueError(f'dual_clip must be None or above 1, got {dual_clip}')
+  free_BT = ratio_BT * advantage_BT
+  clipped_BT = jnp.clip(ratio_BT, 1 - clip_low, 1 + clip_high) * advantage_BT
+  lower_BT = jnp.minimum(free_BT, clipped_BT)
+  floor_BT = jnp.full_like(lower_BT, -jnp.inf)
+  if dual_clip is not None:
+    floor_BT = jnp.where(advantage_BT < 0, dual_clip * advantage_BT, -jnp.inf)
+  return Surrogate(
+    jnp.maximum(lower_BT, floor_BT), clipped_BT < free_BT, floor_BT > lower_BT
+  )
+
+
+def reduce_loss(
+  loss_BT: jax.Array, weight_BT: jax.Array, *, reduction: str
+) -> Pair:
+  """Reduce the weighted loss of each token to a (sum, count).
+
+  `weighted_token_mean` is one mean over all tokens. `sequence_mean_token_mean`
+  is a mean over each row, then one over the rows: a token of a short row
+  counts for more. The count is `denominator`.
+  """
   count = denominator(weight_BT, reduction=reduction)
   if reduction == 'weighted_token_mean':
-    return (jnp.sum(loss_BT), count), metrics
+    return jnp.sum(loss_BT), count
   loss_B = trajectory.divide(
     jnp.sum(loss_BT, axis=1), jnp.sum(weight_BT, axis=1)
   )
-  return (jnp.sum(loss_B), count), metrics
+  return jnp.sum(loss_B), count
+
+
+def policy_metrics(
+  surrogate: Surrogate, ratio_BT: jax.Array, mask_BT: jax.Array
+) -> dict[str, Any]:
+  """Metrics over the masked tokens.
+
+  Returns:
+    `clip_fraction` and `dual_clip_fraction` as (sum, count); `ratio_max`, a
+    plain maximum (0 of no tokens).
+  """
+  count_of = trajectory.masked_sum_count
+  return {
+    'clip_fraction': count_of(surrogate.is_clipped_BT, mask_BT),
+    'dual_clip_fraction': count_of(surrogate.is_dual_clipped_BT, mask_BT),
+    'ratio_max': jnp.max(jnp.where(mask_BT, ratio_BT, 0.0), initial=0.0),
+  }
 
 
 def denominator(weight_BT: jax.Array, *, reduction: str) -> jax.Array:
-  """What the sum of the policy loss is divided by; no gradient enters it.
+  """Denominator of the summed policy loss; no gradient enters it.
 
   Args:
     weight_BT: token weights, 0 where not sampled.
@@ -159,7 +213,7 @@ def importance_weights(
 
   Args:
     old_logprob_BT: of a fresh forward pass before the update.
-    sampler_logprob_BT: noted when the token was drawn.
+    sampler_logprob_BT: of the rollout, when the token was drawn.
     sampled_BT: bool, written by the policy.
     cap: largest weight, above 0.
 
@@ -187,7 +241,7 @@ def effective_sample_size(
     A float32 scalar; 0 without sampled tokens. Source: Kong (1992).
   """
   log_ratio_BT = _log_ratio(logprob_BT, other_BT, sampled_BT)
-  # The scale of the ratios says nothing; the largest one becomes 1.
+  # The scale of the ratios cancels; the largest one becomes 1.
   largest = jnp.max(jnp.where(sampled_BT, log_ratio_BT, -jnp.inf))
   ratio_BT = jnp.exp(jnp.where(sampled_BT, log_ratio_BT - largest, 0.0))
   total, count = trajectory.masked_sum_count(ratio_BT, sampled_BT)
@@ -217,9 +271,6 @@ def value_loss(
   Returns:
     ((sum, count), metrics) over sampled tokens; metrics hold the (sum, count)
     of `clip_fraction`, the clipped error is the larger one.
-
-  Raises:
-    AssertionError: the shapes differ or the mask is not bool.
   """
   chex.assert_rank(value_BT, 2)
   chex.assert_equal_shape([value_BT, old_value_BT, return_BT, sampled_BT])
@@ -265,10 +316,9 @@ def kl(
 
   Raises:
     ValueError: the estimator is unknown.
-    AssertionError: the shapes differ or the mask is not bool.
   """
-  if estimator not in ESTIMATORS:
-    raise ValueError(f'estimator must be in {ESTIMATORS}, got {estimator!r}')
+  if estimator not in KL_ESTIMATORS:
+    raise ValueError(f'estimator must be in {KL_ESTIMATORS}, got {estimator!r}')
   chex.assert_rank(logprob_BT, 2)
   chex.assert_equal_shape([logprob_BT, ref_logprob_BT, sampled_BT])
   ref_logprob_BT = jax.lax.stop_gradient(ref_logprob_BT)
@@ -291,15 +341,12 @@ def entropy_bonus(entropy_BT: jax.Array, sampled_BT: jax.Array) -> Pair:
 
   Returns:
     (sum, count) over sampled tokens; a bonus, so the loss subtracts it.
-
-  Raises:
-    AssertionError: the shapes differ or the mask is not bool.
   """
   return trajectory.masked_sum_count(entropy_BT, sampled_BT)
 
 
 def _masked(x_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
-  """`x` in float32, 0 off the mask whatever stands there."""
+  """`x` in float32, 0 off the mask, where it may hold anything."""
   return jnp.where(mask_BT, x_BT.astype(jnp.float32), 0.0)
 
 

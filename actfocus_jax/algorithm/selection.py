@@ -1,14 +1,11 @@
-"""Which groups are worth an update: those whose members fared differently.
+"""Selection of the groups that are worth an update.
 
-The life of one group:
-
-1. Its G members end with G returns, format penalties included.
-2. The standard deviation of these is its score. A group whose members all
-   fared alike has nothing to compare and scores 0.
-3. `top_k` keeps a share of the groups, by score: a number known before the
-   run, so the kept rows are a gather of static size under `jit`. `top_p` keeps
-   as many as it takes to hold a share of the total score.
-4. The kept groups stay in the order they had.
+The score of a group is the standard deviation of the returns of its G members,
+format penalties included; a group of equal returns has nothing to compare and
+scores 0. `top_k` keeps a share of the groups: a number known before the run,
+so the kept rows are a gather of static size under `jit`. `top_p` keeps as many
+as it takes to hold a share of the total score. The kept groups stay in the
+order they had.
 
 Source: StarPO-S, arXiv 2504.20073, as used by arXiv 2605.14558.
 """
@@ -37,9 +34,6 @@ def group_spread(return_PG: jax.Array) -> jax.Array:
     score_P, float32, in units of the return; exactly 0 when returns differ by
     rounding only (range within 1e-6 of the largest magnitude, or of 1 if that
     is larger), and for groups of one.
-
-  Raises:
-    AssertionError: the returns do not have two axes.
   """
   chex.assert_rank(return_PG, 2)
   return_PG = return_PG.astype(jnp.float32)
@@ -86,7 +80,6 @@ def keep_groups(
 
   Raises:
     ValueError: the ratio is out of range or the rule is unknown.
-    AssertionError: the returns do not have two axes.
   """
   if rule not in RULES:
     raise ValueError(f'rule must be one of {RULES}, got {rule!r}')
@@ -117,7 +110,6 @@ def kept_rows(return_PG: jax.Array, *, ratio: float) -> jax.Array:
 
   Raises:
     ValueError: the ratio is out of range.
-    AssertionError: the returns do not have two axes.
   """
   order_P = _by_spread(group_spread(return_PG))
   num_groups, num_members = return_PG.shape

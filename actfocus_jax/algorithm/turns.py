@@ -24,9 +24,6 @@ def total(
 
   Returns:
     (sum_BK, count_BK), float32.
-
-  Raises:
-    AssertionError: the shapes differ or the mask is not bool.
   """
   chex.assert_equal_shape([x_BT, mask_BT, turn_BT])
   chex.assert_type(mask_BT, bool)
@@ -82,6 +79,34 @@ def spread(
   index_BT = jnp.clip(turn_BT, 0, x_BK.shape[1] - 1)
   taken_BT = jnp.take_along_axis(x_BK.astype(jnp.float32), index_BT, axis=1)
   return jnp.where(mask_BT, taken_BT, 0.0)
+
+
+def own_logprob(
+  logprob_BT: jax.Array,
+  sampled_BT: jax.Array,
+  turn_BT: jax.Array,
+  *,
+  num_turns: int,
+) -> jax.Array:
+  """Return each token's own log-probability."""
+  del sampled_BT, turn_BT, num_turns
+  return logprob_BT
+
+
+def turn_logprob(
+  logprob_BT: jax.Array,
+  sampled_BT: jax.Array,
+  turn_BT: jax.Array,
+  *,
+  num_turns: int,
+) -> jax.Array:
+  """Mean log-probability of the turn, on each of its sampled tokens."""
+  mean_BK = mean(logprob_BT, sampled_BT, turn_BT, turns=num_turns)
+  return spread(mean_BK, sampled_BT, turn_BT)
+
+
+# learner.ratio -> log-probabilities of which the importance ratio is made.
+LOGPROB_POOLINGS = {'token': own_logprob, 'turn': turn_logprob}
 
 
 def _here(mask_BT: jax.Array, turn_BT: jax.Array, turns: int) -> jax.Array:

@@ -1,14 +1,11 @@
-"""The token weights: little for thoughts, more for actions, by their signal.
+"""Token weights: little for thoughts, more for actions, by their signal.
 
-The life of one token's weight:
-
-1. The signal of the token is known (`signals`), as are its masks.
-2. Mean and standard deviation of the signal over all action tokens of the
-   training batch, after group selection and over all devices, are taken.
-3. An action token weighs 1 plus beta times the squashed z-score of its signal;
-   any other sampled token weighs alpha; what nobody sampled weighs 0.
-4. Only the policy loss uses the weight; it divides by the sum of weights.
+`token_weights` is the equation of the paper. Only the policy loss uses the
+weights, and divides by their sum. `SCHEMES` are the ways to weigh tokens that
+a config can choose from.
 """
+
+from typing import NamedTuple
 
 import chex
 import jax
@@ -47,9 +44,6 @@ def token_weights(
   Returns:
     weight_BT, float32, a constant for differentiation. Without any action
     token it is alpha on sampled tokens.
-
-  Raises:
-    AssertionError: the shapes differ or a mask is not bool.
   """
   chex.assert_rank(signal_BT, 2)
   chex.assert_equal_shape([signal_BT, sampled_BT, action_BT])
@@ -67,7 +61,7 @@ def token_weights(
 def top_entropy(
   entropy_BT: jax.Array, sampled_BT: jax.Array, *, share: float = 0.2
 ) -> jax.Array:
-  """Weight 1 on the most uncertain tokens, 0 on the others.
+  """Return weight 1 on the most uncertain tokens, 0 on the others.
 
       w_t = 1[H_t >= tau]
 
@@ -82,9 +76,6 @@ def top_entropy(
 
   Returns:
     weight_BT, float32, a constant for differentiation.
-
-  Raises:
-    AssertionError: the shapes differ or the mask is not bool.
   """
   chex.assert_equal_shape([entropy_BT, sampled_BT])
   chex.assert_type(sampled_BT, bool)
@@ -97,12 +88,12 @@ def top_entropy(
 def schedule(
   start: float, end: float | None, *, steps: int, step: jax.Array
 ) -> jax.Array:
-  """A number that moves in a straight line from `start` to `end`, then stays.
+  """Interpolate linearly from `start` to `end`, which holds from then on.
 
   Args:
-    start: at step 0.
-    end: at step `steps` and after; None for one that never moves.
-    steps: length of the way, in training steps; 0 is there at once.
+    start: value at step 0.
+    end: value at step `steps` and after; None keeps `start`.
+    steps: training steps from `start` to `end`; 0 gives `end` at once.
     step: finished training steps, int32.
 
   Returns:
@@ -113,6 +104,52 @@ def schedule(
   done = jnp.minimum(step.astype(jnp.float32) / max(steps, 1), 1.0)
   done = jnp.where(steps > 0, done, 1.0)
   return (1.0 - done) * start + done * end
+
+
+class WeightInputs(NamedTuple):
+  """Arrays that a scheme computes the weights from.
+
+  Attributes:
+    signal_BT: signal of token t.
+    entropy_BT: entropy of the policy's prediction of token t, nats.
+    sampled_BT: bool, written by the policy.
+    action_BT: bool, inside the executed answer; a subset of `sampled_BT`.
+    step: finished training steps, int32.
+  """
+
+  signal_BT: jax.Array
+  entropy_BT: jax.Array
+  sampled_BT: jax.Array
+  action_BT: jax.Array
+  step: jax.Array
+
+
+def by_action(
+  inputs: WeightInputs,
+  *,
+  alpha: float,
+  beta: float,
+  alpha_end: float | None = None,
+  beta_end: float | None = None,
+  schedule_steps: int = 0,
+) -> jax.Array:
+  """Return `token_weights` with alpha and beta as of the training step."""
+  return token_weights(
+    inputs.signal_BT,
+    inputs.sampled_BT,
+    inputs.action_BT,
+    alpha=schedule(alpha, alpha_end, steps=schedule_steps, step=inputs.step),
+    beta=schedule(beta, beta_end, steps=schedule_steps, step=inputs.step),
+  )
+
+
+def by_entropy(inputs: WeightInputs, *, share: float = 0.2) -> jax.Array:
+  """Return `top_entropy` of the policy before the update."""
+  return top_entropy(inputs.entropy_BT, inputs.sampled_BT, share=share)
+
+
+# weights.scheme -> (WeightInputs, numbers by keyword) -> weight_BT.
+SCHEMES = {'action': by_action, 'top_entropy': by_entropy}
 
 
 def action_mass(weight_BT: jax.Array, action_BT: jax.Array) -> jax.Array:

@@ -1,1 +1,1 @@
-"""What a run would need and take on a TPU slice that is not there."""
+"""Memory, work and least time of a run on a TPU slice that is not there."""

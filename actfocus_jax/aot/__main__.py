@@ -1,16 +1,18 @@
-"""Compiles a run for a TPU slice that is not there: memory, work, time.
+"""Compile a run for a TPU slice that is not there: memory, work, least time.
 
 python -m actfocus_jax.aot --config=configs/sokoban.py:size=3b,algo=ppo \
   --topology=v5e:4x4
-python -m actfocus_jax.aot --table --out=runs/aot
-python -m actfocus_jax.aot --scale --out=runs/aot
+python -m actfocus_jax.aot --table
+python -m actfocus_jax.aot --scale
 
 It needs libtpu, no TPU, and neither weights nor the network:
-`pip install "jax[tpu]"` in an environment of its own, for with libtpu
-installed other commands look for a TPU. Bad input is refused here, before the
-slow imports.
+`pip install "jax[tpu]"` in an environment of its own, because with libtpu
+installed other commands look for a TPU.
 """
 
+import copy
+import dataclasses
+import functools
 import importlib.util
 import json
 import math
@@ -18,42 +20,44 @@ import os
 import pathlib
 import re
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 import ml_collections
 from absl import flags
 
-from actfocus_jax import errors, sizes
-from actfocus_jax.aot import chips, roofline, topology, workload
+from actfocus_jax import build, errors
+from actfocus_jax.aot import chips
 from actfocus_jax.cli import flags as flags_lib
 from actfocus_jax.cli import paths
-from actfocus_jax.config import env_schema, presets, schema
+from actfocus_jax.config import presets, schema
 from actfocus_jax.model import architecture, files
 
 _TOPOLOGY = flags.DEFINE_string(
   'topology', None, f'KIND:SHAPE, KIND one of {", ".join(chips.CHIPS)}.'
 )
-_SLICES = flags.DEFINE_integer('slices', 1, 'How many of them, joined by DCN.')
+_SLICES = flags.DEFINE_integer('slices', 1, 'Number of slices, joined by DCN.')
 _MESH = flags.DEFINE_enum(
   'mesh',
   None,
   ['auto', 'config'],
-  'auto: the fastest mesh that fits, by formula; config: its own. Without '
-  'it, auto where the config leaves its mesh at the default.',
+  'auto: the mesh of a simple rule; config: its own. Without it, auto where '
+  'the config leaves its mesh at the default.',
 )
 _PROMPT = flags.DEFINE_integer(
   'prompt_tokens',
   None,
-  'Of the opening of an episode, an assumption; without it 512, or half of the '
-  'context where that is less.',
+  'Tokens of the opening of an episode, an assumption; without it 512, or half '
+  'of the context where that is less.',
 )
 _OBSERVATION = flags.DEFINE_integer(
-  'observation_tokens', 128, 'Of each later observation, an assumption.'
+  'observation_tokens', 128, 'Tokens of each later observation, an assumption.'
 )
 _RESPONSE = flags.DEFINE_integer(
-  'response_tokens', None, 'Sampled in a turn; without it, the most.'
+  'response_tokens', None, 'Tokens sampled in a turn; without it, the most.'
 )
 _TURNS = flags.DEFINE_integer(
-  'turns', None, 'In an episode; without it, the most.'
+  'turns', None, 'Turns of an episode; without it, the most.'
 )
 _REACHED = flags.DEFINE_list(
   'reached',
@@ -67,113 +71,74 @@ _PRICE = flags.DEFINE_float(
 _FUSED = flags.DEFINE_bool(
   'fused', False, 'Compile score and update as one program, too; slow.'
 )
-_JSON = flags.DEFINE_string('json', None, 'A file for all figures.')
+_JSON = flags.DEFINE_string('json', None, 'File for all figures.')
 _TABLE = flags.DEFINE_bool(
-  'table', False, 'All sizes and algorithms on all --topologies, into --out.'
+  'table', False, 'All sizes and algorithms on all --topologies.'
 )
-_SCALE = flags.DEFINE_bool(
-  'scale', False, 'From 1 to 4,096 chips, as a plot, into --out.'
-)
-_OUT = flags.DEFINE_string('out', None, 'Directory of --table and --scale.')
-_JOBS = flags.DEFINE_integer(
-  'jobs',
-  None,
-  'Cells of --table and --scale that are compiled at a time; without it as '
-  'many as there are cores, and 6 GiB of free memory for each.',
-)
+_SCALE = flags.DEFINE_bool('scale', False, 'From 1 to 4,096 chips.')
 _TOPOLOGIES = flags.DEFINE_list(
-  'topologies', ['v5e:4x4', 'v6e:4x4', 'v5p:2x2x4'], 'Of the table.'
+  'topologies', ['v5e:4x4', 'v6e:4x4', 'v5p:2x2x4'], 'Slices of the table.'
 )
-_SIZES = flags.DEFINE_list('sizes', ['0.5b', '1.5b', '3b'], 'Of the table.')
-_ALGOS = flags.DEFINE_list('algos', list(schema.ALGOS), 'Of the table.')
+_SIZES = flags.DEFINE_list(
+  'sizes', ['0.5b', '1.5b', '3b'], 'Model sizes of the table.'
+)
+_ALGOS = flags.DEFINE_list(
+  'algos', list(schema.ALGOS), 'Algorithms of the table.'
+)
 flags.declare_key_flag('config')
 
 _TABLE_CONFIG = 'configs/sokoban.py'
-# Flags that only one of the three commands reads.
-_OF_ONE = ('topology', 'slices', 'mesh', 'fused', 'json')
+_OF_ONE = ('topology', 'slices', 'mesh', 'fused')
 _OF_TABLE = ('topologies', 'sizes', 'algos')
-_OF_SEVERAL = ('out', 'jobs')
-# What compiling a cell takes of this machine's memory, and some more.
-_JOB_BYTES = 6 * 2**30
+# Set before jax is imported: compile for a TPU, but do not look for one.
+_ENVIRONMENT = {
+  'JAX_PLATFORMS': 'cpu',
+  'TPU_SKIP_MDS_QUERY': '1',
+  'TPU_MIN_LOG_LEVEL': '3',
+  'TPU_STDERR_LOG_LEVEL': '3',
+  'TF_CPP_MIN_LOG_LEVEL': '3',
+  # None of several processes on this machine has a TPU.
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+}
 
 
 def main(argv: list[str]):
-  """Checks the input, then compiles."""
+  """Check the input, then compile."""
   del argv
+  os.environ.update(_ENVIRONMENT)
   _check_flags()
-  if _TABLE.value or _SCALE.value:
-    _several()
-    return
-  if not _TOPOLOGY.value:
-    raise errors.UsageError('--topology is missing; e.g. --topology=v5e:4x4')
-  where = topology.parse(_TOPOLOGY.value, _SLICES.value)
-  c = flags_lib.config()
-  config, work = _shape(c), _workload(c)
-  efficiency = _efficiency()
   if _JSON.value:
     paths.check_file('--json', pathlib.Path(_JSON.value))
-  _prepare()
+  run = _table if _TABLE.value else _scale if _SCALE.value else _one
+  try:
+    run()
+  except chips.UsageError as error:
+    raise errors.UsageError(str(error)) from error
 
-  # Imported late: it takes seconds, and jax must not look for a TPU.
-  from actfocus_jax.aot import cells, many, table
 
-  told = cells.answer(
-    cells.Question(
-      c,
-      config,
-      where,
-      work,
-      efficiency,
-      price=_PRICE.value,
-      is_auto=_is_auto(c),
-      with_fused=_FUSED.value,
-    ),
-    note=many.note,
-  )
-  told['config'] = f'{pathlib.Path(c.model.path).name or "the small model"}, '
-  told['config'] += c.algo
-  if 'refused' in told:
-    print(f'{told["config"]} on {told["topology"]}: {told["refused"]}.')
+def _one():
+  """One config on one topology."""
+  if not _TOPOLOGY.value:
+    raise errors.UsageError('--topology is missing; e.g. --topology=v5e:4x4')
+  topology = chips.parse(_TOPOLOGY.value, _SLICES.value)
+  question = _question(flags_lib.config(), topology)
+  _require_libtpu()
+
+  from actfocus_jax.aot import report
+
+  found = _answer(question)
+  if 'refused' in found:
+    print(f'{found["config"]} on {found["topology"]}: {found["refused"]}.')
   else:
-    print(table.describe(told))
-  if _JSON.value:
-    file = pathlib.Path(_JSON.value)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(told, indent=1))
+    print(report.describe(found))
+  _save(found)
 
 
-def _check_flags():
-  """Refuses flags that the command would not read."""
-  if _TABLE.value:
-    asked, unread = '--table', _OF_ONE
-  elif _SCALE.value:
-    asked, unread = '--scale', _OF_ONE + _OF_TABLE
-  else:
-    asked, unread = '--topology', _OF_TABLE + _OF_SEVERAL
-  given = next((name for name in unread if flags.FLAGS[name].present), None)
-  every = _OF_ONE + _OF_TABLE + _OF_SEVERAL
-  beside = ', '.join(f'--{name}' for name in every if name not in unread)
-  if given:
-    raise errors.UsageError(
-      f'--{given} is given, but {asked} does not read it; allowed: {beside}.'
-    )
-  named = re.search(r'--config[= ]\S*[:,](size|algo)=', ' '.join(sys.argv))
-  if named and asked != '--topology':
-    raise errors.UsageError(
-      f'--config says {named[1]}, which {asked} chooses itself; allowed: '
-      f'{beside}, and a config without it.'
-    )
-
-
-def _several():
-  """The table and the plot, each cell of which is kept in --out."""
-  if not _OUT.value:
-    raise errors.UsageError('--out is missing; e.g. --out=runs/aot')
-  out = pathlib.Path(_OUT.value)
-  paths.check_writable('--out', out)
-  wheres = [
-    topology.parse(text, named='--topologies has') for text in _TOPOLOGIES.value
-  ]
+def _table():
+  """All sizes and algorithms; then the smallest slice for each of them."""
+  topologies = [chips.parse(x, flag='--topologies') for x in _TOPOLOGIES.value]
   for flag, values, allowed in (
     ('--sizes', _SIZES.value, tuple(presets.MODELS)),
     ('--algos', _ALGOS.value, schema.ALGOS),
@@ -181,59 +146,160 @@ def _several():
   ):
     if not values:
       raise errors.UsageError(f'{flag} is empty; leave it out for its default.')
-    for value in values:
-      if allowed and value not in allowed:
-        raise errors.UsageError(
-          f'{flag} has {value!r}; allowed: {", ".join(allowed)}.'
-        )
-  if _JOBS.value is not None and _JOBS.value < 1:
-    raise errors.UsageError(f'--jobs is {_JOBS.value}; allowed: 1 or more.')
-  efficiency = _efficiency()
-  _prepare()
+    unknown = [x for x in values if allowed and x not in allowed]
+    if unknown:
+      raise errors.UsageError(
+        f'{flag} has {unknown[0]!r}; allowed: {", ".join(allowed)}.'
+      )
+  kinds = dict.fromkeys(topology.chip.name for topology in topologies)
+  configs = {
+    f'{size}, {algo}': _config_of(size, algo)
+    for size in _SIZES.value
+    for algo in _ALGOS.value
+  }
+  _require_libtpu()
 
-  from actfocus_jax.aot import many, scale
+  from actfocus_jax.aot import report
 
-  asks = many.Asks(
-    _config_of, _workload, efficiency, _PRICE.value, out, _jobs()
+  @functools.cache
+  def answer(name: str, topology: chips.Topology):
+    return _answer(_question(configs[name], topology))
+
+  cells = [(name, topology) for name in configs for topology in topologies]
+  _print((name, answer(name, topology)) for name, topology in cells)
+  print('\nThe smallest slice that fits:\n')
+  cells = [(name, kind) for name in configs for kind in kinds]
+  _print(
+    (name, report.smallest(chips.all_of(kind), functools.partial(answer, name)))
+    for name, kind in cells
   )
-  out.mkdir(parents=True, exist_ok=True)
-  if _TABLE.value:
-    print(many.table_of(asks, _SIZES.value, _ALGOS.value, wheres))
-  if _SCALE.value:
-    print(scale.run(asks))
 
 
-def _jobs() -> int:
-  if _JOBS.value is not None:
-    return _JOBS.value
-  free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-  return max(1, min(os.cpu_count() or 1, free // _JOB_BYTES))
+def _scale():
+  """From 1 to 4,096 chips: a fixed batch, and one that grows with the chips."""
+  given = _config_of('3b', 'ppo')
+  _require_libtpu()
+
+  from actfocus_jax.aot import report
+
+  def answer(name: str, kind: str, count: int, grows: bool):
+    topology = chips.with_chips(kind, count)
+    if topology is None:
+      none = f'{kind} has no slice of {count}'
+      return {'topology': kind, 'fits': False, 'refused': none}
+    c = copy.deepcopy(given)
+    with c.unlocked():
+      for field, value in report.growing(count).items() if grows else ():
+        section, name = field.split('.')
+        c[section][name] = value
+    return _answer(_question(c, topology))
+
+  _print(
+    (f'{line}, {count}', answer(line, kind, count, grows))
+    for line, kind, counts, grows in report.LINES
+    for count in counts
+  )
 
 
-def _config_of(size: str, algo: str, **changes: int):
-  """A config of the paper's settings, and the shape of its model."""
-  path = _TABLE_CONFIG
-  if flags_lib.CONFIG.value is None and not pathlib.Path(path).is_file():
+def _check_flags():
+  """Refuse flags that the command would not read."""
+  command_flag, unread = '--topology', _OF_TABLE
+  if _TABLE.value or _SCALE.value:
+    command_flag = '--table' if _TABLE.value else '--scale'
+    unread = _OF_ONE if _TABLE.value else _OF_ONE + _OF_TABLE
+  for name in unread:
+    if flags.FLAGS[name].present:
+      allowed = [f'--{x}' for x in _OF_ONE + _OF_TABLE if x not in unread]
+      raise errors.UsageError(
+        f'--{name} is given, but {command_flag} does not read it; allowed: '
+        f'{", ".join(allowed) or "neither of these"}.'
+      )
+  argument = re.search(r'--config[= ]\S*[:,](size|algo)=', ' '.join(sys.argv))
+  if argument and command_flag != '--topology':
     raise errors.UsageError(
-      f'{path} is not here; name a config file by --config.'
+      f'--config says {argument[1]}, which {command_flag} sets itself; '
+      'allowed: a config without it.'
     )
+
+
+# --- Questions and answers ---------------------------------------------------
+
+
+def _answer(question) -> dict[str, Any]:
+  """Compile the programs of a question."""
+  from actfocus_jax.aot import report
+
+  def note(text: str):
+    print(f'  {question.topology}: {text}', file=sys.stderr, flush=True)
+
+  found = report.answer(question, note=note)
+  c = question.c
+  name = pathlib.Path(c.model.path).name or 'the small model'
+  return {'config': f'{name}, {c.algo}', 'reached': _reached(), **found}
+
+
+_printed: list[dict[str, Any]] = []
+
+
+def _print(answers: Iterable[tuple[str, dict[str, Any]]]):
+  """Print a row for each answer as soon as it is there."""
+  from actfocus_jax.aot import report
+
+  print(report.HEAD)
+  for name, found in answers:
+    print(report.row(name, found), flush=True)
+    _printed.append(found)
+    _save(_printed)
+
+
+def _save(found: Any):
+  if _JSON.value:
+    file = pathlib.Path(_JSON.value)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(found, indent=1))
+
+
+def _config_of(size: str, algo: str) -> ml_collections.ConfigDict:
+  """The paper's settings, or those of --config, for a size and an algorithm."""
   arguments = f'size={size},algo={algo}'
-  if flags_lib.CONFIG.value is None:
-    c = flags_lib.read_config(path, arguments)
-  else:
-    c = flags_lib.config_with(arguments)
-  with c.unlocked():
-    for field, value in changes.items():
-      section, name = field.split('__')
-      c[section][name] = value
-  return c, _shape(c)
+  if flags_lib.CONFIG.value is not None:
+    return flags_lib.config_with(arguments)
+  if not pathlib.Path(_TABLE_CONFIG).is_file():
+    raise errors.UsageError(
+      f'{_TABLE_CONFIG} is not here; name a config file by --config.'
+    )
+  return flags_lib.read_config(_TABLE_CONFIG, arguments)
+
+
+def _question(c: ml_collections.ConfigDict, topology: chips.Topology):
+  """A config on slices, with the reached peaks and the price of the flags."""
+  from actfocus_jax.aot import report
+
+  compute, memory, network = _reached()
+  config, work = _shape(c), _workload(c)
+  price = topology.chip.price if _PRICE.value is None else _PRICE.value
+  if not (math.isfinite(price) and price >= 0):
+    raise errors.UsageError(f'--price is {price}; allowed: 0 or more.')
+  chip = dataclasses.replace(
+    topology.chip,
+    flops=topology.chip.flops * compute,
+    hbm_bandwidth=topology.chip.hbm_bandwidth * memory,
+    ici_bandwidth=topology.chip.ici_bandwidth * network,
+    dcn_bandwidth=topology.chip.dcn_bandwidth * network,
+    price=price,
+  )
+  default = schema.schema_of(c).mesh.to_dict()
+  mesh = _MESH.value or ('auto' if c.mesh.to_dict() == default else 'config')
+  topology = dataclasses.replace(topology, chip=chip)
+  is_auto = mesh == 'auto'
+  return report.Question(c, config, topology, work, is_auto, _FUSED.value)
 
 
 def _shape(c: ml_collections.ConfigDict) -> architecture.Config:
-  """The architecture, known or of a directory; nothing is fetched."""
+  """The architecture, known or read from a directory; nothing is fetched."""
   path = c.model.path
   if not path or path in presets.SHAPES:
-    return sizes.shape(c, None)
+    return build.architecture_of(c)
   directory = pathlib.Path(path).expanduser()
   if not (directory / 'config.json').is_file():
     raise errors.UsageError(
@@ -246,9 +312,11 @@ def _shape(c: ml_collections.ConfigDict) -> architecture.Config:
     raise errors.UsageError(f'model.path is {path!r}: {error}') from error
 
 
-def _workload(c: ml_collections.ConfigDict) -> workload.Workload:
-  """How long episodes are, from the flags and the limits of the config."""
-  most, turns = c.limits.response_tokens, env_schema.most_turns(c)
+def _workload(c: ml_collections.ConfigDict):
+  """Tokens of an episode, from the flags and the limits of the config."""
+  from actfocus_jax.aot import programs
+
+  most, turns = c.limits.response_tokens, schema.most_turns(c)
   prompt = min(512, c.limits.context // 2)
   for flag, value, limit in (
     ('--prompt_tokens', _PROMPT.value, c.limits.context - 1),
@@ -258,7 +326,7 @@ def _workload(c: ml_collections.ConfigDict) -> workload.Workload:
   ):
     if value is not None and not 1 <= value <= limit:
       raise errors.UsageError(f'{flag} is {value}; allowed: 1 to {limit}.')
-  return workload.Workload(
+  return programs.Workload(
     prompt_tokens=_PROMPT.value or prompt,
     observation_tokens=_OBSERVATION.value,
     response_tokens=_RESPONSE.value or most,
@@ -269,7 +337,7 @@ def _workload(c: ml_collections.ConfigDict) -> workload.Workload:
   )
 
 
-def _efficiency() -> roofline.Efficiency:
+def _reached() -> list[float]:
   try:
     shares = [float(text) for text in _REACHED.value]
   except ValueError:
@@ -279,43 +347,16 @@ def _efficiency() -> roofline.Efficiency:
       f'--reached is {",".join(_REACHED.value)!r}; allowed: three numbers '
       'above 0 and up to 1, of compute, memory and network.'
     )
-  if _PRICE.value is not None and not (
-    math.isfinite(_PRICE.value) and _PRICE.value >= 0
-  ):
-    raise errors.UsageError(f'--price is {_PRICE.value}; allowed: 0 or more.')
-  return roofline.Efficiency(*shares)
+  return shares
 
 
-def _is_auto(c: ml_collections.ConfigDict) -> bool:
-  if _MESH.value:
-    return _MESH.value == 'auto'
-  default = schema.schema_of(c).mesh
-  return c.mesh.to_dict() == default.to_dict()
-
-
-def _prepare():
-  """Makes jax compile for a TPU without looking for one.
-
-  Raises:
-    UsageError: When libtpu is not installed.
-  """
+def _require_libtpu():
   if importlib.util.find_spec('libtpu') is None:
     raise errors.UsageError(
       'libtpu is not installed; `pip install "jax[tpu]"` in an environment of '
       'its own brings it (no TPU is needed, but with it other commands look '
       'for one).'
     )
-  os.environ.update(
-    JAX_PLATFORMS='cpu',
-    TPU_SKIP_MDS_QUERY='1',
-    TPU_MIN_LOG_LEVEL='3',
-    TPU_STDERR_LOG_LEVEL='3',
-    TF_CPP_MIN_LOG_LEVEL='3',
-    # Several of these processes may run at a time: none of them has a TPU.
-    ALLOW_MULTIPLE_LIBTPU_LOAD='1',
-    TPU_ACCELERATOR_TYPE='v5litepod-4',
-    TPU_WORKER_HOSTNAMES='localhost',
-  )
 
 
 if __name__ == '__main__':

@@ -1,8 +1,7 @@
 """The device programs of one iteration, with abstract arguments.
 
 Nothing is allocated: every argument is a shape, a dtype and a sharding on
-devices that need not exist. The functions are those that training calls, so
-that what is compiled here is what would run there.
+devices that need not exist. The functions are those that training calls.
 """
 
 import dataclasses
@@ -15,18 +14,114 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from actfocus_jax import build, recipe
-from actfocus_jax.aot import parts, workload
+from actfocus_jax import build
 from actfocus_jax.config import schema
 from actfocus_jax.model import architecture
 from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.rollout import collector, episode, placement, sampling
 
-ALWAYS = ('actor', 'critic', 'optimizers', 'reference')
-# The actor is what is copied.
-_BESIDE_COPY = ('critic', 'optimizers', 'reference')
-# Any ids; how many there are is all that the program depends on.
+_ALWAYS = ('actor', 'critic', 'optimizers', 'reference')
+# Any ids; the program depends on their number only.
 _STOP_IDS = (0, 1)
+
+
+# --- Episodes ----------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+  """Tokens of one episode, as the estimate assumes them.
+
+  All slots are equally long, and the ends of their turns are spread evenly, so
+  that a padded prefill of a quarter of the slots follows every call to decode.
+  That is the expensive side: fewer prefills follow turns that end together.
+
+  Attributes:
+    prompt_tokens: tokens of the opening.
+    observation_tokens: tokens of each later observation.
+    response_tokens: tokens sampled in a turn.
+    turns: turns of an episode.
+    context: most tokens of an episode; what lies beyond is not played.
+    steps: ids sampled in one call to decode.
+    is_most: True if the episode is the longest that the config allows; batches
+      are then padded to the longest length.
+  """
+
+  prompt_tokens: int
+  observation_tokens: int
+  response_tokens: int
+  turns: int
+  context: int
+  steps: int
+  is_most: bool = True
+
+  @property
+  def length(self) -> int:
+    """Tokens of a whole episode."""
+    more = self.turns * self.response_tokens
+    more += (self.turns - 1) * self.observation_tokens
+    return min(self.context, self.prompt_tokens + more)
+
+  @property
+  def sampled(self) -> int:
+    """Tokens that the policy samples in an episode."""
+    return sum(sampled for _, sampled in self._turns())
+
+  def _turns(self) -> list[tuple[int, int]]:
+    """(tokens before the turn, tokens sampled in it), until the context."""
+    turns, start = [], self.prompt_tokens
+    for _ in range(self.turns):
+      sampled = min(self.response_tokens, self.context - start)
+      if sampled <= 0:
+        break
+      turns.append((start, sampled))
+      start += sampled + self.observation_tokens
+    return turns
+
+  def decoding(self) -> dict[int, float]:
+    """Length that the slots reach -> calls to decode."""
+    calls: dict[int, float] = {}
+    for start, sampled in self._turns():
+      for done in range(0, sampled, self.steps):
+        reached = start + min(done + self.steps, sampled)
+        calls[reached] = calls.get(reached, 0.0) + 1
+    return calls
+
+  def turn_ends(self) -> dict[int, float]:
+    """Length that the slots reach -> prefills of observations."""
+    turns = self._turns()
+    calls: dict[int, float] = {}
+    for (_, sampled), (start, _) in zip(turns, turns[1:], strict=False):
+      # Each prefill takes a quarter of the slots.
+      ends = max(-(-sampled // self.steps), 4)
+      calls[start] = calls.get(start, 0.0) + ends
+    return calls
+
+
+# --- Arrays and programs -----------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Seats:
+  """Abstract arrays of a rollout.
+
+  Attributes:
+    slots: slots in which episodes decode, with the cache.
+    prompts: slots of the openings of the groups.
+  """
+
+  slots: sampling.Slots
+  prompts: sampling.Slots
+
+  @property
+  def batch(self) -> int:
+    """Number of slots that decode together."""
+    return self.slots.last_B.shape[0]
+
+  @property
+  def prompt_rows(self) -> int:
+    """Rows of the prefill of the openings."""
+    return self.prompts.last_B.shape[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,22 +129,20 @@ class Program:
   """One compiled function of a run.
 
   Attributes:
-    name: Of the phase, with its static size where it has several.
+    name: name with the static size, for example 'decode, view 1024'.
     phase: 'rollout', 'score' or 'update'.
-    trace: Makes the traced function, of which jaxpr and lowering follow.
-    calls: In one iteration, of the workload.
-    beside: Parts that stay in memory while it runs and are no arguments.
-    trips: Of loops whose length only the data decide.
-    is_timed: False for what is compiled for its memory alone.
+    trace: function that returns the traced program.
+    calls: calls in one iteration; 0 for a program compiled for its memory only.
+    beside: parts that stay in memory while it runs and are not arguments.
+    trips: runs of a loop whose length only the data decide.
   """
 
   name: str
   phase: str
   trace: Callable[[], Any]
   calls: float
-  beside: tuple[str, ...] = ()
+  beside: tuple[str, ...]
   trips: float = 1.0
-  is_timed: bool = True
 
 
 class Run:
@@ -59,278 +152,226 @@ class Run:
     self,
     c: ml_collections.ConfigDict,
     config: architecture.Config,
-    mesh: jax.sharding.Mesh,
-    work: workload.Workload,
+    mesh_sizes: dict[str, int],
+    devices: list[Any] | None,
+    work: Workload,
     *,
     with_fused: bool = False,
   ):
-    """Shapes only; takes a second.
+    """Make the abstract arrays.
 
     Args:
-      c: A checked config whose batches the mesh can share.
-      config: Of the model.
-      mesh: Of devices that need not exist.
-      work: How long episodes are.
-      with_fused: Whether score and update are compiled as one program, too,
-        which takes longer than both.
+      c: a checked config whose batches the mesh can share.
+      config: architecture of the model.
+      mesh_sizes: sizes of the mesh, as `make_mesh` takes them.
+      devices: devices, which need not exist; None for those that do.
+      work: tokens of an episode.
+      with_fused: True to compile score and update as one program, too.
 
     Raises:
-      ValueError: If a parameter cannot be split over the mesh.
+      ValueError: if a parameter cannot be split over the mesh.
     """
-    self.c, self.config, self.mesh, self.work = c, config, mesh, work
+    self.c, self.config, self.work = c, config, work
     self.with_fused = with_fused
-    self.model = build.shaped(c, pathlib.Path(), config, mesh)
-    self.who = recipe.learners(c, self.model)
-    self.step = recipe.train_step(c, self.who)
-    self.shards = mesh_lib.row_shards(mesh)
-    self.rows = mesh_lib.rows(mesh)
-    everywhere = mesh_lib.replicated(mesh)
-    self.key = jax.ShapeDtypeStruct(
-      (), jax.random.key(0).dtype, sharding=everywhere
+    self.mesh = mesh_lib.make_mesh(**mesh_sizes, devices=devices)
+    self.model = build.model(c, pathlib.Path(), self.mesh, config)
+    learners = build.learners(c, self.model)
+    self.step = build.train_step(c, learners)
+    self.shards = mesh_lib.row_shards(self.mesh)
+    self.rows = mesh_lib.rows(self.mesh)
+    self.replicated = mesh_lib.replicated(self.mesh)
+    self.lengths = tuple(c.rollout.lengths) or (c.limits.context,)
+    self.episodes = c.rollout.prompts * c.rollout.members
+    self.prompt_width = collector.double_up(
+      work.prompt_tokens, c.rollout.observation_block
     )
-    self.temperature = jax.ShapeDtypeStruct(
-      (), jnp.float32, sharding=everywhere
-    )
-    self.parts = self._parts()
+    self.state = learners.abstract()
+    frozen = _recast(self.state.actor.params, self.model.dtype)
+    self.reference = frozen if schema.has_reference(c) else None
+    where = mesh_lib.decode_shardings(frozen, self.mesh)
+    self.decoding = jax.tree.map(_place, frozen, where)
+    self.training = self._seats(c.rollout.prompts, c.rollout.members)
+    self.evaluation = self._seats(c.eval.prompts, c.eval.members)
+    both = (self.training, self.evaluation)
+    self.most_slots = max(both, key=lambda seats: seats.batch)
+    self.most_prompts = max(both, key=lambda seats: seats.prompt_rows)
 
-  def _parts(self) -> parts.Parts:
-    state = self.who.abstract()
-    reference = None
-    if schema.has_reference(self.c):
-      reference = _recast(state.actor.params, self.model.dtype)
-    where = mesh_lib.decode_shardings(state.actor.params, self.mesh)
-    decoding = _placed(_recast(state.actor.params, self.model.dtype), where)
-    return parts.Parts(
-      state=state,
-      reference=reference,
-      decoding=decoding,
-      training=self._seats(self.c.rollout.prompts, self.c.rollout.members),
-      evaluation=self._seats(self.c.eval.prompts, self.c.eval.members),
-      batch=self._trajectories(self.lengths[-1]),
-    )
-
-  # --- Sizes, as agent.rollout chooses them ----------------------------------
-
-  @property
-  def episodes(self) -> int:
-    """Of one iteration."""
-    return self.c.rollout.prompts * self.c.rollout.members
-
-  def quarter(self, batch: int) -> int:
-    """Rows of a small prefill, and slots that a batch shrinks to."""
-    return collector.round_up(max(batch // 4, 1), self.shards)
-
-  @property
-  def prompt_width(self) -> int:
-    """Padded tokens of an opening."""
-    block = self.c.rollout.observation_block
-    return collector.double_up(self.work.prompt_tokens, block)
-
-  @property
-  def lengths(self) -> tuple[int, ...]:
-    """To which batches are padded."""
-    return tuple(self.c.rollout.lengths) or (self.c.limits.context,)
-
-  @property
-  def usual_length(self) -> int:
-    """The padded length of the workload's episodes."""
-    if self.work.is_most:
-      return self.lengths[-1]
-    return next(n for n in self.lengths if n >= self.work.length)
-
-  # --- The programs ----------------------------------------------------------
+  def parts(self) -> dict[str, Any]:
+    """Part -> abstract arrays that outlive a program."""
+    actor, critic = self.state.actor, self.state.critic
+    return {
+      'actor': actor.params,
+      'critic': critic.params if critic else None,
+      'optimizers': [actor.opt_state, critic.opt_state if critic else None],
+      'reference': self.reference,
+      'decoding copy': self.decoding,
+      'cache': self.most_slots.slots,
+      'prompt cache': self.most_prompts.prompts,
+      'batch': self._trajectories(self.lengths[-1]),
+    }
 
   def programs(self) -> Iterator[Program]:
-    """All of them, in the order of an iteration."""
+    """Yield all programs, in the order of an iteration."""
     yield from self._rollout()
-    for length in dict.fromkeys((self.usual_length, self.lengths[-1])):
-      yield from self._learning(length)
+    usual = self.lengths[-1]
+    if not self.work.is_most:
+      usual = next(n for n in self.lengths if n >= self.work.length)
+    for length in dict.fromkeys((usual, self.lengths[-1])):
+      yield from self._learning(length, float(length == usual))
+
+  # --- Rollout ---------------------------------------------------------------
 
   def _rollout(self) -> Iterator[Program]:
-    training = self.parts.training
+    training, evaluation = self.training, self.evaluation
     waves = -(-self.episodes // training.batch)
-    yield Program('decoding copy', 'rollout', self._copy, 1, _BESIDE_COPY)
-    yield self._read(training)
+    # The actor is what is copied.
+    yield Program('decoding copy', 'rollout', self._copy, 1, _ALWAYS[1:])
+    yield self._prefill_prompts(training, 1)
     yield self._admit(training, waves)
-    for view, calls in self._views(self.work.turn_ends()).items():
-      name = f'prefill, view {view}'
-      yield self._prefill(name, training, view, calls * waves)
-    for view, calls in self._views(self.work.decoding()).items():
-      name = f'decode, view {view}'
-      yield self._decode(name, training, view, calls * waves)
-    yield from self._rarely()
+    prefills = self._views(self.work.turn_ends())
+    for view, calls in prefills.items():
+      yield self._prefill(training, view, calls * waves)
+    decodes = self._views(self.work.decoding())
+    for view, calls in decodes.items():
+      yield self._decode(training, view, calls * waves)
+    # An iteration may not call the others, but they may need the most memory.
+    quarter = self._quarter(self.most_slots.batch)
+    if self.most_slots.batch >= max(collector.LEAST_TO_COMPACT, quarter + 1):
+      yield self._compact(self.most_slots)
+    has_slots = self.most_slots is evaluation
+    has_prompts = self.most_prompts is evaluation
+    if has_slots:
+      for view in sorted(prefills)[-1:]:
+        yield self._prefill(evaluation, view, 0)
+      yield self._decode(evaluation, max(decodes), 0)
+    if has_prompts:
+      yield self._prefill_prompts(evaluation, 0)
+    if has_slots or has_prompts:
+      yield self._admit(evaluation, 0)
 
-  def _rarely(self) -> Iterator[Program]:
-    """What not every iteration calls, and may need the most memory.
+  def _copy(self):
+    leaves = tuple(jax.tree.leaves(self.state.actor.params))
+    layout = tuple(x.sharding for x in jax.tree.leaves(self.decoding))
+    return mesh_lib.recast(self.model.dtype, layout).trace(leaves)
 
-    Few episodes may be left, and an evaluation may have more slots or prompts
-    than training.
-    """
-    training, seats = self.parts.training, self.parts.seats
-    least = max(collector.LEAST_TO_COMPACT, self.quarter(seats.batch) + 1)
-    if seats.batch >= least:
-      yield self._compact(seats)
-    if seats is not training:
-      for view in sorted(self._views(self.work.turn_ends()))[-1:]:
-        yield self._prefill(f'prefill in evaluation, view {view}', seats, view)
-      view = max(self._views(self.work.decoding()))
-      yield self._decode(f'decode in evaluation, view {view}', seats, view)
-    if self.parts.readers is not training:
-      yield self._read(self.parts.evaluation, ' in evaluation')
-    if any(self.parts.evaluation is one for one in (seats, self.parts.readers)):
-      yield self._admit(self.parts.evaluation, 0, ' in evaluation')
-
-  def _read(self, seats: parts.Seats, when: str = '') -> Program:
-    return Program(
-      f'prefill of prompts{when}',
-      'rollout',
-      lambda: sampling.prefill_prompts.trace(
+  def _prefill_prompts(self, seats: Seats, calls: float) -> Program:
+    def trace():
+      return sampling.prefill_prompts.trace(
         self.model.graphdef,
-        self.parts.decoding,
+        self.decoding,
         *self._ints((seats.prompt_rows, self.prompt_width), ()),
         config=self.config,
         dtype=self.model.dtype,
-      ),
-      float(not when),
-      ALWAYS,
-      is_timed=not when,
-    )
+      )
 
-  def _admit(self, seats: parts.Seats, calls: float, when: str = '') -> Program:
-    return Program(
-      f'admit{when}',
-      'rollout',
-      lambda: sampling.admit.trace(
-        seats.slots, seats.prompts, *self._ints((seats.batch,), (), ())
-      ),
-      calls,
-      (*ALWAYS, 'decoding copy'),
-      is_timed=not when,
-    )
+    name = f'prefill of prompts{self._when(seats)}'
+    return Program(name, 'rollout', trace, calls, _ALWAYS)
 
-  def _compact(self, seats: parts.Seats) -> Program:
-    keep = (self.quarter(seats.batch),)
-    return Program(
-      'compact',
-      'rollout',
-      lambda: sampling.compact.trace(seats.slots, *self._ints(keep)),
-      0,
-      (*ALWAYS, 'decoding copy', 'prompt cache'),
-      is_timed=False,
-    )
+  def _admit(self, seats: Seats, calls: float) -> Program:
+    def trace():
+      ints = self._ints((seats.batch,), (), ())
+      return sampling.admit.trace(seats.slots, seats.prompts, *ints)
 
-  def _prefill(
-    self, name: str, seats: parts.Seats, view: int, calls: float = 0
-  ) -> Program:
+    beside = (*_ALWAYS, 'decoding copy')
+    name = f'admit{self._when(seats)}'
+    return Program(name, 'rollout', trace, calls, beside)
+
+  def _prefill(self, seats: Seats, view: int, calls: float) -> Program:
     block = self.c.rollout.observation_block
     width = collector.double_up(self.work.observation_tokens, block)
-    sizes = (self.quarter(seats.batch), width)
+    sizes = (self._quarter(seats.batch), width)
 
     def trace():
       tokens_MT, count_M, slot_M, budget_M = self._ints(sizes, (), (), ())
       return sampling.prefill.trace(
         self.model.graphdef,
-        self.parts.decoding,
+        self.decoding,
         seats.slots,
         *(tokens_MT, count_M, slot_M, budget_M),
         view=view,
       )
 
-    beside = (*ALWAYS, 'prompt cache')
-    timed = bool(calls)
-    return Program(name, 'rollout', trace, calls, beside, is_timed=timed)
+    name = f'prefill{self._when(seats)}, view {view}'
+    beside = (*_ALWAYS, 'prompt cache')
+    return Program(name, 'rollout', trace, calls, beside)
 
-  def _decode(
-    self, name: str, seats: parts.Seats, view: int, calls: float = 0
-  ) -> Program:
+  def _decode(self, seats: Seats, view: int, calls: float) -> Program:
     steps = self.c.rollout.decode_steps
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    temperature = jax.ShapeDtypeStruct((), jnp.float32)
 
     def trace():
       return sampling.decode.trace(
         self.model.graphdef,
-        self.parts.decoding,
+        self.decoding,
         seats.slots,
-        self.key,
-        self.temperature,
+        _place(key, self.replicated),
+        _place(temperature, self.replicated),
         steps=steps,
         view=view,
         stop_ids=_STOP_IDS,
         ends_early=mesh_lib.slice_count(self.mesh) == 1,
       )
 
-    return Program(
-      name,
-      'rollout',
-      trace,
-      calls,
-      (*ALWAYS, 'prompt cache'),
-      trips=steps,
-      is_timed=bool(calls),
-    )
+    name = f'decode{self._when(seats)}, view {view}'
+    beside = (*_ALWAYS, 'prompt cache')
+    return Program(name, 'rollout', trace, calls, beside, trips=steps)
 
-  def _learning(self, length: int) -> Iterator[Program]:
+  def _compact(self, seats: Seats) -> Program:
+    keep = (self._quarter(seats.batch),)
+
+    def trace():
+      return sampling.compact.trace(seats.slots, *self._ints(keep))
+
+    beside = (*_ALWAYS, 'decoding copy', 'prompt cache')
+    return Program('compact', 'rollout', trace, 0, beside)
+
+  # --- Learning --------------------------------------------------------------
+
+  def _learning(self, length: int, calls: float) -> Iterator[Program]:
+    state, reference = self.state, self.reference
     batch = self._trajectories(length)
-    # What only the data decide: tokens that are scored, as pieces of them. The
-    # reference may be asked for fewer.
-    marked = self.work.sampled_share(length)
-    rows = self.step_microbatch // self.shards
-    pieces = math.ceil(marked * rows * length / self.c.learner.score_chunk)
-    is_usual = length == self.usual_length
-    state, reference = self.parts.state, self.parts.reference
-    yield Program(
-      f'score, length {length}',
-      'score',
-      lambda: self.step.prepare.trace(state, reference, batch, self.key),
-      float(is_usual),
-      ('optimizers',),
-      pieces,
-      is_usual,
-    )
-    yield Program(
-      f'update, length {length}',
-      'update',
-      lambda: self._update(length),
-      float(is_usual),
-      ('reference', 'batch'),
-      is_timed=is_usual,
-    )
-    if self.with_fused and length == self.lengths[-1]:
-      yield Program(
-        f'score and update in one, length {length}',
-        'update',
-        lambda: self.step.fused.trace(state, reference, batch, self.key),
-        0.0,
-        (),
-        pieces,
-        is_timed=False,
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = _place(key, self.replicated)
+    # The data decide how many chunks of tokens are scored.
+    rows = (self.c.learner.microbatch or self.c.learner.minibatch) / self.shards
+    sampled = min(1.0, self.work.sampled / length) * rows * length
+    chunks = math.ceil(sampled / self.c.learner.score_chunk)
+
+    def score():
+      return self.step.prepare.trace(state, reference, batch, key)
+
+    def update():
+      ready, metrics = jax.eval_shape(
+        self.step.prepare, state, reference, batch, key
       )
+      ready = jax.tree.map(lambda x: _place(x, self.rows), ready)
+      metrics = jax.tree.map(lambda x: _place(x, self.replicated), metrics)
+      return self.step.finish.trace(state, ready, metrics, key)
 
-  @property
-  def step_microbatch(self) -> int:
-    """Rows of a forward and backward pass."""
-    return self.c.learner.microbatch or self.c.learner.minibatch
+    def fused():
+      return self.step.fused.trace(state, reference, batch, key)
 
-  def _update(self, length: int):
-    """The second half of the step, on what the first one leaves."""
-    batch, state = self._trajectories(length), self.parts.state
-    ready, metrics = jax.eval_shape(
-      self.step.prepare, state, self.parts.reference, batch, self.key
-    )
-    everywhere = mesh_lib.replicated(self.mesh)
-    ready = jax.tree.map(lambda x: _place(x, self.rows), ready)
-    metrics = jax.tree.map(lambda x: _place(x, everywhere), metrics)
-    return self.step.finish.trace(state, ready, metrics, self.key)
+    name = f'score, length {length}'
+    yield Program(name, 'score', score, calls, ('optimizers',), chunks)
+    name, beside = f'update, length {length}', ('reference', 'batch')
+    yield Program(name, 'update', update, calls, beside)
+    if self.with_fused and length == self.lengths[-1]:
+      name = f'score and update in one, length {length}'
+      yield Program(name, 'update', fused, 0, (), chunks)
 
-  def _copy(self):
-    leaves = tuple(jax.tree.leaves(self.parts.state.actor.params))
-    layout = tuple(x.sharding for x in jax.tree.leaves(self.parts.decoding))
-    return mesh_lib.recast(self.model.dtype, layout).trace(leaves)
+  # --- Sizes and arguments, as agent.rollout chooses them --------------------
 
-  # --- Arguments -------------------------------------------------------------
+  def _quarter(self, batch: int) -> int:
+    """Rows of a small prefill, and slots that a batch shrinks to."""
+    return collector.round_up(max(batch // 4, 1), self.shards)
+
+  def _when(self, seats: Seats) -> str:
+    return '' if seats is self.training else ' in evaluation'
 
   def _views(self, lengths: dict[int, float]) -> dict[int, float]:
-    """Calls by the cache view that the longest slot asks for."""
-    most = self.parts.training.slots.cache.k_BLSN.shape[2]
+    """View of the cache that the longest slot needs -> calls."""
+    most = self.training.slots.cache.k_BLSN.shape[2]
     block = self.c.rollout.cache_block
     views: dict[int, float] = {}
     for length, calls in lengths.items():
@@ -338,17 +379,17 @@ class Run:
       views[view] = views.get(view, 0.0) + calls
     return views
 
-  def _seats(self, prompts: int, members: int) -> parts.Seats:
+  def _seats(self, prompts: int, members: int) -> Seats:
     episodes = prompts * members
     slots = min(self.c.rollout.slots or episodes, episodes)
     batch = collector.round_up(slots, self.shards)
     length = collector.round_up(
       self.c.limits.context, self.c.rollout.cache_block
     )
-    # Of the openings each shard reads those that its episodes need.
+    # Each shard reads the openings that its episodes need.
     groups = [p for p in range(prompts) for _ in range(members)]
     read = len(placement.ShardPlacement.of(groups, range(self.shards)).groups)
-    return parts.Seats(
+    return Seats(
       self._slots(batch, length), self._slots(read, self.prompt_width)
     )
 
@@ -363,16 +404,15 @@ class Run:
       )
     )
     where = sampling.slot_shardings(self.mesh, self.config)
-    return _placed(shapes, where)
+    return jax.tree.map(_place, shapes, where)
 
   def _trajectories(self, length: int):
-    """Abstract episodes; their fields are those that the rollout writes."""
+    """Abstract episodes with the fields that the rollout writes."""
     none = episode.to_trajectory([], [], length=length, pad=0)
 
     def rows(x):
-      return jax.ShapeDtypeStruct(
-        (self.episodes, *x.shape[1:]), x.dtype, sharding=self.rows
-      )
+      shape = (self.episodes, *x.shape[1:])
+      return jax.ShapeDtypeStruct(shape, x.dtype, sharding=self.rows)
 
     return jax.tree.map(rows, none)
 
@@ -388,12 +428,8 @@ def _place(x, sharding) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _placed(shapes: Any, where: Any) -> Any:
-  return jax.tree.map(_place, shapes, where)
-
-
 def _recast(shapes: Any, dtype: Any) -> Any:
-  """The same arrays in another dtype, where they are."""
+  """The same arrays in another dtype, with the same shardings."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), shapes
   )

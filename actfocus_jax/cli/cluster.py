@@ -1,47 +1,46 @@
-"""The flags by which a command becomes one of several processes of a run.
+"""Flags by which a command becomes one of several processes of a run.
 
-Nothing is needed where Slurm, Open MPI 4 or GKE (a TPU slice of several hosts)
-started them; `--distributed=on` asks the machine itself (TPU VMs) or Kubernetes
-(an indexed Job, with the package `kubernetes`); Open MPI 5 says all but
---coordinator; elsewhere --coordinator, --num_processes and --process_id say it.
+No flag is needed if Slurm, Open MPI 4 or GKE (a TPU slice of several hosts)
+started the processes. `--distributed=on` is for TPU VMs and for Kubernetes (an
+indexed Job, with the package `kubernetes`). Open MPI 5 needs --coordinator.
+Anywhere else --coordinator, --num_processes and --process_id go together.
 """
 
 import contextlib
 import errno
 import socket
 from collections.abc import Iterator
+from typing import Any
 
-import ml_collections
 from absl import flags
 
 from actfocus_jax import errors
-from actfocus_jax.config import schema
-from actfocus_jax.parallel import clusters
+from actfocus_jax.parallel import clusters, processes
 
 _DISTRIBUTED = flags.DEFINE_enum(
   'distributed',
   'auto',
   ['auto', 'on', 'off'],
-  'Whether this is one of several processes that the cluster knows of: auto '
-  'looks at the environment variables of Slurm, Open MPI and TPU pods on GKE; '
-  'on is for TPU VMs and Kubernetes, which have none that say so.',
+  'Join the other processes of a cluster: auto reads the environment variables '
+  'of Slurm, Open MPI and TPU pods on GKE; on is for TPU VMs and Kubernetes, '
+  'which set none.',
 )
 _COORDINATOR = flags.DEFINE_string(
-  'coordinator', None, 'HOST:PORT of process 0, where no cluster tells.'
+  'coordinator', None, 'HOST:PORT of process 0, without a known cluster.'
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', None, 'How many processes there are; with --coordinator.'
+  'num_processes', None, 'Number of processes; with --coordinator.'
 )
 _PROCESS_ID = flags.DEFINE_integer(
-  'process_id', None, 'Which of them this is, from 0; with --coordinator.'
+  'process_id', None, 'Index of this process, from 0; with --coordinator.'
 )
 
 
 def check():
-  """Refuses flags that do not go together, before the slow imports.
+  """Refuse flags that do not go together.
 
   Raises:
-    UsageError: One sentence.
+    UsageError: one sentence.
   """
   given = _given()
   missing = [f'--{name}' for name, value in given.items() if value is None]
@@ -49,8 +48,8 @@ def check():
     return
   if missing == ['--coordinator'] and clusters.count_and_index():
     raise errors.UsageError(
-      'missing: --coordinator; Open MPI 5 tells its processes who they are, '
-      'but not where process 0 is; allowed: HOST:PORT of process 0.'
+      'missing: --coordinator; Open MPI 5 numbers its processes, but does not '
+      'say where process 0 is; allowed: HOST:PORT of process 0.'
     )
   if missing:
     raise errors.UsageError(
@@ -80,23 +79,23 @@ def check():
 
 
 def _given() -> dict[str, str | int | None]:
-  """What the flags say, and Open MPI 5 where they are left out."""
+  """Values of the flags; Open MPI 5 fills in those that are left out."""
   count = index = None
   if _DISTRIBUTED.value != 'off':
     count, index = clusters.count_and_index() or (None, None)
-  told = {
+  values = {
     'coordinator': (_COORDINATOR.value, None),
     'num_processes': (_NUM_PROCESSES.value, count),
     'process_id': (_PROCESS_ID.value, index),
   }
   return {
     name: default if flag is None else flag
-    for name, (flag, default) in told.items()
+    for name, (flag, default) in values.items()
   }
 
 
 def _check_port(port: int):
-  """Refuses one that is taken on this machine: jax would crash."""
+  """Refuse a port that is taken on this machine; jax would crash."""
   both = socket.has_dualstack_ipv6()
   family = socket.AF_INET6 if both else socket.AF_INET
   try:
@@ -111,28 +110,28 @@ def _check_port(port: int):
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-  """Joins the other processes, if there are any, and leaves with them.
+  """Join the other processes, if there are any, and leave with them.
 
-  A failure ends this process at once, and that ends the others. What can be
-  refused on one machine alone is looked at inside, in `raise_everywhere`: the
-  others would wait for a process that is refused before it joins.
+  A failure ends this process at once, and that ends the others. Checks that can
+  fail on one machine alone belong inside, in `processes.raise_everywhere`: a
+  process that is refused before it joins leaves the others waiting.
 
   Raises:
-    UsageError: When nothing tells who the others are.
+    UsageError: the other processes are not known.
   """
-  if not _is_one_of_several():
+  asked = _DISTRIBUTED.value == 'on' or _COORDINATOR.value
+  found = _DISTRIBUTED.value == 'auto' and clusters.several()
+  if not (asked or found):
     yield
     return
-  from actfocus_jax.parallel import processes
-
   try:
     processes.start(**_given(), local_devices=clusters.local_devices())
   except ValueError as error:
-    told = ' '.join(str(error).split()).rstrip('.')
-    if 'coordinator_address' in told:
-      told = 'this machine tells of no cluster'
+    reason = ' '.join(str(error).split()).rstrip('.')
+    if 'coordinator_address' in reason:
+      reason = 'this machine does not belong to a known cluster'
     raise errors.UsageError(
-      f'--distributed={_DISTRIBUTED.value}, but {told}. Allowed: '
+      f'--distributed={_DISTRIBUTED.value}, but {reason}. Allowed: '
       '--distributed=off, or --coordinator with --num_processes and '
       '--process_id.'
     ) from error
@@ -141,49 +140,21 @@ def joined() -> Iterator[None]:
     yield
 
 
-@contextlib.contextmanager
-def raise_everywhere() -> Iterator[None]:
-  """What one process refuses inside all refuse; alone it needs no jax.
-
-  Raises:
-    UsageError: One sentence, in every process.
-  """
-  if not _is_one_of_several():
-    yield
-    return
-  from actfocus_jax.parallel import processes
-
-  with processes.raise_everywhere():
-    yield
-
-
-def check_configs(c: ml_collections.ConfigDict):
-  """Refuses processes that were started with different configs.
+def check_configs(config: dict[str, Any]):
+  """Refuse processes that were started with different configs.
 
   Args:
-    c: The config of this process.
+    config: values by dotted field name, as of `schema.to_json`.
 
   Raises:
-    UsageError: One sentence that names a field.
+    UsageError: one sentence that names a field.
   """
-  if not _is_one_of_several():
-    return
-  from actfocus_jax.parallel import processes
-
-  configs = processes.allgather(schema.to_json(c))
-  for i, other in enumerate(configs):
-    first = configs[0]
-    fields = sorted(first.keys() | other.keys())
-    field = next((f for f in fields if first.get(f) != other.get(f)), None)
-    if field is not None:
-      raise errors.UsageError(
-        f'{field} is {first.get(field)!r} in process 0 and '
-        f'{other.get(field)!r} in process {i}; all processes need the same '
-        'config.'
-      )
-
-
-def _is_one_of_several() -> bool:
-  told = _DISTRIBUTED.value == 'on' or _COORDINATOR.value
-  looks = _DISTRIBUTED.value == 'auto'
-  return bool(told or (looks and clusters.several()))
+  first, *others = processes.allgather(config)
+  for i, other in enumerate(others, 1):
+    for field in sorted(first.keys() | other.keys()):
+      if first.get(field) != other.get(field):
+        raise errors.UsageError(
+          f'{field} is {first.get(field)!r} in process 0 and '
+          f'{other.get(field)!r} in process {i}; all processes need the same '
+          'config.'
+        )

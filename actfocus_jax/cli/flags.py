@@ -1,7 +1,7 @@
-"""The command line that the commands share.
+"""The command line that the commands share: flags, the config, refusals.
 
-Mistakes are told in one sentence on stderr with exit code 2, before jax is
-imported and before anything is written.
+Bad input ends a command with one sentence on stderr and exit code 2, before
+anything is written.
 """
 
 import contextlib
@@ -19,31 +19,44 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from actfocus_jax import errors
-from actfocus_jax.config import env_schema, schema, validate
-from actfocus_jax.run import interrupt
+from actfocus_jax.cli import paths
+from actfocus_jax.config import resume, schema, validate
+from actfocus_jax.run import interrupt, storage
 
 CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
   'configs/NAME.py[:key=value,...] with the keys size, algo, weights and '
-  'estimator; single fields, those of run/settings.py, by '
-  '--config.section.field=x.',
+  'estimator; single fields by --config.section.field=x.',
   lock_config=True,
 )
 MODEL_PATH = flags.DEFINE_string(
   'model_path',
   None,
-  'Where the model that the run of --workdir started from lies now.',
+  'New place of the model that the run of --workdir started from.',
+)
+_HELP = '--help_config'
+flags.DEFINE_string(
+  _HELP.removeprefix('--'),
+  None,
+  'Print every field of the config, or of one SECTION, and stop: default, '
+  'allowed values and meaning.',
 )
 
 
 def run(main: Callable[[list[str]], None], changes: str = ''):
-  """Parses the flags and calls `main`; a bad flag exits with code 2.
+  """Parse the flags and call `main`.
 
-  `changes` is the flag, if any, that names the config of `overridden`.
+  Args:
+    main: takes what absl leaves of the command line.
+    changes: flag, if any, that names the config of `overridden`.
+
+  Raises:
+    SystemExit: code 2 for bad input, 1 for a run that cannot go on, 130 or 143
+      after a signal.
   """
   os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
-  logging.set_verbosity(logging.ERROR)  # Orbax tells of every rename.
+  logging.set_verbosity(logging.ERROR)  # Orbax logs every rename.
   try:
     with refusing():
       app.run(main, flags_parser=lambda argv: _parse(argv, changes))
@@ -56,10 +69,10 @@ def run(main: Callable[[list[str]], None], changes: str = ''):
 
 
 def config() -> ml_collections.ConfigDict:
-  """The checked config.
+  """Config of the command line, checked.
 
   Raises:
-    UsageError: One sentence.
+    UsageError: one sentence.
   """
   c = CONFIG.value
   if c is None:
@@ -76,23 +89,23 @@ def config() -> ml_collections.ConfigDict:
 
 
 def overrides() -> dict[str, Any]:
-  """The fields that `--config.section.field=value` sets on this line."""
+  """Fields that `--config.section.field=value` sets on this command line."""
   return config_flags.get_override_values(flags.FLAGS['config'])
 
 
 def config_with(arguments: str) -> ml_collections.ConfigDict:
-  """The config of the command line with other config arguments.
+  """Config of the command line with more config arguments, checked.
 
   Args:
-    arguments: `key=value,...`, as behind the colon of `--config`; they come
-      after those that are there. Overridden fields stay overridden, but for
-      those that the algorithm and the estimator do not have.
+    arguments: `key=value,...`, appended to those after the colon of `--config`.
+      Overridden fields stay overridden, unless the algorithm or the estimator
+      does not have them.
 
   Raises:
-    UsageError: One sentence.
+    UsageError: one sentence.
   """
   if CONFIG.value is None or MODEL_PATH.value:
-    config()  # Which says what is wrong.
+    config()  # Raises.
   c = read_config(_config_values(sys.argv)[-1], arguments)
   with c.unlocked():
     for field, value in overrides().items():
@@ -105,7 +118,7 @@ def config_with(arguments: str) -> ml_collections.ConfigDict:
 
 
 def read_config(named: str, arguments: str = '') -> ml_collections.ConfigDict:
-  """The config of `FILE[:arguments]`, with more arguments behind those."""
+  """Config of `FILE[:arguments]` with more arguments appended."""
   path, _, given = named.partition(':')
   spec = importlib.util.spec_from_file_location('chosen_config', path)
   module = importlib.util.module_from_spec(spec)
@@ -114,17 +127,62 @@ def read_config(named: str, arguments: str = '') -> ml_collections.ConfigDict:
   return module.get_config(*filter(None, (arguments,)))
 
 
-def overridden(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """A config of no file, with what `--config.section.field=value` sets.
+def run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+  """Config that a run was started with.
 
   Args:
-    c: The config.
+    workdir: run directory.
+
+  Returns:
+    The config; `model.path` and `model.revision` name the very model that the
+    run started from, at the place that --model_path names.
+
+  Raises:
+    UsageError: there is no run, or its model is gone.
+  """
+  storage.check_bucket(workdir)
+  snapshot = workdir / resume.CONFIG
+  if not snapshot.exists():
+    raise errors.UsageError(
+      f'--workdir is {workdir}, which does not hold a run.'
+    )
+  try:
+    c = schema.from_json(paths.read_json(snapshot))
+  except errors.UsageError as error:
+    raise errors.UsageError(
+      f'--workdir is {workdir}, which does not hold a run of this version: '
+      f'{error}'
+    ) from error
+  with c.unlocked():
+    c.model.attention = 'auto'  # This may be another machine.
+    if MODEL_PATH.value:
+      c.model.path, c.model.revision = MODEL_PATH.value, ''
+      return c
+  paths.pin_model(c.model, workdir)
+  model = paths.model_of_run(workdir)
+  if model and not c.model.path:
+    if not pathlib.Path(model['path']).is_dir():
+      raise errors.UsageError(
+        f'--workdir is {workdir}, whose run started from {model["path"]}, '
+        'which is gone; name its new place by --model_path, or let the '
+        'training command of the run make it again.'
+      )
+    with c.unlocked():
+      c.model.path = model['path']
+  return c
+
+
+def overridden(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Apply `--config.section.field=value` to a config that has no file.
+
+  Args:
+    c: config.
 
   Returns:
     The changed config, locked.
 
   Raises:
-    UsageError: One sentence.
+    UsageError: one sentence.
   """
   argv = [sys.argv[0], *given_fields()]
   parsed = flags.FlagValues()
@@ -148,14 +206,14 @@ def refusing() -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    told = errors.sentence(error)
-    if told is None:
+    sentence = errors.sentence(error)
+    if sentence is None:
       raise
-    print(f'error: {told}', file=sys.stderr)
+    print(f'error: {sentence}', file=sys.stderr)
     sys.exit(2)
 
 
-# What absl and ml_collections raise for a bad command line or config file.
+# Raised by absl and ml_collections for a bad command line or config file.
 _FLAG_ERRORS = (
   flags.Error,
   AttributeError,
@@ -168,21 +226,22 @@ _FLAG_ERRORS = (
 
 
 def _parse(argv: list[str], changes: str) -> list[str]:
-  """Parses with absl; every way to fail becomes one sentence."""
+  """Parse with absl; every failure becomes one sentence."""
+  _print_config_help(argv)
   for value in _config_values(argv):
     path = value.partition(':')[0]
     if not pathlib.Path(path).is_file():
-      raise errors.UsageError(f'--config is {path!r}, which is no file.')
+      raise errors.UsageError(f'--config is {path!r}, which is not a file.')
   if any(a.startswith('--config.env.name') for a in argv):
     raise errors.UsageError(
-      'env.name comes with the config file, for the other fields depend on '
+      'env.name is set by the config file, because other fields depend on '
       'it; allowed: another file, or --config=configs/own.py:env=NAME.'
     )
-  # Without a file they are for `overridden`.
+  # Without a file `overridden` applies them.
   aside = [] if _config_values(argv) else given_fields(argv)
   try:
     rest = flags.FLAGS([a for a in argv if a not in aside])
-  except SystemExit:  # absl has printed the help, and leaves with 1.
+  except SystemExit:  # absl has printed the help, with exit code 1.
     sys.exit(0)
   except _FLAG_ERRORS as error:
     raise errors.UsageError(_sentence(error, argv)) from error
@@ -196,13 +255,24 @@ def _parse(argv: list[str], changes: str) -> list[str]:
   return rest
 
 
+def _print_config_help(argv: list[str]):
+  """Print the config's fields and exit, if `--help_config` is given."""
+  for i, argument in enumerate(argv):
+    name, equals, section = argument.partition('=')
+    if name == _HELP:
+      if not equals and i + 1 < len(argv) and not argv[i + 1].startswith('-'):
+        section = argv[i + 1]
+      print(schema.help_text(section or None))
+      sys.exit(0)
+
+
 def given_fields(argv: list[str] | None = None) -> list[str]:
-  """What changes fields of the config in a command line, by default this."""
+  """Arguments that change config fields; `argv` is by default the process's."""
   return [a for a in argv or sys.argv if a.startswith('--config.')]
 
 
 def _config_values(argv: list[str]) -> list[str]:
-  """What follows `--config`, behind `=` or as the next argument."""
+  """Values of `--config`, after `=` or as the next argument."""
   values = [b for a, b in itertools.pairwise(argv) if a == '--config']
   begin = '--config='
   return values + [a.removeprefix(begin) for a in argv if a.startswith(begin)]
@@ -213,7 +283,7 @@ def _sentence(
   argv: list[str],
   c: ml_collections.ConfigDict | None = None,
 ) -> str:
-  """What went wrong, without the traceback that ml_collections includes."""
+  """Sentence of an error, without the traceback of ml_collections."""
   own = _refusal(error)
   if own is not None:
     return str(own)
@@ -232,7 +302,7 @@ def _sentence(
   )
   if section:
     return (
-      f'{section[1]} is {section[2]!r}, but has fields of its own; allowed: '
+      f'{section[1]} is {section[2]!r}, but it is a section; allowed: '
       f'--config.{section[1]}.FIELD=value.'
     )
   number = re.match(
@@ -250,7 +320,7 @@ def _sentence(
 
 
 def _refusal(error: BaseException | None) -> errors.UsageError | None:
-  """The first sentence of our own that led to an error, or None."""
+  """First `UsageError` in the chain of causes of an error, or None."""
   found = None
   while error is not None:
     found = error if isinstance(error, errors.UsageError) else found
@@ -259,13 +329,11 @@ def _refusal(error: BaseException | None) -> errors.UsageError | None:
 
 
 def _fields(argv: list[str]) -> list[str]:
-  """The fields of the config of a command line, or what all configs have."""
+  """Fields of the config of a command line, or those of all configs."""
   try:
     return list(schema.flatten(read_config(_config_values(argv)[-1])))
-  except Exception:  # There is none, or it is what went wrong.
-    schemas = [
-      schema.flatten(schema.defaults(env)) for env in env_schema.OPTIONS
-    ]
+  except Exception:  # No config file, or the file is the error.
+    schemas = [schema.flatten(schema.defaults(env)) for env in schema.ENVS]
     return sorted(set(schemas[0]).intersection(*schemas[1:]))
 
 

@@ -1,7 +1,7 @@
-"""Classes of the user's own, 'package.module:Class': imported, looked at, made.
+"""Classes of the user's own, 'package.module:Class': imported, read, made.
 
-Their code may do anything, so that whatever it raises is told in one sentence
-that names the field, the class and the place.
+Their code may raise anything. Each error becomes one sentence that names the
+field, the class and the line.
 """
 
 import importlib
@@ -16,7 +16,7 @@ from ml_collections import config_dict
 
 from actfocus_jax import errors
 
-# What a field of a config can be, for JSON and for the command line.
+# Types of a field, for JSON and for the command line.
 _PLAIN = (str, int, float, bool)
 _DEFAULTS = (
   'type str, int, float, bool or a tuple of these, or None with an annotation '
@@ -25,82 +25,77 @@ _DEFAULTS = (
 
 
 def load(field: str, name: str) -> Callable[..., Any]:
-  """The class that 'package.module:Class' names.
+  """Import a class, or any other callable.
 
   Args:
-    field: Of the config, for the message.
-    name: Importable from where the command runs.
+    field: field of the config, for the message.
+    name: 'package.module:Class', importable from the current directory.
 
   Returns:
-    The class, or whatever else there is to be called.
+    The class.
 
   Raises:
-    UsageError: When it cannot be imported, or not be called.
+    UsageError: it cannot be imported or called.
   """
   module, _, attribute = name.partition(':')
   try:
-    found = getattr(importlib.import_module(module), attribute)
+    kind = getattr(importlib.import_module(module), attribute)
   except (Exception, SystemExit) as error:
     raise errors.UsageError(
       f'{field} is {name!r}, which cannot be imported: '
-      f'{describe_exception(error)}; allowed: '
-      'package.module:Class, importable from the current directory.'
+      f'{describe_exception(error)}; allowed: package.module:Class, importable '
+      'from the current directory.'
     ) from error
-  if not callable(found):
+  if not callable(kind):
     raise errors.UsageError(
-      f'{field} is {name!r}, which is no class but of type '
-      f'{type(found).__name__}; allowed: package.module:Class.'
+      f'{field} is {name!r}, which is not a class but of type '
+      f'{type(kind).__name__}; allowed: package.module:Class.'
     )
-  return found
+  return kind
 
 
 def options(field: str, name: str) -> dict[str, Any]:
-  """The keyword arguments of a class with their defaults.
+  """Return the keyword arguments of a class with their defaults.
 
   Args:
-    field: Of the config, for the message.
-    name: As in `load`.
+    field: field of the config, for the message.
+    name: as in `load`.
 
   Returns:
-    Values for a config; where the default is None, a placeholder of the type
-    that the annotation names.
+    Values for a config. A default of None becomes a placeholder of the type
+    in the annotation.
 
   Raises:
-    UsageError: For a class that `load` refuses, and for an argument that cannot
-      be a field of a config.
+    UsageError: `load` refuses the class, or an argument cannot be a field.
   """
-  found = {}
-  for keyword in _arguments(field, name):
-    problem = _problem(keyword)
+  values = {}
+  for argument in _arguments(field, name):
+    problem = _problem(argument)
     if problem:
       raise errors.UsageError(
         f'{field} is {name!r}, whose argument {problem}; allowed: keyword '
         f'arguments, which become options, with defaults of {_DEFAULTS}.'
       )
-    found[keyword.name] = keyword.default
-    if keyword.default is None:
-      found[keyword.name] = config_dict.placeholder(
-        _optional(keyword.annotation)
-      )
-  return found
+    values[argument.name] = argument.default
+    if argument.default is None:
+      kind = _optional(argument.annotation)
+      values[argument.name] = config_dict.placeholder(kind)
+  return values
 
 
 def make(
   field: str, name: str, options_field: str, options: Mapping[str, Any]
 ) -> Any:
-  """Calls a class.
+  """Make an instance of a class.
 
   Args:
-    field: Of the config, for the message.
-    name: As in `load`.
-    options_field: The section that `options` come from, for the message.
-    options: Keyword arguments.
-
-  Returns:
-    What it made.
+    field: field of the config, for the message.
+    name: as in `load`.
+    options_field: section that `options` come from, for the message.
+    options: keyword arguments.
 
   Raises:
-    UsageError: When it raised anything.
+    UsageError: `load` refuses the class, or it raised an exception.
   """
   kind = load(field, name)
   try:
@@ -115,17 +110,17 @@ def make(
 
 
 def describe_exception(error: BaseException) -> str:
-  """What another's code raised and where, in a line without a full stop."""
+  """Return type, message and line of an exception, without a full stop."""
   text = f'{type(error).__name__}: {error}' if str(error) else repr(error)
   text = ' '.join(text.split()).rstrip('.')
+  # Neither the frames of the import system nor those of this module.
+  skipped = ('<frozen', importlib.__file__, __file__)
   frames = traceback.extract_tb(error.__traceback__)
-  # Not the machinery of imports, and not this module.
-  machinery = ('<frozen', importlib.__file__, __file__)
-  theirs = [f for f in frames if not f.filename.startswith(machinery)]
-  if not theirs:
+  frames = [f for f in frames if not f.filename.startswith(skipped)]
+  if not frames:
     return text
-  place = pathlib.Path(theirs[-1].filename).name
-  return f'{text} ({place}, line {theirs[-1].lineno})'
+  file = pathlib.Path(frames[-1].filename).name
+  return f'{text} ({file}, line {frames[-1].lineno})'
 
 
 def _arguments(field: str, name: str) -> list[inspect.Parameter]:
@@ -138,37 +133,38 @@ def _arguments(field: str, name: str) -> list[inspect.Parameter]:
   except (TypeError, ValueError) as error:
     raise errors.UsageError(
       f'{field} is {name!r}, whose arguments cannot be read: '
-      f'{describe_exception(error)}; '
-      'allowed: a class written in Python.'
+      f'{describe_exception(error)}; allowed: a class written in Python.'
     ) from error
   return list(signature.parameters.values())
 
 
-def _problem(keyword: inspect.Parameter) -> str | None:
-  """What keeps an argument from being an option, or None."""
-  name, value = repr(keyword.name), keyword.default
-  if keyword.kind not in (keyword.KEYWORD_ONLY, keyword.POSITIONAL_OR_KEYWORD):
-    return f'{str(keyword)!r} is no keyword of one name'
-  if hasattr(config_dict.ConfigDict, keyword.name):
+def _problem(argument: inspect.Parameter) -> str | None:
+  """Return the reason why an argument cannot be an option, or None."""
+  name, value = repr(argument.name), argument.default
+  if argument.kind not in (
+    argument.KEYWORD_ONLY,
+    argument.POSITIONAL_OR_KEYWORD,
+  ):
+    return f'{str(argument)!r} is not a keyword of one name'
+  if hasattr(config_dict.ConfigDict, argument.name):
     return f'{name} has a name that no field of a config can have'
-  if value is keyword.empty:
+  if value is argument.empty:
     return f'{name} has no default'
-  if value is None:
-    is_known = _optional(keyword.annotation)
-    return None if is_known else f'{name} has the default None without a type'
-  if not _is_plain(value):
+  if value is None and not _optional(argument.annotation):
+    return f'{name} has the default None without a type'
+  if value is not None and not _is_plain(value):
     return f'{name} has a default of type {type(value).__name__}'
   return None
 
 
 def _is_plain(value: Any) -> bool:
-  """Whether a value comes back from JSON as it was."""
+  """Return whether JSON preserves a value."""
   values = value if type(value) is tuple else (value,)
-  return all(type(one) in _PLAIN for one in values)
+  return all(type(item) in _PLAIN for item in values)
 
 
 def _optional(annotation: Any) -> type | None:
-  """T of the annotation `T | None`, if a config can hold one."""
+  """Return T of the annotation `T | None`, if T can be the type of a field."""
   kinds = set(typing.get_args(annotation))
   if type(None) not in kinds or len(kinds) != 2:
     return None

@@ -1,8 +1,23 @@
-"""Settings that several config files share: sizes, and the small model's."""
+"""Settings that several config files share: weights, sizes, the small model."""
 
 import ml_collections
 
-from actfocus_jax.config import env_schema, schema
+from actfocus_jax import errors
+from actfocus_jax.algorithm import estimators, signals
+from actfocus_jax.config import schema
+
+# `weights=NAME` of a config argument: changes of the section `weights`.
+WEIGHTS = {
+  'actfocus': dict(signal='energy', alpha=0.1, beta=0.5),
+  'uniform': dict(signal='energy', alpha=1.0, beta=0.0),
+  'downweight': dict(signal='energy', alpha=0.1, beta=0.0),
+  **{
+    name: dict(signal=name, alpha=0.1, beta=0.5)
+    for name in signals.SIGNALS
+    if name != 'energy'
+  },
+  'top_entropy': dict(scheme='top_entropy'),
+}
 
 # On the Hugging Face hub; --config.model.path names another place.
 MODELS = {
@@ -11,7 +26,7 @@ MODELS = {
   '3b': 'Qwen/Qwen2.5-3B-Instruct',
   '7b': 'Qwen/Qwen2.5-7B-Instruct',
 }
-# Their config.json, so that --dry_run needs no download.
+# Shapes of these models, so that --dry_run needs no download.
 SHAPES = {
   MODELS[size]: dict(
     vocab_size=vocab,
@@ -30,52 +45,62 @@ SHAPES = {
     ('7b', 152_064, 3584, 18_944, 28, 28, 4, False),
   )
 }
-# Response tokens and context of the small model where it needs more than _TINY.
+# Response tokens and context of the small model; some environments need more.
 _TINY = (32, 512)
 _TINY_LENGTHS = {
   'sokoban': (48, 768),
   'sudoku': (32, 1536),
   'webshop': (128, 1536),
 }
-# Rows of 3600 tokens in one backward pass, over all devices: one for each of 4.
+# Rows of 3600 tokens in a backward pass over all devices: one for each of 4.
 MICROBATCH = 4
 
 
 def arguments(arg: str | None, **free: str) -> dict[str, str]:
-  """Reads `size=...,algo=...,weights=...` of a config argument.
+  """Read `size=...,algo=...,weights=...,estimator=...` of a config argument.
 
   Args:
-    arg: What stands after the colon of `--config=FILE:...`.
-    **free: Other keys, with their defaults, that take any value.
+    arg: part of `--config=FILE:...` after the colon, or None.
+    **free: defaults of further keys, which take any value.
 
   Returns:
-    A value for each of size, algo, weights and estimator (the field
-    `advantage.estimator`); the defaults are tiny, grpo, actfocus, auto. And
-    one for each free key.
+    A value for each key. The defaults are size=tiny, algo=grpo,
+    weights=actfocus and estimator=auto, which is `advantage.estimator`.
 
   Raises:
-    UsageError: For an unknown key or value.
+    UsageError: a key or value is unknown.
   """
-  others = (name for name in schema.WEIGHTS if name != 'actfocus')
-  return schema.parse_argument(
-    arg,
+  allowed = dict(
     size=('tiny', *MODELS),
     algo=schema.ALGOS,
-    weights=('actfocus', *others),
-    estimator=('auto', *schema.ESTIMATORS),
-    free=free,
+    weights=tuple(WEIGHTS),
+    estimator=('auto', *estimators.ESTIMATORS),
   )
+  chosen = {key: values[0] for key, values in allowed.items()} | free
+  for piece in filter(None, (arg or '').split(',')):
+    key, _, value = piece.partition('=')
+    if key not in chosen:
+      raise errors.UsageError(
+        f'Config argument {key!r} is unknown; allowed: {", ".join(chosen)}.'
+      )
+    if key in allowed and value not in allowed[key]:
+      raise errors.UsageError(
+        f'Config argument {key} is {value!r}; allowed: '
+        f'{", ".join(allowed[key])}.'
+      )
+    chosen[key] = value
+  return chosen
 
 
 def apply(c: ml_collections.ConfigDict, choice: dict[str, str]):
-  """Sets what `arguments` chose.
+  """Set what `arguments` returned.
 
   Args:
-    c: The config; changed in place.
-    choice: From `arguments`.
+    c: the config, changed in place.
+    choice: result of `arguments`.
   """
   c.algo = choice['algo']
-  c.weights.update(schema.WEIGHTS[choice['weights']])
+  c.weights.update(WEIGHTS[choice['weights']])
   c.advantage.estimator = choice['estimator']
   if choice['estimator'] == 'turn_gae':  # Its paper clips the turn's ratio.
     c.learner.ratio = 'turn'
@@ -89,15 +114,15 @@ def apply(c: ml_collections.ConfigDict, choice: dict[str, str]):
 
 
 def tiny(c: ml_collections.ConfigDict):
-  """The embedded default: a small model, short answers, a higher rate.
+  """Set the small default model: short answers, higher learning rates.
 
   Args:
-    c: The config; changed in place.
+    c: the config, changed in place.
   """
   c.model.path = ''
   c.model.remat = True
   responses, contexts = zip(
-    *(_TINY_LENGTHS.get(s.name, _TINY) for s in env_schema.sections(c)),
+    *(_TINY_LENGTHS.get(s.name, _TINY) for s in schema.sections(c)),
     strict=True,
   )
   c.limits.response_tokens = max(responses)

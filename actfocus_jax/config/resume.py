@@ -1,98 +1,89 @@
-"""Whether a run may go on with another config, and what changed.
+"""Resume rules: fields that may change when a run is continued.
 
-What another batch, mesh or block size keeps, on CPU in float32 and as tested:
+Effect of a change on the run, on CPU in float32, as tested:
 
-- The same config on the same mesh: bit for bit the run that was never stopped.
+- Nothing changed: bit for bit the run that was never stopped.
 - `rollout.slots`, `decode_steps`, `cache_block`, `observation_block` and
-  `lengths`: the same boards, and an id is drawn by its episode's row and its
-  place, so the same ids up to ties that rounding decides, and the same step up
-  to rounding.
+  `lengths`: the same boards. A token is drawn by the row of its episode and its
+  position, so tokens are the same up to ties that rounding decides.
 - `learner.microbatch`, `score_chunk`, `fused`, `model.remat`, `mesh`: the same
   sums in another order, so the same step up to rounding.
 - `rollout.prompts`, `rollout.members`, `learner.minibatch`: other episodes or
-  other optimizer steps, so another run from there on. Boards go on where they
-  were: none repeats, none is left out. Counts in optimizer steps, which are
-  `optimizer.warmup_steps` and Adam's own, go on as counts.
+  optimizer steps, so another run. Boards continue without a gap or a repeat.
+  Counts of optimizer steps (`optimizer.warmup_steps`, Adam) continue as counts.
 
-Rounding grows: after some steps two such runs sample different episodes.
+Rounding errors grow: after some steps two such runs sample other episodes.
 """
 
 import pathlib
 from typing import Any
 
-import ml_collections
-
 from actfocus_jax.config import schema
 
-# Of a run directory; a run has begun when both are there.
+# Files of a run directory; a run has begun when both exist.
 CONFIG, MODEL = 'config.json', 'model.json'
 
-# What may change when a run is continued in its workdir. How far and how often;
-# the machine and the split of the work on it, which decide the speed and the
-# rounding; and where the model lies, for the run knows its fingerprint.
+# Fields, or sections, that may change when a run is continued: length and
+# frequency; the machine and the split of the work on it, which decide speed and
+# rounding; the place of the model, whose fingerprint is checked.
 _CONTINUABLE = (
   *('num_steps', 'eval.every', 'eval.save', 'checkpoint.', 'mesh.'),
   *('env.threads', 'env.time_limit', 'model.path', 'model.revision'),
-  *(
-    'model.remat',
-    'model.attention',
-    'rollout.slots',
-    'rollout.decode_steps',
-    'rollout.lengths',
-  ),
-  *('rollout.observation_block', 'rollout.cache_block', 'learner.fused'),
+  *('model.remat', 'model.attention', 'rollout.slots', 'rollout.decode_steps'),
+  *('rollout.lengths', 'rollout.observation_block', 'rollout.cache_block'),
   *('learner.microbatch', 'learner.score_chunk', 'learner.self_check'),
+  'learner.fused',
 )
-# The batch: how many episodes a step learns from, and an optimizer step. It
-# follows the machine too, but what is learned depends on it.
+# The batch may change too: it follows the machine, but it changes what is
+# learned.
 _BATCH = ('rollout.prompts', 'rollout.members', 'learner.minibatch')
 
 
 def model_file(workdir: pathlib.Path) -> pathlib.Path | None:
-  """What a run started from, written down; None where none has begun."""
+  """Return the file that names the initial model; None before a run begins."""
   files = (workdir / MODEL, workdir / CONFIG)
   return files[0] if all(file.exists() for file in files) else None
 
 
 def difference(
-  old: dict[str, Any], c: ml_collections.ConfigDict, *, same_batch: bool = False
+  old: dict[str, Any], new: dict[str, Any], *, same_batch: bool = False
 ) -> str | None:
-  """The first field that makes `c` another experiment than `old`.
+  """Return the first change that makes `new` another experiment than `old`.
 
   Args:
     old: `to_json` of the run's config.
-    c: The config now.
-    same_batch: Whether another batch size is another experiment: where runs
-      are compared.
+    new: `to_json` of the config now.
+    same_batch: count another batch size as another experiment, as in
+      comparisons of runs.
 
   Returns:
-    `field: old value, new value` as a phrase, or None when a run of `old` can
-    go on with `c`.
+    A phrase with the field and both values, or None if a run of `old` can be
+    continued with `new`.
   """
   free = _CONTINUABLE if same_batch else _CONTINUABLE + _BATCH
-  for field, (was, now) in changed(old, c).items():
+  for field, (was, now) in changed(old, new).items():
     if not field.startswith(free):
       return f'{field} was {was!r} and is now {now!r}'
   return None
 
 
 def changed(
-  old: dict[str, Any], c: ml_collections.ConfigDict, *, commit: str = ''
+  old: dict[str, Any], new: dict[str, Any], *, commit: str = ''
 ) -> dict[str, list[Any]]:
-  """The fields that differ: their value in `old`, which is JSON, and in `c`.
+  """Return the fields that differ, with both values.
 
   Args:
     old: `to_json` of the run's config. A field that an earlier version did not
-      have counts as its default, as of `schema.from_json`.
-    c: The config now.
-    commit: Of the hub, that the model's files are of. A `model.revision` that
-      was left open and now names it says the same.
+      have counts as its default.
+    new: `to_json` of the config now.
+    commit: commit of the model's files on the hub, or ''. It equals a
+      `model.revision` that was left open and now names it.
 
   Returns:
     Field -> [old value, new value].
   """
-  new = schema.to_json(c)
-  old = schema.to_json(schema.schema_of(c)) | old
+  default = schema.schema_of(schema.from_json(new))
+  old = schema.to_json(default) | old
   if commit and (old['model.revision'], new['model.revision']) == ('', commit):
     old['model.revision'] = commit
   return {

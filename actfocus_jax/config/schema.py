@@ -1,283 +1,100 @@
-"""The config: every field with its default, its meaning and what it allows.
+"""Configs: defaults, facts that follow from the fields, names, JSON, help.
 
-`defaults()` is the whole schema; the files in configs/ start from it and
-change numbers. Most sections are the keyword arguments of one consumer, which
-is named beside them. What values they allow is in `checks.py`. Nothing here
-imports jax, so that a mistake is told at once.
+Fields and what they allow are the rows of fields.py. To rewrite the tables of
+the page after a change of a row:
+
+    python -m actfocus_jax.config.schema configs/README.md
 """
 
+import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import pathlib
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
 from actfocus_jax import errors
-from actfocus_jax.config import env_schema
+from actfocus_jax.algorithm import signals
+from actfocus_jax.config import fields
 
 ConfigDict = ml_collections.ConfigDict
-# Raised all over the project; declared where nothing else is.
-UsageError, RunError = errors.UsageError, errors.RunError
-NoLearningSignal = errors.NoLearningSignal
-ALGOS = ('grpo', 'ppo')
-RENDERINGS = ('template', 'plain')  # agent.chat.Chat
-ATTENTIONS = ('auto', 'xla', 'splash', 'cudnn')  # model.attention.choose
-SIGNALS = (
-  'energy',
-  'entropy',
-  'nll',
-  'logprob_shift',
-  'random',
-  'centered_energy',
-)
-# Those that are made without a word from the reference.
-WITHOUT_REFERENCE = ('nll', 'random')
-# The keyword arguments of each algorithm.estimators.ESTIMATORS[name], and with
-# which algorithm it goes; the first of each algorithm is what 'auto' means.
-ESTIMATORS = {
-  'group_relative': dict(normalize_std=True),
-  'gigpo': dict(normalize_std=True, step_weight=1.0, discount=0.95),
-  'empg': dict(
-    normalize_std=True, scale=1.0, clarity_scale=1.0, clarity_bonus=0.1
-  ),
-  'gae': dict(reward_placement='final', discount=1.0, lam=1.0),
-  'turn_gae': dict(discount=0.99, lam=0.9),
-}
-ESTIMATORS_OF = {
-  'grpo': ('group_relative', 'gigpo', 'empg'),
-  'ppo': ('gae', 'turn_gae'),
-}
+ALGOS, ENVS, ESTIMATORS_OF = fields.ALGOS, fields.ENVS, fields.ESTIMATORS_OF
 
-# The default mesh: every device holds its own rows and all of the parameters.
-MESH = dict(data=-1, fsdp=1, tensor=1, dcn_data=-1, dcn_fsdp=1)
-
-# Boards of training have seeds from here on, those of evaluation below.
+# Training boards have seeds from here on, evaluation boards below.
 FIRST_TRAINING_SEED = 10_000
-
-# `weights=NAME` in a config argument: what the section `weights` changes to.
-WEIGHTS = {
-  'uniform': dict(signal='energy', alpha=1.0, beta=0.0),
-  'actfocus': dict(signal='energy', alpha=0.1, beta=0.5),
-  'downweight': dict(signal='energy', alpha=0.1, beta=0.0),
-  **{
-    name: dict(signal=name, alpha=0.1, beta=0.5)
-    for name in SIGNALS
-    if name != 'energy'
-  },
-  'top_entropy': dict(scheme='top_entropy'),
-}
 
 
 def defaults(env: str | Mapping[str, float] = 'frozen_lake') -> ConfigDict:
-  """The schema, with the paper's values (method of arXiv 2605.14558).
+  """Return the config of an environment in which every field has its default.
 
   Args:
-    env: The environment, which decides what options there are: a key of
-      env_schema.OPTIONS, or 'package.module:Class', whose options are the
-      keyword arguments of the class. Several of them with their shares of
-      the groups are a mixture: {'frozen_lake': 1.0, 'sokoban': 3.0}.
+    env: name of the environment, a key of envs.ENVS or 'package.module:Class',
+      whose keyword arguments are the options. Several names with their shares
+      of the groups are a mixture: {'frozen_lake': 1.0, 'sokoban': 3.0}.
 
   Returns:
-    A ConfigDict whose fields are all there are. Config files change values
-    and lock it; a field that is not here cannot be set.
+    A config with all fields that exist. Config files change values and lock
+    it.
 
   Raises:
-    UsageError: When there is no such environment.
+    UsageError: the environment does not exist, an argument of its class cannot
+      be a field, or two environments have one label.
   """
-  is_mixture = not isinstance(env, str)
-  c = ConfigDict()
-  c.seed = 0  # names every random number of the run
-  c.num_steps = 200
-  c.algo = 'grpo'
-
-  # options: of the environment. boards: a file that boards are taken from
-  # instead of the environment's own generator. threads: environments that run
-  # at a time, 0 for one after the other; time_limit: seconds that a reset or a
-  # turn may take, in threads only.
-  c.env = dict(
-    name=env_schema.MIXTURE if is_mixture else env,
-    options={} if is_mixture else env_schema.options(env),
-    boards='',
-    threads=0,
-    time_limit=config_dict.placeholder(float),
-  )
-  # Of a mixture: a section for each environment, with its share of the groups
-  # and what else stands in env, limits and player.
-  c.mixture = env_schema.parts(env) if is_mixture else {}
-
-  # path: a Hugging Face directory or hub id, or '' to make the small model of
-  # `warm_start`. revision: of a hub id, '' for its main branch. rendering: by
-  # the chat template, or `plain` where the template rewrites earlier turns
-  # (agent.chat.Chat). dtype of the computation: auto is bfloat16 on
-  # accelerators and float32 on CPU; master weights are float32. attention: of
-  # whole rows, in scoring and update; auto is the kernel of the platform.
-  c.model = dict(
-    path='',
-    revision='',
-    rendering='template',
-    dtype='auto',
-    remat=False,
-    attention='auto',
-  )
-
-  # The keyword arguments of agent.games.Limits; a mixture has turns,
-  # max_actions and action_budget in its own sections.
-  c.limits = dict(
-    **env_schema.limits('' if is_mixture else env),
-    response_tokens=400,
-    context=3600,
-    format_penalty=-0.1,
-  )
-
-  # prompts x members episodes a step; the rest shapes the work on the device
-  # (agent.rollout.Collector). slots: episodes at a time, 0 for all. lengths:
-  # the batch is right-padded to the first that suffices; () is context.
-  c.rollout = dict(
-    prompts=8,
-    members=16,
-    temperature=1.0,
-    slots=128,
-    decode_steps=8,
-    observation_block=32,
-    cache_block=128,
-    lengths=(),
-  )
-
-  # learner.step.Recipe: one section per stage.
-  # selection: algorithm.selection.keep_groups; after `patience` steps in a row
-  # without a group that has spread, training stops.
-  c.selection = dict(ratio=1.0, rule='top_k', patience=20)
-
-  # scheme: `action` weighs by alpha, beta and the signal, `top_entropy` keeps
-  # the `share` of tokens of the highest entropy. alpha and beta move in a
-  # straight line to alpha_end and beta_end within schedule_steps, if these are
-  # set.
-  c.weights = dict(
-    scheme='action',
-    **WEIGHTS['actfocus'],
-    alpha_end=config_dict.placeholder(float),
-    beta_end=config_dict.placeholder(float),
-    schedule_steps=0,
-    share=0.2,
-  )
-
-  # estimator: `auto` is group_relative for grpo and gae for ppo. Below it the
-  # numbers of each.
-  c.advantage = dict(
-    estimator='auto',
-    **{name: dict(numbers) for name, numbers in ESTIMATORS.items()},
-  )
-  # dual_clip: 0 is off.
-  c.loss = dict(
-    clip_low=0.2,
-    clip_high=0.28,
-    dual_clip=3.0,
-    reduction='weighted_token_mean',
-  )
-  c.entropy_coefficient = 0.001
-  c.kl = dict(coefficient=0.0, estimator='k1')  # to the reference, as a loss
-
-  # Of PPO: the clip of losses.value_loss, the steps in which the critic learns
-  # alone, and its own learner.state.optimizer.
-  c.critic = dict(clip=0.5, warmup=0, optimizer=_optimizer(learning_rate=1e-5))
-
-  # minibatch: trajectories an optimizer step; microbatch: trajectories a
-  # forward and backward pass (0: the minibatch). old_logprob: the sampler's
-  # own log-probs, or those of a fresh forward pass; with importance_cap the
-  # loss of a token is multiplied by their ratio, at most the cap. ratio: of a
-  # token, or of its whole turn (the mean of its log-ratios). fused: one program
-  # for scoring and update, or two that time apart. self_check: the first batch
-  # of a run must pass learner.self_check.
-  c.learner = dict(
-    minibatch=32,
-    microbatch=0,
-    epochs=1,
-    old_logprob='rescore',
-    importance_cap=config_dict.placeholder(float),
-    ratio='token',
-    fused=True,
-    self_check=True,
-    score_chunk=512,
-  )
-
-  # learner.state.optimizer: AdamW with clipping by global norm.
-  c.optimizer = _optimizer(learning_rate=1e-6)
-
-  # Held-out boards: seeds first_seed, first_seed + 1, ...; every=0 evaluates
-  # before and after training only. save: trajectories written for the viewer.
-  c.eval = dict(
-    every=10,
-    prompts=32,
-    members=16,
-    temperature=0.5,
-    first_seed=123,
-    save=16,
-  )
-
-  c.checkpoint = dict(every=10, keep=2)
-  # parallel.mesh.make_mesh: sizes inside a slice, and over slices (dcn_*). One
-  # of each kind may be -1, what the others leave.
-  c.mesh = dict(MESH)
-
-  # The scripted player of the demonstrations: envs.players.PLAYERS[env][name],
-  # its fields replaced by player.options, or 'package.module:Class'.
-  c.player = env_schema.player('' if is_mixture else env)
-
-  # The keyword arguments of base_model.WarmStart: the small default model,
-  # made once for each content of env, limits, player and this section, and
-  # kept in `cache`.
-  c.warm_start = dict(
-    cache='runs/warm_starts',
-    episodes=2048,
-    steps=300,
-    batch=32,
-    learning_rate=4e-3,
-    observation_weight=0.0,
-    vocab_size=768,
-    hidden_size=128,
-    intermediate_size=256,
-    num_layers=2,
-    num_heads=4,
-    num_key_value_heads=1,
-    seed=0,
-  )
+  c = ConfigDict(dict(env={'options': {}}, mixture={}, player={'options': {}}))
+  for name, field in fields.rows(env).items():
+    *sections, leaf = name.split('.')
+    parent = c
+    for section in sections:
+      if section not in parent:
+        parent[section] = ConfigDict()
+      parent = parent[section]
+    default = field.default
+    if default is None:
+      default = config_dict.placeholder(field.allowed.kind)
+    parent[leaf] = default
   return c
 
 
-def _optimizer(*, learning_rate: float) -> dict[str, Any]:
-  return dict(
-    learning_rate=learning_rate,
-    warmup_steps=0,
-    b1=0.9,
-    b2=0.999,
-    weight_decay=0.01,
-    clip_norm=1.0,
-  )
+# The default mesh: every device holds its own rows and all of the parameters.
+MESH = defaults().mesh.to_dict()
+
+
+def env_of(c: ConfigDict) -> str | dict[str, float]:
+  """Return the argument of `defaults` that a config was made with."""
+  if c.env.name == fields.MIXTURE:
+    return {part.name: part.share for part in c.mixture.values()}
+  return c.env.name
+
+
+def schema_of(c: ConfigDict) -> ConfigDict:
+  """Return the defaults for the environments of a config."""
+  return defaults(env_of(c))
 
 
 def has_reference(c: ConfigDict) -> bool:
-  """Whether anything asks the frozen reference: else it is not even read."""
-  if c.kl.coefficient:
-    return True
-  return has_signal(c) and c.weights.signal not in WITHOUT_REFERENCE
+  """Return whether the KL term or the token weights need the reference."""
+  reads = c.weights.signal not in signals.WITHOUT_REFERENCE
+  return c.kl.coefficient > 0 or (has_signal(c) and reads)
 
 
 def has_signal(c: ConfigDict) -> bool:
-  """Whether the token weights read the signal: beta is or becomes above 0."""
+  """Return whether the token weights read the signal: beta becomes above 0."""
   return c.weights.scheme == 'action' and any(
     (c.weights.beta, c.weights.beta_end or 0.0)
   )
 
 
 def estimator(c: ConfigDict) -> str:
-  """The name of the advantage estimator; `auto` is the algorithm's first."""
+  """Return the name of the advantage estimator, which is never `auto`."""
   name = c.advantage.estimator
   return ESTIMATORS_OF[c.algo][0] if name == 'auto' else name
 
 
 def has_field(c: ConfigDict, field: str) -> bool:
-  """Whether the algorithm and the estimator of a config have a field."""
+  """Return whether the algorithm and the estimator of a config have a field."""
   section, *rest = field.split('.')
   if section == 'advantage' and len(rest) > 1:
     return rest[0] == estimator(c)
@@ -285,7 +102,7 @@ def has_field(c: ConfigDict, field: str) -> bool:
 
 
 def skips_without_spread(c: ConfigDict) -> bool:
-  """Whether a step is skipped in which no kept group has spread.
+  """Return whether a step without spread in any kept group is skipped.
 
   PPO learns from every episode, unless groups are chosen by their spread.
   """
@@ -293,55 +110,83 @@ def skips_without_spread(c: ConfigDict) -> bool:
   return c.algo == 'grpo' or chooses
 
 
-def schema_of(c: ConfigDict) -> ConfigDict:
-  """The defaults of the environments of a config."""
-  if c.env.name == env_schema.MIXTURE:
-    return defaults({part.name: part.share for part in c.mixture.values()})
-  return defaults(c.env.name)
+# --- Environments of a config ------------------------------------------------
 
 
-def parse_argument(
-  text: str | None,
-  *,
-  free: Mapping[str, str] | None = None,
-  **allowed: Sequence[str],
-) -> dict[str, str]:
-  """Reads the part of `--config=FILE:key=value,...` after the colon.
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """Fields of one environment of a run.
 
-  Args:
-    text: That part, or None.
-    free: The default of each key that takes any value.
-    **allowed: The values of each key; the first is the default.
-
-  Returns:
-    One value for every key.
-
-  Raises:
-    UsageError: For an unknown key or value.
+  Attributes:
+    field: prefix of its fields, 'env' or 'mixture.LABEL'.
+    limits_field: prefix of turns, max_actions and action_budget.
+    player_field: prefix of the fields of its player.
+    label: name in metrics.
+    name: key of envs.ENVS, or 'package.module:Class'.
+    share: share of the groups, relative to the other environments.
+    options: keyword arguments of the environment.
+    boards: file of boards, or ''.
+    turns: most turns of an episode.
+    max_actions: most actions of a turn.
+    action_budget: most actions of an episode.
+    player: name and options of its player.
   """
-  chosen = {key: values[0] for key, values in allowed.items()} | dict(
-    free or {}
+
+  field: str
+  limits_field: str
+  player_field: str
+  label: str
+  name: str
+  share: float
+  options: Mapping[str, Any]
+  boards: str
+  turns: int
+  max_actions: int
+  action_budget: int
+  player: Mapping[str, Any]
+
+
+def sections(c: ConfigDict) -> list[Section]:
+  """Return the environments of a run; those of a mixture sorted by label."""
+  if c.env.name == fields.MIXTURE:
+    return [_of_mixture(label, c.mixture[label]) for label in sorted(c.mixture)]
+  return [
+    Section(
+      field='env',
+      limits_field='limits',
+      player_field='player',
+      label=c.env.name.rpartition(':')[2].lower(),
+      name=c.env.name,
+      share=1.0,
+      options=c.env.options,
+      boards=c.env.boards,
+      player=c.player,
+      **{name: c.limits[name] for name in fields.limits('')},
+    )
+  ]
+
+
+def _of_mixture(label: str, part: ConfigDict) -> Section:
+  field = f'mixture.{label}'
+  return Section(
+    field=field,
+    limits_field=field,
+    player_field=f'{field}.player',
+    label=label,
+    **part,
   )
-  for piece in filter(None, (text or '').split(',')):
-    key, _, value = piece.partition('=')
-    if key not in chosen:
-      raise UsageError(
-        f'Config argument {key!r} is unknown; allowed: {", ".join(chosen)}.'
-      )
-    if key in allowed and value not in allowed[key]:
-      raise UsageError(
-        f'Config argument {key} is {value!r}; allowed: '
-        f'{", ".join(allowed[key])}.'
-      )
-    chosen[key] = value
-  return chosen
+
+
+def most_turns(c: ConfigDict) -> int:
+  """Return the turns of the longest episode of any environment."""
+  return max(section.turns for section in sections(c))
 
 
 # --- Fields by their dotted names --------------------------------------------
 
 
 def flatten(c, prefix: str = '') -> dict[str, Any]:
-  """All leaf fields by dotted name; tuples count as leaves."""
+  """Return all values by dotted name; a tuple is one value."""
   flat = {}
   for key in c:
     value = c[key]
@@ -353,29 +198,32 @@ def flatten(c, prefix: str = '') -> dict[str, Any]:
 
 
 def get(c: ConfigDict, field: str):
-  """The value of a dotted name."""
+  """Return the value of a dotted name."""
   for name in field.split('.'):
     c = c[name]
   return c
 
 
 def unknown_field(field: str, known: Iterable[str]) -> str:
-  """The sentence about a field that is not there, with what may be meant."""
-  known, has = list(known), ''
+  """Return the message on a field that does not exist, with similar names."""
+  known, there = list(known), ''
   section, _, name = field.rpartition('.')
   near = difflib.get_close_matches(field, known, n=3, cutoff=0.5)
-  if section.endswith('options'):  # Those of each environment and player.
+  if section.endswith('options'):  # of an environment or a player
     names = {f: f.rpartition('.')[2] for f in known if '.options.' in f}
-    there = [n for f, n in names.items() if f.startswith(f'{section}.')]
-    has = f'; {section} has {", ".join(there) or "none"}'
-    alike = [name] if there else difflib.get_close_matches(name, names.values())
+    siblings = [n for f, n in names.items() if f.startswith(f'{section}.')]
+    there = f'; {section} has {", ".join(siblings) or "none"}'
+    if not siblings:
+      alike = difflib.get_close_matches(name, names.values())
+    else:
+      alike = [name]
     near = [f for f, n in names.items() if n in alike]
   hint = f'; did you mean {" or ".join(near)}?' if near else '.'
-  return f'{field} is no field of the config{has}{hint}'
+  return f'{field} is not a field of the config{there}{hint}'
 
 
 def to_json(c: ConfigDict) -> dict[str, Any]:
-  """The config as plain, sorted JSON values."""
+  """Return the config as plain JSON values by dotted name, sorted."""
   return {
     key: list(value) if isinstance(value, tuple) else value
     for key, value in sorted(flatten(c).items())
@@ -383,19 +231,19 @@ def to_json(c: ConfigDict) -> dict[str, Any]:
 
 
 def from_json(flat: dict[str, Any]) -> ConfigDict:
-  """The config that `to_json` wrote down.
+  """Return the config that `to_json` described.
 
   Args:
-    flat: Values by dotted name.
+    flat: values by dotted name; a field that is absent has its default.
 
   Returns:
     The config, locked.
 
   Raises:
-    UsageError: For a field that this version does not have.
+    UsageError: a field does not exist in this version.
   """
   env = flat.get('env.name', 'frozen_lake')
-  if env == env_schema.MIXTURE:
+  if env == fields.MIXTURE:
     parts = [
       f.removesuffix('.share')
       for f in flat
@@ -405,9 +253,57 @@ def from_json(flat: dict[str, Any]) -> ConfigDict:
   c = defaults(env)
   known = flatten(c)
   for field, value in flat.items():
-    section, _, name = field.rpartition('.')
     if field not in known:
-      raise UsageError(f'config.json has {field}, which is no field.')
+      raise errors.UsageError(f'config.json has {field}, which is not a field.')
+    section, _, name = field.rpartition('.')
     parent = get(c, section) if section else c
     parent[name] = tuple(value) if isinstance(value, list) else value
   return c.lock()
+
+
+# --- Help and the page -------------------------------------------------------
+
+_BEGIN, _END = '<!-- fields -->\n', '<!-- end of fields -->'
+
+
+def help_text(section: str | None = None) -> str:
+  """Return the rows of one section, or of all, for the command line.
+
+  Raises:
+    UsageError: the section does not exist.
+  """
+  lines = []
+  for name, about, rows in fields.documented():
+    if section in (None, name.partition('.')[0]):
+      lines += [f'{name}: {about}']
+      for field in rows:
+        lines.append(f'  {field.name} = {field.default!r}')
+        lines.append(f'      {field.meaning} [{field.allowed.text}]')
+      lines.append('')
+  if not lines:
+    names = [name for name, *_ in fields.documented() if '.' not in name]
+    raise errors.UsageError(
+      f'--help_config is {section!r}; allowed: {", ".join(names)}.'
+    )
+  return '\n'.join(lines)
+
+
+def page(text: str) -> str:
+  """Return the text of configs/README.md with the tables of the rows."""
+  lines = []
+  for name, about, rows in fields.documented():
+    lines += [f'### {name}', '', about, '']
+    lines += ['| field | default | allowed | meaning |', '|---|---|---|---|']
+    lines += [
+      f'| `{f.name}` | `{f.default!r}` | {f.allowed.text} | {f.meaning} |'
+      for f in rows
+    ]
+    lines.append('')
+  before, _, rest = text.partition(_BEGIN)
+  after = rest.partition(_END)[2]
+  return ''.join((before, _BEGIN, '\n'.join(lines), '\n', _END, after))
+
+
+if __name__ == '__main__':
+  _file = pathlib.Path(sys.argv[1])
+  _file.write_text(page(_file.read_text()))

@@ -1,10 +1,10 @@
-"""What every environment offers, and the rules of one turn.
+"""The interface of an environment, and the rules of one turn.
 
-The life of one turn:
+One turn:
 
 1. A model answers with a list of action strings, or with nothing readable.
 2. The list is cut to the actions allowed per turn and to those left in the
-   episode; what is cut off is neither run nor judged.
+   episode; the rest is neither run nor judged.
 3. Names are looked up. Unknown ones cost the format penalty, once per turn.
 4. The known ones run one by one until the environment is done.
 5. The rewards of the actions run are added up; the penalty stays apart, because
@@ -24,16 +24,15 @@ State = Any
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """What one action did.
+  """Result of one action.
 
   Attributes:
     text: the new state as the model reads it; UTF-8 can write it.
     reward: reward of this action; finite.
     done: the environment has ended.
     success: the environment declares itself solved.
-    info: finite numbers by name, which become metrics of the episode;
-      `effective`, whether the action changed anything, is True where it is
-      left out.
+    info: finite numbers by name, which become metrics of the episode. The entry
+      `effective` (the action changed something) is True by default.
   """
 
   text: str
@@ -44,22 +43,26 @@ class Step:
 
 
 class Environment(Protocol):
-  """An environment: constants in the object, all that moves in the state.
+  """An environment: the object holds constants, the state all that moves.
 
   Both methods are pure: equal arguments give equal results, and no state is
   ever changed in place. So the members of a group share a state, and a state
   can be kept, compared and hashed.
 
-  What is not needed to train: `load(board, *, seed=0) -> (state, text)` reads a
-  board that is given as text, with the noise of a seed, raises ValueError if it
-  is none, and lets boards come from files (boards.py), where one of which
-  `is_solved(state)` or `is_unsolvable(state)` is true is refused and every line
-  is a board with `boards_are_lines = True`; `render(state) -> text`;
-  `evaluation_boards`, an int: after so many seeds (below 10,000, one after the
-  other) the boards of evaluation come again; no evaluation counts one twice.
+  Optional members:
+
+  - `load(board, *, seed=0) -> (state, text)` reads a board that is given as
+    text, with the noise of a seed. It raises ValueError for anything else. With
+    it boards may come from a file (boards.py).
+  - `is_solved(state)` and `is_unsolvable(state)`: a file with such a board is
+    refused.
+  - `boards_are_lines = True`: every line of the file is a board.
+  - `render(state) -> text`.
+  - `evaluation_boards`: number of distinct evaluation boards (int), the most
+    that eval.prompts may be.
 
   Attributes:
-    instructions: what the game is, the symbols and the action names.
+    instructions: the rules, the symbols and the action names.
     actions: known action names in their canonical spelling; empty for an
       environment that takes any string and judges it itself.
   """
@@ -68,17 +71,17 @@ class Environment(Protocol):
   actions: tuple[str, ...]
 
   def reset(self, seed: int) -> tuple[State, str]:
-    """Returns the state and its text that belong to a seed (>= 0)."""
+    """Return the state and its text that belong to a seed (>= 0)."""
     ...
 
   def step(self, state: State, action: str) -> tuple[State, Step]:
-    """Runs one action; one of `actions`, unless these are empty."""
+    """Run one action, which is one of `actions` unless these are empty."""
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class TurnResult:
-  """What one turn did.
+  """Result of one turn.
 
   Attributes:
     text: the state after the turn as the model reads it.
@@ -88,9 +91,8 @@ class TurnResult:
     success: the environment declares itself solved.
     actions_used: actions run, each of which costs one of the episode's budget.
     valid: at least one action was run.
-    effective: how many of the actions run changed something.
-    info: the other numbers of `Step.info`; of a name that several actions
-      gave, the last.
+    effective: number of actions run that changed something.
+    info: the other numbers of `Step.info`; the last action overrides.
   """
 
   text: str
@@ -105,13 +107,13 @@ class TurnResult:
 
 
 def find_action(actions: Sequence[str], name: str) -> str | None:
-  """Returns the canonical spelling of a name, or None if it is unknown."""
+  """Return the canonical spelling of a name, or None if it is unknown."""
   folded = name.lower()
   return next((known for known in actions if known.lower() == folded), None)
 
 
 def require_action(actions: Sequence[str], name: str) -> str:
-  """Returns the canonical spelling; raises ValueError if it is unknown."""
+  """Return the canonical spelling; raises ValueError if it is unknown."""
   action = find_action(actions, name)
   if action is None:
     raise ValueError(f'unknown action {name!r}; known are {list(actions)}')
@@ -119,17 +121,17 @@ def require_action(actions: Sequence[str], name: str) -> str:
 
 
 def reset(env: Environment, seed: int) -> tuple[State, str]:
-  """Resets an environment and looks at what it gives.
+  """Reset an environment and check the result.
 
   Args:
     env: the environment.
-    seed: of the state.
+    seed: seed of the state, at least 0.
 
   Returns:
     The state and its text.
 
   Raises:
-    ValueError: it gave something else.
+    ValueError: the result is not a state and a text.
   """
   given = env.reset(seed)
   _check_pair('reset', 'a state and a text', given)
@@ -147,12 +149,12 @@ def play_turn(
   max_actions: int,
   format_penalty: float = -0.1,
 ) -> tuple[State, TurnResult]:
-  """Plays one turn: an answer of several actions, judged and run in order.
+  """Play one turn: judge the actions of an answer and run them in order.
 
   Args:
     env: the environment.
     state: state before the turn, not done.
-    text: its text, which stays where no action is run.
+    text: text of this state, returned again if no action is run.
     answer: action strings, split and trimmed; None for an unreadable response.
     budget: actions left in the episode, at least 1.
     max_actions: actions allowed in one turn, at least 1.
@@ -160,19 +162,19 @@ def play_turn(
       without any valid action; given at most once.
 
   Returns:
-    The state after the turn, and what happened.
+    The state after the turn, and the result.
 
   Raises:
-    ValueError: budget or max_actions below 1, or a step gave what is no state
-      and `Step`.
+    ValueError: budget or max_actions is below 1, or a step does not return a
+      state and a `Step`.
   """
   if budget < 1 or max_actions < 1:
     raise ValueError(
       f'budget and max_actions must be >= 1, got {budget} and {max_actions}'
     )
-  asked = list(answer or ())[: min(budget, max_actions)]
-  known = _known_actions(env, asked)
-  is_bad_format = not known or len(known) < len(asked)
+  names = list(answer or ())[: min(budget, max_actions)]
+  known = _known_actions(env, names)
+  is_bad_format = not known or len(known) < len(names)
   state, steps = _run(env, state, known)
   return state, TurnResult(
     text=steps[-1].text if steps else text,
@@ -192,10 +194,10 @@ def play_turn(
   )
 
 
-def _known_actions(env: Environment, asked: Sequence[str]) -> list[str]:
+def _known_actions(env: Environment, names: Sequence[str]) -> list[str]:
   if not env.actions:  # no table of names: the environment judges the strings
-    return list(asked)
-  found = (find_action(env.actions, name) for name in asked)
+    return list(names)
+  found = (find_action(env.actions, name) for name in names)
   return [action for action in found if action is not None]
 
 

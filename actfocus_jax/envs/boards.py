@@ -1,12 +1,12 @@
-"""Boards out of a file in the place of an environment's own generator.
+"""Boards from a file in place of an environment's own generator.
 
 One file holds many boards, in the form that the environment's `load` reads:
 
 - a board of several lines: blank lines and lines that begin with `;` stand
   between boards (the public Boxoban format of Sokoban levels);
 - a board of one line: every line is one (Sudoku), if the environment's
-  `boards_are_lines` says so; it may be a method that says it of the lines
-  between two blank ones.
+  `boards_are_lines` is true. It may also be a method: (lines between two blank
+  ones) -> bool.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from actfocus_jax.envs import base
 
-# One board in so many is held out for evaluation.
+# One in this many boards is held out for evaluation.
 _HOLD_OUT = 4
 
 
@@ -31,17 +31,16 @@ class Written(NamedTuple):
 class OnBoards:
   """An environment whose boards come from a file.
 
-  Every fourth board is held out: those are what evaluation's seeds mean, one
-  after the other. All other seeds go through the rest, one after the other; a
-  run on this environment alone takes each once before any comes again. A board
-  that stands in the file twice counts once. Other attributes are those of the
-  environment.
+  Every fourth board is held out; the seeds of evaluation give these in order.
+  All other seeds go through the rest in order, so a run on this environment
+  alone takes each board once before any is repeated. Repeated boards of the
+  file count once. Other attributes are those of the environment.
 
   Attributes:
-    env: What is played; it has `load(board, seed=...)`.
-    train: Boards of all seeds but those of evaluation.
-    test: Boards of evaluation.
-    held_out: Seeds of evaluation.
+    env: the environment; it has `load(board, seed=...)`.
+    train: boards of all seeds but those of evaluation.
+    test: boards of evaluation.
+    held_out: seeds of evaluation.
   """
 
   env: base.Environment
@@ -59,23 +58,23 @@ class OnBoards:
     held_out: range,
     few: bool = False,
   ) -> 'OnBoards':
-    """Reads and checks every board.
+    """Read and checks every board.
 
     Args:
-      env: What is played; boards that its `is_solved(state)` says are solved,
-        or its `is_unsolvable(state)` never to be, are refused.
-      path: The file.
-      field: The name it was given by.
-      held_out: Seeds of evaluation.
-      few: Whether any number of boards will do: then several seeds of
-        evaluation share one, and with training if no board is held out.
+      env: the environment. Boards for which its `is_solved(state)` or
+        `is_unsolvable(state)` is true are refused.
+      path: the file.
+      field: name of the config field that holds the path.
+      held_out: seeds of evaluation.
+      few: accept any number of boards. Then several seeds of evaluation share
+        one, and share it with training if no board is held out.
 
     Returns:
       The environment.
 
     Raises:
-      ValueError: The file cannot be read, a board is none, or there are too
-        few of them.
+      ValueError: the file cannot be read, an entry is not a board, or there
+        are too few boards.
     """
     if not hasattr(env, 'load'):
       raise ValueError(
@@ -103,21 +102,21 @@ class OnBoards:
 
   @property
   def instructions(self) -> str:
-    """Of the environment."""
+    """Instructions of the environment."""
     return self.env.instructions
 
   @property
   def actions(self) -> tuple[str, ...]:
-    """Of the environment."""
+    """Action names of the environment."""
     return self.env.actions
 
   def __getattr__(self, name: str):
-    if name == 'env' or name.startswith('__'):  # Asked for before it is there.
+    if name == 'env' or name.startswith('__'):  # Not set while unpickled.
       raise AttributeError(name)
     return getattr(self.env, name)
 
   def reset(self, seed: int) -> tuple[base.State, str]:
-    """The board of a seed, and its text."""
+    """Return the board of a seed, and its text."""
     if seed in self.held_out:
       board = self.test[(seed - self.held_out.start) % len(self.test)]
     else:
@@ -127,20 +126,20 @@ class OnBoards:
   def step(
     self, state: base.State, action: str
   ) -> tuple[base.State, base.Step]:
-    """One action, of the environment."""
+    """Run one action of the environment."""
     return self.env.step(state, action)
 
 
 def split(
   text: str, *, lines: bool | Callable[[Sequence[str]], bool] = False
 ) -> list[Written]:
-  """Cuts a file into boards.
+  """Cut a file into boards.
 
   Args:
-    text: Of the file.
-    lines: Whether every line is a board, or what says so of the lines between
-      two blank ones; else blank lines and lines that begin with `;` stand
-      between boards.
+    text: text of the file.
+    lines: True if every line is a board, or a function (lines between two blank
+      ones) -> bool. Otherwise blank lines and lines that begin with `;`
+      separate the boards.
 
   Returns:
     The boards.
@@ -160,18 +159,18 @@ def split(
 
 
 def _different(env, written: Sequence[Written], file: str) -> list[str]:
-  """The boards that differ in the text that the model would see.
+  """Return the boards that differ in the text that the model would see.
 
   Args:
-    env: What is played.
-    written: The boards as they stand in the file.
-    file: The beginning of a sentence about it.
+    env: the environment.
+    written: the boards as they stand in the file.
+    file: beginning of a sentence on the file.
 
   Returns:
     Their texts in the file.
 
   Raises:
-    ValueError: A board is none, or nothing to be played.
+    ValueError: an entry is not a board, is solved or cannot be solved.
   """
   found: dict[str, str] = {}
   for number, (line, board) in enumerate(written, 1):
@@ -184,14 +183,14 @@ def _different(env, written: Sequence[Written], file: str) -> list[str]:
       is_solved = is_new and getattr(env, 'is_solved', _no)(state)
       is_unsolvable = is_new and getattr(env, 'is_unsolvable', _no)(state)
     except ValueError as error:
-      told = ' '.join(str(error).split())
+      reason = ' '.join(str(error).split())
       raise ValueError(
-        f'{where} is none: {told}; lines that are no board begin with `;`.'
+        f'{where} is not a board: {reason}; comments begin with `;`.'
       ) from error
     except (Exception, SystemExit) as error:  # It may be anybody's.
-      told = ' '.join(f'{type(error).__name__}: {error}'.split())
+      reason = ' '.join(f'{type(error).__name__}: {error}'.split())
       raise ValueError(
-        f'{where} is not read, for the environment failed: {told}; allowed: '
+        f'{where} cannot be read: the environment failed: {reason}; allowed: '
         'load(board, *, seed=0) -> (state, text).'
       ) from error
     if is_solved:

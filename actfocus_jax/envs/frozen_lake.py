@@ -1,12 +1,12 @@
 """FrozenLake: walk over slippery ice to the goal without falling into a hole.
 
-The life of one step:
+One step:
 
 1. The action names a direction.
 2. The ice may turn it: the intended direction with `success_probability`, each
-   perpendicular one with half of the rest. Which one is decided by a number
-   that belongs to the seed and to how many actions were taken before. The
-   members of a group have one seed, so they meet the same ice, however they go.
+   perpendicular one with half of the rest. A random number decides which; it
+   depends on the seed and the number of actions taken before. The members of a
+   group share the seed, so they meet the same ice wherever they go.
 3. The player moves, or stays if the grid ends there.
 4. On the goal: reward 1, done, success. In a hole: reward 0, done.
 
@@ -40,7 +40,7 @@ _SLIPPERY = (
 
 @dataclasses.dataclass(frozen=True)
 class Lake:
-  """The part that never changes: the size, the start, the goal, the holes."""
+  """The constant part: the size, the start, the goal, the holes."""
 
   rows: int
   cols: int
@@ -49,13 +49,13 @@ class Lake:
   holes: frozenset[grid.Cell]
 
   def contains(self, cell: grid.Cell) -> bool:
-    """Whether a cell lies inside the grid."""
+    """Return whether a cell lies inside the grid."""
     return 0 <= cell[0] < self.rows and 0 <= cell[1] < self.cols
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-  """Where the player is, and which number of the noise stream comes next."""
+  """Cell of the player, and the position in the noise stream."""
 
   lake: Lake
   player: grid.Cell
@@ -76,12 +76,12 @@ class FrozenLake:
     success_probability: float = 0.8,
     instructions: str | None = None,
   ):
-    """Fixes the kind of lake.
+    """Fix the kind of lake.
 
     Args:
       size: rows and columns, one number for both or a pair.
-      frozen_probability: chance of each tile to be ice, in (0, 1].
-      success_probability: chance to go in the intended direction, in [0, 1].
+      frozen_probability: probability of each tile to be ice, in (0, 1].
+      success_probability: probability of the intended direction, in [0, 1].
       instructions: text for the model; None for this module's own.
 
     Raises:
@@ -106,7 +106,7 @@ class FrozenLake:
     self.instructions = default if instructions is None else instructions
 
   def reset(self, seed: int) -> tuple[State, str]:
-    """Draws a lake whose goal can be reached.
+    """Draw a lake whose goal can be reached.
 
     Args:
       seed: fixes the lake and the ice, at least 0.
@@ -129,7 +129,7 @@ class FrozenLake:
     )
 
   def load(self, board: str, *, seed: int = 0) -> tuple[State, str]:
-    """Reads a lake.
+    """Read a lake.
 
     Args:
       board: rows of S (start), F (ice), H (hole) and G (goal).
@@ -154,13 +154,13 @@ class FrozenLake:
     return state, self.render(state)
 
   def is_unsolvable(self, state: State) -> bool:
-    """Whether there is no way to the goal."""
+    """Return whether there is no way to the goal."""
     return shortest_path(state) is None
 
   def transitions(
     self, state: State, action: str
   ) -> list[tuple[float, grid.Cell]]:
-    """Returns (probability, cell) of the intended and both perpendicular moves.
+    """Return (probability, cell) of the intended and both perpendicular moves.
 
     The three probabilities add up to 1; cells may repeat at the border.
     """
@@ -176,14 +176,14 @@ class FrozenLake:
     ]
 
   def step(self, state: State, action: str) -> tuple[State, base.Step]:
-    """Runs one action. A state that is done stays as it is, with reward 0.
+    """Run one action. A state that is done stays as it is, with reward 0.
 
     Args:
       state: the state.
       action: one of `actions`, in any case.
 
     Returns:
-      The next state and what happened.
+      The next state and the result.
 
     Raises:
       ValueError: unknown action.
@@ -204,7 +204,7 @@ class FrozenLake:
     )
 
   def render(self, state: State) -> str:
-    """Writes the coordinates, then the map; no trailing blanks."""
+    """Write the coordinates, then the map; no trailing blanks."""
     lake = state.lake
     lines = [
       'Coordinates:',
@@ -232,18 +232,18 @@ class FrozenLake:
 
 
 def is_done(state: State) -> bool:
-  """Whether the player stands on the goal or lies in a hole."""
+  """Return whether the player is on the goal or in a hole."""
   return state.player == state.lake.goal or state.player in state.lake.holes
 
 
 def slide(lake: Lake, cell: grid.Cell, action: str) -> grid.Cell:
-  """Returns where a move ends when the ice does not turn it."""
+  """Return the cell where a move ends if the ice does not turn it."""
   following = grid.neighbour(cell, action)
   return following if lake.contains(following) else cell
 
 
 def shortest_path(state: State) -> list[str] | None:
-  """Returns the fewest actions to the goal around all holes, on firm ice.
+  """Return the fewest actions to the goal around all holes, on firm ice.
 
   Args:
     state: the state; the player may stand anywhere.

@@ -10,18 +10,18 @@ MOVES = {'Up': (-1, 0), 'Down': (1, 0), 'Left': (0, -1), 'Right': (0, 1)}
 
 
 def neighbour(cell: Cell, action: str) -> Cell:
-  """Returns the cell one move away, inside the grid or not."""
+  """Return the cell one move away, inside the grid or not."""
   row, col = MOVES[action]
   return cell[0] + row, cell[1] + col
 
 
 def distance(a: Cell, b: Cell) -> int:
-  """Returns the number of moves between two cells of an empty grid."""
+  """Return the number of moves between two cells of an empty grid."""
   return abs(a[0] - b[0]) + abs(a[1] - b[1])
 
 
 def parse(board: str, symbols: str) -> dict[Cell, str]:
-  """Reads a board: rows of symbols without blanks, one row per line.
+  """Read a board: rows of symbols without blanks, one row per line.
 
   Args:
     board: the rows; white space around them is ignored.
@@ -45,7 +45,7 @@ def parse(board: str, symbols: str) -> dict[Cell, str]:
 
 
 def cells_of(cells: dict[Cell, str], symbols: str) -> list[Cell]:
-  """Returns the cells that hold one of the symbols, row by row."""
+  """Return the cells that hold one of the symbols, row by row."""
   return [cell for cell, symbol in cells.items() if symbol in symbols]
 
 
@@ -55,17 +55,17 @@ def shortest_path(
   is_goal: Callable[[Hashable], bool],
   most: int | None = None,
 ) -> list[str] | None:
-  """Breadth-first search.
+  """Find a shortest path by breadth-first search.
 
   Args:
     start: node to start from.
     successors: node -> pairs (action, next node).
-    is_goal: whether a node ends the search.
-    most: nodes after which the search is given up.
+    is_goal: node -> True if the node ends the search.
+    most: number of nodes after which the search is given up.
 
   Returns:
-    Actions of a shortest path, empty if `start` is a goal; None if there is no
-    path, or none was found in time.
+    Actions of a shortest path, empty if `start` is a goal; None without a path,
+    or if none was found in time.
   """
   if is_goal(start):
     return []

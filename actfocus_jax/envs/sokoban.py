@@ -1,8 +1,8 @@
 """Sokoban: push every box onto a target.
 
-The life of one step:
+One step:
 
-1. The action names a direction, and the cell ahead is looked at.
+1. The action names a direction; the cell ahead decides.
 2. Floor: the player moves. A box with free floor behind it: both move. Else
    nothing moves.
 3. Reward: -0.1 for the action, +1 if more boxes stand on targets than before,
@@ -35,7 +35,7 @@ Actions: Up, Down, Left, Right."""
 
 @dataclasses.dataclass(frozen=True)
 class Room:
-  """The part that never changes. Every cell that is not floor is wall."""
+  """The constant part. Every cell that is not floor is wall."""
 
   rows: int
   cols: int
@@ -45,7 +45,7 @@ class Room:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-  """Where the player and the boxes are."""
+  """Cells of the player and the boxes."""
 
   room: Room
   player: grid.Cell
@@ -67,7 +67,7 @@ class Sokoban:
     walk_steps: int = 20,
     instructions: str | None = None,
   ):
-    """Fixes the kind of room.
+    """Fix the kind of room.
 
     Args:
       rows: height with the border walls, at least 3.
@@ -95,7 +95,7 @@ class Sokoban:
     self.instructions = _INSTRUCTIONS if instructions is None else instructions
 
   def reset(self, seed: int) -> tuple[State, str]:
-    """Generates a room that can be solved.
+    """Generate a room that can be solved.
 
     Args:
       seed: fixes the room, at least 0.
@@ -119,7 +119,7 @@ class Sokoban:
     return state, self.render(state)
 
   def load(self, board: str, *, seed: int = 0) -> tuple[State, str]:
-    """Reads a room of any size; boxes may stand on targets.
+    """Read a room of any size; boxes may stand on targets.
 
     Args:
       board: rows of # (wall), _ (floor), O (target), X (box), √ (box on
@@ -127,7 +127,7 @@ class Sokoban:
         public level files: blank or - (floor), `.` (target), $ (box), * (box
         on target), @ (player), + (player on target), where blanks outside of
         the walls are walls and rows may be of several lengths.
-      seed: of nothing; a room has no luck.
+      seed: unused; a room has no noise.
 
     Returns:
       The state and its text.
@@ -161,22 +161,22 @@ class Sokoban:
     return state, self.render(state)
 
   def is_solved(self, state: State) -> bool:
-    """Whether nothing is left to do."""
+    """Return whether all boxes stand on targets."""
     return is_solved(state)
 
   def is_unsolvable(self, state: State) -> bool:
-    """Whether little work proves that the room cannot be solved."""
+    """Return whether a short search proves that there is no solution."""
     return is_unsolvable(state)
 
   def step(self, state: State, action: str) -> tuple[State, base.Step]:
-    """Runs one action.
+    """Run one action.
 
     Args:
       state: the state.
       action: one of `actions`, in any case.
 
     Returns:
-      The next state and what happened; info has `boxes_on_targets`.
+      The next state and the result; info has `boxes_on_targets`.
 
     Raises:
       ValueError: unknown action.
@@ -198,7 +198,7 @@ class Sokoban:
     )
 
   def render(self, state: State) -> str:
-    """Writes the rows of the room, one symbol per cell, nothing else."""
+    """Write the rows of the room, one symbol per cell, nothing else."""
     return '\n'.join(
       ''.join(_symbol(state, (row, col)) for col in range(state.room.cols))
       for row in range(state.room.rows)
@@ -206,7 +206,7 @@ class Sokoban:
 
 
 def push(state: State, action: str) -> State:
-  """Returns the state after a move or push; the same state if it is blocked."""
+  """Return the state after a move or push; the same state if it is blocked."""
   ahead = grid.neighbour(state.player, action)
   if ahead not in state.room.floor:
     return state
@@ -219,7 +219,7 @@ def push(state: State, action: str) -> State:
 
 
 def boxes_on_targets(state: State) -> int:
-  """Returns how many boxes stand on targets."""
+  """Return the number of boxes on targets."""
   return len(state.boxes & state.room.targets)
 
 
@@ -229,7 +229,7 @@ _TRANSLATION = str.maketrans(' -.$*@+', '__OX√PS')
 
 
 def _from_public(board: str) -> str:
-  """A room in the symbols of public level files, in ours."""
+  """Translate a room from the symbols of public level files."""
   rows = [line.rstrip() for line in board.splitlines() if line.strip()]
   width = max(len(row) for row in rows)
   filled = []
@@ -241,12 +241,12 @@ def _from_public(board: str) -> str:
 
 
 def is_solved(state: State) -> bool:
-  """Whether all boxes stand on targets."""
+  """Return whether all boxes stand on targets."""
   return state.boxes <= state.room.targets
 
 
 def solve(state: State, *, most: int | None = None) -> list[str] | None:
-  """Finds a shortest solution by breadth-first search over all states.
+  """Find a shortest solution by breadth-first search over all states.
 
   A room of 4 x 4 floor cells has 240 states with one box, 1,680 with two.
 
@@ -255,22 +255,21 @@ def solve(state: State, *, most: int | None = None) -> list[str] | None:
     most: states after which the search is given up.
 
   Returns:
-    Canonical action names, empty if it is solved already, or None if it cannot
-    be solved, or was not within `most` states.
+    Canonical action names, empty if it is solved already; None if there is no
+    solution, or none was found within `most` states.
   """
   return grid.shortest_path(state, _successors, is_solved, most)
 
 
 def is_unsolvable(state: State) -> bool:
-  """Whether little work proves that a room cannot be solved.
+  """Return whether a short search proves that a room has no solution.
 
   Args:
     state: the state.
 
   Returns:
-    True if a box stands where it could be pushed onto no target though it were
-    alone, or if the room has few states and a search through them found no
-    solution. False says nothing.
+    True if a box could not be pushed onto any target even if it were alone, or
+    if the room has few states and none of them is solved. False leaves it open.
   """
   if not state.boxes <= _within_reach(state.room):
     return True
@@ -280,7 +279,7 @@ def is_unsolvable(state: State) -> bool:
 
 
 def _within_reach(room: Room) -> set[grid.Cell]:
-  """Cells from which a box that is alone can be pushed onto some target."""
+  """Return the cells from which a lone box can be pushed onto a target."""
   found, queue = set(room.targets), [*room.targets]
   while queue:
     cell = queue.pop()

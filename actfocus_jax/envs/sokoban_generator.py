@@ -1,11 +1,11 @@
 """Sokoban rooms that can be solved, because they are played backwards.
 
-The life of one room:
+The stages of one room:
 
 1. A random walk digs the floor: at each step it may turn, moves one cell, and
    stamps one of five small masks around itself. The border stays wall.
 2. The player and the targets are put on random floor, a box on every target.
-3. Reverse play: the player walks and pulls whatever box is behind. A
+3. Reverse play: the player walks and pulls the box behind it, if any. A
    depth-first search visits what can be reached so and keeps the state whose
    boxes are farthest from their targets. Pulls read backwards are pushes, so
    the room can be solved.
@@ -66,7 +66,7 @@ def generate(
   search_depth: int,
   walk_steps: int,
 ) -> Level:
-  """Generates a room that can be solved and is not solved yet.
+  """Generate a room that can be solved and is not solved yet.
 
   Args:
     seed: fixes the room, at least 0.

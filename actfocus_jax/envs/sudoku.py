@@ -1,6 +1,6 @@
 """Sudoku: fill the empty cells so that no row, column or box repeats a number.
 
-The life of one step:
+One step:
 
 1. The action is searched for a placement: a row, a column and a number, in one
    of seven forms. Any string may come; none raises an error.
@@ -64,10 +64,10 @@ _REFILL = 'You may change a cell that you filled, which gives {}.'
 
 @dataclasses.dataclass(frozen=True)
 class State:
-  """The board, how many actions were taken, and what came of the last one.
+  """The board, the number of actions taken, and feedback on the last one.
 
   Attributes:
-    puzzle: what is given, and the stored solution.
+    puzzle: the given numbers and the stored solution.
     cells: the numbers row by row, 0 for empty.
     steps: actions taken, valid or not.
     feedback: a sentence on the last action, empty before the first.
@@ -93,7 +93,7 @@ class Sudoku:
     allow_refill_reward: bool = False,
     instructions: str | None = None,
   ):
-    """Fixes the kind of board.
+    """Fix the kind of board.
 
     Args:
       size: rows, columns and numbers, 4 or 9.
@@ -122,7 +122,7 @@ class Sudoku:
     self.instructions = default if instructions is None else instructions
 
   def reset(self, seed: int) -> tuple[State, str]:
-    """Draws a board that can be solved.
+    """Draw a board that can be solved.
 
     Args:
       seed: fixes the board, at least 0.
@@ -137,12 +137,12 @@ class Sudoku:
     return self._start(puzzle)
 
   def load(self, board: str, *, seed: int = 0) -> tuple[State, str]:
-    """Reads a board of this environment's size, with any number of blanks.
+    """Read a board of this environment's size, with any number of blanks.
 
     Args:
       board: digits row by row, 0 or . for an empty cell, white space anywhere;
         optionally `/` and the solution.
-      seed: of nothing; a board has no luck.
+      seed: unused; a board has no noise.
 
     Returns:
       The state and its text.
@@ -155,10 +155,10 @@ class Sudoku:
     return self._start(sudoku_board.parse(board, self.size))
 
   def boards_are_lines(self, lines: Sequence[str]) -> bool:
-    """Whether lines of a file are a board each, and not the rows of one.
+    """Return whether each line of a file is a board and not a row of one.
 
     Args:
-      lines: those between two blank ones; see boards.py.
+      lines: lines between two blank ones; see boards.py.
 
     Returns:
       False for as many lines as a board has rows, with as many cells in each.
@@ -167,18 +167,18 @@ class Sudoku:
     return len(lines) != self.size or widths != {self.size}
 
   def is_solved(self, state: State) -> bool:
-    """Whether nothing is left to do."""
+    """Return whether the board is full."""
     return is_solved(state)
 
   def step(self, state: State, action: str) -> tuple[State, base.Step]:
-    """Runs one action. A state that is done stays as it is, with reward 0.
+    """Run one action. A state that is done stays as it is, with reward 0.
 
     Args:
       state: the state.
       action: any string.
 
     Returns:
-      The next state and what happened. Its info has `cells_placed`, the cells
+      The next state and the result. Its info has `cells_placed`, the cells
       filled by now that were not given, and `cells_correct`, those of them that
       agree with the stored solution.
     """
@@ -202,7 +202,7 @@ class Sudoku:
     )
 
   def render(self, state: State) -> str:
-    """Writes the board, what came of the last action, and what is left."""
+    """Write the board, the feedback on the last action, and the progress."""
     total = self.size**2
     empty = sudoku_board.empty_cells(state.cells)
     placed = len(own_cells(state))
@@ -231,7 +231,7 @@ class Sudoku:
     return is_solved(state) or state.steps >= self.max_steps
 
   def _judge(self, state: State, action: str) -> tuple[State, float]:
-    """Returns the state after an action, and its reward."""
+    """Return the state after an action, and its reward."""
     placement = read(action)
     problem = self._problem(state, placement)
     if problem:
@@ -252,10 +252,10 @@ class Sudoku:
   def _problem(
     self, state: State, placement: tuple[int, int, int] | None
   ) -> str | None:
-    """Returns what is invalid about a placement, or None if it is valid.
+    """Return a sentence on an invalid placement, or None if it is valid.
 
-    The sentences say nothing but small numbers of what the model wrote: its
-    words must not come back to it as the words of the environment.
+    Of the model's own words a sentence repeats nothing but small numbers: they
+    must not come back to it as the words of the environment.
     """
     if placement is None:
       return 'no placement found.'
@@ -272,14 +272,13 @@ class Sudoku:
 
 
 def read(action: str) -> tuple[int, int, int] | None:
-  """Finds a placement in a string.
+  """Find a placement in a string.
 
   Args:
     action: any string.
 
   Returns:
-    Row, column and number as they stand there, in range or not; None if there
-    is no placement.
+    Row, column and number, in range or not; None without a placement.
   """
   for pattern in _PATTERNS:
     match = pattern.search(action)
@@ -290,18 +289,18 @@ def read(action: str) -> tuple[int, int, int] | None:
 
 
 def is_solved(state: State) -> bool:
-  """Whether no cell is empty; what stands on a board obeys the rules."""
+  """Return whether no cell is empty; a filled board obeys the rules."""
   return 0 not in state.cells
 
 
 def own_cells(state: State) -> list[int]:
-  """Returns the indices of the filled cells that were not given, in order."""
+  """Return the indices of the filled cells that were not given, in order."""
   pairs = zip(state.cells, state.puzzle.given, strict=True)
   return [index for index, (now, given) in enumerate(pairs) if now != given]
 
 
 def _pattern(form: str) -> re.Pattern[str]:
-  """Returns what finds a form: white space may stand around its signs."""
+  """Return a regular expression of a form, with white space around signs."""
   parts = {
     ' ': r'\s+',
     '(': r'\(\s*',
@@ -329,7 +328,7 @@ def _after(state: State, cells: sudoku_board.Cells, feedback: str) -> State:
 
 
 def _rows(state: State, size: int) -> list[str]:
-  """Returns the lines of the grid, with rules between the boxes."""
+  """Return the lines of the grid, with rules between the boxes."""
   box = sudoku_board.BOX_SIZES[size]
   lines = []
   for row in range(size):

@@ -3,7 +3,7 @@
 A board is a tuple of numbers, row by row; 0 stands for an empty cell, and an
 index counts cells row by row from 0. Sizes are 4 (2 x 2 boxes) and 9.
 
-The life of one generated board:
+The stages of one generated board:
 
 1. An empty grid is filled by backtracking: always at a cell with the fewest
    numbers left, which are tried in random order.
@@ -37,17 +37,17 @@ class TooHard(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Puzzle:
-  """The part that never changes: what is given, and the stored solution."""
+  """The constant part: the given numbers and the stored solution."""
 
   given: Cells
   solution: Cells
 
 
 def generate(rng: np.random.Generator, *, size: int, blanks: int) -> Puzzle:
-  """Draws a board.
+  """Draw a board.
 
   Args:
-    rng: moved on by what is drawn.
+    rng: random numbers; advanced.
     size: 4 or 9.
     blanks: cells to blank, at most size * size.
 
@@ -67,7 +67,7 @@ def generate(rng: np.random.Generator, *, size: int, blanks: int) -> Puzzle:
 
 @functools.cache
 def units(size: int) -> tuple[tuple[int, ...], ...]:
-  """Returns the indices of each row, then of each column, then of each box."""
+  """Return the indices of each row, then of each column, then of each box."""
   box = BOX_SIZES[size]
   rows = np.arange(size**2).reshape(size, size)
   boxes = rows.reshape(box, box, box, box).swapaxes(1, 2).reshape(size, size)
@@ -76,7 +76,7 @@ def units(size: int) -> tuple[tuple[int, ...], ...]:
 
 @functools.cache
 def units_of(size: int) -> tuple[dict[str, tuple[int, ...]], ...]:
-  """Returns, for each cell, its row, its column and its box by these names."""
+  """Return, for each cell, its row, its column and its box by these names."""
   names = ('row', 'column', 'box')
   return tuple(
     {
@@ -91,7 +91,7 @@ def units_of(size: int) -> tuple[dict[str, tuple[int, ...]], ...]:
 
 @functools.cache
 def _peers(size: int) -> tuple[tuple[int, ...], ...]:
-  """The cells that must differ from each cell."""
+  """Return for each cell the cells that must differ from it."""
   return tuple(
     tuple(sorted({*itertools.chain(*around.values())} - {index}))
     for index, around in enumerate(units_of(size))
@@ -99,7 +99,7 @@ def _peers(size: int) -> tuple[tuple[int, ...], ...]:
 
 
 def conflict(cells: Cells, index: int, value: int) -> str | None:
-  """Returns `row`, `column` or `box` where another cell has the number."""
+  """Return `row`, `column` or `box` where another cell has the number."""
   for name, unit in units_of(_size(cells))[index].items():
     if any(cells[other] == value for other in unit if other != index):
       return name
@@ -107,14 +107,14 @@ def conflict(cells: Cells, index: int, value: int) -> str | None:
 
 
 def valid_numbers(cells: Cells, index: int) -> list[int]:
-  """Returns the numbers that no other cell of row, column and box has."""
+  """Return the numbers that no other cell of row, column and box has."""
   size = _size(cells)
   taken = {cells[other] for other in _peers(size)[index]}
   return [value for value in range(1, size + 1) if value not in taken]
 
 
 def empty_cells(cells: Cells) -> list[int]:
-  """Returns the indices of the empty cells, row by row."""
+  """Return the indices of the empty cells, row by row."""
   return [index for index, value in enumerate(cells) if not value]
 
 
@@ -125,20 +125,10 @@ def _size(cells: Cells) -> int:
 # --- Completions -------------------------------------------------------------
 
 
-def solve(cells: Cells) -> Cells | None:
-  """Returns a completion of a board, or None if there is none."""
-  return next(completions(cells), None)
-
-
-def count_solutions(cells: Cells, limit: int = 2) -> int:
-  """Returns the number of completions; no more than `limit` are looked for."""
-  return sum(1 for _ in itertools.islice(completions(cells), limit))
-
-
 def completions(
   cells: Cells, rng: np.random.Generator | None = None
 ) -> Iterator[Cells]:
-  """Yields the completions of a board one by one.
+  """Yield the completions of a board one by one.
 
   Args:
     cells: the board.
@@ -166,7 +156,7 @@ def _search(
   rng: np.random.Generator | None,
   steps: Iterator[int],
 ) -> Iterator[Cells]:
-  """Completes a board given as a set of bits per cell: its numbers left."""
+  """Complete a board given as a set of bits per cell: the numbers left."""
   if next(steps) >= _MAX_SEARCH:
     raise TooHard(f'no answer in {_MAX_SEARCH} steps')
   if not empty:
@@ -193,7 +183,7 @@ def _placed(options: list[int], index: int, bit: int) -> list[int]:
 
 
 def parse(board: str, size: int) -> Puzzle:
-  """Reads a board.
+  """Read a board.
 
   Args:
     board: digits row by row, 0 or . for an empty cell, white space anywhere;
@@ -204,8 +194,7 @@ def parse(board: str, size: int) -> Puzzle:
     The board; without a solution it gets one.
 
   Raises:
-    ValueError: no such board, one that cannot be solved, or a solution that is
-      not one of it.
+    ValueError: not a board, without a solution, or with a wrong one.
   """
   parts = board.split('/')
   if len(parts) > 2:
@@ -226,7 +215,7 @@ def parse(board: str, size: int) -> Puzzle:
 
 
 def place(index: int, size: int) -> str:
-  """Returns a cell as the model reads and writes it, counted from 1."""
+  """Return a cell as the model reads and writes it, counted from 1."""
   row, col = divmod(index, size)
   return f'({row + 1},{col + 1})'
 
@@ -255,7 +244,7 @@ def _read_cells(text: str, size: int, what: str) -> Cells:
 
 def _solved(given: Cells) -> Cells:
   try:
-    solution = solve(given)
+    solution = next(completions(given), None)
   except TooHard as error:
     raise ValueError(
       f'the board is too hard to solve ({error}); add / and the solution'

@@ -1,1 +1,1 @@
-"""What learns: the train state, the step of ActFocus, the supervised step."""
+"""Learner: the train state, the train step, the self-check."""

@@ -1,8 +1,9 @@
 """Batches cut into parts along their rows, each part over all devices.
 
-Two ways to cut. `consecutive` decides which rows an optimizer step reads, which
-no mesh may change: rows move between devices. `micro` only decides what is in
-memory together, so each device cuts the rows that it holds, and none moves.
+There are two ways to cut. `consecutive` decides which rows an optimizer step
+reads, which must not depend on the mesh: rows move between devices. `micro`
+only decides which rows are in memory together: each device cuts the rows that
+it holds, and no row moves.
 """
 
 from typing import Any
@@ -26,33 +27,33 @@ def micro(tree: Any, size: int) -> Any:
   On one device these are the parts of `consecutive`.
 
   Args:
-    tree: Of arrays whose rows lie over the devices.
-    size: Rows of a part. Where the row shards do not divide it, parts are those
+    tree: arrays whose rows are spread over the devices.
+    size: rows of a part. Where the row shards do not divide it, parts are those
       of `consecutive`.
   """
   shards = _shards(size)
 
-  def one(x):
-    own = x.reshape(shards, -1, size // shards, *x.shape[1:])
-    return _keep_parts(own.swapaxes(0, 1).reshape(-1, size, *x.shape[1:]))
+  def cut(x):
+    rows = x.reshape(shards, -1, size // shards, *x.shape[1:])
+    return _keep_parts(rows.swapaxes(0, 1).reshape(-1, size, *x.shape[1:]))
 
-  return jax.tree.map(one, tree)
+  return jax.tree.map(cut, tree)
 
 
 def join(tree: Any) -> Any:
-  """[parts, size, ...] -> [parts * size, ...]: `micro` undone."""
+  """[parts, size, ...] -> [parts * size, ...]: the inverse of `micro`."""
 
-  def one(x):
+  def join_array(x):
     parts, size = x.shape[:2]
     shards = _shards(size)
-    own = x.reshape(parts, shards, size // shards, *x.shape[2:])
-    return meshes.constrain_rows(own.swapaxes(0, 1).reshape(-1, *x.shape[2:]))
+    rows = x.reshape(parts, shards, size // shards, *x.shape[2:])
+    return meshes.constrain_rows(rows.swapaxes(0, 1).reshape(-1, *x.shape[2:]))
 
-  return jax.tree.map(one, tree)
+  return jax.tree.map(join_array, tree)
 
 
 def _shards(size: int) -> int:
-  """Over how many devices the rows lie that make a part of `size`."""
+  """Number of devices that the rows of a part of `size` are spread over."""
   shards = meshes.row_shards(jax.sharding.get_abstract_mesh())
   return 1 if size % shards else shards
 

@@ -1,19 +1,14 @@
-"""From a batch of episodes to what the update reads, stage by stage.
+"""Stages of the train step before the update, each a pure function.
 
-The life of one batch:
+1. `select` keeps the groups whose members fared differently.
+2. `score` and `value` run policy, frozen reference and critic over every token
+   once; `reference_mask` says at which tokens the reference is needed.
+3. `signal_inputs`, `weight_inputs` and `estimator_inputs` hand the scores to
+   the functions of the algorithm that were chosen.
+4. `update_batch` collects what the update reads, `metrics` what is logged.
 
-1. `select`: the groups whose members fared differently are kept.
-2. `score`: policy, frozen reference and critic read every token once, as far as
-   somebody asks for what they say.
-3. `weigh`: signals become the weights of equation (w_t), rewards become
-   advantages, both become `UpdateBatch`.
-
-Each is a pure function; `step.TrainStep` composes and compiles them.
+`train_step.TrainStep` composes and compiles them.
 """
-
-import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import flax.struct
 import jax
@@ -23,6 +18,7 @@ from actfocus_jax.algorithm import (
   estimators,
   losses,
   selection,
+  signals,
   trajectory,
   weights,
 )
@@ -33,79 +29,15 @@ Trajectory = trajectory.Trajectory
 Metrics = dict[str, jax.Array]
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-  """What is chosen once per run: numbers, and functions by the stage.
-
-  Attributes:
-    members: G, the size of a group.
-    ratio: Share of the groups that is kept.
-    rule: Of selection.keep_groups.
-    signal: (scores as keywords, key) -> signal_BT; one of signals.SIGNALS.
-    has_reference: Whether anything asks the frozen reference.
-    has_signal: Whether the token weights read the signal.
-    needs_spread: Whether a step is skipped when no kept group has spread.
-    compares_turns: Whether the advantages may tell turns apart where returns
-      are equal; such a step is not skipped.
-    token_weights: (signal_BT, entropy_BT, sampled_BT, action_BT, step) ->
-      weight_BT.
-    advantage: (rewards, values, scores and masks as keywords) ->
-      estimators.Credit; one of estimators.ESTIMATORS.
-    policy_loss: losses.policy_loss with its clips.
-    reduction: The reduction of `policy_loss`.
-    entropy_coefficient: Of the entropy bonus.
-    minibatch: Rows per optimizer step; divides the kept rows.
-    microbatch: Rows per forward and backward pass; divides the mini-batch.
-    ratio_of: (logprob_BT, sampled_BT, turn_BT) -> logprob_BT, of which the
-      ratio is made: the token's own, or its turn's mean.
-    kl_coefficient: Of the KL to the reference; 0 leaves it out.
-    kl_estimator: Of losses.kl.
-    value_loss: losses.value_loss with its clip; None without a critic.
-    critic_warmup: Iterations in which the critic learns alone.
-    importance_cap: Of losses.importance_weights; None leaves them out.
-    epochs: Passes over the batch.
-    temperature: At which the batch was sampled.
-    rescore: Whether ratios are taken against a fresh forward pass instead of
-      the sampler's own log-probs.
-    score_chunk: Tokens whose logits exist at a time.
-  """
-
-  members: int
-  ratio: float
-  signal: Callable[..., jax.Array]
-  token_weights: Callable[..., jax.Array]
-  advantage: Callable[..., Any]
-  policy_loss: Callable[..., Any]
-  entropy_coefficient: float
-  minibatch: int
-  microbatch: int
-  rule: str = 'top_k'
-  has_reference: bool = True
-  has_signal: bool = True
-  needs_spread: bool = True
-  compares_turns: bool = False
-  reduction: str = 'weighted_token_mean'
-  ratio_of: Callable[..., jax.Array] | None = None
-  kl_coefficient: float = 0.0
-  kl_estimator: str = 'k1'
-  value_loss: Callable[..., Any] | None = None
-  critic_warmup: int = 0
-  importance_cap: float | None = None
-  epochs: int = 1
-  temperature: float = 1.0
-  rescore: bool = True
-  score_chunk: int = 512
-
-
 @flax.struct.dataclass
 class ModelScores:
-  """What the models say of the kept rows, before the update.
+  """Scores of the kept rows before the update.
 
   Attributes:
-    old: Scores by the policy, at sampled tokens.
-    reference: Scores by the reference, at the tokens that are asked for; zeros
-      without one.
-    value_BT: Of the critic; None without one.
+    old: scores by the policy, at sampled tokens.
+    reference: scores by the reference, at the tokens of `reference_mask`; zeros
+      without a reference.
+    value_BT: values by the critic; None without one.
   """
 
   old: scoring.Scores
@@ -117,7 +49,7 @@ class ModelScores:
 class UpdateBatch:
   """Kept rows with everything that the update reads; all [B, T].
 
-  What only a critic, a KL term or importance weights read is None without.
+  Arrays of a critic, a KL term or importance weights are None without these.
   """
 
   tokens_BT: jax.Array
@@ -134,18 +66,18 @@ class UpdateBatch:
   critic_BT: jax.Array | None = None
 
 
-# --- 1. Which groups ---------------------------------------------------------
+# --- 1. Groups ---------------------------------------------------------------
 
 
 def select(
   batch: Trajectory, *, members: int, ratio: float, rule: str = 'top_k'
 ) -> tuple[Trajectory, jax.Array]:
-  """Keeps the groups that are worth an update.
+  """Keep the groups that are worth an update.
 
   Args:
-    batch: Group-major rows, [P * G, T].
+    batch: group-major rows, [P * G, T].
     members: G.
-    ratio: Share kept, of the groups or of their spread.
+    ratio: share kept, of the groups or of their spread.
     rule: 'top_k' gathers a number of groups known beforehand; 'top_p' keeps
       all rows and takes every token of the others out of the loss.
 
@@ -165,137 +97,159 @@ def select(
   return kept, return_PG
 
 
-# --- 2. What the models say --------------------------------------------------
+# --- 2. Scores ---------------------------------------------------------------
 
 
 def score(
-  graphdef, params, batch: Trajectory, mask_BT: jax.Array, recipe: Recipe
+  graphdef,
+  params,
+  batch: Trajectory,
+  mask_BT: jax.Array,
+  *,
+  microbatch: int,
+  temperature: float,
+  chunk: int,
 ) -> scoring.Scores:
-  """Scores the tokens at `mask_BT`, a micro-batch at a time; 0 elsewhere."""
+  """Score the tokens at `mask_BT`, a micro-batch at a time; 0 elsewhere."""
 
-  def one(part):
+  def score_part(part):
     return scoring.score_some(
-      graphdef,
-      params,
-      *part,
-      temperature=recipe.temperature,
-      chunk=recipe.score_chunk,
+      graphdef, params, *part, temperature=temperature, chunk=chunk
     )
 
-  parts = microbatch_lib.micro(
-    (batch.tokens, batch.valid, mask_BT), recipe.microbatch
-  )
-  return microbatch_lib.join(jax.lax.map(one, parts))
+  parts = microbatch_lib.micro((batch.tokens, batch.valid, mask_BT), microbatch)
+  return microbatch_lib.join(jax.lax.map(score_part, parts))
 
 
-def value(graphdef, params, batch: Trajectory, recipe: Recipe) -> jax.Array:
-  """What the critic expects before each token, a micro-batch at a time."""
+def value(graphdef, params, batch: Trajectory, *, microbatch: int) -> jax.Array:
+  """Value by the critic before each token, a micro-batch at a time."""
 
-  def one(part):
+  def value_part(part):
     return scoring.value_tokens(graphdef, params, *part)
 
-  parts = microbatch_lib.micro((batch.tokens, batch.valid), recipe.microbatch)
-  return microbatch_lib.join(jax.lax.map(one, parts))
+  parts = microbatch_lib.micro((batch.tokens, batch.valid), microbatch)
+  return microbatch_lib.join(jax.lax.map(value_part, parts))
 
 
-def reference_mask(batch: Trajectory, recipe: Recipe) -> jax.Array:
-  """The tokens of which somebody asks what the reference says, bool [B, T].
+def reference_mask(batch: Trajectory, *, has_kl: bool) -> jax.Array:
+  """Tokens at which scores by the reference are needed, bool [B, T].
 
-  The weights ask at action tokens, 4 to 16 % of the sampled ones in the
-  paper's runs; a KL term asks at all of them.
+  The weights need them at action tokens, 4 to 16 % of the sampled ones in the
+  paper's runs; a KL term needs them at all sampled ones.
   """
-  return batch.sampled if recipe.kl_coefficient else batch.action
+  return batch.sampled if has_kl else batch.action
 
 
-# --- 3. Weights and advantages -----------------------------------------------
+# --- 3. Inputs of the algorithm ----------------------------------------------
 
 
-def token_weights(
-  batch: Trajectory, said: ModelScores, key: jax.Array, step, recipe: Recipe
-) -> tuple[jax.Array, jax.Array]:
-  """The signal and the weight of every token, [B, T] each."""
-  signal_BT = recipe.signal(
-    ref_logsumexp_BT=said.reference.logsumexp_BT,
-    ref_mean_logit_BT=said.reference.mean_logit_BT,
-    ref_entropy_BT=said.reference.entropy_BT,
-    ref_logprob_BT=said.reference.raw_logprob_BT,
-    old_logprob_BT=said.old.raw_logprob_BT,
+def signal_inputs(scores: ModelScores, key: jax.Array) -> signals.SignalInputs:
+  """Inputs of signals.SIGNALS; no temperature enters them."""
+  return signals.SignalInputs(
+    ref_logsumexp_BT=scores.reference.logsumexp_BT,
+    ref_mean_logit_BT=scores.reference.mean_logit_BT,
+    ref_entropy_BT=scores.reference.entropy_BT,
+    ref_logprob_BT=scores.reference.raw_logprob_BT,
+    old_logprob_BT=scores.old.raw_logprob_BT,
     key=key,
   )
-  weight_BT = recipe.token_weights(
-    signal_BT, said.old.entropy_BT, batch.sampled, batch.action, step=step
+
+
+def weight_inputs(
+  batch: Trajectory, scores: ModelScores, signal_BT: jax.Array, step: jax.Array
+) -> weights.WeightInputs:
+  """Inputs of weights.SCHEMES."""
+  return weights.WeightInputs(
+    signal_BT=signal_BT,
+    entropy_BT=scores.old.entropy_BT,
+    sampled_BT=batch.sampled,
+    action_BT=batch.action,
+    step=step,
   )
-  return signal_BT, weight_BT
 
 
-def weigh(
-  batch: Trajectory,
-  return_PG: jax.Array,
-  said: ModelScores,
-  key: jax.Array,
-  step: jax.Array,
-  recipe: Recipe,
-) -> tuple[UpdateBatch, Metrics]:
-  """Turns scores into token weights and rewards into advantages.
-
-  Args:
-    batch: The kept rows.
-    return_PG: Their returns.
-    said: What the models say of them.
-    key: For the random control.
-    step: Finished iterations, for weights that change with them.
-    recipe: Of the run.
-
-  Returns:
-    What the update reads, and the metrics of the method.
-  """
-  signal_BT, weight_BT = token_weights(batch, said, key, step, recipe)
-  credit = recipe.advantage(
+def estimator_inputs(
+  batch: Trajectory, return_PG: jax.Array, scores: ModelScores, num_turns: int
+) -> estimators.Inputs:
+  """Inputs of estimators.ESTIMATORS."""
+  return estimators.Inputs(
     return_PG=return_PG,
     reward_BT=batch.reward,
-    value_BT=said.value_BT,
-    entropy_BT=said.old.entropy_BT,
+    value_BT=scores.value_BT,
+    entropy_BT=scores.old.entropy_BT,
     sampled_BT=batch.sampled,
     turn_BT=batch.turn,
     anchor_BT=batch.anchor,
+    num_turns=num_turns,
   )
+
+
+# --- 4. Batch and metrics ----------------------------------------------------
+
+
+def update_batch(
+  batch: Trajectory,
+  scores: ModelScores,
+  weight_BT: jax.Array,
+  credit: estimators.Credit,
+  *,
+  old_logprob: str,
+  importance_cap: float | None,
+  has_kl: bool,
+) -> UpdateBatch:
+  """Collect what the update reads.
+
+  Args:
+    batch: the kept rows.
+    scores: scores of the kept rows.
+    weight_BT: token weights.
+    credit: advantages and the targets of the critic.
+    old_logprob: 'rescore' takes ratios against a fresh forward pass, 'sampler'
+      against the log-probabilities of the rollout.
+    importance_cap: cap of losses.importance_weights; None leaves them out.
+    has_kl: whether there is a KL term.
+
+  Returns:
+    The batch of the update.
+  """
   importance_BT = None
-  if recipe.importance_cap is not None:
+  if importance_cap is not None:
     importance_BT = losses.importance_weights(
-      said.old.logprob_BT,
-      batch.logprob,
-      batch.sampled,
-      cap=recipe.importance_cap,
+      scores.old.logprob_BT, batch.logprob, batch.sampled, cap=importance_cap
     )
-  ready = UpdateBatch(
+  is_rescored = old_logprob == 'rescore'
+  return UpdateBatch(
     tokens_BT=batch.tokens,
     valid_BT=batch.valid,
     sampled_BT=batch.sampled,
     turn_BT=batch.turn,
-    old_logprob_BT=said.old.logprob_BT if recipe.rescore else batch.logprob,
+    old_logprob_BT=scores.old.logprob_BT if is_rescored else batch.logprob,
     advantage_BT=credit.advantage_BT,
     weight_BT=weight_BT,
-    ref_logprob_BT=(
-      said.reference.raw_logprob_BT if recipe.kl_coefficient else None
-    ),
+    ref_logprob_BT=scores.reference.raw_logprob_BT if has_kl else None,
     importance_BT=importance_BT,
-    old_value_BT=said.value_BT,
+    old_value_BT=scores.value_BT,
     return_BT=credit.return_BT,
     critic_BT=credit.critic_BT,
   )
-  metrics = _method_metrics(batch, return_PG, signal_BT, weight_BT, recipe)
-  metrics |= _sampler_metrics(batch, said.old)
-  if said.value_BT is not None:
-    metrics |= _critic_metrics(said.value_BT, credit)
-  return ready, metrics
 
 
-def _method_metrics(batch, return_PG, signal_BT, weight_BT, recipe) -> Metrics:
+def metrics(
+  batch: Trajectory,
+  return_PG: jax.Array,
+  scores: ModelScores,
+  signal_BT: jax.Array | None,
+  weight_BT: jax.Array,
+  credit: estimators.Credit,
+  *,
+  rule: str,
+) -> Metrics:
+  """Metrics of weights, selection, signal (None: left out), sampler, critic."""
   spread_P = selection.group_spread(return_PG)
   kept_P = jnp.ones(spread_P.shape, bool)
-  if recipe.rule == 'top_p':
+  if rule == 'top_p':
     kept_P = jnp.any(batch.sampled.reshape(spread_P.size, -1), axis=1)
-  metrics = {
+  named = {
     'weights/action_share': trajectory.masked_mean(batch.action, batch.sampled),
     'weights/action_mass': weights.action_mass(weight_BT, batch.action),
     'selection/kept': kept_P.sum(dtype=jnp.int32),
@@ -304,14 +258,17 @@ def _method_metrics(batch, return_PG, signal_BT, weight_BT, recipe) -> Metrics:
     ),
     'selection/spread': trajectory.masked_mean(spread_P, kept_P),
   }
-  if recipe.has_signal:
+  if signal_BT is not None:
     mean, std = weights.signal_stats(signal_BT, batch.action)
-    metrics |= {'signal/mean': mean, 'signal/std': std}
-  return metrics
+    named |= {'signal/mean': mean, 'signal/std': std}
+  named |= _sampler_metrics(batch, scores.old)
+  if scores.value_BT is not None:
+    named |= _critic_metrics(scores.value_BT, credit)
+  return named
 
 
 def _sampler_metrics(batch: Trajectory, old: scoring.Scores) -> Metrics:
-  """How far the sampler's log-probs are from a fresh forward pass."""
+  """Distance of the sampler's log-probs from those of a fresh forward pass."""
   gap_BT = jnp.abs(old.logprob_BT - batch.logprob)
   sampled_gap_BT = jnp.where(batch.sampled, gap_BT, jnp.nan)
   p99 = jnp.nanquantile(sampled_gap_BT, 0.99)
@@ -326,7 +283,7 @@ def _sampler_metrics(batch: Trajectory, old: scoring.Scores) -> Metrics:
 
 
 def _critic_metrics(value_BT: jax.Array, credit: estimators.Credit) -> Metrics:
-  """How much of the returns the critic explains before it learns from them."""
+  """Share of the returns that the critic explains before the update."""
   return_BT, critic_BT = credit.return_BT, credit.critic_BT
   _, variance = trajectory.masked_moments(return_BT, critic_BT)
   _, residual = trajectory.masked_moments(return_BT - value_BT, critic_BT)
@@ -334,6 +291,6 @@ def _critic_metrics(value_BT: jax.Array, credit: estimators.Credit) -> Metrics:
   return {
     'critic/value_mean': trajectory.masked_mean(value_BT, critic_BT),
     'critic/return_mean': trajectory.masked_mean(return_BT, critic_BT),
-    # Of returns that are all equal there is nothing to explain.
+    # Returns that are all equal leave nothing to explain.
     'critic/explained_variance': jnp.where(variance > 1e-8, explained, 0.0),
   }

@@ -1,15 +1,15 @@
-"""Before the first update: is what should be equal, equal?
+"""Checks before the first update: is what should be equal, equal?
 
 A mask that is off by one, a padding that leaks or a reference that is another
 model trains without an error and learns nothing, or the wrong thing. On the
 first batch of a run the answers are known:
 
 1. Rewards are finite floats (in an int array 0.7 would be 0).
-2. Ratios are 1: the update's own pass says what the scoring pass says.
-3. The sampler says so too, up to rounding.
-4. The policy is the reference still: their log-probs are equal.
+2. Ratios are 1: update pass and scoring pass give the same log-probs.
+3. So does the sampler, up to rounding.
+4. The policy still is the reference: their log-probs are equal.
 5. Other ids in the padding change nothing.
-6. What several devices hold a copy of is equal on all of them.
+6. Copies of an array on several devices are equal.
 """
 
 import dataclasses
@@ -24,14 +24,15 @@ from jax.sharding import PartitionSpec as P
 
 from actfocus_jax.learner import microbatch as microbatch_lib
 from actfocus_jax.learner import prepare
-from actfocus_jax.learner.prepare import Recipe, Trajectory
+from actfocus_jax.learner.prepare import Trajectory
 from actfocus_jax.learner.state import TrainState
+from actfocus_jax.learner.train_step import TrainStepConfig
 from actfocus_jax.model import scoring
 from actfocus_jax.parallel import mesh as meshes
 
 
 class Failed(RuntimeError):
-  """A check failed; says what it means."""
+  """A check failed; the message says what that means."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +40,10 @@ class Limits:
   """Largest mean differences of log-probs, in nats per sampled token.
 
   Attributes:
-    ratio: Between scoring pass and update pass.
-    sampler: Between sampler and scoring pass.
-    reference: Between policy and reference.
-    padding: Between two contents of the padding.
+    ratio: difference between scoring pass and update pass.
+    sampler: difference between sampler and scoring pass.
+    reference: difference between policy and reference.
+    padding: difference between two contents of the padding.
   """
 
   ratio: float
@@ -62,31 +63,31 @@ def run(
   state: TrainState,
   reference: Any,
   batch: Trajectory,
-  recipe: Recipe,
+  config: TrainStepConfig,
   *,
   limits: Limits,
 ) -> dict[str, float]:
-  """Checks a fresh state and its first batch.
+  """Check a fresh state and its first batch.
 
   Args:
-    graphdef: Of the policy.
-    state: At step 0.
-    reference: Parameters of the frozen reference, or None without one.
-    batch: Of the first rollout.
-    recipe: Of the run.
-    limits: What still counts as equal.
+    graphdef: structure of the policy.
+    state: train state at step 0.
+    reference: parameters of the frozen reference, or None without one.
+    batch: episodes of the first rollout.
+    config: choices of the run.
+    limits: largest differences that count as equal.
 
   Returns:
-    What was measured, by name.
+    The measured differences by name.
 
   Raises:
-    Failed: At the first thing that is not as it should be.
+    Failed: the first check that fails.
   """
   _check_rewards(batch)
-  measure = jax.jit(_measure, static_argnames=('graphdef', 'recipe'))
-  found = measure(graphdef, state.actor.params, reference, batch, recipe)
-  found = {name: float(x) for name, x in found.items()}
-  for name, value in found.items():
+  measure = jax.jit(_measure, static_argnames=('graphdef', 'config'))
+  gaps = measure(graphdef, state.actor.params, reference, batch, config)
+  gaps = {name: float(x) for name, x in gaps.items()}
+  for name, value in gaps.items():
     limit = getattr(limits, name)
     if not value <= limit:
       raise Failed(
@@ -95,7 +96,7 @@ def run(
         'learner.self_check=False trains nevertheless.'
       )
   _check_copies(state)
-  return found
+  return gaps
 
 
 _MEANING = {
@@ -105,8 +106,8 @@ _MEANING = {
   'trained: cache, positions or temperature differ',
   'reference': 'the frozen reference is not the model that training starts '
   'from',
-  'padding': 'ids in the padding change what is said of real tokens, so '
-  'padding is being attended to',
+  'padding': 'ids in the padding change the scores of real tokens, so padding '
+  'is being attended to',
 }
 
 
@@ -120,44 +121,46 @@ def _check_rewards(batch: Trajectory):
     raise Failed('Self-check before the first update: a reward is not finite.')
 
 
-def _measure(graphdef, params, reference, batch, recipe) -> dict[str, Any]:
+def _measure(graphdef, params, reference, batch, config) -> dict[str, Any]:
   """Mean differences at the sampled tokens of the rows that are kept."""
-  batch, _ = prepare.select(
-    batch, members=recipe.members, ratio=recipe.ratio, rule=recipe.rule
-  )
+  batch, _ = prepare.select(batch, members=config.members, **config.selection)
   sampled_BT = batch.sampled
   count = jnp.maximum(sampled_BT.sum(dtype=jnp.float32), 1.0)
 
-  def apart(a_BT, b_BT):
+  def mean_gap(a_BT, b_BT):
     return jnp.where(sampled_BT, jnp.abs(a_BT - b_BT), 0.0).sum() / count
 
-  def update_pass(part):
-    return scoring.score_tokens(
+  def score(params, batch):
+    return prepare.score(
       graphdef,
       params,
-      *part,
-      temperature=recipe.temperature,
-      chunk=recipe.score_chunk,
+      batch,
+      sampled_BT,
+      microbatch=config.microbatch,
+      **config.scoring,
     )
 
-  old = prepare.score(graphdef, params, batch, sampled_BT, recipe)
-  parts = microbatch_lib.micro((batch.tokens, batch.valid), recipe.microbatch)
+  def update_pass(part):
+    return scoring.score_tokens(graphdef, params, *part, **config.scoring)
+
+  old = score(params, batch)
+  parts = microbatch_lib.micro((batch.tokens, batch.valid), config.microbatch)
   update = microbatch_lib.join(jax.lax.map(update_pass, parts))
   other = batch.replace(tokens=jnp.where(batch.valid, batch.tokens, 1))
-  padded = prepare.score(graphdef, params, other, sampled_BT, recipe)
-  found = {
-    'ratio': apart(update.logprob_BT, old.logprob_BT),
-    'sampler': apart(batch.logprob, old.logprob_BT),
-    'padding': apart(padded.logprob_BT, old.logprob_BT),
+  padded = score(params, other)
+  gaps = {
+    'ratio': mean_gap(update.logprob_BT, old.logprob_BT),
+    'sampler': mean_gap(batch.logprob, old.logprob_BT),
+    'padding': mean_gap(padded.logprob_BT, old.logprob_BT),
   }
   if reference is not None:
-    frozen = prepare.score(graphdef, reference, batch, sampled_BT, recipe)
-    found['reference'] = apart(frozen.raw_logprob_BT, old.raw_logprob_BT)
-  return found
+    frozen = score(reference, batch)
+    gaps['reference'] = mean_gap(frozen.raw_logprob_BT, old.raw_logprob_BT)
+  return gaps
 
 
 def _check_copies(state: TrainState):
-  """Every device that holds the same part of an array must hold the same."""
+  """Check that devices which hold the same part of an array hold equal bits."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):
     if not isinstance(leaf.sharding, NamedSharding):
       continue
@@ -182,7 +185,7 @@ def _axes(part: Any) -> tuple[str, ...]:
 
 @functools.cache
 def _local_sums(mesh, spec):
-  """Every device's sum of what it holds, laid out like the mesh.
+  """Function that sums what each device holds, laid out like the mesh.
 
   The same program on equal numbers gives equal bits.
   """

@@ -1,4 +1,4 @@
-"""The train state: what an optimizer step reads and writes."""
+"""Train state: what an optimizer step reads and writes."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 @flax.struct.dataclass
 class ModelState:
-  """A model that is being trained.
+  """Parameters of a model and the state of its optimizer.
 
   Attributes:
-    params: Master weights, float32.
-    opt_state: Of its optimizer.
+    params: master weights, float32.
+    opt_state: state of the optimizer.
   """
 
   params: Any
@@ -27,11 +27,11 @@ class TrainState:
   """Everything that changes in training, and nothing else.
 
   Attributes:
-    step: Finished iterations of the loop, int32.
-    skipped: Iterations without an update, because no group had spread, int32.
-    streak: How many of the latest iterations in a row were skipped, int32.
-    actor: The policy.
-    critic: Of PPO; None without one.
+    step: finished iterations of the loop, int32.
+    skipped: iterations without an update, because no group had spread, int32.
+    streak: number of latest iterations in a row that were skipped, int32.
+    actor: the policy.
+    critic: critic of PPO; None without one.
   """
 
   step: jax.Array
@@ -53,11 +53,11 @@ def optimizer(
   """AdamW behind a clip by global norm (Loshchilov & Hutter 2019).
 
   Args:
-    learning_rate: Constant, or a schedule over optimizer steps.
-    b1: Decay of the first moment.
-    b2: Decay of the second moment.
-    weight_decay: Of matrices; vectors (norms, biases) are not decayed.
-    clip_norm: Largest norm of the whole gradient.
+    learning_rate: constant, or a schedule over optimizer steps.
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+    weight_decay: decay of matrices; vectors (norms, biases) are not decayed.
+    clip_norm: largest norm of the whole gradient.
     warmup_steps: n optimizer steps over which a constant rate rises: the k-th
       has k / n of it, so the first one moves something too.
 
@@ -76,51 +76,47 @@ def optimizer(
   )
 
 
-def trained(params, tx: optax.GradientTransformation) -> ModelState:
-  """Puts a fresh optimizer beside parameters that are where they belong.
+def create_model_state(params, tx: optax.GradientTransformation) -> ModelState:
+  """Return sharded parameters with the fresh state of their optimizer.
 
   The optimizer's moments take the parameters' shardings, scalars are
   replicated.
 
   Args:
-    params: Sharded master weights.
-    tx: From `optimizer`.
-
-  Returns:
-    The two. It shares the parameters' buffers.
+    params: sharded master weights; the result shares their buffers.
+    tx: optimizer, from `optimizer`.
   """
   init = jax.jit(tx.init, out_shardings=_opt_shardings(params, tx))
   return ModelState(params, init(params))
 
 
-def abstract_trained(params, tx: optax.GradientTransformation) -> ModelState:
-  """What `trained` would make, as shapes, dtypes and shardings.
+def abstract_model_state(
+  params, tx: optax.GradientTransformation
+) -> ModelState:
+  """Shapes, dtypes and shardings of what `create_model_state` returns.
 
   Args:
     params: ShapeDtypeStructs with shardings.
-    tx: From `optimizer`.
+    tx: optimizer, from `optimizer`.
   """
   shapes, where = jax.eval_shape(tx.init, params), _opt_shardings(params, tx)
   return ModelState(params, jax.tree.map(_placed, shapes, where))
 
 
 def create(actor: ModelState, critic: ModelState | None = None) -> TrainState:
-  """A fresh state at step 0 around models from `trained`."""
+  """Fresh state at step 0 around models from `create_model_state`."""
   everywhere = _everywhere(actor.params)
-  # Three buffers, not one named thrice: the step donates its state.
+  # Three buffers, not one with three names: the step donates its state.
   counts = (jnp.zeros((), jnp.int32, device=everywhere) for _ in range(3))
   return TrainState(*counts, actor, critic)
 
 
 def abstract(actor: ModelState, critic: ModelState | None = None) -> TrainState:
-  """What `create` would make, to restore a checkpoint into.
+  """Return the ShapeDtypeStructs of `create`, to restore a checkpoint into.
 
   Args:
-    actor: From `abstract_trained`.
-    critic: From `abstract_trained`, or None.
-
-  Returns:
-    A state of ShapeDtypeStructs; nothing is allocated.
+    actor: from `abstract_model_state`.
+    critic: from `abstract_model_state`, or None.
   """
   count = _placed(jnp.zeros((), jnp.int32), _everywhere(actor.params))
   return TrainState(count, count, count, actor, critic)
@@ -131,9 +127,9 @@ def _placed(x, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
 
 
 def _opt_shardings(params, tx: optax.GradientTransformation):
-  """The parameters' shardings wherever the state has a tree like theirs.
+  """Parameters' shardings wherever the optimizer state has a tree like theirs.
 
-  A moment starts as zeros, which depend on no parameter: left to itself the
+  A moment starts as zeros, which depend on no parameter: without this the
   compiler gives every device a whole one.
   """
   where = jax.tree.map(lambda x: x.sharding, params)
@@ -149,7 +145,7 @@ def _opt_shardings(params, tx: optax.GradientTransformation):
 
 
 def _everywhere(params) -> jax.sharding.Sharding:
-  """The sharding of scalars beside these parameters."""
+  """Sharding of scalars beside these parameters."""
   sharding = jax.tree.leaves(params)[0].sharding
   if not isinstance(sharding, NamedSharding):
     return sharding

@@ -218,13 +218,13 @@ def _code(error: BaseException) -> int:
 
 
 def count() -> int:
-  """How many processes there are."""
-  return jax.process_count()
+  """Number of processes; alone, no device is needed to know it."""
+  return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def index() -> int:
-  """Which of them this is."""
-  return jax.process_index()
+  """Index of this process, from 0."""
+  return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
 def is_first() -> bool:

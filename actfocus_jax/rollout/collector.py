@@ -44,6 +44,7 @@ from actfocus_jax.text import chat as chat_lib
 
 Episode = episode_lib.Episode
 
+_FIRST_PROMPTS = 32  # of each game, compared with limits.context
 # With fewer slots than this, dropping some hardly makes a step faster.
 LEAST_TO_COMPACT = 32
 
@@ -201,6 +202,36 @@ def check_opening(opening: episode_lib.Opening):
       f'{len(opening.ids)} tokens; allowed: more than that, such as '
       f'{len(opening.ids) + limits.response_tokens} for one full answer.'
     )
+
+
+def check_first_prompts(
+  chat: chat_lib.Chat,
+  games: Sequence[games_lib.Game],
+  pool: env_pool_lib.EnvPool,
+  seeds: Sequence[int],
+):
+  """Refuse a context that a first prompt fills, before a run is touched.
+
+  Args:
+    chat: tokenizer bridge.
+    games: games of the run.
+    pool: pool that resets the environments.
+    seeds: seeds of boards; the first `_FIRST_PROMPTS` are tried.
+
+  Raises:
+    ValueError: a prompt is too long, or every reset of a game fails.
+  """
+  seeds = seeds[:_FIRST_PROMPTS]
+  for game in games:
+    openings = episode_lib.open_all(chat, pool, [game] * len(seeds), seeds)
+    for opening in openings:
+      if not opening.failure:
+        check_opening(opening)
+    if all(opening.failure for opening in openings):
+      raise ValueError(
+        f'{game.name}: the environment failed to reset with each of the seeds '
+        f'{seeds[0]} to {seeds[-1]}, first: {openings[0].failure.reason}'
+      )
 
 
 class _Run:

@@ -18,8 +18,6 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import IO, Any
 
-import ml_collections
-
 from actfocus_jax import errors
 from actfocus_jax.config import resume, schema
 from actfocus_jax.run import checkpoint, metrics, storage
@@ -53,7 +51,7 @@ class RunDirectory:
   def __init__(
     self,
     path: pathlib.Path,
-    c: ml_collections.ConfigDict,
+    config: dict[str, Any],
     model: dict[str, str],
     *,
     writes: bool = True,
@@ -62,8 +60,8 @@ class RunDirectory:
     """Makes the directory and locks it; says nothing to other processes.
 
     Args:
-      path: Checked before by `places.check_workdir`.
-      c: The config.
+      path: run directory, checked by `paths.check_workdir`.
+      config: values by dotted field name, as of `schema.to_json`.
       model: What the run starts from: its `path` and `commit`, for people, and
         its `sha256`.
       writes: False in every process but the first: all but checkpoints is read
@@ -74,7 +72,7 @@ class RunDirectory:
       UsageError: When another process is training there, or the run there
         started from another model; nothing has been written then.
     """
-    self._path, self._writes, self._c = path, writes, c
+    self._path, self._writes, self._config = path, writes, config
     self._model, self.changes = model, []
     self._lock = None
     if writes:
@@ -86,7 +84,9 @@ class RunDirectory:
       for name in ('metrics.jsonl', 'eval.jsonl')
     )
     self._checkpoints = checkpoint.Checkpoints(
-      path / 'checkpoints', keep=c.checkpoint.keep, on_failure=on_failure
+      path / 'checkpoints',
+      keep=config['checkpoint.keep'],
+      on_failure=on_failure,
     )
     try:
       if resume.model_file(path):
@@ -102,7 +102,7 @@ class RunDirectory:
       latest = self._checkpoints.latest_step()
       self.changes = self._note_changes(latest)
       self.write(resume.MODEL, self._model)
-      self.write(resume.CONFIG, schema.to_json(self._c))
+      self.write(resume.CONFIG, self._config)
     except BaseException:
       self.let_go()
       raise
@@ -188,7 +188,7 @@ class RunDirectory:
       return []
     changed = resume.changed(
       json.loads(file.read_text()),
-      self._c,
+      self._config,
       commit=self._model.get('commit', ''),
     )
     if changed and latest is not None:
@@ -211,7 +211,7 @@ class RunDirectory:
     Every step up to there had as many prompts as the first config: since
     prompts may change there is a seed in every checkpoint.
     """
-    prompts = self._c.rollout.prompts
+    prompts = self._config['rollout.prompts']
     for row in reversed(metrics.read(self._path / _CHANGES)):
       prompts = row['changed'].get('rollout.prompts', [prompts])[0]
     return schema.FIRST_TRAINING_SEED + step * prompts

@@ -3,8 +3,7 @@
 import pathlib
 import time
 import uuid
-
-import ml_collections
+from typing import Any
 
 from actfocus_jax import errors
 from actfocus_jax.parallel import processes
@@ -15,13 +14,13 @@ _SEEN_WITHIN = 40.0
 
 
 def open_run(
-  workdir: pathlib.Path, c: ml_collections.ConfigDict, model: dict[str, str]
+  workdir: pathlib.Path, config: dict[str, Any], model: dict[str, str]
 ) -> directory.RunDirectory:
   """Opens the run directory in every process; the first one writes.
 
   Args:
-    workdir: Of the run.
-    c: The config.
+    workdir: run directory.
+    config: values by dotted field name, as of `schema.to_json`.
     model: As of RunDirectory, the same in all processes.
 
   Returns:
@@ -38,7 +37,7 @@ def open_run(
     with processes.raise_everywhere():
       opened = directory.RunDirectory(
         workdir,
-        c,
+        config,
         model,
         writes=processes.is_first(),
         on_failure=processes.abort,

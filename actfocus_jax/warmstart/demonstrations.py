@@ -1,8 +1,8 @@
-"""Demonstrations: a scripted player in the policy's place.
+"""Demonstrations: episodes of a scripted player in place of the policy.
 
-An environment that fails loses the demonstration it fails in, and stops all of
-them only where hardly one of its game is left. One in which a response is too
-long for its limit ends before it; where most do, the limit is refused.
+If the environment fails, its demonstration is lost; if nearly all of a game are
+lost, this is an error. A demonstration ends before a response that is longer
+than the limit; if most of a game do, the limit is refused.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ from actfocus_jax.rollout import episode as episode_lib
 from actfocus_jax.text import tokenizer as tokenizer_lib
 from actfocus_jax.text.chat import Chat
 
-# Who plays what: a player has `respond(env, state, rng) -> (thought, actions)`.
+# Games and their players: `respond(env, state, rng) -> (thought, actions)`.
 Cast = Sequence[tuple[games.Game, Any]]
-# A game that loses more than this share of its demonstrations is refused, as
-# soon as so many are lost or at the end.
+# A game that loses more than this share of its demonstrations is refused, after
+# the first `_SOON` losses or at the end.
 _MOST_LOST = 0.9
-_MOST_CUT = 0.5  # likewise of those that end before a response
+_MOST_CUT = 0.5  # the same for those that end before a response
 _SOON = 32
 
 
@@ -31,24 +31,24 @@ def play(
   seeds: Iterable[int],
   *,
   pool: env_pool.EnvPool | None = None,
-  tell: Callable[[str], Any] = lambda line: None,
+  report: Callable[[str], Any] = lambda line: None,
 ) -> list[episode_lib.Episode]:
-  """Plays one episode per seed, in the form a rollout would have.
+  """Play one episode per seed, in the form of a rollout.
 
   Args:
-    chat: The tokenizer bridge.
-    cast: Games and their players; a seed says which.
-    seeds: Of the environment, and of the player's choices.
-    pool: Where environments run; by default in this thread.
-    tell: Takes a line about each game that lost some.
+    chat: tokenizer bridge.
+    cast: games and their players; the seed picks one of them.
+    seeds: seeds of the environment and of the player's choices.
+    pool: pool that runs the environments; by default this thread does.
+    report: called with a line about each game that lost some.
 
   Returns:
     Finished episodes, without those whose environment failed. Their log-probs
-    are 0: nobody sampled them.
+    are 0, since no policy sampled them.
 
   Raises:
-    ValueError: Most demonstrations of a game have a response that is too long
-      for its limit, or (nearly) all were lost.
+    ValueError: most demonstrations of a game have a response that is longer
+      than its limit, or nearly all were lost.
   """
   pool = pool or env_pool.EnvPool()
   players = {game.name: player for game, player in cast}
@@ -58,18 +58,18 @@ def play(
   for seed in seeds:
     game = games.pick(played, seed)
     tally = tallies[game.name]
-    one, too_long = _play_one(chat, game, players[game.name], seed, pool)
-    tally.count(one, too_long)
-    if one.turns and not one.failure:
-      episodes.append(one)
+    episode, too_long = _play_one(chat, game, players[game.name], seed, pool)
+    tally.count(episode, too_long)
+    if episode.turns and not episode.failure:
+      episodes.append(episode)
   for tally in tallies.values():
-    tally.close(tell)
+    tally.close(report)
   return episodes
 
 
 @dataclasses.dataclass
 class _Tally:
-  """The demonstrations of a game: those that were lost, those cut short."""
+  """Counts of the demonstrations of a game: played, lost, cut short."""
 
   game: games.Game
   played: int = 0
@@ -83,14 +83,14 @@ class _Tally:
     if max(len(self.failures), len(self.too_long)) >= _SOON:
       self._check()
 
-  def close(self, tell: Callable[[str], Any]):
+  def close(self, report: Callable[[str], Any]):
     self._check()
     for line in filter(None, (self._lost(), self._cut())):
-      tell(line)
+      report(line)
 
   def _check(self):
     if len(self.failures) > _MOST_LOST * self.played:
-      raise ValueError(f'{self._lost()}. A model needs more of them.')
+      raise ValueError(f'{self._lost()}. A warm start needs more of them.')
     if len(self.too_long) > _MOST_CUT * self.played:
       raise ValueError(
         f'{self._cut()}; allowed: {max(self.too_long)} or more, which fits '
@@ -119,7 +119,7 @@ class _Tally:
 def _play_one(
   chat, game: games.Game, player, seed: int, pool: env_pool.EnvPool
 ) -> tuple[episode_lib.Episode, int | None]:
-  """An episode, and the tokens of the response that it ends before."""
+  """Return an episode, and the length of the response that was too long."""
   rng = np.random.default_rng((seed, 1))
   limits = game.limits
   (opening,) = episode_lib.open_all(chat, pool, [game], [seed])
@@ -127,7 +127,7 @@ def _play_one(
   while not episode.over:
     try:
       thought, actions = player.respond(game.env, episode.state, rng)
-    except (Exception, SystemExit) as error:  # It may be anybody's.
+    except (Exception, SystemExit) as error:  # Users' code.
       raise ValueError(
         f'{game.name}: the player {type(player).__name__} failed with seed '
         f'{seed}, {type(error).__name__}: {error}'
@@ -150,16 +150,15 @@ def train_tokenizer(
   *,
   pool: env_pool.EnvPool | None = None,
 ):
-  """A tokenizer fit to what some environments and their players say.
+  """Train a tokenizer on the conversations of environments and players.
 
-  The same conversations are first written in plain bytes, so that they need
-  no second renderer.
+  The conversations are first encoded as plain bytes, by the same renderer.
 
   Args:
-    cast: As in `play`; token limits are not applied.
-    seeds: Of the conversations it is trained on.
-    vocab_size: Upper limit.
-    pool: As in `play`.
+    cast: games and their players; token limits are not applied.
+    seeds: seeds of the conversations.
+    vocab_size: upper limit.
+    pool: pool that runs the environments; by default this thread does.
 
   Returns:
     A transformers tokenizer.

@@ -1,13 +1,13 @@
-"""The small default model: made once from demonstrations, then kept.
+"""Warm start: the default model, made once from demonstrations, then kept.
 
-The life of a warm start:
+The stages of a warm start:
 
-1. A scripted, imperfect player plays the environment and talks like the model
+1. A scripted, imperfect player plays the environment and writes as the model
    should: a thought, then an answer.
-2. A tokenizer is trained on what was said.
-3. A small Qwen2 learns to talk and act like the player.
-4. Model and tokenizer become a Hugging Face directory, and everything after
-   it treats that like Qwen2.5.
+2. A tokenizer is trained on these conversations.
+3. A small Qwen2 learns to write and act like the player.
+4. Model and tokenizer become a Hugging Face directory, which is used like one
+   of Qwen2.5 from then on.
 """
 
 import dataclasses
@@ -27,47 +27,49 @@ from actfocus_jax.algorithm import trajectory
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.model import architecture, hf, transformer
 from actfocus_jax.parallel import mesh as mesh_lib
-from actfocus_jax.rollout import env_pool, episode
+from actfocus_jax.rollout import collector, env_pool
+from actfocus_jax.rollout import episode as episode_lib
 from actfocus_jax.run import directory as directories
 from actfocus_jax.run import interrupt, progress
 from actfocus_jax.text import chat as chat_lib
 from actfocus_jax.warmstart import demonstrations, supervised
 
-# Boards of demonstrations: far from those of training (10000 and up by the
+# Seeds of demonstrations: far from those of training (10000 and up by the
 # step) and of evaluation (123 and up).
 _FIRST_SEED = 1_000_000_000
-_SEEDS = 10_000_000  # to each seed of a warm start
+_SEEDS = 10_000_000  # number of seeds that each warm start may use
 _TOKENIZER_EPISODES = 256
 _LENGTH_BLOCK = 128  # conversations are padded to multiples of this
-_VOCAB_BLOCK = 64  # the vocabulary too, so that it can be split over devices
+_VOCAB_BLOCK = 64  # of the vocabulary, so that devices can share it
 # Raised when this file, the players or the tokenizer make another model from
-# the same plan; else a cached one would go on being used.
+# the same plan, so that cached ones are not used any more.
 _VERSION = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class WarmStart:
-  """What the small model is made from.
+  """Plan of a warm start.
 
   Attributes:
-    name: Of the environments; begins the directory's name.
-    described: env, limits, player and mixture as JSON values, for the
-      directory's name.
-    cast: The games and who plays the demonstrations of each.
-    pool: Where environments run.
-    cache: The folder of all warm starts.
-    episodes: Demonstrations.
-    steps: Optimizer steps.
-    batch: Conversations a step.
-    learning_rate: At its peak; a warm-up of 5 % and a cosine to 5 % of it.
-    observation_weight: As of learner.supervised.step.
-    vocab_size: Of the tokenizer, without set phrases.
-    hidden_size: Width; this and the rest as in model.architecture.Config.
-    intermediate_size: Width of its MLP.
-    num_layers: Its depth.
-    num_heads: Query heads.
-    num_key_value_heads: Key heads.
-    seed: Of demonstrations, initial weights and batches.
+    name: names of the environments; begins the directory's name.
+    described: config sections env, limits, player and mixture as JSON values,
+      for the directory's name.
+    cast: pairs of a game and the player that demonstrates it.
+    pool: pool that runs the environments.
+    cache: folder of all warm starts.
+    episodes: number of demonstrations.
+    steps: number of optimizer steps.
+    batch: conversations per step.
+    learning_rate: peak of the learning rate, after a warm-up of 5 % of the
+      steps; a cosine leads from it to 5 % of it.
+    observation_weight: see `supervised.step`.
+    vocab_size: size of the tokenizer's vocabulary without set phrases, at most.
+    hidden_size: width of the model, as in `architecture.Config`.
+    intermediate_size: width of the MLP.
+    num_layers: number of layers.
+    num_heads: number of query heads.
+    num_key_value_heads: number of key heads.
+    seed: seed of the demonstrations, the initial weights and the batches.
   """
 
   name: str
@@ -90,32 +92,25 @@ class WarmStart:
 
   @property
   def directory(self) -> pathlib.Path:
-    """Where it is kept; whatever changes the model changes the name."""
+    """Directory of the warm start; its name is a hash of the plan."""
     bare = dataclasses.replace(self, cast=(), pool=None, cache='')
-    own = dataclasses.asdict(bare)
-    del own['pool']
-    own['version'] = _VERSION
-    own['instructions'] = [game.env.instructions for game, _ in self.cast]
-    digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
+    key = dataclasses.asdict(bare)
+    del key['pool']
+    key['version'] = _VERSION
+    key['instructions'] = [game.env.instructions for game, _ in self.cast]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
     return pathlib.Path(self.cache) / f'{self.name}-{digest.hexdigest()[:12]}'
 
   @property
   def first_seed(self) -> int:
-    """The first board of the demonstrations."""
+    """Seed of the first demonstration."""
     return _FIRST_SEED + self.seed * _SEEDS
 
 
 def ensure(plan: WarmStart) -> pathlib.Path:
-  """Makes the warm start unless it is there.
-
-  Args:
-    plan: What it is made from.
-
-  Returns:
-    Its Hugging Face directory.
-  """
+  """Make a warm start unless it is cached; return its directory."""
   plan.directory.parent.mkdir(parents=True, exist_ok=True)
-  # Several first runs may start at once: one makes it, the others wait.
+  # Several first runs may start together: one makes it, the others wait.
   with directories.lock(plan.directory.with_suffix('.lock'), wait=True):
     if not plan.directory.exists():
       make(plan, plan.directory)
@@ -123,7 +118,7 @@ def ensure(plan: WarmStart) -> pathlib.Path:
 
 
 def tokenizer(plan: WarmStart):
-  """The tokenizer, trained on demonstrations of its own."""
+  """Train the tokenizer, on demonstrations of its own."""
   first = plan.first_seed + _SEEDS // 2
   return demonstrations.train_tokenizer(
     plan.cast,
@@ -134,46 +129,49 @@ def tokenizer(plan: WarmStart):
 
 
 def make(plan: WarmStart, directory: pathlib.Path):
-  """Plays, trains and writes; nothing stands in the directory until it is done.
+  """Play, train and write; the directory stays empty until all is done.
 
   Args:
-    plan: What it is made from.
-    directory: New or empty.
+    plan: plan of the warm start.
+    directory: new or empty directory.
 
   Raises:
-    Stopped: After SIGINT or SIGTERM.
+    UsageError: the limits are too tight, or the environment fails.
+    Stopped: SIGINT or SIGTERM arrived.
   """
   seeds = range(plan.first_seed, plan.first_seed + plan.episodes)
   try:
-    made = tokenizer(plan)
-    chat = chat_lib.Chat(made)
+    tokens = tokenizer(plan)
+    chat = chat_lib.Chat(tokens)
+    played = [game for game, _ in plan.cast]
+    collector.check_first_prompts(chat, played, plan.pool, seeds)
     episodes = demonstrations.play(
-      chat, plan.cast, seeds, pool=plan.pool, tell=print
+      chat, plan.cast, seeds, pool=plan.pool, report=print
     )
-  except ValueError as error:  # Limits too tight, an environment that fails.
+  except ValueError as error:
     raise errors.UsageError(str(error)) from error
-  config, mesh = _model_config(plan, len(made)), mesh_lib.single_device_mesh()
+  config, mesh = _model_config(plan, len(tokens)), mesh_lib.single_device_mesh()
   graphdef, params = transformer.create(
     config, mesh, jax.random.key(plan.seed), dtype=jnp.float32, remat=True
   )
   tx = _optimizer(plan)
-  state = state_lib.trained(params, tx)
-  solved = np.mean([one.success for one in episodes])
+  state = state_lib.create_model_state(params, tx)
+  solved = np.mean([episode.success for episode in episodes])
   with (
     jax.set_mesh(mesh),
     progress.Progress('warm start', plan.steps, interval=5) as display,
     interrupt.Interrupt() as stop,
   ):
     display.note(
-      f'warm start: a small model learns from {len(episodes)} demonstrations '
-      f'of a player that solves {solved:.0%}'
+      f'warm start: the model learns from {len(episodes)} demonstrations of a '
+      f'player that solves {solved:.0%}'
     )
     batches = _batches(episodes, plan, chat.pad_id)
     for step, batch in enumerate(batches, 1):
       if stop.requested:
         raise interrupt.Stopped(
-          f'Stopped by {stop.signal} during the warm start, of which nothing '
-          'is kept. The same command starts it again.',
+          f'Stopped by {stop.signal} during the warm start, which is not '
+          'saved. The same command starts it again.',
           stop.code,
         )
       rows = mesh_lib.put_rows(mesh, (batch.tokens, batch.valid, batch.sampled))
@@ -186,7 +184,7 @@ def make(plan: WarmStart, directory: pathlib.Path):
       )
       if step % 10 == 0 or step == plan.steps:
         display.update(step, loss=float(metrics['loss']))
-  hf.save(directory, config, state.params, tokenizer=made)
+  hf.save(directory, config, state.params, tokenizer=tokens)
 
 
 def _optimizer(plan: WarmStart) -> optax.GradientTransformation:
@@ -210,22 +208,22 @@ def _model_config(plan: WarmStart, vocab_size: int) -> architecture.Config:
     head_dim=plan.hidden_size // plan.num_heads,
     rope_theta=10_000.0,
     tie_word_embeddings=True,
-    # 0.02 suits thousands of units; a narrow model learns to copy from the
-    # board several times sooner when its layers start at unit gain.
+    # 0.02 suits thousands of units. A narrow model learns to copy from the
+    # board several times sooner if its layers start at unit gain.
     initializer_range=plan.hidden_size**-0.5,
   )
 
 
 def _batches(
-  episodes: list[episode.Episode], plan: WarmStart, pad: int
+  episodes: list[episode_lib.Episode], plan: WarmStart, pad: int
 ) -> Iterator[trajectory.Trajectory]:
-  """`plan.steps` batches, each of conversations of similar length."""
-  buckets: dict[int, list[episode.Episode]] = {}
-  for one in episodes:
-    blocks = -(-len(one.ids) // _LENGTH_BLOCK)
-    buckets.setdefault(blocks * _LENGTH_BLOCK, []).append(one)
+  """Yield `plan.steps` batches, each of conversations of similar length."""
+  buckets: dict[int, list[episode_lib.Episode]] = {}
+  for episode in episodes:
+    blocks = -(-len(episode.ids) // _LENGTH_BLOCK)
+    buckets.setdefault(blocks * _LENGTH_BLOCK, []).append(episode)
   rows = {
-    length: episode.to_trajectory(
+    length: episode_lib.to_trajectory(
       bucket, [0] * len(bucket), length=length, pad=pad
     )
     for length, bucket in sorted(buckets.items())

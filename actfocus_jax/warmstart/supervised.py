@@ -1,4 +1,4 @@
-"""Supervised learning on demonstrations: the warm start's train step."""
+"""Supervised train step of the warm start."""
 
 import functools
 
@@ -25,22 +25,23 @@ def step(
   *,
   observation_weight: float = 0.0,
 ) -> tuple[state_lib.ModelState, dict[str, jax.Array]]:
-  """One optimizer step on the mean negative log-prob of the response tokens.
+  """Take one optimizer step on the mean negative log-prob of responses.
 
-  A model that starts from nothing learns to copy from what it reads much sooner
-  when it also predicts what it reads, which repeats itself from turn to turn.
+  A model from random weights learns to copy from the observations much sooner
+  if it also predicts them, because they repeat from turn to turn.
 
   Args:
-    graphdef: Of the model.
-    tx: The optimizer.
-    state: Before.
-    tokens_BT: Ids of whole conversations.
-    valid_BT: Not padding.
-    sampled_BT: Written by the player, the stop id included.
-    observation_weight: Of the mean over all other tokens, added to the loss.
+    graphdef: graph definition of the model.
+    tx: optimizer.
+    state: state before the step; donated.
+    tokens_BT: ids of whole conversations.
+    valid_BT: True except on padding.
+    sampled_BT: True on tokens that the player wrote, stop ids included.
+    observation_weight: weight of the mean over all other tokens in the loss.
 
   Returns:
-    The state after, and `loss` of the response tokens in nats per token.
+    The state after the step, and `loss` of the response tokens in nats per
+    token.
   """
 
   def loss_fn(params):
@@ -59,6 +60,6 @@ def step(
 
 
 def _mean(logprob_BT, mask_BT) -> jax.Array:
-  """Mean negative log-prob of the tokens of a mask."""
+  """Mean negative log-prob over a mask, in nats per token."""
   count = jnp.maximum(mask_BT.sum(dtype=jnp.float32), 1.0)
   return -jnp.where(mask_BT, logprob_BT, 0.0).sum() / count

@@ -6,6 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from actfocus_jax.algorithm import estimators
+
+K = 4  # turns of the longest episode
+
 
 @dataclasses.dataclass(frozen=True)
 class Episodes:
@@ -29,6 +33,20 @@ class Episodes:
       [sum(reward_BT[row, t] for t in span_S) for span_S in spans_K]
       for row, spans_K in enumerate(self.spans_B)
     ]
+
+  def returns(self):
+    """Return of each row, Python floats."""
+    return [sum(reward_K) for reward_K in self.turn_rewards()]
+
+  def inputs(self, members=4, num_turns=K, **changes):
+    """The inputs of an estimator; keywords replace a field."""
+    names = ('reward', 'value', 'entropy', 'sampled', 'turn', 'anchor')
+    return_PG = jnp.array(self.returns(), jnp.float32).reshape(-1, members)
+    arrays = dict(
+      zip([f'{name}_BT' for name in names], self.take(*names), strict=True)
+    )
+    fields = arrays | dict(return_PG=return_PG, num_turns=num_turns)
+    return estimators.Inputs(**fields | changes)
 
   def paint(self, numbers_BK):
     """Each number on the sampled tokens of its turn, float64, 0 elsewhere."""
@@ -61,7 +79,7 @@ def _write_row(rng, most_turns, states):
 def _play(seed, *, rows=8, most_turns=4, states=3):
   rng = np.random.default_rng(seed)
   drawn = [_write_row(rng, most_turns, states) for _ in range(rows)]
-  # The longest that can be drawn, so that no seed is compiled anew.
+  # The longest that can be drawn: all seeds share one compilation.
   longest = 4 + 7 * most_turns
   pad = (False, -1, 0, 0.0)
   table = [row + [pad] * (longest - len(row)) for row, _ in drawn]
@@ -87,7 +105,7 @@ def _play_fixture():
 
 @pytest.fixture(name='lengthen')
 def _lengthen_fixture():
-  """(episodes, seed) -> the same with garbage wherever nobody may look.
+  """(episodes, seed) -> the same with garbage where nothing may be read.
 
   Rows are longer, and off the sampled tokens stand large turn indices, NaN and
   anchors that are equal to nothing in the batch.

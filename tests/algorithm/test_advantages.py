@@ -38,7 +38,7 @@ def gae_loop(reward_BT, value_BT, sampled_BT, *, discount, lam):
 
 
 def test_gae_by_hand_passes_through_an_observation():
-  # Sampled at 1, 2 and 4; the observation at 3 has a value nobody may read.
+  # Sampled at 1, 2 and 4; the value of the observation at 3 is not read.
   reward_BT = jnp.array([[0.0, 0.0, 1.0, 0.0, 2.0]])
   value_BT = jnp.array([[9.0, 0.5, 1.0, 99.0, 1.5]])
   sampled_BT = jnp.array([[False, True, True, False, True]])

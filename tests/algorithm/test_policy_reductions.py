@@ -1,4 +1,4 @@
-"""How the policy loss is averaged: over tokens, or over rows and then rows."""
+"""Reductions of the policy loss: over tokens, or over each row and all rows."""
 
 import functools
 
@@ -161,37 +161,6 @@ def test_the_two_agree_on_one_row_and_on_like_rows():
     trajectory.divide(*compute(*batch, reduction=r)) for r in (TOKENS, ROWS)
   ]
   assert abs(means[0] - means[1]) > 1e-3
-
-
-def test_uniform_weights_make_a_row_the_mean_of_its_tokens():
-  new_BT, old_BT, gain_BT, weight_BT = ragged(2)
-  weight_BT = np.where(weight_BT > 0, np.float32(0.3), np.float32(0))
-  want = []
-  for row in range(len(new_BT)):
-    (at_S,) = np.nonzero(weight_BT[row])
-    ratio_S = np.exp(new_BT[row, at_S].astype(float) - old_BT[row, at_S])
-    pairs = zip(ratio_S, gain_BT[row, at_S], strict=True)
-    terms = [-surrogate(ratio, gain) for ratio, gain in pairs]
-    want += [np.mean(terms)] if terms else []
-  assert len(want) == 7
-  total, count = compute(new_BT, old_BT, gain_BT, weight_BT, reduction=ROWS)
-  np.testing.assert_allclose(total / count, np.mean(want), rtol=1e-5)
-  assert count == 7
-
-
-@pytest.mark.parametrize('reduction', losses.REDUCTIONS)
-def test_padding_and_rows_without_weight_change_nothing(reduction):
-  batch = ragged(1)
-  padded = [np.pad(x, ((0, 2), (0, 9))) for x in batch]
-  for x_BT in padded[:3]:
-    x_BT[padded[3] == 0] = np.nan
-  np.testing.assert_allclose(
-    compute(*padded, reduction=reduction),
-    compute(*batch, reduction=reduction),
-    rtol=1e-5,
-  )
-  gradient_BT = slope(*padded, reduction=reduction)
-  assert np.isfinite(gradient_BT).all()
 
 
 @pytest.mark.parametrize('reduction', losses.REDUCTIONS)

@@ -96,15 +96,6 @@ def test_garbage_off_the_mask_and_padding_change_nothing(play, lengthen):
   )
 
 
-def test_spread_reads_no_turn_index_off_the_mask():
-  turn_BT = jnp.array([[-9, 0, 77, 1]])
-  mask_BT = jnp.array([[False, True, False, True]])
-  np.testing.assert_array_equal(
-    turns.spread(jnp.array([[2.0, jnp.inf]]), mask_BT, turn_BT),
-    [[0, 2, 0, np.inf]],
-  )
-
-
 def test_nan_off_the_mask_reaches_no_gradient():
   x_BT = jnp.where(MASK_BT, X_BT, jnp.nan)
 
@@ -144,10 +135,3 @@ def test_first_of_a_row_that_begins_with_a_sampled_token():
   np.testing.assert_array_equal(
     turns.first(mask_BT, turn_BT), [[1, 0, 1, 0, 1], [0, 0, 0, 0, 0]]
   )
-
-
-def test_shapes_and_mask_types_are_checked():
-  with pytest.raises(AssertionError):
-    turns.total(X_BT, MASK_BT[:, :1], TURN_BT, turns=2)
-  with pytest.raises(AssertionError):
-    turns.mean(X_BT, TURN_BT, TURN_BT, turns=2)

@@ -104,17 +104,6 @@ def test_what_stands_off_action_tokens_does_not_matter():
   )
 
 
-def test_padding_changes_nothing():
-  batch = ragged(3)
-  padded = [jnp.pad(x, ((0, 2), (0, 9))) for x in batch]
-  scale = dict(alpha=0.1, beta=0.5)
-  np.testing.assert_allclose(
-    weights.token_weights(*padded, **scale),
-    np.pad(weights.token_weights(*batch, **scale), ((0, 2), (0, 9))),
-    rtol=1e-6,
-  )
-
-
 def test_the_moments_span_the_whole_batch():
   # Row by row, each lone action token would score 0 and weigh 1.25.
   signal_BT = jnp.array([[-1.0], [-3.0]])
@@ -133,22 +122,6 @@ def test_weights_are_constants_for_differentiation():
     return jnp.sum(jnp.square(weight_BT))
 
   np.testing.assert_array_equal(jax.grad(total)(signal_BT), 0.0 * signal_BT)
-
-
-def test_sharded_over_eight_devices_equals_one():
-  batch = ragged(4, (8, 16))
-  mesh = jax.make_mesh(
-    (8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
-  )
-  rows = jax.NamedSharding(mesh, jax.P('data'))
-  compute = jax.jit(weights.token_weights, static_argnames=('alpha', 'beta'))
-  sharded = [jax.device_put(x, rows) for x in batch]
-  assert len(sharded[0].addressable_shards) == 8
-  np.testing.assert_allclose(
-    compute(*sharded, alpha=0.1, beta=0.5),
-    compute(*batch, alpha=0.1, beta=0.5),
-    rtol=1e-6,
-  )
 
 
 top_entropy = jax.jit(weights.top_entropy, static_argnames='share')
@@ -189,13 +162,6 @@ def test_top_entropy_keeps_the_share_of_the_most_uncertain(count, share):
   ranked = np.sort(np.asarray(entropy_BT)[np.asarray(sampled_BT)])
   chosen = np.sort(np.asarray(entropy_BT)[weight_BT > 0])
   np.testing.assert_array_equal(chosen, ranked[count - kept :])
-
-
-def test_top_entropy_of_share_one_is_uniform():
-  entropy_BT, sampled_BT = entropies(0, 77)
-  np.testing.assert_array_equal(
-    top_entropy(entropy_BT, sampled_BT, share=1.0), sampled_BT
-  )
 
 
 def test_top_entropy_keeps_all_of_a_tie():
@@ -251,14 +217,31 @@ def test_schedule_without_end_or_without_way():
   assert at_step(1, 0.3, 0.7, 1) == np.float32(0.7)
 
 
-def test_schedule_is_compiled_once_for_all_steps():
-  traces = []
+@pytest.mark.parametrize('step', [0, 3, 8, 11])
+@pytest.mark.parametrize('moving', ['alpha', 'beta', 'neither'])
+def test_by_action_weighs_with_the_numbers_of_its_step(step, moving):
+  """From 0.1 and 0.5 to 0.9 within 8 steps, or not at all."""
+  signal_BT, sampled_BT, action_BT = ragged(0)
+  inputs = weights.WeightInputs(
+    signal_BT, 0 * signal_BT, sampled_BT, action_BT, jnp.int32(step)
+  )
+  ends, numbers = {}, dict(alpha=0.1, beta=0.5)
+  if moving != 'neither':
+    ends = {f'{moving}_end': 0.9, 'schedule_steps': 8}
+  got_BT = weights.by_action(inputs, **numbers, **ends)
+  if moving != 'neither':
+    numbers[moving] += min(step / 8, 1) * (0.9 - numbers[moving])
+  want_BT = loop(signal_BT, sampled_BT, action_BT, **numbers)
+  np.testing.assert_allclose(got_BT, want_BT, rtol=1e-4)
 
-  @jax.jit
-  def compute(step):
-    traces.append(step)
-    return weights.schedule(0.0, 8.0, steps=8, step=step)
 
-  for step in range(12):
-    assert compute(jnp.int32(step)) == min(step, 8)
-  assert len(traces) == 1
+def test_by_entropy_reads_the_entropy():
+  entropy_BT, sampled_BT = entropies(0, 40)
+  none_BT = jnp.zeros_like(sampled_BT)
+  inputs = weights.WeightInputs(
+    -entropy_BT, entropy_BT, sampled_BT, none_BT, jnp.int32(0)
+  )
+  np.testing.assert_array_equal(
+    weights.by_entropy(inputs, share=0.5),
+    top_entropy(entropy_BT, sampled_BT, share=0.5),
+  )

@@ -40,14 +40,14 @@ def config_of(weights, coefficient):
   return c
 
 
-def arms(recipe, model):
+def arms(build, model):
   """(weights, KL) -> (compiled train step, its state)."""
   made = {}
   for kl, coefficient in _KL.items():
     for weights in _WEIGHTS:
       c = config_of(weights, coefficient)
-      who = recipe.learners(c, model)
-      made[weights, kl] = [recipe.train_step(c, who), who.create()]
+      learners = build.learners(c, model)
+      made[weights, kl] = [build.train_step(c, learners), learners.create()]
   return made
 
 
@@ -55,13 +55,13 @@ def main(argv):
   del argv
   import jax
 
-  from actfocus_jax import build, loop, recipe
+  from actfocus_jax import build, loop
 
   c = config_of('uniform', 0.0)
   rng, key = np.random.default_rng(0), jax.random.key(0)
   rollouts, updates = [], []
   with build.parts(c) as parts:
-    cases = arms(recipe, parts.model)
+    cases = arms(build, parts.model)
     reference = parts.model.weights(parts.model.dtype)
     policy = build.policy(parts.model, cases['uniform', 'off'][1].actor.params)
     for repeat in range(_REPEATS.value + 1):  # the first one compiles

@@ -137,13 +137,13 @@ def iterate(args):
   """Seconds and peak memory of the phases of an iteration."""
   import jax
 
-  from actfocus_jax import build, loop, recipe
+  from actfocus_jax import build, loop
 
   c, memory = config_of(args), Memory()
   with build.parts(c) as parts:
     model = parts.model
-    learners = recipe.learners(c, model)
-    step = recipe.train_step(c, learners)
+    learners = build.learners(c, model)
+    step = build.train_step(c, learners)
     with memory.phase('load policy, reference, optimizer'):
       reference = model.weights(model.dtype)
       state = learners.create()
@@ -160,12 +160,11 @@ def iterate(args):
           temperature=c.rollout.temperature,
         )
       batch = with_rewards(loop.to_batch(played, c, parts), i)
-      weigh_key, order_key = jax.random.split(key)
       with memory.phase(f'{i} score'):
-        ready, row = step.prepare(state, reference, batch, weigh_key)
-        jax.block_until_ready(ready)
+        update_batch, row = step.prepare(state, reference, batch, key)
+        jax.block_until_ready(update_batch)
       with memory.phase(f'{i} update'):
-        state, row = step.finish(state, ready, row, order_key)
+        state, row = step.finish(state, update_batch, row, key)
         row = jax.device_get(row)
   return {
     'seconds': memory.seconds,

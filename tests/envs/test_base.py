@@ -20,27 +20,14 @@ CASES = {
     (2, 0.0, 0.0, False, 2, True, 2),
   ),
   'budget': ((['Right', 'Right'], 1, 2), (1, 0.0, 0.0, False, 1, True, 1)),
-  'budget first': (
-    (['Jump', 'Right'], 1, 2),
-    (0, 0.0, UNKNOWN, False, 0, False, 0),
-  ),
-  'turn first': (
-    (['Jump', 'Fly', 'Right'], 10, 2),
-    (0, 0.0, UNKNOWN, False, 0, False, 0),
-  ),
   'mixed': (
     (['Jump', 'Right'], 10, 2),
     (1, 0.0, UNKNOWN, False, 1, True, 1),
-  ),
-  'mixed, known first': (
-    (['Right', 'Jump', 'Fly', 'Right'], 10, 4),
-    (2, 0.0, UNKNOWN, False, 2, True, 2),
   ),
   'all unknown': (
     (['Jump', 'Fly'], 10, 2),
     (0, 0.0, UNKNOWN, False, 0, False, 0),
   ),
-  'not a name': ((['Righ'], 10, 2), (0, 0.0, UNKNOWN, False, 0, False, 0)),
   'empty': (([], 10, 2), (0, 0.0, UNKNOWN, False, 0, False, 0)),
   'malformed': ((None, 10, 2), (0, 0.0, UNKNOWN, False, 0, False, 0)),
   'done within': ((['Right'] * 4, 10, 4), (3, 1.0, 0.0, True, 3, True, 3)),
@@ -52,7 +39,7 @@ CASES = {
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_turn(name):
+def test_turn_by_hand(name):
   (answer, budget, max_actions), expected = CASES[name]
   env = frozen_lake.FrozenLake(success_probability=1.0)
   start, text = env.load('SFFG')
@@ -73,7 +60,7 @@ def test_turn(name):
   assert isinstance(turn.reward, float)
 
 
-def test_done_without_success():
+def test_turn_into_a_hole_is_done_without_success():
   env = frozen_lake.FrozenLake(success_probability=1.0)
   state, text = env.load('SHG')
   _, turn = base.play_turn(
@@ -82,7 +69,7 @@ def test_done_without_success():
   assert (turn.done, turn.success, turn.actions_used) == (True, False, 1)
 
 
-def test_reward_is_the_sum_of_the_actions_run():
+def test_turn_reward_is_the_sum_of_the_actions_run():
   env = sokoban.Sokoban()
   state, _ = env.load('P_XO')
   _, turn = base.play_turn(
@@ -92,7 +79,7 @@ def test_reward_is_the_sum_of_the_actions_run():
   assert turn.actions_used == 2
 
 
-def test_penalty_is_a_field():
+def test_turn_penalty_is_an_argument():
   env = sokoban.Sokoban()
   state, _ = env.load('P_XO')
   _, turn = base.play_turn(
@@ -102,7 +89,7 @@ def test_penalty_is_a_field():
 
 
 @pytest.mark.parametrize('limits', [(0, 2), (2, 0)])
-def test_limits_below_one_raise(limits):
+def test_turn_limits_below_one_raise(limits):
   env = sokoban.Sokoban()
   state, _ = env.load('P_XO')
   with pytest.raises(ValueError, match='>= 1'):
@@ -136,7 +123,7 @@ class Judge:
     (None, (0.0, UNKNOWN, 0, False, 0)),
   ],
 )
-def test_environment_that_judges_strings(answer, expected):
+def test_turn_without_a_table_of_actions_runs_any_string(answer, expected):
   state, turn = base.play_turn(
     Judge(), 0, '0', answer, budget=16, max_actions=2
   )
@@ -150,11 +137,11 @@ def test_environment_that_judges_strings(answer, expected):
   assert state == turn.actions_used
 
 
-# --- What an environment gives is looked at ----------------------------------
+# --- Results of an environment are checked -----------------------------------
 
 
 class Giving:
-  """Gives what it is told to."""
+  """An environment that returns fixed values."""
 
   instructions, actions = 'Go.', ('Go',)
 
@@ -177,21 +164,13 @@ def go(step):
   ('reset', 'words'),
   [
     ((1,), 'reset returned 1 values; allowed: a state and a text'),
-    ((1, 'x', 'y'), 'reset returned 3 values'),
-    ('ab', 'reset returned str'),
     (None, 'reset returned NoneType'),
-    ((1, b'x'), 'The text of a reset is of bytes; allowed: str'),
     ((1, 'x\udc80'), r"The text of a reset has '\\udc80', which UTF-8"),
   ],
 )
-def test_a_reset_that_gives_something_else(reset, words):
+def test_reset_of_a_wrong_kind_raises(reset, words):
   with pytest.raises(ValueError, match=words):
     base.reset(Giving(reset=reset), 3)
-
-
-def test_a_sound_reset_comes_as_it_is():
-  state = object()
-  assert base.reset(Giving(reset=(state, '√ 😀')), 3) == (state, '√ 😀')
 
 
 @pytest.mark.parametrize(
@@ -199,21 +178,15 @@ def test_a_sound_reset_comes_as_it_is():
   [
     (given(), None),
     (given()[1], 'step returned Step; allowed: a state and a Step'),
-    ((1, 2, 3), 'step returned 3 values'),
     (given(text=None), 'The text of a step is of NoneType'),
-    (given(text='\ud800'), r"The text of a step has '\\ud800'"),
-    (given(reward='1'), "The reward of a step is '1'; allowed: finite"),
     (given(reward=float('nan')), 'The reward of a step is nan'),
-    (given(reward=np.float32('inf')), 'The reward of a step is .*inf'),
     (given(reward=None), 'The reward of a step is None'),
     (given(done=1), 'Step.done is 1; allowed: True and False'),
-    (given(success=None), 'Step.success is None'),
     (given(info={'x': float('nan')}), r"Step.info\['x'\] is nan"),
-    (given(info={'x': 'y'}), r"Step.info\['x'\] is 'y'"),
     (given(info={3: 1.0}), 'A name in Step.info is of int'),
   ],
 )
-def test_a_step_that_gives_something_else(step, words):
+def test_step_of_a_wrong_kind_raises(step, words):
   if words is None:
     assert go(step)[1].actions_used == 2
     return
@@ -221,8 +194,8 @@ def test_a_step_that_gives_something_else(step, words):
     go(step)
 
 
-def test_numbers_of_numpy_become_plain_ones():
-  """They are written as JSON later."""
+def test_numpy_numbers_become_plain_ones():
+  """JSON cannot write NumPy's."""
   one = np.float32(1)
   _, turn = go(
     given(reward=one, done=np.True_, success=np.True_, info={'x': one})

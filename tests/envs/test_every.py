@@ -1,23 +1,15 @@
-"""What holds for every environment: pure, seeded, deaf to nonsense."""
+"""Properties of every environment: purity, seeds, any response."""
 
 import dataclasses
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from actfocus_jax.config import env_schema
+from actfocus_jax.config import fields
 from actfocus_jax.envs import ENVS, base
 from actfocus_jax.text import chat as chat_lib
 from actfocus_jax.text import tokenizer
 from actfocus_jax.warmstart import players
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Strings of the long fuzz. Sudoku and WebShop, which judge strings themselves,
-# have long ones of their own beside their other tests.
-FUZZ = {'frozen_lake': 100_000, 'sokoban': 100_000}
 
 
 @pytest.fixture(scope='module', params=ENVS)
@@ -31,7 +23,7 @@ def env(game):
 
 
 def visited(env, game, seeds=range(123, 129)):
-  """(state, action) pairs that the careless player meets, and their texts."""
+  """States, their texts and the actions of episodes of the careless player."""
   player = players.PLAYERS[game]['careless']
   for seed in seeds:
     rng = np.random.default_rng(seed)
@@ -49,47 +41,40 @@ def visited(env, game, seeds=range(123, 129)):
       break
 
 
-def test_the_same_call_twice_gives_the_same(env, game):
+def test_reset_and_step_are_pure_and_of_finite_numbers(env, game):
+  other = ENVS[game]()
   for seed in (0, 123, 10_000, 10**9):
-    assert env.reset(seed) == env.reset(seed)
-  for state, _, action in visited(env, game):
+    assert env.reset(seed) == env.reset(seed) == other.reset(seed)
+  for state, text, action in visited(env, game):
     before = repr(state), hash(state)
     first, second = env.step(state, action), env.step(state, action)
     assert first == second and hash(first[0]) == hash(second[0])
     assert (repr(state), hash(state)) == before
     assert dataclasses.is_dataclass(state)
-
-
-def test_another_object_makes_the_same_episodes(env, game):
-  other = ENVS[game]()
-  for state, text, action in visited(env, game):
-    assert other.step(state, action) == env.step(state, action)
+    # Another object gives the same.
+    assert other.step(state, action) == first
     assert other.render(state) == text
-
-
-def test_seeds_are_different_boards(env):
-  texts = {env.reset(seed)[1] for seed in range(123, 155)}
-  assert len(texts) > 28
-
-
-def test_texts_come_through_a_tokenizer(env, game):
-  chat = chat_lib.Chat(tokenizer.train([]))
-  for _, text, action in visited(env, game, range(123, 125)):
-    for said in (text, action, env.instructions):
-      ids = chat.tokenizer.encode(said, add_special_tokens=False)
-      assert chat.text(ids) == said
-
-
-def test_numbers_are_numbers(env, game):
-  for state, _, action in visited(env, game):
-    _, step = env.step(state, action)
+    step = first[1]
     assert isinstance(step.reward, float) and np.isfinite(step.reward)
     assert isinstance(step.done, bool) and isinstance(step.success, bool)
     assert not step.success or step.done
     assert all(np.isfinite(float(x)) for x in step.info.values())
 
 
-def test_action_names(env):
+def test_seeds_give_different_boards(env):
+  texts = {env.reset(seed)[1] for seed in range(123, 155)}
+  assert len(texts) > 28
+
+
+def test_texts_survive_the_tokenizer(env, game):
+  chat = chat_lib.Chat(tokenizer.train([]))
+  for _, text, action in visited(env, game, range(123, 125)):
+    for written in (text, action, env.instructions):
+      ids = chat.tokenizer.encode(written, add_special_tokens=False)
+      assert chat.text(ids) == written
+
+
+def test_action_names_match_in_any_case(env):
   state, _ = env.reset(5)
   for action in env.actions:
     assert env.step(state, action.upper()) == env.step(state, action)
@@ -102,23 +87,8 @@ def test_action_names(env):
     assert not step.info['effective'] and not step.done
 
 
-def test_instructions_are_a_field(game):
+def test_instructions_are_an_argument(game):
   assert ENVS[game](instructions='Play.').instructions == 'Play.'
-
-
-def test_room_needs_no_jax():
-  code = (
-    'import sys, actfocus_jax.envs.players; '
-    'print(sorted({"jax", "flax", "transformers"} & set(sys.modules)))'
-  )
-  result = subprocess.run(
-    [sys.executable, '-c', code],
-    capture_output=True,
-    text=True,
-    check=True,
-    cwd=ROOT,
-  )
-  assert result.stdout.strip() == '[]'
 
 
 # --- Anything may come -------------------------------------------------------
@@ -145,7 +115,7 @@ def nonsense(rng, answers):
 
 
 def fuzz(env, game, count):
-  limits = env_schema.limits(game)
+  limits = fields.limits(game)
   budget, most = limits['action_budget'], limits['max_actions']
   answers = [action for _, _, action in visited(env, game)]
   rng = np.random.default_rng(7)
@@ -168,11 +138,5 @@ def fuzz(env, game, count):
   assert 0.2 < read / count < 0.9 and 0.05 < ran / count < 0.9
 
 
-def test_nonsense_raises_nothing(env, game):
+def test_turn_takes_any_response(env, game):
   fuzz(env, game, 2000)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('game', FUZZ)
-def test_much_nonsense_raises_nothing(game):
-  fuzz(ENVS[game](), game, FUZZ[game])

@@ -32,12 +32,12 @@ def firm():
   return frozen_lake.FrozenLake(success_probability=1.0)
 
 
-def test_text_of_the_specification():
+def test_text_is_that_of_the_specification():
   _, text = firm().load(SPEC_BOARD)
   assert text == SPEC_TEXT
 
 
-def test_text_in_hole():
+def test_text_and_reward_in_a_hole():
   env = firm()
   _, step = env.step(env.load('FHS\nHFG')[0], 'Left')
   assert step.text == (
@@ -54,7 +54,7 @@ def test_text_in_hole():
   assert (step.reward, step.done, step.success) == (0.0, True, False)
 
 
-def test_text_on_goal_and_no_holes():
+def test_text_and_reward_on_the_goal():
   env = firm()
   _, step = env.step(env.load('SG\nFF')[0], 'Right')
   assert step.text == (
@@ -68,17 +68,6 @@ def test_text_on_goal_and_no_holes():
     '__'
   )
   assert (step.reward, step.done, step.success) == (1.0, True, True)
-
-
-def test_border_stops_the_player():
-  env = firm()
-  state, _ = env.load('SFG')
-  for action in ('Left', 'Up', 'Down'):
-    following, step = env.step(state, action)
-    assert following.player == (0, 0)
-    assert following.actions_taken == 1
-    assert (step.reward, step.done) == (0.0, False)
-    assert step.info['effective'] is False
 
 
 @pytest.mark.parametrize('board', ['SG', 'SHG'])
@@ -126,7 +115,7 @@ def outcomes(env, state, cell, action):
 
 @pytest.mark.parametrize('probability', [1.0, 0.8, 1 / 3])
 @pytest.mark.parametrize('size', [4, (3, 5)])
-def test_transitions_match_restatement(probability, size):
+def test_transitions_match_an_independent_table(probability, size):
   env = frozen_lake.FrozenLake(size=size, success_probability=probability)
   state, _ = env.reset(0)
   for (cell, action), dense in outcome_table(
@@ -165,7 +154,7 @@ def test_transitions_match_gymnasium(probability):
 
 
 def turns_of_ice(env, seed, actions):
-  """How the ice turned each action: -1, 0 or 1, on a wide lake."""
+  """Turn of each action on a wide lake: -1, 0 or 1."""
   side = 2 * len(actions) + 3
   rows = ['F' * side for _ in range(side)]
   rows[0] = 'G' + rows[0][1:]
@@ -182,7 +171,7 @@ def turns_of_ice(env, seed, actions):
   return turns
 
 
-def test_group_shares_the_ice():
+def test_members_of_a_group_meet_the_same_ice():
   env = frozen_lake.FrozenLake(success_probability=1 / 3)
   member = turns_of_ice(env, 11, ['Left'] * 20)
   other = turns_of_ice(env, 11, ['Up', 'Right', 'Down', 'Down'] * 5)
@@ -201,7 +190,7 @@ def test_slip_frequency(probability):
     assert abs(np.mean(np.equal(turns, turn)) - expected) <= 3 * error
 
 
-def test_ice_does_not_follow_from_the_board():
+def test_ice_is_independent_of_the_board():
   # One stream for both would turn the first action on every board that has its
   # first tile, drawn first, a hole.
   env = frozen_lake.FrozenLake()
@@ -233,7 +222,7 @@ def value(board, probability, best, steps=10):
   [(1.0, True, 1.0), (0.8, True, 0.944), (1 / 3, True, 0.551)]
   + [(0.8, False, 0.243)],
 )
-def test_difficulty(probability, best, expected):
+def test_difficulty_is_that_of_the_reference(probability, best, expected):
   env = frozen_lake.FrozenLake()
   values = [
     value(as_letters(env.reset(seed)[0]), probability, best)
@@ -243,7 +232,7 @@ def test_difficulty(probability, best, expected):
   assert abs(np.mean(values) - expected) < 3 * error + 0.0005
 
 
-def test_boards_have_a_way_and_the_asked_holes():
+def test_generated_lakes_have_a_way_and_enough_holes():
   env = frozen_lake.FrozenLake(size=(4, 6), frozen_probability=0.7)
   states = [env.reset(seed)[0] for seed in range(200)]
   for state in states:
@@ -268,15 +257,6 @@ def walk(state, path):
   return cell
 
 
-def test_starts_and_goals_are_uniform():
-  env = frozen_lake.FrozenLake(frozen_probability=1.0)
-  lakes = [env.reset(seed)[0].lake for seed in range(1600)]
-  for ends in ([k.start for k in lakes], [k.goal for k in lakes]):
-    counts = np.array([ends.count(cell) for cell in np.ndindex(4, 4)])
-    # Chi-square with 15 degrees of freedom: 37.7 is its 0.1 % point.
-    assert np.sum((counts - 100) ** 2 / 100) < 37.7
-
-
 def test_shortest_path_goes_around_holes():
   state, _ = firm().load('SHG\nFHF\nFFF')
   path = frozen_lake.shortest_path(state)
@@ -284,10 +264,8 @@ def test_shortest_path_goes_around_holes():
   assert frozen_lake.shortest_path(firm().load('SHG')[0]) is None
 
 
-@pytest.mark.parametrize(
-  'board', ['', 'SF\nG', 'SXG', 'SFF', 'FFG', 'SSG', 'SGG', 'SF_G']
-)
-def test_bad_boards_raise(board):
+@pytest.mark.parametrize('board', ['', 'SF\nG', 'SXG', 'SFF', 'SSG'])
+def test_bad_board_raises(board):
   with pytest.raises(ValueError, match='board|lake'):
     firm().load(board)
 
@@ -296,18 +274,10 @@ def test_bad_boards_raise(board):
   'field, wrong',
   [
     ('size', 1),
-    ('size', (0, 4)),
     ('frozen_probability', 0.0),
-    ('frozen_probability', 1.1),
-    ('success_probability', -0.1),
     ('success_probability', 1.1),
   ],
 )
-def test_wrong_fields_raise(field, wrong):
+def test_argument_out_of_range_raises(field, wrong):
   with pytest.raises(ValueError, match=field):
     frozen_lake.FrozenLake(**{field: wrong})
-
-
-def test_instructions_tell_whether_the_ice_is_slippery():
-  assert 'slippery' in frozen_lake.FrozenLake().instructions
-  assert 'slippery' not in firm().instructions

@@ -35,16 +35,6 @@ def test_text_is_the_board():
     assert env.load(board)[1] == board
 
 
-def test_first_box_of_two():
-  rewards, step = play(ROOM, ['Up'])
-  assert rewards == pytest.approx([0.9])
-  assert step.text == ROOM.replace('O__#\n#_X', '√__#\n#_P').replace(
-    '#_P_O', '#___O'
-  )
-  assert not step.done
-  assert step.info == {'effective': True, 'boxes_on_targets': 1}
-
-
 # name: (board, actions, rewards, last text)
 GOLDEN = {
   'winning push': ('PXO', ['Right'], [10.9], '_P√'),
@@ -53,12 +43,12 @@ GOLDEN = {
   'off its target': ('OP√_', ['Right'], [-1.1], 'O_SX'),
   'off and on': ('P√_O', ['Right', 'Right'], [-1.1, 10.9], '_OP√'),
   'onto a target': ('PO_X', ['Right', 'Right'], [-0.1, -0.1], '_OPX'),
-  'standing on one': ('PO_X', ['Right'], [-0.1], '_S_X'),
   'wall': ('#PXO', ['Left'], [-0.1], '#PXO'),
   'edge': ('PXO', ['Up'], [-0.1], 'PXO'),
   'box at a wall': ('OPX#', ['Right'], [-0.1], 'OPX#'),
-  'box at the edge': ('OPX', ['Right'], [-0.1], 'OPX'),
   'two boxes': ('OPXXO', ['Right'], [-0.1], 'OPXXO'),
+  'first of two': ('OXPXO', ['Left', 'Right'], [0.9, -0.1], '√_PXO'),
+  'last of two': ('√_PXO', ['Right'], [10.9], '√__P√'),
   'no pulling': ('_PXO', ['Left'], [-0.1], 'P_XO'),
   'from target to target': ('O√PX_', ['Left'], [-0.1], '√S_X_'),
   'solved from the start': ('_P√', ['Left'], [9.9], 'P_√'),
@@ -66,19 +56,13 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize('name', GOLDEN)
-def test_golden(name):
+def test_step_by_hand(name):
   board, actions, expected, text = GOLDEN[name]
   rewards, step = play(board, actions)
   assert rewards == pytest.approx(expected)
   assert step.text == text
   assert step.info['effective'] == (text != board)
   assert step.done == step.success == (expected[-1] > 9)
-
-
-def test_second_box_wins():
-  rewards, step = play('OXPXO', ['Left', 'Right', 'Right'])
-  assert rewards == pytest.approx([0.9, -0.1, 10.9])
-  assert step.text == '√__P√' and step.success
 
 
 class CharacterSokoban:
@@ -128,7 +112,7 @@ class CharacterSokoban:
 
 
 @pytest.mark.parametrize('boxes, size', [(1, (6, 6)), (2, (6, 8)), (3, (7, 7))])
-def test_dynamics_match_restatement(boxes, size):
+def test_steps_match_an_independent_implementation(boxes, size):
   env = sokoban.Sokoban(rows=size[0], cols=size[1], boxes=boxes)
   rng = np.random.default_rng(0)
   pushed = 0
@@ -165,34 +149,8 @@ def exhaustive_length(state, limit):
   return None
 
 
-def test_solve_knows_stuck_boxes_and_solved_rooms():
-  env = sokoban.Sokoban()
-  assert sokoban.solve(env.load('X_P\n___\n__O')[0]) is None
-  assert sokoban.solve(env.load('√_P')[0]) == []
-
-
-@pytest.mark.parametrize(
-  ('board', 'unsolvable'),
-  [
-    ('X_P\n___\n__O', True),  # in a corner
-    ('_X_P\n____\n__O_', True),  # at a wall without a target
-    ('_XOP\n____', False),
-    ('P#_XO', True),  # behind a wall: only the search sees it
-    ('P_XXOO', True),  # each alone could be pushed
-    ('P_XO', False),
-    ('√_P', False),
-    # Too large for a search.
-    ('\n'.join(['P_________', '_XXXOOO___', *['_' * 10] * 8]), False),
-    ('\n'.join(['X________P', '__XXOOO___', *['_' * 10] * 8]), True),
-  ],
-)
-def test_rooms_are_proven_to_be_unsolvable(board, unsolvable):
-  state, _ = sokoban.Sokoban().load(board)
-  assert sokoban.is_unsolvable(state) == unsolvable
-
-
-def test_no_room_that_can_be_solved_is_called_unsolvable():
-  """Of rooms at random, with every cell as likely to be a box as a target."""
+def test_solvable_rooms_are_never_called_unsolvable():
+  """On random rooms; every cell is equally likely a box or a target."""
   rng = random.Random(0)
   proven = 0
   for _ in range(300):
@@ -209,7 +167,7 @@ def test_no_room_that_can_be_solved_is_called_unsolvable():
 @pytest.mark.parametrize(
   'rows, cols, boxes', [(6, 6, 1), (3, 5, 1), (5, 9, 1), (7, 6, 2), (6, 6, 3)]
 )
-def test_generated_rooms(rows, cols, boxes):
+def test_generated_rooms_are_whole_and_solvable(rows, cols, boxes):
   env = sokoban.Sokoban(rows=rows, cols=cols, boxes=boxes)
   for seed in range(20):
     state, text = env.reset(seed)
@@ -269,32 +227,15 @@ def two_sample_chi_square(a, b):
   return np.sum((ratio * a - b / ratio) ** 2 / (a + b))
 
 
-def test_difficulty():
+def test_difficulty_is_that_of_the_reference():
   check_difficulty(range(123, 523))
-
-
-@pytest.mark.slow
-def test_difficulty_on_many_rooms():
-  check_difficulty(range(10_000, 12_000))
-
-
-@pytest.mark.slow
-def test_ten_thousand_rooms_are_sound():
-  env = sokoban.Sokoban()
-  for seed in range(20_000, 30_000):
-    state, text = env.reset(seed)
-    counts = {symbol: text.count(symbol) for symbol in 'PSXO√'}
-    assert counts['P'] + counts['S'] == 1
-    assert len(state.boxes) == len(state.room.targets) == 1
-    assert counts['X'] == counts['O'] + counts['S'] and not counts['√']
-    assert sokoban.solve(state)
 
 
 @pytest.mark.parametrize(
   'board',
-  ['', 'PX\nO', 'PX?O', 'XO', 'PSXO', 'P_O', 'PXXO', 'P X O'],
+  ['', 'PX\nO', 'PX?O', 'XO', 'PSXO', 'PXXO'],
 )
-def test_bad_boards_raise(board):
+def test_bad_board_raises(board):
   with pytest.raises(ValueError, match='board|room'):
     sokoban.Sokoban().load(board)
 
@@ -303,14 +244,11 @@ def test_bad_boards_raise(board):
   'field, wrong',
   [
     ('rows', 2),
-    ('cols', 2),
-    ('boxes', 0),
     ('boxes', 8),
-    ('search_depth', 0),
     ('walk_steps', 0),
   ],
 )
-def test_wrong_fields_raise(field, wrong):
+def test_argument_out_of_range_raises(field, wrong):
   with pytest.raises(ValueError, match=field):
     sokoban.Sokoban(**{field: wrong})
 

@@ -1,7 +1,4 @@
-"""Sudoku: text, rewards worked by hand, the ends of an episode, purity."""
-
-import copy
-import dataclasses
+"""Sudoku: text, rewards worked by hand, the ends of an episode, fields."""
 
 import pytest
 
@@ -43,7 +40,7 @@ def play(board, actions, **options):
 # --- Text --------------------------------------------------------------------
 
 
-def test_text_at_the_start():
+def test_text_of_a_new_board():
   assert sudoku.Sudoku().load(BOARD)[1] == TEXT
 
 
@@ -54,19 +51,6 @@ def test_text_after_a_move():
   ).replace('Valid', 'Last move: 3 placed at (1,3).\nValid').replace(
     '13/16 cells filled (13 initial, 0 ', '14/16 cells filled (13 initial, 1 '
   ).replace('Steps: 0', 'Steps: 2')
-
-
-def test_text_of_a_solved_board():
-  _, _, step = play(BOARD, ['1,3,3', '1,4,4', '2,4,2'])
-  assert step.text == (
-    f'{RULE}\nSudoku 4x4\n{RULE}\n'
-    '[1][2]|  3  4\n[3][4]| [1] 2\n--------------\n'
-    '[2][1]| [4][3]\n[4][3]| [2][1]\n'
-    'Legend: [v] given, v placed, . empty\n'
-    'Last move: 2 placed at (2,4).\n'
-    'Progress: 16/16 cells filled (13 initial, 3 placed)\n'
-    'Steps: 3/16'
-  )
 
 
 def test_text_of_a_large_board():
@@ -92,24 +76,7 @@ def test_valid_numbers_are_listed_for_few_empty_cells(blanks, listed):
   assert env.load('1' + '0' * 15)[1].count('  - (') == 0
 
 
-def test_several_valid_numbers_are_a_list():
-  text = sudoku.Sudoku().load('1200 3400 0000 0000')[1]
-  assert 'Valid' not in text
-  text = sudoku.Sudoku().load('1230 3400 2143 4000')[1]
-  assert '  - (1,4): [4]\n' in text and '  - (2,4): [1, 2]\n' in text
-  # A number that fits may leave another cell without any.
-  _, _, step = play(TWO_WAYS, ['3,1,2', '4,3,4'])
-  assert '  - (3,3): []\n  - (4,1): []\n' in step.text
-
-
-def test_no_line_ends_with_a_blank():
-  env = sudoku.Sudoku()
-  for seed in range(50):
-    text = env.reset(seed)[1]
-    assert text == '\n'.join(line.rstrip() for line in text.split('\n'))
-
-
-def test_evaluation_boards_stay_the_same():
+def test_board_of_an_evaluation_seed_by_hand():
   # A change here changes what success on the evaluation seeds means.
   lines = sudoku.Sudoku().reset(123)[1].split('\n')
   assert lines[3:8] == [
@@ -121,7 +88,7 @@ def test_evaluation_boards_stay_the_same():
   ]
 
 
-def test_instructions():
+def test_instructions_follow_the_fields():
   text = sudoku.Sudoku().instructions
   assert '4x4' in text and '2x2' in text and 'gives nothing' in text
   assert '9x9' in sudoku.Sudoku(size=9).instructions
@@ -144,14 +111,10 @@ GOLDEN = {
   'not as stored': (['3,1,4'], [0.5], '4 placed at (3,1).'),
   'unreadable': (['three'], [-0.1], 'Invalid: no placement found.'),
   'row 0': (['0,1,2'], [-0.1], RANGE),
-  'row 5': (['5,1,2'], [-0.1], RANGE),
-  'column 0': (['3,0,2'], [-0.1], RANGE),
   'column 5': (['3,5,2'], [-0.1], RANGE),
-  'number 0': (['3,1,0'], [-0.1], RANGE),
   'number 5': (['3,1,5'], [-0.1], RANGE),
   'number 0 in an own cell': (['3,1,2', '3,1,0'], [1.0, -0.1], RANGE),
   'given': (['3,2,1'], [-0.1], 'Invalid: (3,2) is given.'),
-  'given, other': (['3,2,4'], [-0.1], 'Invalid: (3,2) is given.'),
   'conflict in the row': (
     ['3,1,1'],
     [-0.1],
@@ -188,7 +151,7 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize('name', GOLDEN)
-def test_golden(name):
+def test_step_by_hand(name):
   actions, expected, feedback = GOLDEN[name]
   rewards, state, step = play(TWO_WAYS, actions)
   assert rewards == pytest.approx(expected)
@@ -199,20 +162,7 @@ def test_golden(name):
   assert step.info['effective'] == (expected[-1] != -0.1)
 
 
-@pytest.mark.parametrize(
-  'board, action, unit',
-  [
-    ('1000 0000 0000 0000', '1,4,1', 'row'),
-    ('1000 0000 0000 0000', '4,1,1', 'column'),
-    ('1000 0000 0000 0000', '2,2,1', 'box'),
-  ],
-)
-def test_each_kind_of_conflict(board, action, unit):
-  rewards, state, _ = play(board, [action])
-  assert rewards == [-0.1] and f'the {unit} of' in state.feedback
-
-
-def test_refills_are_paid_where_it_is_allowed():
+def test_refills_are_paid_only_if_allowed():
   actions = ['3,1,4', '3,1,2', '3,1,4', '3,1,4', '3,1,1']
   rewards, *_ = play(TWO_WAYS, actions, allow_refill_reward=True)
   assert rewards == pytest.approx([0.5, 1.0, 0.5, -0.1, -0.1])
@@ -237,7 +187,7 @@ def test_info_counts_own_cells():
 
 
 @pytest.mark.parametrize('actions', [['x'] * 3, ['3,1,2', '3,1,4', '1,1,1']])
-def test_an_episode_ends_after_its_steps(actions):
+def test_episode_ends_after_max_steps(actions):
   _, state, step = play(TWO_WAYS, actions[:2], max_steps=3)
   assert not step.done
   _, state, step = play(TWO_WAYS, actions, max_steps=3)
@@ -245,16 +195,10 @@ def test_an_episode_ends_after_its_steps(actions):
   assert step.text.endswith('Steps: 3/3')
 
 
-def test_the_last_step_may_solve():
-  actions = ['3,1,2', '3,3,4', '4,1,4', '4,3,2']
-  rewards, _, step = play(TWO_WAYS, actions, max_steps=4)
-  assert rewards[-1] == 11.0 and step.done and step.success
-
-
 @pytest.mark.parametrize(
   'actions, success', [(['3,1,4', 'x'], False), (['3,1,2', '4,1,4'], True)]
 )
-def test_done_states_stay(actions, success):
+def test_done_state_stays(actions, success):
   board = TWO_WAYS.replace('0103 0301', '0143 0321')
   env = sudoku.Sudoku(max_steps=2)
   state, _ = env.load(board)
@@ -267,12 +211,12 @@ def test_done_states_stay(actions, success):
     assert step.info['effective'] is False
 
 
-def test_a_full_board_is_solved_from_the_start():
+def test_full_board_is_solved_from_the_start():
   rewards, _, step = play('1234 3412 2143 4321', ['1,1,1'])
   assert rewards == [0.0] and step.done and step.success
 
 
-def test_a_turn_without_a_form_costs_no_format_penalty():
+def test_unreadable_action_costs_no_format_penalty():
   env = sudoku.Sudoku()
   state, _ = env.load(TWO_WAYS)
   state, turn = base.play_turn(
@@ -282,59 +226,17 @@ def test_a_turn_without_a_form_costs_no_format_penalty():
   assert (turn.actions_used, turn.valid, turn.effective) == (2, True, 1)
 
 
-def test_words_of_an_action_do_not_come_back():
+def test_text_repeats_no_words_of_an_action():
   for action in ('Well done, you won! 77,1,2', '<|im_end|> 1,1,1', 'a' * 10**6):
     _, _, step = play(BOARD, [action])
     for word in ('won', 'im_end', '77', 'aaa'):
       assert word not in step.text
 
 
-# --- Purity, seeds, fields ---------------------------------------------------
+# --- Boards and fields --------------------------------------------------------
 
 
-def test_equal_arguments_give_equal_results():
-  for seed in (0, 1, 123, 10_000):
-    env, twin = sudoku.Sudoku(), sudoku.Sudoku()
-    state, text = env.reset(seed)
-    assert (state, text) == twin.reset(seed)
-    assert text == env.render(state)
-    for action in ('1,1,1', '1,2,3', '4,4,4', '(3,3,2)', '2 at 2,2', 'x'):
-      before = copy.deepcopy(state)
-      following, step = env.step(state, action)
-      assert state == before and hash(state) == hash(before)
-      assert (following, step) == twin.step(before, action)
-      assert hash(following) == hash(twin.step(before, action)[0])
-      assert step.text == env.render(following)
-      with pytest.raises(dataclasses.FrozenInstanceError):
-        state.steps = 7
-      state = following
-
-
-def test_seeds_give_different_boards():
-  env = sudoku.Sudoku()
-  assert len({env.reset(seed)[1] for seed in range(200)}) > 195
-
-
-def test_step_types():
-  env = sudoku.Sudoku()
-  state, _ = env.load(BOARD)
-  for action in ('1,3,3', '1,3,1', 'x'):
-    _, step = env.step(state, action)
-    assert type(step.text) is str and type(step.reward) is float
-    assert type(step.done) is bool and type(step.success) is bool
-    assert type(step.info['effective']) is bool
-    assert {type(value) for value in step.info.values()} == {bool, int}
-
-
-@pytest.mark.parametrize(
-  'board', ['', '123', BOARD + '0', '1' * 16, BOARD + '/' + BOARD, '0' * 81]
-)
-def test_bad_boards_raise(board):
-  with pytest.raises(ValueError, match='board'):
-    sudoku.Sudoku().load(board)
-
-
-def test_a_loaded_board_goes_on_like_a_generated_one():
+def test_loaded_board_equals_the_generated_one():
   env = sudoku.Sudoku()
   for seed in range(20):
     state, text = env.reset(seed)
@@ -349,13 +251,11 @@ def test_a_loaded_board_goes_on_like_a_generated_one():
   'field, wrong',
   [
     ('size', 3),
-    ('size', 16),
-    ('blanks', 0),
     ('blanks', 17),
     ('max_steps', 0),
   ],
 )
-def test_wrong_fields_raise(field, wrong):
+def test_argument_out_of_range_raises(field, wrong):
   with pytest.raises(ValueError, match=f'^{field} must be .*got {wrong}$'):
     sudoku.Sudoku(**{field: wrong})
   assert sudoku.Sudoku(size=9, blanks=17).reset(0)

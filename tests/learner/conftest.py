@@ -5,17 +5,15 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from small_run import config
+from trajectory_check import check_trajectory
 
-from actfocus_jax.algorithm import (
-  estimators,
-  losses,
-  signals,
-  trajectory,
-  weights,
-)
-from actfocus_jax.learner import prepare
-from actfocus_jax.learner import update as update_lib
+from actfocus_jax import build
+from actfocus_jax.algorithm import trajectory
+from actfocus_jax.learner import state as state_lib
+from actfocus_jax.learner import train_step as train_step_lib
 from actfocus_jax.model import architecture, scoring, transformer
 from actfocus_jax.parallel import mesh as mesh_lib
 
@@ -126,82 +124,72 @@ def batch(model, score):
     group=group_B,
     success=group_B == 0,
   )
-  trajectory.check(made)
+  check_trajectory(made)
   return made
 
 
 @pytest.fixture(scope='package')
-def recipe():
-  """ActFocus with all rows in one mini-batch; keywords change a field.
+def step_config():
+  """TrainStepConfig of ActFocus with all rows in one mini-batch.
 
-  Equal arguments give the same recipe, so that nothing is compiled twice.
+  Keywords are fields of the config, with `__` for a dot. Equal arguments give
+  the same object, so that nothing is compiled twice.
   """
-
-  @functools.cache
-  def weigh_tokens(alpha, beta):
-    def by_action(signal_BT, entropy_BT, sampled_BT, action_BT, *, step):
-      del entropy_BT, step
-      return weights.token_weights(
-        signal_BT, sampled_BT, action_BT, alpha=alpha, beta=beta
-      )
-
-    return by_action
-
-  policy_loss = functools.partial(
-    losses.policy_loss, clip_low=0.2, clip_high=0.28
+  base = dict(
+    rollout__prompts=GROUPS,
+    rollout__members=MEMBERS,
+    entropy_coefficient=0.1,
+    loss__dual_clip=0.0,
+    learner__minibatch=GROUPS * MEMBERS,
+    learner__microbatch=0,
+    learner__old_logprob='sampler',
+    learner__score_chunk=4096,
   )
 
   @functools.cache
-  def make(*, alpha=0.1, beta=0.5, **changes):
-    fields = dict(
-      members=MEMBERS,
-      ratio=1.0,
-      signal=signals.SIGNALS['energy'],
-      token_weights=weigh_tokens(alpha, beta),
-      advantage=estimators.group_relative,
-      policy_loss=policy_loss,
-      entropy_coefficient=0.1,
-      minibatch=GROUPS * MEMBERS,
-      microbatch=GROUPS * MEMBERS,
-      rescore=False,
-      score_chunk=4096,
-    )
-    return prepare.Recipe(**fields | changes)
+  def make(**fields):
+    return build.train_step_config(config('unused', **base | fields))
 
   return make
 
 
 @pytest.fixture(scope='package')
-def weigh(model, reference, score):
-  """Stages 2 and 3, on a batch as it is."""
+def prepared(model, reference):
+  """(UpdateBatch, metrics) of a batch: all stages before the update."""
+  descent = optax.sgd(0.1)
 
-  def run(batch, recipe, value_BT=None):
-    graphdef, params = model
-    old, ref = (
-      score(graphdef, p, batch.tokens, batch.valid) for p in (params, reference)
-    )
-    return_PG = jnp.asarray(batch.reward).sum(axis=1).reshape(-1, MEMBERS)
-    batch = jax.tree.map(jnp.asarray, batch)
-    said = prepare.ModelScores(old, ref, value_BT)
-    step = jnp.zeros((), jnp.int32)
-    return prepare.weigh(
-      batch, return_PG, said, jax.random.key(0), step, recipe
-    )
+  @functools.cache
+  def compiled(step_config, critic):
+    return train_step_lib.TrainStep(
+      train_step_lib.Learner(model[0], descent),
+      step_config,
+      critic=critic and train_step_lib.Learner(critic, descent),
+    ).prepare
+
+  def run(batch, step_config, critic=(None, None)):
+    actor = state_lib.create_model_state(model[1], descent)
+    judge = critic[1] and state_lib.create_model_state(critic[1], descent)
+    state = state_lib.create(actor, judge)
+    prepare = compiled(step_config, critic[0])
+    return prepare(state, reference, batch, jax.random.key(0))
 
   return run
 
 
 @pytest.fixture(scope='package')
 def gradient(model):
-  """(grads, metrics) of one mini-batch; compiled once for each recipe."""
+  """(grads, metrics) of one mini-batch; compiled once for each config."""
   compiled = jax.jit(
-    update_lib.actor_gradient, static_argnames=('graphdef', 'recipe')
+    train_step_lib.actor_gradient, static_argnames=('graphdef', 'config')
   )
 
-  def run(ready, recipe, params=None):
+  def run(update_batch, step_config, params=None):
     graphdef, default = model
     return compiled(
-      graphdef, default if params is None else params, ready, recipe=recipe
+      graphdef,
+      default if params is None else params,
+      update_batch,
+      config=step_config,
     )
 
   return run

@@ -12,8 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from actfocus_jax.algorithm import signals
-
 
 def assert_close(found, wanted, tolerance=1e-5):
   """Every leaf, to a share of the largest entry of the wanted gradient."""
@@ -98,10 +96,10 @@ def chain(model, score):
   """Gradient of sum_t slope_t logprob_t - 0.1 mean_t entropy_t."""
 
   def surrogate(params, batch, slope_BT):
-    said = score(model[0], params, batch.tokens, batch.valid)
-    entropy = jnp.where(batch.sampled, said.entropy_BT, 0).sum()
+    scores = score(model[0], params, batch.tokens, batch.valid)
+    entropy = jnp.where(batch.sampled, scores.entropy_BT, 0).sum()
     count = batch.sampled.sum(dtype=jnp.float32)
-    return jnp.sum(said.logprob_BT * slope_BT) - 0.1 * entropy / count
+    return jnp.sum(scores.logprob_BT * slope_BT) - 0.1 * entropy / count
 
   compiled = jax.jit(jax.grad(surrogate))
   return lambda batch, slope_BT: compiled(
@@ -111,18 +109,20 @@ def chain(model, score):
 
 @pytest.mark.parametrize('method', ['uniform', 'actfocus'])
 def test_equals_a_loop(
-  method, model, reference, batch, recipe, weigh, score, gradient, chain
+  method, model, reference, batch, step_config, prepared, score, gradient, chain
 ):
   """Uniform is plain GRPO: its loop knows no weights."""
   graphdef, params = model
   alpha, beta = {'uniform': (1.0, 0.0), 'actfocus': (0.1, 0.5)}[method]
-  ready, _ = weigh(batch, recipe(alpha=alpha, beta=beta))
-  grads, metrics = gradient(ready, recipe())
+  minibatch, _ = prepared(
+    batch, step_config(weights__alpha=alpha, weights__beta=beta)
+  )
+  grads, metrics = gradient(minibatch, step_config())
 
   weight_BT = None
   if method == 'actfocus':
-    said = score(graphdef, reference, batch.tokens, batch.valid)
-    weight_BT = loop_actfocus_weights(batch, -said.logsumexp_BT, alpha, beta)
+    scores = score(graphdef, reference, batch.tokens, batch.valid)
+    weight_BT = loop_actfocus_weights(batch, -scores.logsumexp_BT, alpha, beta)
     assert np.std(weight_BT[batch.action]) > 0.01
   now = score(graphdef, params, batch.tokens, batch.valid)
   loss, slope_BT = loop_grpo(batch, now.logprob_BT, weight_BT)
@@ -141,45 +141,32 @@ def test_equals_a_loop(
 # --- In pieces ---------------------------------------------------------------
 
 
-def test_micro_batches_give_the_same_gradient(batch, recipe, weigh, gradient):
+def test_micro_batches_give_the_same_gradient(
+  batch, step_config, prepared, gradient
+):
   """One, two and eight of them."""
-  ready, _ = weigh(batch, recipe())
-  counts = ready.sampled_BT.reshape(8, -1).sum(axis=1)
+  minibatch, _ = prepared(batch, step_config())
+  counts = minibatch.sampled_BT.reshape(8, -1).sum(axis=1)
   assert len(set(counts.tolist())) > 1  # A mean of means would differ.
-  wanted, metrics = gradient(ready, recipe())
+  wanted, metrics = gradient(minibatch, step_config())
   for rows in (8, 2):
-    grads, found = gradient(ready, recipe(microbatch=rows))
+    grads, found = gradient(minibatch, step_config(learner__microbatch=rows))
     assert_close(grads, wanted)
     assert_same_metrics(found, metrics)
 
 
-@pytest.mark.parametrize('rows', [16, 8])
-def test_eight_devices_give_the_same_gradient(
-  rows, model, batch, recipe, weigh, gradient, spread_out
-):
-  ready, _ = weigh(batch, recipe())
-  wanted, metrics = gradient(ready, recipe())
-  mesh, place = spread_out
-  params, placed = place(model[1], ready)
-  assert len(placed.tokens_BT.sharding.device_set) == 8
-  with jax.set_mesh(mesh):
-    grads, found = gradient(placed, recipe(microbatch=rows), params)
-  assert_close(grads, wanted)
-  assert_same_metrics(found, metrics)
-
-
-def test_padding_changes_nothing(batch, recipe, weigh, gradient):
+def test_padding_changes_nothing(batch, step_config, prepared, gradient):
   def longer(x):
     if x.ndim == 1:
       return x
     fill = -1 if x.dtype == np.int32 and (x < 0).any() else 0
     return np.pad(x, ((0, 0), (0, 9)), constant_values=fill)
 
-  short, _ = weigh(batch, recipe())
-  long, _ = weigh(jax.tree.map(longer, batch), recipe())
+  short, _ = prepared(batch, step_config())
+  long, _ = prepared(jax.tree.map(longer, batch), step_config())
   assert long.tokens_BT.shape == (16, 33)
-  wanted, metrics = gradient(short, recipe())
-  grads, found = gradient(long, recipe())
+  wanted, metrics = gradient(short, step_config())
+  grads, found = gradient(long, step_config())
   assert_close(grads, wanted)
   np.testing.assert_allclose(
     found['actor/loss'], metrics['actor/loss'], rtol=1e-5
@@ -189,69 +176,72 @@ def test_padding_changes_nothing(batch, recipe, weigh, gradient):
 # --- Where there is none -----------------------------------------------------
 
 
-def test_tokens_that_nobody_sampled_have_no_say(batch, recipe, weigh, gradient):
+def test_tokens_that_were_not_sampled_change_nothing(
+  batch, step_config, prepared, gradient
+):
   """Prompts, observations, forced tokens and padding."""
-  chosen = recipe()
-  ready, _ = weigh(batch, chosen)
-  np.testing.assert_array_equal(ready.weight_BT > 0, batch.sampled)
-  wanted, _ = gradient(ready, chosen)
+  chosen = step_config()
+  minibatch, _ = prepared(batch, chosen)
+  np.testing.assert_array_equal(minibatch.weight_BT > 0, batch.sampled)
+  wanted, _ = gradient(minibatch, chosen)
   off = ~batch.sampled
   loud = dataclasses.replace(
-    ready,
-    advantage_BT=jnp.where(off, 50.0, ready.advantage_BT),
-    old_logprob_BT=jnp.where(off, -3.0, ready.old_logprob_BT),
-    tokens_BT=jnp.where(batch.valid, ready.tokens_BT, 9),
+    minibatch,
+    advantage_BT=jnp.where(off, 50.0, minibatch.advantage_BT),
+    old_logprob_BT=jnp.where(off, -3.0, minibatch.old_logprob_BT),
+    tokens_BT=jnp.where(batch.valid, minibatch.tokens_BT, 9),
   )
-  assert (loud.tokens_BT != ready.tokens_BT).any()
+  assert (loud.tokens_BT != minibatch.tokens_BT).any()
   found, _ = gradient(loud, chosen)
   assert largest(wanted) > 1e-3
   assert_equal(found, wanted)
   # The same changes on a token that was sampled are seen.
   loud = dataclasses.replace(
-    ready, advantage_BT=jnp.where(batch.sampled, 5.0, ready.advantage_BT)
+    minibatch,
+    advantage_BT=jnp.where(batch.sampled, 5.0, minibatch.advantage_BT),
   )
   assert largest(jax.tree.map(jnp.subtract, gradient(loud, chosen)[0], wanted))
 
 
-def only(ready, row, token):
+def only(minibatch, row, token):
   """A mini-batch in which a single token has anything to say."""
-  here_BT = jnp.zeros(ready.tokens_BT.shape, bool).at[row, token].set(True)
+  here_BT = jnp.zeros(minibatch.tokens_BT.shape, bool).at[row, token].set(True)
   return dataclasses.replace(
-    ready,
+    minibatch,
     sampled_BT=here_BT,
     weight_BT=here_BT.astype(jnp.float32),
-    advantage_BT=jnp.ones_like(ready.advantage_BT),
-    old_logprob_BT=jnp.zeros_like(ready.old_logprob_BT),  # Never clipped.
+    advantage_BT=jnp.ones_like(minibatch.advantage_BT),
+    old_logprob_BT=jnp.zeros_like(minibatch.old_logprob_BT),  # Never clipped.
   )
 
 
 def test_a_token_is_taught_by_the_tokens_before_it(
-  batch, recipe, weigh, gradient
+  batch, step_config, prepared, gradient
 ):
   """Causality: embeddings of later tokens, or of other rows, stay at 0."""
   row, token = 3, int(np.flatnonzero(batch.sampled[3])[2])
   ids_BT = jnp.broadcast_to(2 + jnp.arange(24)[None], (16, 24))
   ids_BT = ids_BT.at[row].add(30).astype(jnp.int32)
-  ready, _ = weigh(batch, recipe())
-  alone = only(dataclasses.replace(ready, tokens_BT=ids_BT), row, token)
-  grads, _ = gradient(alone, recipe())
+  minibatch, _ = prepared(batch, step_config())
+  alone = only(dataclasses.replace(minibatch, tokens_BT=ids_BT), row, token)
+  grads, _ = gradient(alone, step_config())
   moved_V = np.abs(np.asarray(grads['embedding'][...])).max(axis=1)
   assert token > 3
   assert np.flatnonzero(moved_V).tolist() == list(range(32, 32 + token))
 
 
-def test_the_stop_token_is_trained(batch, recipe, weigh, gradient):
+def test_the_stop_token_is_trained(batch, step_config, prepared, gradient):
   """With the weight of a thought, and towards its own column of the head."""
-  ready, _ = weigh(batch, recipe())
-  np.testing.assert_array_equal(ready.tokens_BT == 1, batch.turn_end)
-  taught = batch.turn_end & (np.asarray(ready.advantage_BT) != 0)
+  minibatch, _ = prepared(batch, step_config())
+  np.testing.assert_array_equal(minibatch.tokens_BT == 1, batch.turn_end)
+  taught = batch.turn_end & (np.asarray(minibatch.advantage_BT) != 0)
   row, token = np.argwhere(taught)[0].tolist()
-  assert ready.weight_BT[row, token] == np.float32(0.1)
-  mute_BT = jnp.where(batch.turn_end, 0.0, ready.weight_BT)
-  mute = dataclasses.replace(ready, weight_BT=mute_BT)
+  assert minibatch.weight_BT[row, token] == np.float32(0.1)
+  mute_BT = jnp.where(batch.turn_end, 0.0, minibatch.weight_BT)
+  mute = dataclasses.replace(minibatch, weight_BT=mute_BT)
   column, without = (
-    np.asarray(gradient(x, recipe())[0]['head'][...])[:, 1]
-    for x in (ready, mute)
+    np.asarray(gradient(x, step_config())[0]['head'][...])[:, 1]
+    for x in (minibatch, mute)
   )
   assert np.abs(column - without).max() > 1e-3
 
@@ -259,10 +249,10 @@ def test_the_stop_token_is_trained(batch, recipe, weigh, gradient):
 # --- What the update reads ---------------------------------------------------
 
 
-def test_ready_holds_the_method(batch, recipe, weigh):
-  ready, metrics = weigh(batch, recipe())
+def test_update_batch_holds_advantages_and_shares(batch, step_config, prepared):
+  minibatch, metrics = prepared(batch, step_config())
   for b, advantage in enumerate(loop_advantages(batch)):
-    found = np.asarray(ready.advantage_BT[b])
+    found = np.asarray(minibatch.advantage_BT[b])
     np.testing.assert_allclose(
       found[batch.sampled[b]], advantage, rtol=1e-3, atol=1e-6
     )
@@ -274,9 +264,9 @@ def test_ready_holds_the_method(batch, recipe, weigh):
 
 
 def test_sampler_gap_is_measured_on_sampled_tokens(
-  model, batch, recipe, weigh, score
+  model, batch, step_config, prepared, score
 ):
-  _, metrics = weigh(batch, recipe())
+  _, metrics = prepared(batch, step_config())
   now_BT = np.asarray(score(*model, batch.tokens, batch.valid).logprob_BT)
   gap = np.abs(now_BT - batch.logprob)[batch.sampled]
   for name, value in (
@@ -289,21 +279,14 @@ def test_sampler_gap_is_measured_on_sampled_tokens(
     )
 
 
-def test_ratios_are_taken_against_what_the_recipe_says(
-  model, batch, recipe, weigh, score
+def test_old_logprobs_are_those_that_the_config_names(
+  model, batch, step_config, prepared, score
 ):
   now_BT = score(*model, batch.tokens, batch.valid).logprob_BT
-  sampler, _ = weigh(batch, recipe(rescore=False))
-  rescored, _ = weigh(batch, recipe(rescore=True))
+  sampler, _ = prepared(batch, step_config(learner__old_logprob='sampler'))
+  rescored, _ = prepared(batch, step_config(learner__old_logprob='rescore'))
   assert np.abs(batch.logprob - now_BT)[batch.sampled].max() > 0.1
   np.testing.assert_array_equal(sampler.old_logprob_BT, batch.logprob)
-  np.testing.assert_array_equal(rescored.old_logprob_BT, now_BT)
-
-
-@pytest.mark.parametrize('name', signals.SIGNALS)
-def test_each_signal_reaches_the_weights(name, batch, recipe, weigh):
-  energy, _ = weigh(batch, recipe())
-  other, _ = weigh(batch, recipe(signal=signals.SIGNALS[name]))
-  differs = np.asarray(energy.weight_BT != other.weight_BT)
-  assert not differs[~batch.action].any()
-  assert differs[batch.action].any() == (name != 'energy')
+  np.testing.assert_allclose(
+    rescored.old_logprob_BT, np.where(batch.sampled, now_BT, 0), atol=1e-5
+  )

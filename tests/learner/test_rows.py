@@ -1,4 +1,4 @@
-"""How batches are cut: which rows make a part, and that none moves for it."""
+"""Parts of a batch: their rows, and that no row moves for a micro-batch."""
 
 import jax
 import numpy as np

@@ -32,15 +32,15 @@ def sound(model, batch, score):
 
 
 @pytest.fixture(scope='module')
-def check(model, recipe):
+def check(model, step_config):
   def run(batch, reference, chosen=None):
-    state = state_lib.create(state_lib.trained(model[1], TX))
+    state = state_lib.create(state_lib.create_model_state(model[1], TX))
     return self_check.run(
       model[0],
       state,
       reference,
       batch,
-      chosen or recipe(microbatch=8),
+      chosen or step_config(learner__microbatch=8),
       limits=self_check.EXACT,
     )
 
@@ -61,15 +61,23 @@ def test_another_sampler(check, model, sound):
 
 
 def test_a_temperature_that_the_sampler_did_not_have(
-  check, model, sound, recipe
+  check, model, sound, step_config
 ):
+  cold = step_config(learner__microbatch=8, rollout__temperature=0.8)
   with pytest.raises(self_check.Failed, match='sampler drew from another'):
-    check(sound, model[1], recipe(microbatch=8, temperature=0.8))
+    check(sound, model[1], cold)
 
 
 def test_another_reference(check, sound, reference):
   with pytest.raises(self_check.Failed, match='not the model that training'):
     check(sound, reference)
+
+
+def test_self_check_of_a_reference_with_nan_fails(check, model, sound):
+  """NaN is not within any limit."""
+  broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), model[1])
+  with pytest.raises(self_check.Failed, match='not the model that training'):
+    check(sound, broken)
 
 
 def test_rewards_that_are_no_floats(check, model, sound):
@@ -94,7 +102,7 @@ def test_copies_that_differ(model, batch, spread_out):
   mesh, place = spread_out
   params, _ = place(model[1], batch)
   with jax.set_mesh(mesh):
-    state = state_lib.create(state_lib.trained(params, TX))
+    state = state_lib.create(state_lib.create_model_state(params, TX))
     self_check._check_copies(state)
     scale = params['norm']['scale'][...]
     parts = [
@@ -105,19 +113,24 @@ def test_copies_that_differ(model, batch, spread_out):
       scale.shape, scale.sharding, parts
     )
     params['norm']['scale'][...] = torn
-    state = state_lib.create(state_lib.trained(params, TX))
+    state = state_lib.create(state_lib.create_model_state(params, TX))
     with pytest.raises(self_check.Failed, match='different copies of .*norm'):
       self_check._check_copies(state)
 
 
-def test_only_the_rows_that_are_kept_are_looked_at(check, model, sound, recipe):
+def test_only_the_rows_that_are_kept_are_looked_at(
+  check, model, sound, step_config
+):
   """Three of four groups: twelve rows, which do not divide the sixteen."""
-  kept = recipe(ratio=0.75, minibatch=12, microbatch=12)
+  kept = step_config(
+    selection__ratio=0.75, learner__minibatch=12, learner__microbatch=12
+  )
   assert max(check(sound, model[1], kept).values()) < 1e-5
 
 
-def test_a_batch_that_teaches_nothing_passes(check, model, sound, recipe):
+def test_a_batch_that_teaches_nothing_passes(check, model, sound, step_config):
   """`top_p` takes every token of groups without spread out of the loss."""
   flat = dataclasses.replace(sound, reward=jnp.zeros_like(sound.reward))
-  found = check(flat, model[1], recipe(rule='top_p', microbatch=8))
+  top_p = step_config(selection__rule='top_p', learner__microbatch=8)
+  found = check(flat, model[1], top_p)
   assert set(found.values()) == {0.0}

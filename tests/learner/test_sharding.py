@@ -1,18 +1,13 @@
-"""Where every array of the state lives, and that no mesh changes the update."""
-
-import functools
+"""Placement of every array of the state; no mesh changes the update."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from actfocus_jax.algorithm import estimators, losses
 from actfocus_jax.learner import state as state_lib
-from actfocus_jax.learner import step as step_lib
+from actfocus_jax.learner import train_step as step_lib
 from actfocus_jax.model import architecture, transformer
 from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import checkpoint
@@ -30,7 +25,6 @@ LARGE = 1024  # a leaf of more numbers must be split
 # Adam's moments; the large eps makes its step go with the gradient, where it
 # would make much of a rounding error.
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.3, eps=1.0))
-GAE = functools.partial(estimators.gae, discount=0.99, lam=0.95)
 
 
 def mesh_of(name):
@@ -48,13 +42,14 @@ def fresh(mesh):
   judge = transformer.critic_from(params, shapes)
   judge['value_head'][...] += jnp.linspace(-1, 1, CONFIG.hidden_size)
   state = state_lib.create(
-    state_lib.trained(params, TX), state_lib.trained(judge, TX)
+    state_lib.create_model_state(params, TX),
+    state_lib.create_model_state(judge, TX),
   )
   return step_lib.Learner(graphdef, TX), step_lib.Learner(critic, TX), state
 
 
 @pytest.fixture(scope='module')
-def step(batch, recipe):
+def step(batch, step_config):
   """One PPO step from the fresh state: (state before, after, metrics).
 
   The policy's half of it reads nothing of the critic but the advantages;
@@ -64,13 +59,17 @@ def step(batch, recipe):
   def run(mesh, critic=True):
     with jax.set_mesh(mesh), jax.numpy_dtype_promotion('standard'):
       actor, judge, state = fresh(mesh)
-      changes = dict(minibatch=8, microbatch=8, ratio=0.5)
+      changes = dict(learner__minibatch=8, selection__ratio=0.5)
       if critic:
-        loss = functools.partial(losses.value_loss, clip=0.2)
-        changes |= dict(advantage=GAE, value_loss=loss, needs_spread=False)
+        changes |= dict(
+          algo='ppo',
+          advantage__gae__discount=0.99,
+          advantage__gae__lam=0.95,
+          critic__clip=0.2,
+        )
       else:
         judge, state = None, state.replace(critic=None)
-      stepper = step_lib.TrainStep(actor, recipe(**changes), critic=judge)
+      stepper = step_lib.TrainStep(actor, step_config(**changes), critic=judge)
       frozen = jax.tree.map(lambda x: 1.1 * x, state.actor.params)
       before = jax.tree.map(jnp.copy, state)  # The step donates its state.
       rows = mesh_lib.put_rows(mesh, batch)
@@ -91,13 +90,13 @@ def not_split(tree):
       yield f'{name}: {leaf.sharding.spec}'
 
 
-def unlike_parameter(trained):
+def unlike_parameter(model):
   """Names of the optimizer's moments that lie elsewhere than the parameter."""
   where = {
     mesh_lib.path_name(path): leaf.sharding
-    for path, leaf in jax.tree_util.tree_leaves_with_path(trained.params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params)
   }
-  moments = jax.tree_util.tree_leaves_with_path(trained.opt_state)
+  moments = jax.tree_util.tree_leaves_with_path(model.opt_state)
   found = 0
   for path, leaf in moments:
     name = mesh_lib.path_name(path)
@@ -110,8 +109,8 @@ def unlike_parameter(trained):
 
 def assert_placed(state):
   assert list(not_split(state)) == []
-  for trained in (state.actor, state.critic):
-    assert list(unlike_parameter(trained)) == []
+  for model in (state.actor, state.critic):
+    assert list(unlike_parameter(model)) == []
 
 
 def restored(state, folder):
@@ -119,7 +118,7 @@ def restored(state, folder):
   checkpoints = checkpoint.Checkpoints(folder)
   checkpoints.save(1, state, {})
   actor, critic = (
-    state_lib.abstract_trained(jax.tree.map(abstract, x.params), TX)
+    state_lib.abstract_model_state(jax.tree.map(abstract, x.params), TX)
     for x in (state.actor, state.critic)
   )
   again, _ = checkpoints.restore(1, state_lib.abstract(actor, critic))
@@ -129,28 +128,6 @@ def restored(state, folder):
 
 def abstract(x):
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-
-
-def test_a_replicated_leaf_is_named():
-  mesh = mesh_of('data2fsdp2tensor2')
-  with jax.set_mesh(mesh):
-    _, _, state = fresh(mesh)
-  everywhere = NamedSharding(mesh, P())
-  moved = jax.tree_util.tree_map_with_path(
-    lambda path, x: (
-      jax.device_put(x, everywhere)
-      if 'nu' in jax.tree_util.keystr(path) and 'gate' in str(path)
-      else x
-    ),
-    state.actor,
-  )
-  (name,) = not_split(moved)
-  assert 'nu' in name and 'layers/gate/kernel' in name
-  assert len(list(unlike_parameter(moved))) == 1
-  # Half of the mesh is not enough either.
-  half = NamedSharding(mesh, P(None, 'fsdp'))
-  kernel = state.actor.params['layers']['gate']['kernel'][...]
-  assert list(not_split({'gate': jax.device_put(kernel, half)}))
 
 
 def same(found, wanted, **tolerance):
@@ -173,11 +150,11 @@ def alone(step):
 def assert_same_update(found, wanted):
   """Two (state before, after, metrics), to float tolerance."""
   (_, state, metrics), (before, wanted, wanted_metrics) = found, wanted
-  for trained in ('actor', 'critic') if wanted.critic else ('actor',):
+  for name in ('actor', 'critic') if wanted.critic else ('actor',):
     moved = jax.tree.map(
       lambda a, b: np.abs(a - b).max(),
-      getattr(before, trained).params,
-      getattr(wanted, trained).params,
+      getattr(before, name).params,
+      getattr(wanted, name).params,
     )
     assert min(jax.tree.leaves(moved)) > 1e-5
   same(state, wanted, rtol=0, atol=1e-5)

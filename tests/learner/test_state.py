@@ -25,7 +25,7 @@ def update(tx, params, *gradients):
 
 
 def test_matrices_decay_and_vectors_do_not(model):
-  """Stacked norms and biases have two axes, and are vectors all the same."""
+  """Stacked norms and biases have two axes, and still are vectors."""
   _, params = model
   tx = state_lib.optimizer(**PLAIN | {'weight_decay': 0.5})
   updates = update(tx, params, jax.tree.map(jnp.zeros_like, params))
@@ -97,7 +97,7 @@ def test_the_rate_rises_and_the_first_step_moves():
 
 def test_a_fresh_state(model):
   _, params = model
-  actor = state_lib.trained(params, state_lib.optimizer(**PLAIN))
+  actor = state_lib.create_model_state(params, state_lib.optimizer(**PLAIN))
   state = state_lib.create(actor)
   counts = state.step, state.skipped, state.streak
   assert [int(x) for x in counts] == [0, 0, 0] and state.critic is None
@@ -112,7 +112,7 @@ def test_moments_live_where_the_parameters_do(model, batch, spread_out):
   mesh, place = spread_out
   params, _ = place(model[1], batch)
   with jax.set_mesh(mesh):
-    actor = state_lib.trained(params, state_lib.optimizer(**PLAIN))
+    actor = state_lib.create_model_state(params, state_lib.optimizer(**PLAIN))
   for name in ('mu', 'nu'):
     moments = optax.tree.get(actor.opt_state, name)
     jax.tree.map(

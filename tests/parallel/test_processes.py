@@ -334,7 +334,9 @@ def test_where_nobody_refuses_all_go_on(monkeypatch):
   with processes.raise_everywhere():
     pass
   # A failure is not talked about: the others end with this process.
-  monkeypatch.setattr(processes, 'allgather', lambda value: pytest.fail('talks'))
+  monkeypatch.setattr(
+    processes, 'allgather', lambda value: pytest.fail('talks')
+  )
   with pytest.raises(OSError, match='disk'), processes.raise_everywhere():
     raise OSError('disk')
 

@@ -6,8 +6,8 @@ import pickle
 import jax
 import numpy as np
 import pytest
+from trajectory_check import check_trajectory
 
-from actfocus_jax.algorithm import trajectory
 from actfocus_jax.envs import frozen_lake
 from actfocus_jax.rollout import env_pool, games
 from actfocus_jax.rollout import episode as episode_lib
@@ -124,6 +124,20 @@ def test_context_without_room_truncates_the_episode(chat):
   assert not enough.over and enough.token_budget == 1
 
 
+def test_anchor_of_a_state_met_again_is_that_of_its_first_turn(chat):
+  """The anchor of a turn names the state at its beginning."""
+  episode = start(chat)
+  text = episode.text
+  say(episode, chat, 'Right')
+  say(episode, chat, 'Left')
+  say(episode, chat, 'Right')
+  first, second, third = (turn.anchor for turn in episode.turns)
+  assert first == third == episode_lib.anchor_of(text) != second
+  batch = episode_lib.to_trajectory([episode], [0], length=999, pad=0)
+  for turn in episode.turns:
+    assert set(batch.anchor[0, turn.start : turn.stop]) == {turn.anchor}
+
+
 def play_two_turns(chat):
   """A stopped answer, then a cut and malformed one; and the ids of each."""
   episode = start(chat, turns=2)
@@ -145,7 +159,7 @@ def test_row_by_hand(chat):
 
   length, pad = len(episode.ids) + 3, chat.pad_id
   batch = episode_lib.to_trajectory([episode], [4], length=length, pad=pad)
-  trajectory.check(batch)
+  check_trajectory(batch)
   parts = [len(opening), len(answer), len(prompt), len(cut), 3]
 
   def row(*values):
@@ -201,7 +215,7 @@ def test_closing_id_of_a_cut_response_is_not_sampled(chat):
   assert batch.sampled[0, turn.stop - 1] and not batch.sampled[0, turn.stop]
   assert batch.turn_end[0, turn.stop - 1]
   # The closing token opens the next turn's prompt, answered or not.
-  trajectory.check(batch)
+  check_trajectory(batch)
   assert batch.turn[0, turn.stop - 1 : turn.stop + 1].tolist() == [0, 1]
 
 
@@ -245,7 +259,8 @@ def test_sync_in_another_process_gives_the_same_row(chat, moves, limits):
 
 
 def test_failed_turn_ends_the_episode_without_sampled_tokens(chat):
-  whole, lost = start(chat), start(chat)
+  whole, lost, other = start(chat), start(chat), start(chat)
+  say(other, chat)
   say(whole, chat, 'Right', 'Right')
   say(whole, chat, 'Right', 'Left')
   say(lost, chat, 'Right')
@@ -256,14 +271,14 @@ def test_failed_turn_ends_the_episode_without_sampled_tokens(chat):
   assert lost.apply(failure).ids is None
   assert lost.over and lost.failure is failure and not lost.success
   assert lost.ids[-len(ids) :] == ids and len(lost.turns) == 1
-  length = max(len(one.ids) for one in (whole, lost))
+  length = max(len(one.ids) for one in (whole, lost, other))
   batch = episode_lib.to_trajectory(
-    [whole, lost, whole], [0, 0, 1], length=length, pad=chat.pad_id
+    [whole, lost, other], [0, 0, 1], length=length, pad=chat.pad_id
   )
-  trajectory.check(batch)
+  check_trajectory(batch)
   assert not batch.sampled[1].any() and not batch.turn_end[1].any()
   # The mean of the others of its own group: it moves no baseline.
-  assert batch.reward.sum(axis=1).tolist() == [1.0, 1.0, 1.0]
+  np.testing.assert_allclose(batch.reward.sum(axis=1), [1.0, 1.0, -0.1])
   assert batch.valid[1].sum() == len(lost.ids)
 
 
@@ -275,5 +290,5 @@ def test_failed_reset_gives_a_finished_episode(chat):
   batch = episode_lib.to_trajectory(
     [episode], [0], length=len(episode.ids), pad=chat.pad_id
   )
-  trajectory.check(batch)
+  check_trajectory(batch)
   assert not batch.reward.any() and not batch.sampled.any()

@@ -6,10 +6,10 @@ import functools
 import jax
 import numpy as np
 import pytest
+from trajectory_check import check_trajectory
 
-from actfocus_jax.algorithm import trajectory
 from actfocus_jax.model import scoring
-from actfocus_jax.rollout import env_pool, statistics
+from actfocus_jax.rollout import collector, env_pool, statistics
 from actfocus_jax.rollout import games as games_lib
 from actfocus_jax.run import compilations
 from actfocus_jax.text import chat as chat_lib
@@ -65,7 +65,7 @@ def test_rollout_has_each_kind_of_turn_and_end(played, chat):
 
 
 def test_batch_passes_the_trajectory_check(batch):
-  trajectory.check(batch)
+  check_trajectory(batch)
   assert 4 < batch.action.sum() < batch.sampled.sum() / 2
 
 
@@ -229,6 +229,25 @@ def test_samples_do_not_depend_on_the_cache_view(collect, played):
   np.testing.assert_allclose(logprobs_of(other), logprobs_of(played), atol=2e-4)
 
 
+@pytest.mark.parametrize('devices', [1, 4])
+def test_compaction_of_idle_slots_leaves_episodes_as_they_are(
+  collect, monkeypatch, devices
+):
+  """Against the same rollout in which idle slots stay until the end."""
+  play = functools.partial(collect, seeds=range(3, 11), devices=devices)
+  compacted = play()
+  monkeypatch.setattr(collector, 'LEAST_TO_COMPACT', 33)
+  whole = play()
+  assert len(whole.episodes) == 32
+  # Each decode step costs one row step per slot, and slots were dropped.
+  assert compacted.row_steps < whole.row_steps
+  assert all(episode.over for episode in compacted.episodes)
+  assert ids_of(compacted) == ids_of(whole)
+  np.testing.assert_allclose(
+    logprobs_of(compacted), logprobs_of(whole), atol=2e-4
+  )
+
+
 def test_samples_follow_the_key(collect, played):
   again, other = collect(), collect(key=1)
   assert ids_of(again) == ids_of(played)
@@ -312,7 +331,7 @@ def test_failing_environment_loses_only_its_episodes(
       assert meets_up
     else:
       assert one.ids == whole.ids
-  trajectory.check(pad(found))
+  check_trajectory(pad(found))
 
 
 def test_mixture_plays_each_game_within_its_limits(collect, lake, limits):

@@ -1,4 +1,4 @@
-"""An environment that fails loses its demonstration, not the others."""
+"""Demonstrations: failures lose their own episode, limits are refused."""
 
 import dataclasses
 import threading
@@ -52,25 +52,25 @@ def seeds_of(plain, episodes):
 
 
 @pytest.mark.parametrize('threads', [0, 2])
-def test_those_that_fail_are_dropped_and_told_of(plain, threads):
-  env, told = Counting(resets=[2, 3], steps=[5]), []
+def test_failing_episodes_are_dropped_and_reported(plain, threads):
+  env, lines = Counting(resets=[2, 3], steps=[5]), []
   sound = demonstrations.play(plain, cast(Counting()), range(8))
   with env_pool.EnvPool(threads) as pool:
     played = demonstrations.play(
-      plain, cast(env), range(8), pool=pool, tell=told.append
+      plain, cast(env), range(8), pool=pool, report=lines.append
     )
   assert seeds_of(plain, played) == [0, 1, 4, 6, 7]
   assert not any(one.failure for one in played)
   assert [one.ids for one in played] == [sound[i].ids for i in (0, 1, 4, 6, 7)]
-  assert told == [
+  assert lines == [
     'counting: the environment failed in 3 of 8 demonstrations, first: '
     'RuntimeError: no more numbers'
   ]
-  demonstrations.play(plain, cast(Counting()), range(8), tell=told.append)
-  assert len(told) == 1
+  demonstrations.play(plain, cast(Counting()), range(8), report=lines.append)
+  assert len(lines) == 1
 
 
-def test_the_time_limit_holds(plain):
+def test_hanging_episodes_end_at_the_time_limit(plain):
   end = threading.Event()
   env = Counting([1], [3], fail=lambda: end.wait(20))
   pool = env_pool.EnvPool(2, time_limit=0.2)
@@ -82,26 +82,15 @@ def test_the_time_limit_holds(plain):
   pool.close()
 
 
-def test_a_tokenizer_is_made_of_those_that_are_left():
+def test_tokenizer_is_trained_without_the_failed():
   broken, sound = Counting(steps=[1, 2]), Counting()
   made = demonstrations.train_tokenizer(cast(broken), range(4), 300)
   other = demonstrations.train_tokenizer(cast(sound), [0, 3], 300)
   assert made.get_vocab() == other.get_vocab()
 
 
-def test_a_tokenizer_is_made_within_the_time_limit():
-  end = threading.Event()
-  env = Counting([1], fail=lambda: end.wait(20))
-  pool = env_pool.EnvPool(2, time_limit=0.2)
-  begin = time.monotonic()
-  demonstrations.train_tokenizer(cast(env), range(3), 300, pool=pool)
-  assert time.monotonic() - begin < 10
-  end.set()
-  pool.close()
-
-
 @pytest.mark.parametrize(('lost', 'is_refused'), [(18, False), (19, True)])
-def test_hardly_any_left_is_refused(plain, lost, is_refused):
+def test_more_than_nine_in_ten_lost_is_refused(plain, lost, is_refused):
   env = Counting(resets=range(lost))
   if not is_refused:
     assert len(demonstrations.play(plain, cast(env), range(20))) == 2
@@ -110,7 +99,7 @@ def test_hardly_any_left_is_refused(plain, lost, is_refused):
     demonstrations.play(plain, cast(env), range(20))
 
 
-def test_a_game_without_any_is_refused_soon_whatever_the_others_do(plain):
+def test_game_that_always_fails_is_refused_soon(plain):
   tried = []
 
   def fail():
@@ -125,7 +114,7 @@ def test_a_game_without_any_is_refused_soon_whatever_the_others_do(plain):
 
 
 class Wordy:
-  """Says more on seeds that are a multiple of `every`."""
+  """Writes more on seeds that are a multiple of `every`."""
 
   def __init__(self, every):
     self.every = every
@@ -135,22 +124,22 @@ class Wordy:
     return 'On and on.' * (5 if is_long else 1), ['On']
 
 
-def wordy(plain, every, count, tell=lambda line: None):
+def wordy(plain, every, count, report=lambda line: None):
   """Between a short and a long response lies the limit."""
   limit = len(plain.respond('On and on.' * 2, ['On']))
   limits = dataclasses.replace(LIMITS, response_tokens=limit)
   game = games.Game('wordy', Counting(), limits)
   return demonstrations.play(
-    plain, [(game, Wordy(every))], range(1, count + 1), tell=tell
+    plain, [(game, Wordy(every))], range(1, count + 1), report=report
   )
 
 
-def test_a_response_that_is_too_long_ends_its_demonstration(plain):
-  told = []
-  episodes = wordy(plain, every=4, count=8, tell=told.append)
+def test_too_long_response_ends_its_demonstration(plain):
+  lines = []
+  episodes = wordy(plain, every=4, count=8, report=lines.append)
   # Those that end before the first response are no demonstrations.
   assert [len(one.turns) for one in episodes] == [2] * 6
-  (line,) = told
+  (line,) = lines
   longest = len(plain.respond('On and on.' * 5, ['On']))
   assert line.endswith(
     f'cuts 2 of 8 demonstrations of wordy short: they have '
@@ -159,7 +148,7 @@ def test_a_response_that_is_too_long_ends_its_demonstration(plain):
 
 
 @pytest.mark.parametrize('count', [3, 10_000])
-def test_a_limit_that_most_responses_break_is_refused(plain, count):
+def test_limit_that_most_responses_break_is_refused(plain, count):
   with pytest.raises(ValueError, match=r'limits.response_tokens is \d+, which'):
     wordy(plain, every=1, count=count)
 
@@ -169,7 +158,7 @@ class Broken:
     raise KeyError('plan')
 
 
-def test_a_player_that_fails_is_told_of(plain):
+def test_failing_player_is_named(plain):
   game = games.Game('counting', Counting(), LIMITS)
   with pytest.raises(ValueError, match='player Broken .* seed 7, Key'):
     demonstrations.play(plain, [(game, Broken())], [7])

@@ -1,11 +1,11 @@
-"""Products: what the public WebShop files hold, read and cleaned.
+"""Products: the public WebShop files, read and cleaned.
 
-The life of one product:
+The stages of one product:
 
 1. Its record is an element of the JSON list in `items_shuffle*.json`. The file
    is streamed (`stream`), so that memory does not grow with its 5 GB.
-2. The notes on it, attributes and a synthetic instruction, stand under its ASIN
-   in the JSON object in `items_ins_v2*.json`.
+2. Its notes, attributes and a synthetic instruction, are the member of its ASIN
+   in the JSON object of `items_ins_v2*.json`.
 3. `product_of` cleans both into a `Product`, or drops a record without a
    usable ASIN.
 """
@@ -34,7 +34,7 @@ _LARGEST_ELEMENT = 1 << 25
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-  """What the shop sells.
+  """A product of the shop.
 
   Attributes:
     asin: its id in the shop, at most ten characters.
@@ -47,11 +47,10 @@ class Product:
     price_text: the price as the shop shows it.
     query: the search that the product was collected with, in lower case.
     categories: from the widest to the narrowest.
-    attributes: what goals may ask for; the shop shows them only as far as the
-      other texts do.
+    attributes: attributes that goals may name; the page does not list them.
     rating: average rating as text, or empty.
     instruction: the beginning of a synthetic goal's text, or empty.
-    wanted: the attributes that this instruction asks for.
+    wanted: the attributes that this instruction names.
   """
 
   asin: str
@@ -76,8 +75,8 @@ class Files:
   Attributes:
     products: `items_shuffle*.json`.
     notes: `items_ins_v2*.json`, attributes and synthetic instructions.
-    human: `items_human_ins*.json`, or None where there is none.
-    is_full: these are the files of all 1.18 million products.
+    human: `items_human_ins*.json`, or None if there is none.
+    is_full: True for the files of all 1.18 million products.
   """
 
   products: pathlib.Path
@@ -87,12 +86,12 @@ class Files:
 
 
 def find(directory: str, *, human: bool, full: bool = False) -> Files:
-  """Finds the public files; the 1,000-product set goes before the full one.
+  """Find the public files; the 1,000-product set goes before the full one.
 
   Args:
-    directory: where they are.
-    human: whether the human instructions are needed.
-    full: asks for the full files, also where the small ones are.
+    directory: directory of the files.
+    human: True if the human instructions are needed.
+    full: take the full files even if the small ones are there.
 
   Returns:
     The files.
@@ -103,7 +102,7 @@ def find(directory: str, *, human: bool, full: bool = False) -> Files:
   folder = pathlib.Path(directory).expanduser()
   if not folder.is_dir():
     raise ValueError(
-      f'data is {directory!r}, which is no directory; name the one with the '
+      f'data is {directory!r}, which is not a directory; name the one with the '
       "public WebShop files, or '' for the built-in shop"
     )
   small, large = '_1000.json', '.json'
@@ -127,7 +126,7 @@ def find(directory: str, *, human: bool, full: bool = False) -> Files:
 
 
 def hashed(*parts: object) -> int:
-  """A number of 64 bits that belongs to some texts, on every platform."""
+  """Return a hash of some texts, 64 bits, the same on every platform."""
   text = '\0'.join(map(str, parts))
   data = text.encode('utf-8', errors='surrogatepass')
   return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'big')
@@ -139,11 +138,11 @@ def hashed(*parts: object) -> int:
 def product_of(
   record: Mapping[str, Any], notes: Mapping[str, Any]
 ) -> Product | None:
-  """Cleans one product.
+  """Clean one product.
 
   Args:
     record: an element of `items_shuffle*.json`.
-    notes: what `items_ins_v2*.json` says of its ASIN, or an empty mapping.
+    notes: the notes of its ASIN in `items_ins_v2*.json`, or an empty mapping.
 
   Returns:
     The product, or None if its ASIN is missing or too long.
@@ -170,12 +169,12 @@ def product_of(
 
 
 def read_price(pricing: Any, asin: str) -> tuple[float, str]:
-  """Reads a price or a range of prices.
+  """Read a price or a range of prices.
 
   Args:
     pricing: e.g. `$9.99`, `$1,299.00` or `$19.99 to $27.99`; a number; or
       nothing, which means 100.
-    asin: of the product; it picks the price within a range.
+    asin: id of the product; it fixes the price within a range.
 
   Returns:
     The price, and how the shop shows it.
@@ -194,13 +193,13 @@ def read_price(pricing: Any, asin: str) -> tuple[float, str]:
 
 
 def _clean(text: Any) -> str:
-  """One line with single blanks that UTF-8 can write; nothing for None."""
+  """Return one line with single blanks, valid in UTF-8; '' for None."""
   line = '' if text is None else ' '.join(str(text).split())
   return line if line.isascii() else line.encode('utf-8', 'replace').decode()
 
 
 def texts_of(texts: Any) -> tuple[str, ...]:
-  """A text or a list of texts, cleaned, as those that are not empty."""
+  """Return the cleaned texts, of one or a list, that are not empty."""
   many = texts if isinstance(texts, (list, tuple)) else [texts]
   return tuple(text for text in map(_clean, many) if text)
 
@@ -210,7 +209,7 @@ def _categories(path: Any) -> tuple[str, ...]:
 
 
 def _options(given: Any) -> Options:
-  """Option values in lower case; `/` is ` | `, as in the public shop."""
+  """Return options in lower case; `/` is ` | `, as in the public shop."""
   options = {}
   for name, values in given.items() if isinstance(given, dict) else ():
     many = values if isinstance(values, (list, tuple)) else [values]
@@ -237,7 +236,7 @@ def read_products(
   notes_of: Callable[[str], Mapping[str, Any]],
   on_read: Callable[[int], None] = lambda done: None,
 ) -> Iterator[Product]:
-  """Reads the products in the order of the file, cleaned.
+  """Read the products in the order of the file, cleaned.
 
   Args:
     files: the public files.
@@ -253,7 +252,7 @@ def read_products(
   for record in stream(files.products, '[', on_read):
     if not isinstance(record, dict) or 'asin' not in record:
       raise ValueError(
-        f'{files.products} is no list of products: an element has no "asin"'
+        f'{files.products} is not a list of products: an element has no "asin"'
       )
     product = product_of(record, notes_of(_clean(record['asin'])))
     if product is not None:
@@ -263,31 +262,31 @@ def read_products(
 def read_notes(
   path: pathlib.Path, on_read: Callable[[int], None] = lambda done: None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Reads the attributes and synthetic instructions, by ASIN.
+  """Read the attributes and synthetic instructions, by ASIN.
 
   Args:
-    path: of `items_ins_v2*.json`.
+    path: path of `items_ins_v2*.json`.
     on_read: called with the bytes read so far, now and then.
 
   Yields:
-    Pairs of an ASIN and what is said of it.
+    Pairs of an ASIN and its notes.
 
   Raises:
     ValueError: the file is broken, or holds something else.
   """
   for asin, notes in stream(path, '{', on_read):
     if not isinstance(notes, dict):
-      raise ValueError(f'{path} holds no notes: {asin!r} is no JSON object')
+      raise ValueError(f'{path} holds no notes: {asin!r} is not a JSON object')
     yield _clean(asin), notes
 
 
 def read_instructions(
   path: pathlib.Path,
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-  """Reads the human instructions, by ASIN.
+  """Read the human instructions, by ASIN.
 
   Args:
-    path: of `items_human_ins*.json`.
+    path: path of `items_human_ins*.json`.
 
   Yields:
     Pairs of an ASIN and its instructions.
@@ -299,7 +298,7 @@ def read_instructions(
     is_list = isinstance(many, list)
     if not is_list or not all(isinstance(one, dict) for one in many):
       raise ValueError(
-        f'{path} holds no instructions: {asin!r} is no list of JSON objects'
+        f'{path} holds no instructions: {asin!r} is not a list of JSON objects'
       )
     yield _clean(asin), many
 
@@ -309,7 +308,7 @@ def stream(
   opening: str,
   on_read: Callable[[int], None] = lambda done: None,
 ) -> Iterator[Any]:
-  """Reads a JSON file one element at a time, with memory for one element.
+  """Read a JSON file one element at a time, with memory for one element.
 
   Args:
     path: a file.
@@ -320,7 +319,7 @@ def stream(
     The elements of a list; the pairs (key, value) of an object.
 
   Raises:
-    ValueError: the file is no such JSON, or ends before its end.
+    ValueError: the file is not such JSON, or is truncated.
   """
   closing = {'[': ']', '{': '}'}[opening]
   with open(path, 'rb') as file:
@@ -344,7 +343,7 @@ class _Window:
     self._text, self._at, self._done, self._ended = '', 0, 0, False
 
   def peek(self) -> str:
-    """The next character that is not white space; empty at the end."""
+    """Return the next character after white space; empty at the end."""
     while True:
       self._at = _BLANK.match(self._text, self._at).end()
       if self._at < len(self._text):
@@ -354,7 +353,7 @@ class _Window:
       self._read()
 
   def take(self, allowed: str) -> str:
-    """Steps over the next character, one of those allowed."""
+    """Consume the next character, one of those allowed."""
     character = self.peek()
     if not character or character not in allowed:
       raise self._broken()
@@ -362,7 +361,7 @@ class _Window:
     return character
 
   def value(self) -> Any:
-    """Steps over the next value."""
+    """Consume the next value."""
     self.peek()
     while True:
       try:
@@ -379,7 +378,7 @@ class _Window:
       self._read()
 
   def pair(self) -> tuple[str, Any]:
-    """Steps over the next key and its value."""
+    """Consume the next key and its value."""
     key = self.value()
     self.take(':')
     return key, self.value()

@@ -1,6 +1,6 @@
 """WebShop: find a product that fits a goal, choose its options, buy it.
 
-The life of one step:
+One step:
 
 1. The action is `search[keywords]`, from any page, or `click[element]` with an
    element of the page. Anything else does nothing; it costs the action.
@@ -61,7 +61,7 @@ class WebShop:
     instructions: str | None = None,
     progress: store.Progress | None = None,
   ):
-    """Opens a shop, which is kept for all environments of the process.
+    """Open a shop, which is kept for all environments of the process.
 
     Args:
       data: directory with the public WebShop files; '' for a small shop of this
@@ -73,10 +73,10 @@ class WebShop:
         `webshop_index` beside them.
       results_per_page: at least 1.
       shop_seed: fixes the small shop, at least 0.
-      products: how many the small shop has, 10 to 10,000.
+      products: number of products of the small shop, 10 to 10,000.
       instructions: text for the model; None for this module's own.
-      progress: told how far the building of the shop on disk is; None for a bar
-        on stderr.
+      progress: called with the progress of building the shop on disk; None
+        draws a bar on stderr.
 
     Raises:
       ValueError: a value out of range; files or libraries are missing.
@@ -103,16 +103,16 @@ class WebShop:
 
   @property
   def goal_count(self) -> int:
-    """How many goals the shop gives, evaluation and training together."""
+    """Number of goals, evaluation and training together."""
     return self._shop.goal_count
 
   @property
   def evaluation_boards(self) -> int:
-    """How many of the goals are for evaluation; see `base.Environment`."""
+    """Number of goals for evaluation; see `base.Environment`."""
     return self._schedule.held_out
 
   def reset(self, seed: int) -> tuple[State, str]:
-    """Takes the goal of a seed.
+    """Take the goal of a seed.
 
     Args:
       seed: at least 0; below 10,000 for evaluation, from there on for training.
@@ -124,7 +124,7 @@ class WebShop:
     return state, self.render(state)
 
   def load(self, board: str, *, seed: int = 0) -> tuple[State, str]:
-    """Takes a goal by its number.
+    """Take a goal by its number.
 
     Args:
       board: a number below `goal_count`, in digits.
@@ -148,14 +148,14 @@ class WebShop:
     return state, self.render(state)
 
   def step(self, state: State, action: str) -> tuple[State, base.Step]:
-    """Runs one action. A state that is done stays as it is, with reward 0.
+    """Run one action. A state that is done stays as it is, with reward 0.
 
     Args:
       state: the state.
       action: any string.
 
     Returns:
-      The next state and what happened; see the module for what info has.
+      The next state and the result; the module describes its info.
     """
     following = self._follow(state, action)
     is_done = following.page == 'done'
@@ -183,23 +183,23 @@ class WebShop:
     )
 
   def render(self, state: State) -> str:
-    """Writes the page's text, the advice, and the available actions."""
+    """Write the page's text, the advice, and the available actions."""
     return self._show(state)[1]
 
   def page(self, state: State) -> Page:
-    """The page of a state: its texts, and what can be clicked."""
+    """Return the page of a state: its texts and links."""
     return self._show(state)[0]
 
   def goal(self, state: State) -> goals_lib.Goal:
-    """What is asked for."""
+    """Return the goal of a state."""
     return self._shop.goal(state.goal)
 
   def product(self, asin: str) -> catalogue.Product | None:
-    """The product with an ASIN."""
+    """Return the product with an ASIN, or None."""
     return self._shop.product(asin)
 
   def score(self, state: State) -> reward_lib.Score:
-    """What buying the product of the state, as it is chosen, is worth."""
+    """Return the score of buying the product of the state as chosen."""
     values = (value for _, value in state.chosen)
     return reward_lib.score(
       self.goal(state), self._shop.product(state.asin), values

@@ -1,10 +1,10 @@
-"""Goals: what a customer asks for, and which goal belongs to a seed.
+"""Goals: the wishes of a customer, and the goal of each seed.
 
-The life of one goal:
+The stages of one goal:
 
 1. A product with an instruction gives a synthetic goal for every combination
    of its options, up to a million; a human instruction gives one goal.
-2. A price cap is drawn for it, from a number that belongs to the goal's text.
+2. A price cap is drawn for it, by a hash of the goal's text.
 3. A fixed shuffle puts all goals in order: its first part is for evaluation,
    the rest for training (`Schedule`). A seed picks a place in one of the two.
 """
@@ -20,7 +20,7 @@ import numpy as np
 from actfocus_jax.envs.webshop import catalogue
 
 # Seeds below are for evaluation; training and demonstrations have those above.
-# A test keeps it equal to that of run/settings.py.
+# A test keeps it equal to that of config/schema.py.
 FIRST_TRAINING_SEED = 10_000
 _MOST_EVALUATION_GOALS = 500
 _MOST_OF_A_PRODUCT = 1_000_000
@@ -29,18 +29,18 @@ _CAPS = tuple(10.0 * i for i in range(1, 100))
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-  """What is asked for.
+  """A wish of a customer.
 
   Attributes:
-    asin: the product that the goal was made of; others may do as well.
-    text: as the customer says it.
+    asin: id of the product that the goal was made of; others may fit too.
+    text: the instruction that the model reads.
     attributes: what the product must have.
     options: what must be chosen, as (name, value); a human goal has values
       only, with empty names.
-    price_cap: most that it may cost, or None.
-    title: of the product, for the comparison of kinds.
-    query: likewise.
-    categories: likewise.
+    price_cap: highest price in dollars, or None.
+    title: title of that product, for the comparison of kinds.
+    query: query of that product, for the same.
+    categories: categories of that product, for the same.
   """
 
   asin: str
@@ -54,14 +54,10 @@ class Goal:
 
 
 def synthetic_count(product: catalogue.Product) -> int:
-  """How many synthetic goals a product gives.
+  """Return the number of synthetic goals of a product.
 
-  Args:
-    product: of which every combination of options gives one; of more than a
-      million, which would outnumber the goals of all others, the first million.
-
-  Returns:
-    A number that sums up over any shop in 64 bits.
+  Each combination of options gives one, up to a million: more would outnumber
+  the goals of all other products, and the sum over a shop has to fit 64 bits.
   """
   if not (product.instruction and product.wanted):
     return 0
@@ -70,12 +66,12 @@ def synthetic_count(product: catalogue.Product) -> int:
 
 
 def synthetic(product: catalogue.Product, number: int) -> Goal:
-  """One of the synthetic goals of a product.
+  """Make one of the synthetic goals of a product.
 
   Args:
     product: has an instruction.
-    number: of the combination, below `synthetic_count(product)`; the option
-      whose name comes last in the alphabet changes fastest.
+    number: number of the combination, below `synthetic_count(product)`. The
+      option whose name is last in the alphabet changes fastest.
 
   Returns:
     The goal.
@@ -93,7 +89,7 @@ def synthetic(product: catalogue.Product, number: int) -> Goal:
 def human(
   product: catalogue.Product, instruction: Mapping[str, Any]
 ) -> Goal | None:
-  """A goal in a person's words, or None where it asks for no attribute.
+  """Make a goal of a human instruction; None if it names no attribute.
 
   Args:
     product: the product it is about.
@@ -113,14 +109,14 @@ def human(
 
 
 def price_cap(price: float, key: object) -> float | None:
-  """The larger of two different draws from the next four multiples of 10.
+  """Return the larger of two draws from the next four multiples of 10.
 
   Args:
-    price: of the product; multiples above it and below 1000 are drawn from.
-    key: fixes the draw.
+    price: price of the product; multiples above it and below 1000 are drawn.
+    key: key of the draw.
 
   Returns:
-    The cap, or None where fewer than two multiples are left.
+    The cap, or None if fewer than two multiples are left.
   """
   above = [cap for cap in _CAPS if cap > price][:4]
   pairs = list(itertools.combinations(above, 2))
@@ -145,42 +141,41 @@ def _goal(product, text, attributes, options) -> Goal:
 
 
 class Numbering:
-  """Numbers the synthetic goals of a list of products, product by product.
+  """Numbering of the synthetic goals of a list of products, product by product.
 
   Attributes:
-    count: how many there are.
+    count: number of goals.
   """
 
   def __init__(self, counts: Sequence[int] | np.ndarray):
-    """Takes the count of each product, in order."""
+    """Take the count of each product, in order."""
     self._ends = np.cumsum(counts, dtype=np.int64)
     self.count = int(self._ends[-1]) if len(self._ends) else 0
 
   def place(self, number: int) -> tuple[int, int]:
-    """The place of the product, and the number among its own goals."""
+    """Return the place of the product, and the number among its goals."""
     index = int(np.searchsorted(self._ends, number, side='right'))
     before = int(self._ends[index - 1]) if index else 0
     return index, number - before
 
 
 class Schedule:
-  """Which goal belongs to a seed; no text is on both sides.
+  """The goal of each seed; evaluation and training share no text.
 
-  Seeds below 10,000 are for evaluation. Seeds from there on are for training
-  and for demonstrations. Each side is gone through in the order of a fixed
-  shuffle, so that seeds that follow each other give different goals until all
-  have been used.
+  Seeds below 10,000 are for evaluation, those from there on for training and
+  demonstrations. Each side follows the order of a fixed shuffle, so consecutive
+  seeds give different goals until all have been used.
 
   Attributes:
-    held_out: how many goals are for evaluation.
+    held_out: number of goals for evaluation.
   """
 
   def __init__(self, goal: Callable[[int], Goal], count: int):
-    """Splits the goals.
+    """Split the goals.
 
     Args:
       goal: number -> goal.
-      count: how many there are; a third, at most 500, is for evaluation.
+      count: number of goals; a third, at most 500, is for evaluation.
 
     Raises:
       ValueError: too few goals to split.
@@ -194,7 +189,7 @@ class Schedule:
     self._texts = {goal(self._at(place)).text for place in range(held_out)}
 
   def number(self, seed: int) -> int:
-    """The number of the goal that belongs to a seed (>= 0)."""
+    """Return the number of the goal of a seed (>= 0)."""
     if seed < FIRST_TRAINING_SEED:
       return self._at(seed % self.held_out)
     others = self._count - self.held_out
@@ -211,14 +206,14 @@ class Schedule:
 
 
 def shuffled(place: int, count: int) -> int:
-  """Where a fixed shuffle of `range(count)` puts a place.
+  """Return a place of a fixed shuffle of `range(count)`.
 
   A Feistel network permutes the numbers of an even count of bits; a result
   that is too large goes through it again. Nothing of size `count` is stored.
 
   Args:
     place: at least 0 and below `count`.
-    count: how many are shuffled.
+    count: number of shuffled places.
 
   Returns:
     A number below `count`; different for different places.

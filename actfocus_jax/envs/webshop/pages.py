@@ -1,12 +1,11 @@
-"""Pages of the shop: what stands on them, and where their elements lead.
+"""Pages of the shop: their texts, and the links of their elements.
 
     search -> results -> item -> description, features, reviews
                           |
                           +-> done, by `buy now`
 
-A page is a function of the state: its text, and its links, each an element that
-can be clicked with the state that it leads to. Whatever is not among the links
-cannot be clicked.
+A page is a function of the state. It has a text, and links: each element that
+can be clicked, with the state that it leads to.
 """
 
 import dataclasses
@@ -22,15 +21,15 @@ Chosen = tuple[tuple[str, str], ...]
 
 @dataclasses.dataclass(frozen=True)
 class State:
-  """Where the customer is.
+  """Position of the customer in the shop.
 
   Attributes:
     goal: number of the goal.
     page: 'search', 'results', 'item', one of `SUB_PAGES`, or 'done'.
     query: keywords of the last search.
-    number: of the page of results, from 1.
-    asin: of the product that is looked at, or that was bought.
-    chosen: the options chosen for it, (name, value).
+    number: number of the page of results, from 1.
+    asin: id of the product on the page, or of the one bought.
+    chosen: options chosen for the product, (name, value).
   """
 
   goal: int
@@ -43,7 +42,7 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-  """What a customer sees.
+  """A page as the customer sees it.
 
   Attributes:
     texts: the pieces of the page's text.
@@ -55,7 +54,7 @@ class Page:
 
 
 def show(shop: shops.Shop, state: State, results_per_page: int) -> Page:
-  """Returns the page that belongs to a state."""
+  """Return the page that belongs to a state."""
   if state.page == 'search':
     return _search(shop.goal(state.goal))
   if state.page == 'results':
@@ -69,7 +68,7 @@ def show(shop: shops.Shop, state: State, results_per_page: int) -> Page:
 
 
 def search(state: State, query: str) -> State:
-  """The first page of results of a search."""
+  """Return the first page of results of a search."""
   return State(state.goal, 'results', query)
 
 
@@ -116,7 +115,7 @@ def _item(product: catalogue.Product, state: State) -> Page:
 
 
 def _choices(product: catalogue.Product, state: State) -> dict[str, State]:
-  """Where a click on each option value leads, in the page's order.
+  """Return the state behind each option value, in the page's order.
 
   Two options may have the same value. A click then means the first of them
   without a choice, or else the first of them with another choice.

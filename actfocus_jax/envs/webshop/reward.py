@@ -1,12 +1,12 @@
 """The reward of a purchase: kind, attributes, options and price.
 
     raw = r_type * (attribute hits + option hits + price within the cap)
-          / (attributes asked for + options asked for + 1)
+          / (attributes of the goal + options of the goal + 1)
 
 Source: WebShop, arXiv 2207.01206, its reward, with two differences. Nouns are
-found without a tagger: words of two letters or more that are no function words.
-A colour is a whole word, so that `standard` holds no `tan`, and a value that is
-clicked just as the goal says it always counts.
+found without a tagger: words of two letters or more, without function words. A
+colour is a whole word, so `standard` does not contain `tan`, and a clicked
+value that equals the goal's always counts.
 """
 
 import dataclasses
@@ -45,13 +45,13 @@ COLOURS = frozenset(_COLOURS.split())
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """What a purchase is worth.
+  """Score of a purchase.
 
   Attributes:
     raw: the whole, in [0, 1].
-    r_type: how far it is the kind of thing that was asked for.
-    attributes: share of the attributes that it has.
-    options: share of the options that were chosen; 1 where none was asked for.
+    r_type: match of the kind of product, 0, 0.1, 0.5 or 1.
+    attributes: share of the goal's attributes that the product has.
+    options: share of the goal's options that were chosen; 1 without options.
     price: 1 within the cap, else 0.
   """
 
@@ -63,17 +63,17 @@ class Score:
 
   @property
   def is_perfect(self) -> bool:
-    """Whether nothing is wrong with it."""
+    """True if every part is met."""
     return self.raw >= 1.0
 
 
 def score(
   goal: goals.Goal, bought: catalogue.Product, chosen: Iterable[str]
 ) -> Score:
-  """Judges a purchase.
+  """Judge a purchase.
 
   Args:
-    goal: what was asked for.
+    goal: the goal.
     bought: the product.
     chosen: the values of its options that were chosen.
 
@@ -99,17 +99,17 @@ def score(
 
 
 def type_score(goal: goals.Goal, bought: catalogue.Product) -> float:
-  """1, 0.5, 0.1 or 0, by title, query and categories.
+  """Score the kind of product: 1, 0.5, 0.1 or 0.
 
   The title's score is the share of the nouns in the goal's title that the
-  bought product's title has too. Without it the kind is wrong (0), below a
-  tenth it is nearly so (0.1). Else one of these makes it right: equal queries,
-  two shared categories, a title's score above a fifth.
+  bought product's title has too. A score of 0 gives 0, one below 0.1 gives 0.1.
+  Otherwise equal queries, two shared categories or a title's score above 0.2
+  give 1, and anything else 0.5.
   """
-  asked = nouns(goal.title)
-  shared = asked & nouns(bought.title)
-  # A title without any noun says neither yes nor no.
-  title = len(shared) / len(asked) if asked else 0.2
+  wanted = nouns(goal.title)
+  shared = wanted & nouns(bought.title)
+  # A title without any noun decides nothing.
+  title = len(shared) / len(wanted) if wanted else 0.2
   if title == 0.0:
     return 0.0
   if title < 0.1:
@@ -120,12 +120,12 @@ def type_score(goal: goals.Goal, bought: catalogue.Product) -> float:
 
 
 def nouns(title: str) -> set[str]:
-  """The words of a title that may be nouns, in lower case."""
+  """Return the words of a title that may be nouns, in lower case."""
   return set(_NOUN.findall(title.lower())) - FUNCTION_WORDS
 
 
 def has_attribute(product: catalogue.Product, name: str) -> bool:
-  """Whether a product has an attribute, by its own list or by its texts."""
+  """Return whether a product has an attribute, by its list or its texts."""
   if any(_are_similar(own, name) for own in product.attributes):
     return True
   texts = (product.title, ' '.join(product.bullets), product.description)
@@ -133,19 +133,19 @@ def has_attribute(product: catalogue.Product, name: str) -> bool:
 
 
 def option_matches(option: tuple[str, str], value: str) -> bool:
-  """Whether a chosen value is what an option of a goal asks for.
+  """Return whether a chosen value fits an option of a goal.
 
   Args:
     option: (name, value) of the goal. The name counts as part of the text: it
       keeps apart many values that differ in one word only.
-    value: what was chosen.
+    value: the chosen value.
 
   Returns:
-    Whether the texts, reduced to their first colour word if they have one, are
-    similar.
+    True if the texts are similar. A text with a colour word is first reduced to
+    its first one.
   """
-  asked = ' '.join(filter(None, option))
-  return value == option[1] or _are_similar(_colour(asked), _colour(value))
+  wanted = ' '.join(filter(None, option))
+  return value == option[1] or _are_similar(_colour(wanted), _colour(value))
 
 
 def _colour(text: str) -> str:
@@ -160,5 +160,5 @@ def _are_similar(one: str, other: str) -> bool:
   return ratio > _SIMILAR
 
 
-def _share(hits: int, asked: int) -> float:
-  return hits / asked if asked else 1.0
+def _share(hits: int, wanted: int) -> float:
+  return hits / wanted if wanted else 1.0

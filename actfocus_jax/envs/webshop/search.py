@@ -1,6 +1,6 @@
 """Search: BM25 over stems, in memory by bm25s, on disk by tantivy.
 
-The life of one query:
+One query:
 
 1. Its text becomes terms (`terms`): words in lower case, without stop words,
    as Porter stems. Products are indexed by the same terms.
@@ -45,7 +45,7 @@ STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
 def require(*names: str):
-  """Raises ValueError if a library that the shop needs is not installed."""
+  """Raise ValueError if a library that the shop needs is not installed."""
   packages = {'Stemmer': 'PyStemmer'}
   for name in names:
     if importlib.util.find_spec(name) is None:
@@ -54,14 +54,14 @@ def require(*names: str):
 
 
 def text_of(product: catalogue.Product) -> str:
-  """What a product is found by: title, description, first bullet, options."""
+  """Return the searchable text: title, description, first bullet, options."""
   options = (f'{name}: {", ".join(values)}' for name, values in product.options)
   parts = (product.title, product.description, *product.bullets[:1], *options)
   return ' '.join(parts).lower()
 
 
 def terms(text: str) -> list[str]:
-  """Stems of the words of a text, in order, stop words left out."""
+  """Return the stems of the words of a text, without stop words."""
   return [stem for stem in map(_stem, _TERM.findall(text.lower())) if stem]
 
 
@@ -82,10 +82,10 @@ def _stemmer():
 
 
 class MemoryIndex:
-  """Scores all texts; good for some thousands of them."""
+  """Index in memory that scores all texts; for some thousands of them."""
 
   def __init__(self, texts: Sequence[str]):
-    """Indexes the texts, which are known by their places from then on."""
+    """Index the texts, which are known by their places."""
     self._ranker = _bm25s().BM25(k1=K1, b=B, method='lucene')
     documents = [terms(text) for text in texts]
     self._is_empty = not any(documents)
@@ -93,7 +93,7 @@ class MemoryIndex:
       self._ranker.index(documents, show_progress=False)
 
   def best(self, query: str) -> list[int]:
-    """Places of the texts that have a term of the query, best first."""
+    """Return the places of texts with a term of the query, best first."""
     words = terms(query)[:_MOST_TERMS]
     if self._is_empty or not words:
       return []
@@ -103,8 +103,8 @@ class MemoryIndex:
 
 
 def _bm25s():
-  """The library, kept from jax: on import it would start jax's devices."""
-  with _IMPORTING:  # Nobody gets half a library, or jax back too early.
+  """Import bm25s without jax: its import would start jax's devices."""
+  with _IMPORTING:  # No thread gets half a library, or jax back too early.
     if 'bm25s' not in sys.modules:
       kept = sys.modules.get('jax')
       sys.modules['jax'] = None  # Importing it fails, as where there is none.
@@ -114,7 +114,7 @@ def _bm25s():
         del sys.modules['jax']
         if kept is not None:
           sys.modules['jax'] = kept
-      # It tells of every index, and asks for no one's leave.
+      # It logs every index by default.
       logging.getLogger('bm25s').setLevel(logging.WARNING)
     return sys.modules['bm25s']
 
@@ -123,14 +123,14 @@ def _bm25s():
 
 
 class DiskWriter:
-  """Makes an index in a directory.
+  """Writer of an index in a directory.
 
-  A context: nothing writes into the directory any more when it has ended, with
-  an error or without.
+  A context manager: after it has ended, with an error or without, nothing
+  writes into the directory any more.
   """
 
   def __init__(self, directory: pathlib.Path):
-    """Starts an empty index."""
+    """Start an empty index."""
     self._tantivy = _tantivy()
     directory.mkdir()
     schema = (
@@ -144,7 +144,7 @@ class DiskWriter:
     self._writer = index.writer(heap_size=1 << 27, num_threads=1)
 
   def add(self, number: int, words: Sequence[str]):
-    """Adds a text by its terms."""
+    """Add a text by its terms."""
     document = self._tantivy.Document()
     document.add_unsigned('number', number)
     document.add_text('text', ' '.join(words))
@@ -162,11 +162,11 @@ class DiskWriter:
 
 
 class DiskIndex:
-  """Ranks the candidates that tantivy proposes.
+  """Index on disk that ranks the candidates of tantivy.
 
-  Its own k1 is 1.2 and b is 0.75, which puts long texts lower than K1 and B do.
-  So many more candidates are taken than are wanted, and scored anew with the
-  statistics of the whole index.
+  The k1 of tantivy is 1.2 and its b 0.75, which puts long texts lower than K1
+  and B do. So it proposes more candidates than needed, and these are scored
+  again with the statistics of the whole index.
   """
 
   def __init__(
@@ -175,11 +175,11 @@ class DiskIndex:
     words_of: Callable[[Sequence[int]], Mapping[int, list[str]]],
     mean_length: float,
   ):
-    """Opens an index.
+    """Open an index.
 
     Args:
-      directory: made by `DiskWriter`.
-      words_of: gives the terms of some texts by their numbers.
+      directory: directory that `DiskWriter` filled.
+      words_of: numbers of texts -> their terms.
       mean_length: mean count of terms of all texts.
     """
     tantivy = _tantivy()
@@ -190,7 +190,7 @@ class DiskIndex:
     self._words_of, self._mean_length = words_of, mean_length
 
   def best(self, query: str) -> list[int]:
-    """Numbers of the texts that have a term of the query, best first."""
+    """Return the numbers of texts with a term of the query, best first."""
     words = collections.Counter(terms(query)[:_MOST_TERMS])
     if not words:
       return []
@@ -218,18 +218,18 @@ class DiskIndex:
 
 
 def rarity(holders: int, documents: int) -> float:
-  """What one occurrence of a term is worth, by how many texts hold it."""
+  """Return the weight of a term that `holders` of the documents hold."""
   return math.log1p((documents - holders + 0.5) / (holders + 0.5))
 
 
 def relevance(
   weights: Mapping[str, float], words: Sequence[str], mean_length: float
 ) -> float:
-  """The BM25 score of one text.
+  """Return the BM25 score of one text.
 
   Args:
-    weights: of the query's terms: rarity times count.
-    words: the terms of the text.
+    weights: weight of each term of the query, rarity times count.
+    words: terms of the text.
     mean_length: mean count of terms of all texts.
 
   Returns:

@@ -1,4 +1,4 @@
-"""What every shop offers, a shop in memory, and the way to the right shop."""
+"""The interface of a shop, a shop in memory, and the choice of a shop."""
 
 import functools
 import pathlib
@@ -20,21 +20,21 @@ class Shop(Protocol):
   """Products, a search, and goals by number.
 
   Attributes:
-    goal_count: how many goals there are.
+    goal_count: number of goals.
   """
 
   goal_count: int
 
   def product(self, asin: str) -> catalogue.Product | None:
-    """The product with an ASIN."""
+    """Return the product with an ASIN, or None."""
     ...
 
   def find(self, query: str) -> tuple[str, ...]:
-    """ASINs of what a search finds, best first, at most 50."""
+    """Return the ASINs that a search finds, best first, at most 50."""
     ...
 
   def goal(self, number: int) -> goals.Goal:
-    """The goal of a number below `goal_count`."""
+    """Return the goal of a number below `goal_count`."""
     ...
 
 
@@ -46,7 +46,7 @@ class MemoryShop:
     products: Iterable[catalogue.Product],
     instructions: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
   ):
-    """Takes and indexes the products; of two with one ASIN the first counts.
+    """Index the products; of two with one ASIN the first counts.
 
     Args:
       products: in the order of the shop.
@@ -99,16 +99,16 @@ def open_shop(
   products: int,
   progress: Callable[[str, float], None],
 ) -> Shop:
-  """Opens a shop, once per process.
+  """Open a shop, once per process.
 
   Args:
     data: directory of the public files; '' for the built-in shop.
-    human: whether its goals are the human instructions.
+    human: use the human instructions as goals.
     index: directory of the shop on disk that is made of the full files; ''
       for one beside them, where the small files are missing.
     shop_seed: fixes the built-in shop.
-    products: how many the built-in shop has.
-    progress: told how far the building of a shop on disk is.
+    products: number of products of the built-in shop.
+    progress: called with the progress of building a shop on disk.
 
   Returns:
     The shop.

@@ -1,12 +1,12 @@
 """A small shop made from a seed, so that WebShop runs without any files.
 
-The life of one product:
+The stages of one product:
 
 1. Its kind comes from a table: department, name, attributes, options.
 2. Three of the kind's six attributes are drawn. The title shows the first, the
    description the first two, the features the third; a search finds them all.
 3. Some values of each option, and a price, are drawn.
-4. Its instruction asks for two of the three attributes.
+4. Its instruction names two of the three attributes.
 
 About five products share a kind, and most pairs of attributes belong to one of
 them or to two. Which one fits also depends on the option values and the price.
@@ -25,8 +25,8 @@ class Kind:
 
   Attributes:
     department: the wide category.
-    name: one of it, in words; with an s at the end, many.
-    attributes: what it can be.
+    name: name in the singular; an s at the end makes the plural.
+    attributes: possible attributes.
     options: names of its options, keys of `VALUES`.
   """
 
@@ -208,11 +208,11 @@ BRANDS = tuple(_NAMES.split())
 
 
 def make(seed: int, count: int) -> tuple[catalogue.Product, ...]:
-  """Makes the products of a shop.
+  """Make the products of a shop.
 
   Args:
     seed: fixes them.
-    count: how many.
+    count: number of products.
 
   Returns:
     The products, kinds mixed.

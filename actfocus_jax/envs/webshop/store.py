@@ -1,15 +1,15 @@
 """A shop on disk: built once from the full public files, reopened in seconds.
 
-The life of one build:
+The stages of one build:
 
 1. The notes, one object of 1.18 million members, are streamed into a table
    that is thrown away at the end.
 2. The products are streamed. Each is cleaned; it goes into a table, and its
    terms go there and into the search index.
 3. Counts of goals and a description are written, and the directory gets its
-   name. Until then it has another one, so that an interrupted build leaves no
-   shop: at worst, if the process was killed, a directory that ends in `.part`,
-   which the next build deletes.
+   name. Until then it has another one, so an interrupted build leaves no shop.
+   A killed process leaves a directory that ends in `.part`, which the next
+   build deletes.
 
 One process builds at a time, the others wait for its shop.
 """
@@ -35,7 +35,7 @@ import numpy as np
 
 from actfocus_jax.envs.webshop import catalogue, goals, search
 
-# Called with what is being done and the share of it that is done.
+# Called with the name of a stage and the share of it that is done.
 Progress = Callable[[str, float], None]
 
 _FORMAT = 1
@@ -52,12 +52,12 @@ _TABLES = (
 
 
 def build(files: catalogue.Files, directory: pathlib.Path, progress: Progress):
-  """Builds a shop; if another process is at it, waits for that one's.
+  """Build a shop, or wait for another process that is building it.
 
   Args:
     files: the public files.
-    directory: gets the shop; does not exist yet.
-    progress: told how far it is.
+    directory: directory of the shop; does not exist yet.
+    progress: called with the progress.
 
   Raises:
     ValueError: a file is broken, or the place is taken or not writable.
@@ -68,7 +68,7 @@ def build(files: catalogue.Files, directory: pathlib.Path, progress: Progress):
       return
     if directory.exists():
       raise ValueError(
-        f'index is {str(directory)!r}, which is no index of this version; '
+        f'index is {str(directory)!r}, which is not an index of this version; '
         'delete it or name a new directory'
       )
     _delete_parts(directory)
@@ -78,13 +78,13 @@ def build(files: catalogue.Files, directory: pathlib.Path, progress: Progress):
       os.rename(part, directory)
     except BaseException as error:
       shutil.rmtree(part, ignore_errors=True)
-      # A shop that came there all the same is in the way of the rename.
+      # A shop that another process put there makes the rename fail.
       if not (isinstance(error, OSError) and is_built(directory)):
         raise
 
 
 def is_built(directory: pathlib.Path) -> bool:
-  """Whether a directory holds a whole shop."""
+  """Return whether a directory holds a complete shop."""
   try:
     return _about(directory)['format'] == _FORMAT
   except (OSError, ValueError, KeyError, TypeError):
@@ -92,7 +92,7 @@ def is_built(directory: pathlib.Path) -> bool:
 
 
 def check_source(directory: pathlib.Path, data: pathlib.Path):
-  """Raises ValueError if the public files are not those of the build."""
+  """Raise ValueError if the public files are not those of the build."""
   for name, size in _about(directory)['source'].items():
     path = data / name
     if path.exists() and path.stat().st_size != size:
@@ -103,14 +103,14 @@ def check_source(directory: pathlib.Path, data: pathlib.Path):
 
 
 class Bar:
-  """Progress as a bar on stderr, drawn once for every hundredth."""
+  """Progress as a bar on stderr, drawn once per hundredth."""
 
   def __init__(self):
-    """Nothing is drawn yet."""
+    """Draw nothing yet."""
     self._drawn = None
 
   def __call__(self, what: str, share: float):
-    """Draws the bar if it has grown; over itself on a terminal."""
+    """Draw the bar if it has grown; over itself on a terminal."""
     step = int(100 * share) if sys.stderr.isatty() else int(10 * share) * 10
     if (what, step) == self._drawn:
       return
@@ -124,7 +124,7 @@ class Bar:
 
 @contextlib.contextmanager
 def _locked(directory: pathlib.Path, progress: Progress) -> Iterator[None]:
-  """Keeps other builds of a directory waiting; a lock ends with its process."""
+  """Make other builds of a directory wait; the lock ends with its process."""
   path = directory.with_name(f'.{directory.name}.lock')
   with _making(directory):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ def _lock(path: pathlib.Path, progress: Progress) -> IO[str]:
     except BlockingIOError:
       progress('Waiting for another build', 0.0)
       fcntl.flock(file, fcntl.LOCK_EX)
-    # Who had the lock has deleted its file, which locks nobody out any more.
+    # The last owner has deleted the file; a lock on it has no effect.
     if _is_at(path, file):
       return file
     file.close()
@@ -158,7 +158,7 @@ def _is_at(path: pathlib.Path, file: IO[str]) -> bool:
 
 
 def _delete_parts(directory: pathlib.Path):
-  """Deletes what builds left behind whose processes were killed."""
+  """Delete the remains of builds whose processes were killed."""
   name = glob.escape(f'{directory.name}.') + '[a-z0-9_]' * 8 + '.part'
   for part in directory.parent.glob(name):
     shutil.rmtree(part, ignore_errors=True)
@@ -173,7 +173,7 @@ def _make_part(directory: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _making(directory: pathlib.Path) -> Iterator[None]:
-  """What the file system has against it is bad input."""
+  """Turn an error of the file system into a refusal of the field."""
   try:
     yield
   except OSError as error:
@@ -213,7 +213,7 @@ def _share(path: pathlib.Path, what: str, progress: Progress):
 def _write_products(
   part: pathlib.Path, products, instructions
 ) -> tuple[list[int], float]:
-  """Fills table and search index; goal counts, and the mean count of terms."""
+  """Fill table and index; return goal counts and the mean count of terms."""
   counts, length = [], 0
   with (
     _opened(part / _DATABASE) as database,
@@ -234,7 +234,7 @@ def _write_products(
 
 
 def _insert(database, number: int, product, words: list[str]) -> bool:
-  """Adds a product; False if its ASIN is there already."""
+  """Add a product; return False if its ASIN is there already."""
   fields = dataclasses.fields(product)
   values = [getattr(product, field.name) for field in fields]
   texts = (_pack(values), _pack(' '.join(words)))
@@ -269,17 +269,17 @@ def _notes_of(database, asin: str) -> dict[str, Any]:
 
 
 class DiskShop:
-  """A shop that `build` made; see `shops.Shop` for what it offers."""
+  """A shop that `build` made; see `shops.Shop` for its methods."""
 
   def __init__(self, directory: pathlib.Path, *, human: bool):
-    """Opens a shop.
+    """Open a shop.
 
     Args:
-      directory: made by `build`.
-      human: whether its goals are the human instructions.
+      directory: directory that `build` made.
+      human: use the human instructions as goals.
 
     Raises:
-      ValueError: there are no human instructions in it.
+      ValueError: it holds no human instructions.
     """
     self._own = _Connection(directory / _DATABASE)
     self._is_human = human
@@ -333,14 +333,14 @@ class DiskShop:
 
 
 class _Connection(threading.local):
-  """A connection for each thread, for two that share one get wrong rows.
+  """A connection per thread: two that share one would get wrong rows.
 
   Attributes:
-    database: that of the thread that asks.
+    database: connection of the current thread.
   """
 
   def __init__(self, path: pathlib.Path):
-    """Opens a database for reading; runs again in every thread."""
+    """Open a database for reading; Python calls this in every thread."""
     uri = f'{path.as_uri()}?mode=ro&immutable=1'
     self.database = sqlite3.connect(uri, uri=True)
 
@@ -371,6 +371,6 @@ def _unpack(data: bytes) -> Any:
 
 
 def _frozen(value: Any) -> Any:
-  """Lists, as JSON has them, as tuples."""
+  """Return lists, as JSON has them, as tuples."""
   is_list = isinstance(value, list)
   return tuple(map(_frozen, value)) if is_list else value

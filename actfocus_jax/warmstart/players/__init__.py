@@ -1,19 +1,20 @@
-"""Scripted players, good but not perfect: what a warm start learns from.
+"""Scripted players, good but not perfect: they write the demonstrations.
 
-A player answers like the model should: a short, regular thought that describes
-the board correctly, then one or two actions. What a model learns from it is to
-write the format and to read the board. The actions are good only with
-probability `skill`, which leaves something to be learned by reinforcement.
+A player answers as the model should: a short, regular thought that describes
+the board correctly, then one or two actions. From it a model learns to write
+the format and to read the board. The actions are good only with probability
+`skill`, so reinforcement learning has something to improve.
 """
 
 import functools
-import itertools
-from collections.abc import Callable, Generator, Iterable
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
-from actfocus_jax.envs import base
+from actfocus_jax import envs
+from actfocus_jax.envs import base, boards
+from actfocus_jax.rollout import env_pool
 from actfocus_jax.warmstart.players import (
   frozen_lake,
   sokoban,
@@ -24,12 +25,12 @@ from actfocus_jax.warmstart.players import (
 
 
 class Player(Protocol):
-  """Something that answers a state."""
+  """A policy that is written by hand."""
 
   def respond(
     self, env: base.Environment, state: base.State, rng: np.random.Generator
   ) -> tuple[str, list[str]]:
-    """Returns the thought and the actions of one turn."""
+    """Return the thought and the actions of one turn."""
     ...
 
 
@@ -57,132 +58,84 @@ PLAYERS = {
 }
 
 
-# An environment's part of an episode, and what came of it.
-Calls = Generator[Callable[[], Any], Any, bool]
-
-
-def random_play_success(
-  env: base.Environment,
-  seeds: Iterable[int],
-  *,
-  actions: int = 10,
-  plays: int = 1,
-) -> float:
-  """Returns the chance level: how often uniformly random actions succeed.
+def random_player(env: base.Environment) -> Player | None:
+  """Return the player of uniformly random actions, or None if there is none.
 
   Args:
-    env: an environment with a table of action names.
-    seeds: one board each.
-    actions: actions per episode, all of them played unless it ends before.
-    plays: episodes on each board, with different actions.
-
-  Returns:
-    Share of the episodes that succeeded.
+    env: the environment; one on boards from a file counts as the one it plays.
   """
-  return success_rate(
-    env,
-    FOR_ALL['random'],
-    seeds,
-    turns=actions,
-    max_actions=1,
-    budget=actions,
-    plays=plays,
-  )
+  if env.actions:
+    return FOR_ALL['random']
+  kind = type(env.env if isinstance(env, boards.OnBoards) else env)
+  name = next((name for name, known in envs.ENVS.items() if known is kind), '')
+  return PLAYERS.get(name, {}).get('random')
 
 
-def success_rate(
+def play(
   env: base.Environment,
   player: Player,
-  seeds: Iterable[int],
+  seeds: Sequence[int],
   *,
-  turns: int = 5,
-  max_actions: int = 2,
-  budget: int = 10,
-  plays: int = 1,
-) -> float:
-  """Returns how often a player succeeds, under the rules of a turn.
-
-  Args:
-    env: the environment.
-    player: the player.
-    seeds: one episode each; a seed fixes the board and the play.
-    turns: most turns of an episode.
-    max_actions: most actions of a turn.
-    budget: most actions of an episode.
-    plays: episodes on each board, with different choices of the player.
-
-  Returns:
-    Share of the episodes that succeeded.
-  """
-  limits = dict(turns=turns, max_actions=max_actions, budget=budget)
-  episodes = [
-    episode(env, player, seed, play=play, **limits)
-    for seed, play in itertools.product(seeds, range(plays))
-  ]
-  return float(np.mean([_run(calls) for calls in episodes]))
-
-
-def episode(
-  env: base.Environment,
-  player: Player,
-  seed: int,
-  *,
+  pool: env_pool.EnvPool,
   turns: int,
   max_actions: int,
   budget: int,
-  play: int = 0,
-) -> Calls:
-  """One episode of a player, for somebody else to make the calls of.
+  repeat: int = 0,
+) -> list[bool] | env_pool.Failed:
+  """Play one episode per seed, all of them turn by turn in lockstep.
+
+  Each reset and each turn is one call of the pool, so its time limit holds for
+  a turn and not for an episode.
 
   Args:
     env: the environment.
     player: the player.
-    seed: of the board.
-    turns: most turns.
+    seeds: seeds of the boards.
+    pool: runs the environment.
+    turns: most turns of an episode.
     max_actions: most actions of a turn.
-    budget: most actions of the episode.
-    play: which of the player's episodes on this board.
-
-  Yields:
-    The reset and then each turn, as a call without arguments; what it returned
-    is to be sent back.
+    budget: most actions of an episode.
+    repeat: number of the repetition; each draws other actions.
 
   Returns:
-    Whether the environment was solved.
+    Success of each episode, or the failure that ended them all.
   """
-  rng = _generator(seed, play)
-  state, text = yield functools.partial(base.reset, env, seed)
-  solved = False
+  rngs = [_generator(seed, repeat) for seed in seeds]
+  seen = pool.run([functools.partial(base.reset, env, seed) for seed in seeds])
+  solved, left = [False] * len(seen), [budget] * len(seen)
+  if failure := _failure(seen):
+    return failure
+  live = list(range(len(seen)))
   for _ in range(turns):
-    _, answer = player.respond(env, state, rng)
-    state, played = yield functools.partial(
-      base.play_turn,
-      env,
-      state,
-      text,
-      answer,
-      budget=budget,
-      max_actions=max_actions,
-    )
-    solved = solved or played.success
-    budget, text = budget - played.actions_used, played.text
-    if played.done or budget == 0:
-      break
+    calls = [
+      functools.partial(
+        base.play_turn,
+        env,
+        *seen[i],
+        player.respond(env, seen[i][0], rngs[i])[1],
+        budget=left[i],
+        max_actions=max_actions,
+      )
+      for i in live
+    ]
+    outcomes = pool.run(calls)
+    if failure := _failure(outcomes):
+      return failure
+    for i, (state, turn) in zip(live, outcomes, strict=True):
+      seen[i] = state, turn.text
+      solved[i] |= turn.success
+      left[i] = 0 if turn.done else left[i] - turn.actions_used
+    live = [i for i in live if left[i]]
   return solved
 
 
-def _run(calls: Calls) -> bool:
-  """Makes every call at once."""
-  try:
-    call = next(calls)
-    while True:
-      call = calls.send(call())
-  except StopIteration as end:
-    return end.value
+def _failure(outcomes) -> env_pool.Failed | None:
+  failures = (x for x in outcomes if isinstance(x, env_pool.Failed))
+  return next(failures, None)
 
 
-def _generator(seed: int, play: int = 0) -> np.random.Generator:
+def _generator(seed: int, repeat: int) -> np.random.Generator:
   # Apart from the streams with which environments make boards and slips.
   return np.random.default_rng(
-    np.random.SeedSequence(seed, spawn_key=(2, play))
+    np.random.SeedSequence(seed, spawn_key=(2, repeat))
   )

@@ -29,10 +29,10 @@ class FrozenLakeCareless:
     state: frozen_lake.State,
     rng: np.random.Generator,
   ) -> tuple[str, list[str]]:
-    """Returns e.g. `I am at (1, 3), the goal is at (2, 0): 1 down, 3 left.`.
+    """Return e.g. `I am at (1, 3), the goal is at (2, 0): 1 down, 3 left.`.
 
     The second action starts from where the first leads on firm ice; if that is
-    the goal there is no second one.
+    the goal, there is none.
     """
     here, actions = state, []
     while len(actions) < self.length and here.player != here.lake.goal:
@@ -62,7 +62,7 @@ class FrozenLakeCareful(FrozenLakeCareless):
 
 
 def _ways(cell: grid.Cell, goal: grid.Cell) -> list[tuple[str, int]]:
-  """Returns the directions that come closer to the goal, with the distances."""
+  """Return the directions that come closer to the goal, with the distances."""
   down, right = goal[0] - cell[0], goal[1] - cell[1]
   ways = [
     ('Down' if down > 0 else 'Up', abs(down)),

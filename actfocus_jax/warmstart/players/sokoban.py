@@ -1,4 +1,4 @@
-"""A scripted player of Sokoban."""
+"""Scripted player of Sokoban."""
 
 import dataclasses
 import functools
@@ -8,14 +8,14 @@ import numpy as np
 from actfocus_jax.envs import grid, sokoban
 from actfocus_jax.warmstart.players import uniform
 
-# Enough for two boxes in a room of 4 x 4. In larger ones the player soon sees
-# no way, for a search would take minutes.
+# Enough for two boxes in a room of 4 x 4. In larger ones the player gives up
+# soon, because a search would take minutes.
 _MOST_STATES = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class SokobanCareless:
-  """Knows a shortest solution, and follows it now and then.
+  """Follows a shortest solution now and then.
 
   Attributes:
     skill: probability, per action, of the next action of a shortest solution;
@@ -32,11 +32,11 @@ class SokobanCareless:
   def respond(
     self, env: sokoban.Sokoban, state: sokoban.State, rng: np.random.Generator
   ) -> tuple[str, list[str]]:
-    """Returns e.g. `I am at (2, 2), ... Push Up from (3, 3): Down, Right.`.
+    """Return e.g. `I am at (2, 2), ... Push Up from (3, 3): Down, Right.`.
 
     The thought ends in the next push of a shortest solution and in its first
-    actions, also where others are played. The second action starts from where
-    the first leads; if that solves the room there is no second one.
+    actions, even if others are played. The second action starts from where
+    the first leads; if that solves the room, there is none.
     """
     here, actions = state, []
     while len(actions) < self.length and not sokoban.is_solved(here):
@@ -73,7 +73,7 @@ class SokobanCareless:
     return f'Push {action} from {here.player}: {steps}.'
 
 
-@functools.lru_cache(maxsize=64)  # What is thought is also acted upon.
+@functools.lru_cache(maxsize=64)  # For the thought and for the action.
 def _solution(state: sokoban.State) -> list[str] | None:
   return sokoban.solve(state, most=_MOST_STATES)
 

@@ -1,8 +1,8 @@
-"""A scripted Sudoku player, good but not perfect; see the package.
+"""Scripted players of Sudoku.
 
-It reads the board well and chooses its numbers badly: it names the cells that
-have the fewest valid numbers, with these, as they stand in the state's text,
-and then often plays another number.
+They read the board well and choose numbers badly: a thought names the cells
+with the fewest valid numbers, and these numbers as the state's text lists them.
+The action often plays another number.
 """
 
 import dataclasses
@@ -31,11 +31,11 @@ class SudokuCareless:
   def respond(
     self, env: sudoku.Sudoku, state: sudoku.State, rng: np.random.Generator
   ) -> tuple[str, list[str]]:
-    """Returns e.g. `Empty (1,2): [3], (4,1): [2].` and `1,2,3`, `4,1,2`.
+    """Return e.g. `Empty (1,2): [3], (4,1): [2].` and `1,2,3`, `4,1,2`.
 
-    There is a second action only where a second cell has one valid number, for
-    else it would need more than the board that the model sees. Where a cell has
-    no valid number left, some number that was placed before is changed.
+    There is a second action only if a second cell has one valid number; any
+    other would need more than the board that the model sees. If a cell has no
+    valid number left, a number that was placed before is changed.
     """
     valid = {
       index: sudoku_board.valid_numbers(state.cells, index)
@@ -83,10 +83,10 @@ class SudokuCareless:
 
 @dataclasses.dataclass(frozen=True)
 class SudokuOrderly(SudokuCareless):
-  """Fills the cells in the order of the state's list, one a turn.
+  """Fills the cells in the order of the state's list, one per turn.
 
-  Easier to imitate than `SudokuCareless`, which compares the cells: what it
-  says stands at one place of the text.
+  It is easier to imitate than `SudokuCareless`, which compares the cells: its
+  thought is copied from one place of the text.
   """
 
   length: int = 1
@@ -97,7 +97,7 @@ class SudokuOrderly(SudokuCareless):
 
 
 def _best_number(state: sudoku.State, index: int) -> int:
-  """The stored number, or where that does not fit the first that does."""
+  """Return the stored number if it fits, else the first that does."""
   stored = state.puzzle.solution[index]
   valid = sudoku_board.valid_numbers(state.cells, index)
   return stored if stored in valid else valid[0]

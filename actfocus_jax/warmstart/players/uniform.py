@@ -10,12 +10,12 @@ from actfocus_jax.envs import base
 
 @dataclasses.dataclass(frozen=True)
 class Uniform:
-  """Takes any action of the table; of an environment that nobody knows."""
+  """Takes a uniformly random action of any table."""
 
   def respond(
     self, env: base.Environment, state: base.State, rng: np.random.Generator
   ) -> tuple[str, list[str]]:
-    """Returns e.g. `I try Left.` and the action."""
+    """Return e.g. `I try Left.` and the action."""
     del state
     if not env.actions:
       raise ValueError(
@@ -27,6 +27,6 @@ class Uniform:
 
 
 def draw(rng: np.random.Generator, actions: Iterable[str]) -> str:
-  """One of the actions, any as likely as any other."""
+  """Draw one of the actions uniformly."""
   actions = tuple(actions)
   return actions[rng.integers(len(actions))]

@@ -1,4 +1,4 @@
-"""Scripted shoppers for WebShop; the package says what they are for."""
+"""Scripted players of WebShop."""
 
 import dataclasses
 
@@ -10,19 +10,18 @@ from actfocus_jax.envs.webshop import env as webshop
 
 @dataclasses.dataclass(frozen=True)
 class WebShopCareless:
-  """Does what is right, now and then; else clicks anywhere.
+  """Takes the right action now and then; else clicks anywhere.
 
   It searches with the attributes and the query of the goal, opens the first
-  result that fits, chooses the options and buys. It knows more than a model is
-  told: it reads the goal's fields, not its text, and what fits is what the
-  reward would call perfect. Only which product the goal was made of, it does
-  not know.
+  result that fits, chooses the options and buys. It knows more than a model: it
+  reads the goal's fields, and a product fits if its reward would be perfect. It
+  does not know which product the goal was made of.
 
   Attributes:
     skill: probability, per action, of the right one.
     habit: probability, per action, of the hasty one: it opens the first result,
-      and buys what it looks at. What remains of 1 is a uniformly random click.
-      Where nothing can be clicked, both are a search for one word.
+      and buys the product of its page. What remains of 1 is a uniformly random
+      click. If nothing can be clicked, both are a search for one word.
   """
 
   skill: float = 0.55
@@ -31,9 +30,9 @@ class WebShopCareless:
   def respond(
     self, env: webshop.WebShop, state: webshop.State, rng: np.random.Generator
   ) -> tuple[str, list[str]]:
-    """Returns e.g. `Next color: green.` and `click[green]`.
+    """Return e.g. `Next color: green.` and `click[green]`.
 
-    The thought says what is right, also where the action is not.
+    The thought describes the right action, even if another one is taken.
     """
     goal, page = env.goal(state), env.page(state)
     luck = rng.random()
@@ -90,7 +89,7 @@ class WebShopCareful(WebShopCareless):
 
 
 def choices(goal: goals.Goal, product: catalogue.Product) -> dict[str, str]:
-  """The option values of a product that a goal asks for, by option.
+  """Return the option values of a product that a goal names, by option.
 
   Args:
     goal: the goal; a wish that the product cannot meet is left out.

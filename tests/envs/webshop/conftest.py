@@ -24,7 +24,7 @@ def public():
 
 
 def record(asin, name='A red thing', **fields):
-  """A product as the public files write it, with what nobody reads."""
+  """A product as the public files write it, with unused fields."""
   return {
     'name': name,
     'full_description': 'A thing.',
@@ -72,7 +72,7 @@ def write(directory, records, notes, human=None, *, ending='.json'):
 
 @pytest.fixture(scope='session')
 def kit():
-  """What makes public files by hand: record, values, note, write."""
+  """Functions that make public files: record, values, note, write."""
   return types.SimpleNamespace(
     record=record, values=values, note=note, write=write
   )

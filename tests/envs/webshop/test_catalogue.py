@@ -1,7 +1,6 @@
 """Public files: found, streamed, cleaned."""
 
 import json
-import random
 import tracemalloc
 
 import pytest
@@ -11,7 +10,7 @@ from actfocus_jax.envs.webshop import catalogue
 # --- Cleaning ----------------------------------------------------------------
 
 
-def test_a_product_by_hand(kit):
+def test_product_by_hand(kit):
   record = kit.record(
     'B01',
     name='  Soft\n Shirt ',
@@ -59,22 +58,12 @@ def test_a_product_by_hand(kit):
   assert hash(product)
 
 
-def test_a_bare_record_is_a_product():
-  bare = catalogue.product_of({'asin': 'B01'}, {})
-  assert bare == catalogue.Product(asin='B01', title='')
-
-
-def test_bullets_may_be_one_text(kit):
-  record = kit.record('B01', small_description=' One. Two. ')
-  assert catalogue.product_of(record, {}).bullets == ('One. Two.',)
-
-
-@pytest.mark.parametrize('asin', [None, '', ' ', 'nan', float('nan'), 'B' * 11])
-def test_records_without_a_usable_asin_are_dropped(kit, asin):
+@pytest.mark.parametrize('asin', [None, ' ', 'nan', 'B' * 11])
+def test_record_without_a_usable_asin_is_dropped(kit, asin):
   assert catalogue.product_of(kit.record(asin), {}) is None
 
 
-def test_texts_can_always_be_written(kit):
+def test_texts_are_valid_utf8(kit):
   record = kit.record('B01', name='bad \ud800 half', customization_options=7)
   product = catalogue.product_of(record, {'attributes': 'soft'})
   assert product.title == 'bad ? half'
@@ -85,30 +74,25 @@ def test_texts_can_always_be_written(kit):
   'pricing, price, text',
   [
     ('$9.99', 9.99, '$9.99'),
-    ('$ 20', 20.0, '$20.00'),
     ('$1,234,567.5', 1234567.5, '$1234567.50'),
     ('from $.50', 0.5, '$0.50'),
-    (12, 12.0, '$12.00'),
     (12.5, 12.5, '$12.50'),
     ('', 100.0, '$100.00'),
-    (None, 100.0, '$100.00'),
     ('call us', 100.0, '$100.00'),
     ('$0.00', 100.0, '$100.00'),
     (float('nan'), 100.0, '$100.00'),
-    (float('inf'), 100.0, '$100.00'),
     (-3, 100.0, '$100.00'),
-    ([], 100.0, '$100.00'),
     ('$' + '9' * 400, 100.0, '$100.00'),
   ],
 )
-def test_prices(pricing, price, text):
+def test_price_by_hand(pricing, price, text):
   assert catalogue.read_price(pricing, 'B01') == (price, text)
 
 
 @pytest.mark.parametrize(
   'pricing', ['$10.00 to $30.00', '$30.00 to $10.00', '$10 $30 $900']
 )
-def test_a_price_range_gives_a_price_within_it(pricing):
+def test_price_range_gives_a_price_within_it(pricing):
   asins = [f'B{i}' for i in range(400)]
   found = [catalogue.read_price(pricing, asin) for asin in asins]
   assert {text for _, text in found} == {'$10.00 to $30.00'}
@@ -118,7 +102,7 @@ def test_a_price_range_gives_a_price_within_it(pricing):
   assert found == [catalogue.read_price(pricing, asin) for asin in asins]
 
 
-def test_hashes_are_the_same_everywhere():
+def test_hash_by_hand():
   # By `b2sum -l 64`, of the texts with a zero byte between them.
   assert catalogue.hashed('a', 1) == 0xCD85A665880B4301
   assert catalogue.hashed('a1') != catalogue.hashed('a', 1)
@@ -127,9 +111,7 @@ def test_hashes_are_the_same_everywhere():
 # --- Streaming ---------------------------------------------------------------
 
 LISTS = [
-  '[]',
   ' [ ] ',
-  '[1]',
   '[12345, 67890 , -1.5e10]',
   '["a,]", "\\"", "é√𝄞\\ud834\\udd1e"]',
   '[{"a": [1, {"b": "]}"}]}, null, true]\n',
@@ -143,9 +125,9 @@ def write_text(tmp_path, text, encoding='utf-8'):
   return path
 
 
-@pytest.mark.parametrize('chunk', [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize('chunk', [1, 3, 1000])
 @pytest.mark.parametrize('text', LISTS + OBJECTS)
-def test_a_stream_is_what_json_reads(tmp_path, monkeypatch, text, chunk):
+def test_stream_equals_json(tmp_path, monkeypatch, text, chunk):
   monkeypatch.setattr(catalogue, '_CHUNK', chunk)
   path = write_text(tmp_path, text)
   expected = json.loads(text)
@@ -157,19 +139,7 @@ def test_a_stream_is_what_json_reads(tmp_path, monkeypatch, text, chunk):
   assert done[-1] >= len(text.rstrip().encode())
 
 
-def test_a_stream_reads_no_more_than_it_needs(tmp_path, monkeypatch):
-  monkeypatch.setattr(catalogue, '_CHUNK', 64)
-  path = write_text(tmp_path, json.dumps([{'a': i} for i in range(1000)]))
-  done = [0]
-  stream = catalogue.stream(path, '[', done.append)
-  for place, element in enumerate(stream):
-    assert element == {'a': place}
-    # An element takes at most 12 bytes.
-    assert done[-1] <= 12 * (place + 1) + 2 * 64
-  assert place == 999
-
-
-def test_a_stream_needs_memory_for_one_element(tmp_path, monkeypatch):
+def test_stream_needs_memory_for_one_element(tmp_path, monkeypatch):
   monkeypatch.setattr(catalogue, '_CHUNK', 4096)
   path = write_text(tmp_path, json.dumps(['x' * 1000] * 2000))
   tracemalloc.start()
@@ -179,8 +149,8 @@ def test_a_stream_needs_memory_for_one_element(tmp_path, monkeypatch):
   assert peak < 100_000 < path.stat().st_size
 
 
-@pytest.mark.parametrize('text', LISTS[3:] + OBJECTS[1:])
-def test_a_file_that_was_cut_is_refused(tmp_path, text):
+@pytest.mark.parametrize('text', LISTS[1:] + OBJECTS[1:])
+def test_truncated_file_is_refused(tmp_path, text):
   data = text.rstrip().encode()
   opening = text.strip()[0]
   for length in range(len(data)):
@@ -192,43 +162,12 @@ def test_a_file_that_was_cut_is_refused(tmp_path, text):
 
 @pytest.mark.parametrize(
   'data',
-  ['{"a": 1}', '3', '', 'html', '[1 2]', '[1,]', '[,1]', '[{"a" 1}]', '["\n"]']
-  + ['[1}', b'["\xff"]'],
+  ['{"a": 1}', '', 'html', '[1 2]', '[1,]', '[{"a" 1}]', '[1}', b'["\xff"]'],
 )
-def test_other_files_are_refused(tmp_path, data):
+def test_other_file_is_refused(tmp_path, data):
   path = write_text(tmp_path, data)
   with pytest.raises(ValueError, match='is not the JSON that belongs there'):
     list(catalogue.stream(path, '['))
-
-
-def test_an_endless_element_is_refused(tmp_path, monkeypatch):
-  monkeypatch.setattr(catalogue, '_CHUNK', 100)
-  monkeypatch.setattr(catalogue, '_LARGEST_ELEMENT', 1000)
-  path = write_text(tmp_path, '["' + 'a' * 10_000 + '"]')
-  done = []
-  with pytest.raises(ValueError, match='is not the JSON'):
-    list(catalogue.stream(path, '[', done.append))
-  assert done[-1] < 1500
-
-
-def test_random_json_by_pieces(tmp_path, monkeypatch):
-  rng = random.Random(0)
-
-  def value(depth):
-    kind = rng.randrange(6 if depth else 4)
-    if kind == 0:
-      return rng.choice([None, True, 10**18, -0.25, 1e-7])
-    if kind < 4:
-      return ''.join(rng.choices('a"\\\n,[]{}:é√', k=rng.randrange(9)))
-    members = [value(depth - 1) for _ in range(rng.randrange(4))]
-    return members if kind == 4 else {str(i): m for i, m in enumerate(members)}
-
-  for _ in range(200):
-    monkeypatch.setattr(catalogue, '_CHUNK', rng.randrange(1, 30))
-    elements = [value(2) for _ in range(rng.randrange(6))]
-    indent = rng.choice([None, 1])
-    text = json.dumps(elements, ensure_ascii=rng.random() < 0.5, indent=indent)
-    assert [*catalogue.stream(write_text(tmp_path, text), '[')] == elements
 
 
 # --- Readers -----------------------------------------------------------------
@@ -238,7 +177,7 @@ def files_in(kit, directory, *contents):
   return catalogue.find(kit.write(directory, *contents), human=False)
 
 
-def test_products_meet_their_notes(kit, tmp_path):
+def test_products_get_their_notes(kit, tmp_path):
   records = [kit.record(' B01 '), kit.record('nan'), kit.record('B02')]
   files = files_in(kit, tmp_path, records, {'B01 ': kit.note('soft')})
   notes = dict(catalogue.read_notes(files.notes))
@@ -249,20 +188,7 @@ def test_products_meet_their_notes(kit, tmp_path):
   ]
 
 
-@pytest.mark.parametrize('element', [3, 'B01', {'name': 'no asin'}, None])
-def test_a_list_of_something_else_is_refused(kit, tmp_path, element):
-  files = files_in(kit, tmp_path, [kit.record('B01'), element], {})
-  with pytest.raises(ValueError, match='shuffle.json is no list of products'):
-    list(catalogue.read_products(files, lambda asin: {}))
-
-
-def test_other_notes_are_refused(tmp_path):
-  path = write_text(tmp_path, '{"B01": {}, "B02": []}')
-  with pytest.raises(ValueError, match="holds no notes: 'B02'"):
-    list(catalogue.read_notes(path))
-
-
-@pytest.mark.parametrize('many', [{}, 'x', [3]])
+@pytest.mark.parametrize('many', [{}, [3]])
 def test_other_instructions_are_refused(tmp_path, many):
   path = write_text(tmp_path, json.dumps({'B01': [{}], 'B02': many}))
   with pytest.raises(ValueError, match="holds no instructions: 'B02'"):
@@ -270,25 +196,6 @@ def test_other_instructions_are_refused(tmp_path, many):
 
 
 # --- Where the files are -----------------------------------------------------
-
-
-def test_the_small_set_goes_first_unless_the_full_one_is_asked_for(
-  kit, tmp_path
-):
-  kit.write(tmp_path, [], {}, ending='_1000.json')
-  kit.write(tmp_path, [], {}, {})
-  found = [
-    catalogue.find(str(tmp_path), human=True, full=full)
-    for full in (False, True)
-  ]
-  assert [file.is_full for file in found] == [False, True]
-  assert [
-    (file.products.name, file.notes.name, file.human.name) for file in found
-  ] == [
-    ('items_shuffle_1000.json', 'items_ins_v2_1000.json')
-    + ('items_human_ins.json',),
-    ('items_shuffle.json', 'items_ins_v2.json', 'items_human_ins.json'),
-  ]
 
 
 @pytest.mark.parametrize(
@@ -300,11 +207,10 @@ def test_the_small_set_goes_first_unless_the_full_one_is_asked_for(
       'holds no items_shuffle_1000.json and no items_sh',
     ),
     ('items_shuffle', True, 'holds no items_shuffle.json$'),
-    ('items_ins', False, 'holds no items_ins_v2.json$'),
     ('items_human', False, 'holds no items_human_ins.json$'),
   ],
 )
-def test_what_is_missing_is_named(kit, tmp_path, gone, full, message):
+def test_missing_file_is_named(kit, tmp_path, gone, full, message):
   kit.write(tmp_path, [], {}, {})
   assert catalogue.find(str(tmp_path), human=True, full=full).is_full
   for path in tmp_path.glob(f'{gone}*'):
@@ -312,14 +218,3 @@ def test_what_is_missing_is_named(kit, tmp_path, gone, full, message):
   with pytest.raises(ValueError, match=message) as error:
     catalogue.find(str(tmp_path), human=True, full=full)
   assert str(tmp_path) in str(error.value)
-
-
-def test_human_instructions_may_be_missing_where_nobody_asks(kit, tmp_path):
-  assert files_in(kit, tmp_path, [], {}).human is None
-
-
-@pytest.mark.parametrize('name', ['nowhere', 'file.json'])
-def test_no_directory_is_refused(tmp_path, name):
-  write_text(tmp_path, '[]')
-  with pytest.raises(ValueError, match='no directory.*built-in shop'):
-    catalogue.find(str(tmp_path / name), human=False)

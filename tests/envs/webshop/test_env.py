@@ -1,9 +1,6 @@
-"""WebShop: an episode by hand, rewards, what is no action, any string."""
+"""WebShop: an episode by hand, rewards, malformed actions, any string."""
 
-import copy
 import dataclasses
-import random
-import re
 
 import pytest
 
@@ -51,7 +48,7 @@ def play(env, state, *actions):
 ADVICE = 'Choose every option that the instruction names, then buy.'
 
 
-def test_an_episode_by_hand(kit, tmp_path):
+def test_episode_by_hand(kit, tmp_path):
   env = shop_of(kit, tmp_path)
   state, text = env.load('1')
   assert text == (
@@ -123,7 +120,7 @@ def test_an_episode_by_hand(kit, tmp_path):
   ],
 )
 @pytest.mark.parametrize('kind', ['strict', 'graded'])
-def test_a_wrong_purchase(kit, tmp_path, actions, raw, parts, kind):
+def test_wrong_purchase_by_hand(kit, tmp_path, actions, raw, parts, kind):
   env = shop_of(kit, tmp_path, reward=kind)
   state, step = play(env, env.load('1')[0], *actions, 'click[buy now]')
   assert step.reward == (raw if kind == 'graded' else 0.0)
@@ -135,27 +132,15 @@ def test_a_wrong_purchase(kit, tmp_path, actions, raw, parts, kind):
   assert env.step(state, 'click[b01]')[1].success is False
 
 
-def test_graded_rewards_are_told(kit, tmp_path):
-  texts = [
-    shop_of(kit, tmp_path, reward=kind).instructions
-    for kind in ('strict', 'graded')
-  ]
-  assert 'You get 1 if every wish' in texts[0]
-  assert 'share of the wishes' in texts[1]
-  for text in texts:
-    assert 'search[keywords]' in text and 'click[element]' in text
-
-
 MALFORMED = r"""
-|search|search[|search]|search[]|search[  ]|click[]|click|[b01]|buy now
-|search [hat]|click (b01)|click[b01|click b01]|click[b01].|xclick[b01]
-|click[b99]|click[buy now]|click[red]|click[keywords]|search[hat]]x
-|click[[b01]]|click[b01]]|searc[hat]|search[hat]click|||search[\n]
+|search|search[  ]|click[]|[b01]|buy now|search[\n]
+|search [hat]|click (b01)|click[b01|click[b01].|xclick[b01]
+|click[b99]|click[buy now]|click[keywords]|search[hat]]x|click[[b01]]|||
 """.replace(r'\n', '\n')
 
 
 @pytest.mark.parametrize('action', MALFORMED.split('|'))
-def test_what_is_no_action_does_nothing(kit, tmp_path, action):
+def test_malformed_action_changes_nothing(kit, tmp_path, action):
   env = shop_of(kit, tmp_path)
   state, before = play(env, env.load('0')[0], 'search[soft]')
   following, step = env.step(state, action)
@@ -176,7 +161,7 @@ def test_what_is_no_action_does_nothing(kit, tmp_path, action):
     (f'search[{"x" * 600}]', 'x' * 500),
   ],
 )
-def test_searches(env, action, query):
+def test_search_works_from_every_page(env, action, query):
   state, _ = env.load('0')
   for page in ('search', 'results', 'item', 'features'):
     here = dataclasses.replace(
@@ -187,7 +172,7 @@ def test_searches(env, action, query):
     assert (step.reward, step.info) == (0.0, {'effective': True, **UNBOUGHT})
 
 
-def test_the_same_search_again_changes_nothing(env):
+def test_repeated_search_changes_nothing(env):
   state, _ = play(env, env.load('0')[0], 'search[lamp]')
   following, step = env.step(state, 'search[lamp]')
   assert following == state and step.info['effective'] is False
@@ -196,144 +181,13 @@ def test_the_same_search_again_changes_nothing(env):
 # --- Seeds and boards --------------------------------------------------------
 
 
-def test_evaluation_and_training_share_no_goal(env):
-  evaluation = {env.reset(seed)[1] for seed in range(123, 379)}
-  assert len(evaluation) == 256
-  training = {env.reset(10_000 + seed)[1] for seed in range(env.goal_count)}
-  assert len(training) > 0.6 * env.goal_count
-  assert not training & evaluation
-  assert {env.reset(10**9 + seed)[1] for seed in range(50)} <= training
-
-
-def test_boards_are_goals_by_number(env):
+def test_load_takes_the_number_of_a_goal(env):
   state, text = env.load(' 17\n')
   assert (state.goal, text) == (17, env.render(state))
   assert env.goal(state).text in text
   for board in ('', 'x', '-1', '1.0', '²', str(env.goal_count), '9' * 5000):
     with pytest.raises(ValueError, match='number of a goal, 0 to'):
       env.load(board)
-
-
-def test_equal_arguments_give_equal_results(env):
-  twin = webshop.WebShop(results_per_page=3)
-  for seed in (0, 123, 10_000, 10**9):
-    state, text = env.reset(seed)
-    assert (state, text) == twin.reset(seed)
-    assert hash(state) == hash(twin.reset(seed)[0])
-    rng = random.Random(seed)
-    action = 'search[soft lamp shirt]'
-    for _ in range(25):
-      before = copy.deepcopy(state)
-      following, step = env.step(state, action)
-      assert state == before
-      assert (following, step) == twin.step(before, action)
-      assert step.text == env.render(following)
-      kinds = (step.text, step.reward, step.done, step.success)
-      assert [type(kind) for kind in kinds] == [str, float, bool, bool]
-      assert type(step.info['effective']) is bool
-      state = following
-      links = [f'click[{name}]' for name in env.page(state).links]
-      action = rng.choice(links or ['search[mug]'])
-
-
-def test_states_are_small(env):
-  fields = dataclasses.fields(env_lib.State)
-  assert [field.name for field in fields] == [
-    'goal',
-    'page',
-    'query',
-    'number',
-    'asin',
-    'chosen',
-  ]
-  with pytest.raises(dataclasses.FrozenInstanceError):
-    env.reset(0)[0].page = 'done'
-
-
-def test_shops_are_opened_once(env):
-  assert webshop.WebShop(reward='graded')._shop is env._shop
-  assert webshop.WebShop(shop_seed=1)._shop is not env._shop
-
-
-def test_instructions_are_a_field():
-  assert webshop.WebShop(instructions='Buy.').instructions == 'Buy.'
-
-
-# --- Any string --------------------------------------------------------------
-
-
-def strings(rng, env, state):
-  """A valid action, a mutated one, or random bytes."""
-  links = [f'click[{name}]' for name in env.page(state).links]
-  valid = rng.choice([*links, 'search[soft red lamp]'])
-  kind = rng.random()
-  if kind < 0.2:
-    return valid
-  if kind < 0.4:
-    data = bytes(rng.randrange(256) for _ in range(rng.randrange(60)))
-    errors = rng.choice(['replace', 'surrogateescape'])
-    text = data.decode('utf-8', errors)
-    return text if rng.random() < 0.5 else f'search[{text}]'
-  letters = [*valid]
-  for _ in range(rng.randrange(1, 4)):
-    place = rng.randrange(len(letters) + 1)
-    letters[place : place + rng.randrange(2)] = rng.choice(
-      ['', '[', ']', ' ', '|', '\0', 'é', 'İ', '\ud800', '<', 'x', '\n', '9']
-    )
-  return ''.join(letters)
-
-
-_SHAPE = re.compile(r'\s*(search|click)\[(.*)\]\s*', re.I | re.S)
-
-
-def expected_effect(env, state, action):
-  """Whether an action may change the state, by another reading of it."""
-  match = _SHAPE.fullmatch(action)
-  argument = ' '.join(match[2].split()) if match else ''
-  if not argument:
-    return False
-  return (
-    match[1].lower() == 'search' or argument.lower() in env.page(state).links
-  )
-
-
-def fuzz(env, seed, count):
-  rng = random.Random(seed)
-  effects = {True: 0, False: 0}
-  state, _ = env.reset(0)
-  for number in range(count):
-    action = strings(rng, env, state)
-    following, step = env.step(state, action)
-    assert step.text == env.render(following)
-    if not expected_effect(env, state, action):
-      assert following == state, action
-      assert step.info == {'effective': False, **UNBOUGHT}, action
-    is_bought = following.page == 'done'
-    assert step.done is is_bought
-    assert is_bought or (step.reward, step.success) == (0.0, False)
-    effects[following != state] += 1
-    state = env.reset(number)[0] if is_bought else following
-  assert min(effects.values()) > 0.2 * count
-
-
-def test_any_string(env):
-  fuzz(env, 0, 20_000)
-
-
-@pytest.mark.slow
-def test_more_strings(env):
-  fuzz(env, 1, 100_000)
-
-
-def test_long_strings_take_no_time(env):
-  state, _ = env.reset(0)
-  for action in (
-    'search[' + 'a ' * 10**6 + ']',
-    'click[' * 10**5 + ']' * 10**5,
-    'search[' + '] ' * 10**6,
-    ' ' * 10**6 + 'x',
-  ):
-    env.step(state, action)
 
 
 # --- Arguments ---------------------------------------------------------------
@@ -344,29 +198,20 @@ def test_long_strings_take_no_time(env):
   [
     ('goals', 'both'),
     ('reward', ''),
-    ('results_per_page', 0),
     ('results_per_page', 51),
-    ('shop_seed', -1),
     ('products', 9),
-    ('products', 10_001),
     ('data', '/nowhere'),
   ],
 )
-def test_wrong_fields_raise(field, wrong):
+def test_argument_out_of_range_raises(field, wrong):
   with pytest.raises(ValueError, match=f'^{field} .*{wrong}'):
     webshop.WebShop(**{field: wrong})
-
-
-@pytest.mark.parametrize('choice', [{'goals': 'human'}, {'index': '/tmp/x'}])
-def test_what_needs_data_says_so(choice):
-  with pytest.raises(ValueError, match="needs data; it is ''"):
-    webshop.WebShop(**choice)
 
 
 # --- The public set ----------------------------------------------------------
 
 
-def test_public_goals(public):
+def test_public_set_has_6910_goals(public):
   env = webshop.WebShop(data=public)
   assert env.goal_count == 6910
   human = webshop.WebShop(data=public, goals='human')
@@ -386,7 +231,3 @@ def test_public_products_can_be_bought_as_asked(public):
     assert isinstance(product, catalogue.Product)
     offered = pages.State(number, 'item', asin=goal.asin)
     assert {*wishes} <= {*env.page(offered).links}
-
-
-def test_any_string_on_the_public_set(public):
-  fuzz(webshop.WebShop(data=public), 2, 2_000)

@@ -27,7 +27,7 @@ def without_cap(goal):
   return goal.text.partition(', and price lower')[0]
 
 
-def test_a_synthetic_goal_by_hand():
+def test_synthetic_goal_by_hand():
   goal = goals.synthetic(SHIRT, 3)
   assert goal.price_cap in (30.0, 40.0, 50.0)
   assert goal == goals.Goal(
@@ -45,21 +45,20 @@ def test_a_synthetic_goal_by_hand():
   )
 
 
-def test_there_is_a_goal_for_every_combination():
+def test_synthetic_goals_are_all_combinations():
   count = goals.synthetic_count(SHIRT)
   found = [goals.synthetic(SHIRT, number).options for number in range(count)]
   expected = itertools.product(('red', 'blue', 'grey'), ('small', 'large'))
   assert found == [(('color', c), ('size', s)) for c, s in expected]
-
-
-def test_a_product_without_options_gives_one_goal():
-  plain = catalogue.Product('B02', 'Thing', instruction='Find', wanted=('a',))
+  plain = dataclasses.replace(SHIRT, options=())
   assert goals.synthetic_count(plain) == 1
-  goal = goals.synthetic(plain, 0)
-  assert (without_cap(goal), goal.options) == ('Find', ())
+  assert goals.synthetic(plain, 0).options == ()
+  for field in ('instruction', 'wanted'):
+    without = dataclasses.replace(SHIRT, **{field: ''})
+    assert goals.synthetic_count(without) == 0
 
 
-def test_a_product_gives_a_million_goals_at_most():
+def test_synthetic_goals_of_a_product_end_at_a_million():
   values = tuple(map(str, range(100)))
   options = tuple((name, values) for name in 'abcdefghijkl')
   for count, expected in ((2, 10**4), (3, 10**6), (4, 10**6), (12, 10**6)):
@@ -75,13 +74,7 @@ def test_a_product_gives_a_million_goals_at_most():
   assert numbering.place(numbering.count - 1) == (1_999_999, 10**6 - 1)
 
 
-@pytest.mark.parametrize('field', ['instruction', 'wanted'])
-def test_a_product_without_instruction_gives_none(field):
-  fields = {'instruction': 'Find', 'wanted': ('a',)} | {field: ''}
-  assert goals.synthetic_count(catalogue.Product('B02', 'Thing', **fields)) == 0
-
-
-def test_a_human_goal_by_hand():
+def test_human_goal_by_hand():
   goal = goals.human(
     SHIRT,
     {
@@ -97,37 +90,21 @@ def test_a_human_goal_by_hand():
   assert f'lower than {goal.price_cap:.2f} dollars' in goal.text
 
 
-@pytest.mark.parametrize(
-  'instruction',
-  [
-    {},
-    {'instruction': 'i want it', 'instruction_attributes': []},
-    {'instruction': None, 'instruction_attributes': ['soft']},
-    {'instruction': 'i want it'},
-  ],
-)
-def test_a_human_goal_needs_text_and_attributes(instruction):
-  assert goals.human(SHIRT, instruction) is None
-
-
 # --- Price caps --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
   'price, caps',
   [
-    (0.01, {20: 1 / 6, 30: 2 / 6, 40: 3 / 6}),
     (9.99, {20: 1 / 6, 30: 2 / 6, 40: 3 / 6}),
     (10.0, {30: 1 / 6, 40: 2 / 6, 50: 3 / 6}),
     (955.0, {970: 1 / 6, 980: 2 / 6, 990: 3 / 6}),
     (960.0, {980: 1 / 3, 990: 2 / 3}),
     (970.0, {990: 1.0}),
-    (979.99, {990: 1.0}),
     (980.0, {None: 1.0}),
-    (5000.0, {None: 1.0}),
   ],
 )
-def test_the_cap_is_the_larger_of_two_draws(price, caps):
+def test_price_cap_is_the_larger_of_two_draws(price, caps):
   draws = collections.Counter(
     goals.price_cap(price, key) for key in range(2000)
   )
@@ -137,13 +114,7 @@ def test_the_cap_is_the_larger_of_two_draws(price, caps):
     assert abs(draws[cap] / 2000 - share) <= 3 * error
 
 
-def test_the_cap_belongs_to_the_goal():
-  caps = [goals.synthetic(SHIRT, number).price_cap for number in range(6)]
-  assert caps == [goals.synthetic(SHIRT, n).price_cap for n in range(6)]
-  assert len(set(caps)) > 1
-
-
-def test_no_cap_is_not_mentioned():
+def test_goal_without_a_cap_has_no_limit_in_its_text():
   dear = catalogue.Product(
     'B02', 'Thing', price=1200.0, instruction='Find', wanted=('a',)
   )
@@ -155,7 +126,7 @@ def test_no_cap_is_not_mentioned():
 
 
 @pytest.mark.parametrize('counts', [[], [0], [3], [2, 0, 0, 1, 4, 0]])
-def test_numbering(counts):
+def test_numbering_counts_product_by_product(counts):
   numbering = goals.Numbering(counts)
   expected = [(i, own) for i, n in enumerate(counts) for own in range(n)]
   assert numbering.count == len(expected)
@@ -163,23 +134,12 @@ def test_numbering(counts):
   assert found == expected
 
 
-@pytest.mark.parametrize('count', [*range(1, 70), 256, 257, 1000, 6910])
-def test_the_shuffle_is_a_permutation(count):
+@pytest.mark.parametrize('count', [1, 2, 3, 17, 64, 65, 256, 6910])
+def test_shuffle_is_a_permutation(count):
   found = [goals.shuffled(place, count) for place in range(count)]
   assert sorted(found) == list(range(count))
   if count > 10:
     assert found != sorted(found)
-
-
-def test_the_shuffle_mixes():
-  count = 3000
-  found = np.array([goals.shuffled(place, count) for place in range(count)])
-  # Of the first tenth, every tenth of the range gets its share.
-  shares = np.histogram(found[:300], bins=10, range=(0, count))[0]
-  assert np.sum((shares - 30) ** 2 / 30) < 27.9  # 0.1 % point, 9 degrees
-  steps = np.diff(found)
-  assert len(np.unique(steps)) > 0.7 * count
-  assert abs(np.corrcoef(found[1:], found[:-1])[0, 1]) < 0.06
 
 
 def numbered(texts):
@@ -191,7 +151,7 @@ def numbered(texts):
 
 
 @pytest.mark.parametrize('count, held_out', [(3, 1), (300, 100), (3000, 500)])
-def test_evaluation_and_training_share_no_goal(count, held_out):
+def test_schedule_separates_evaluation_and_training(count, held_out):
   schedule, _ = numbered(range(count))
   assert schedule.held_out == held_out
   evaluation = [schedule.number(seed) for seed in range(123, 123 + held_out)]
@@ -205,12 +165,12 @@ def test_evaluation_and_training_share_no_goal(count, held_out):
   assert {schedule.number(seed) for seed in (0, 9_999)} <= set(evaluation)
 
 
-def test_seeds_mean_the_same_in_a_run():
+def test_first_training_seed_is_that_of_the_config():
   # Neither of the two may import the other.
   assert goals.FIRST_TRAINING_SEED == schema.FIRST_TRAINING_SEED
 
 
-def test_equal_goals_stay_on_one_side():
+def test_equal_goals_are_on_one_side():
   schedule, made = numbered([number // 4 for number in range(400)])
   evaluation = {made[schedule.number(seed)].text for seed in range(133)}
   training = {made[schedule.number(10_000 + s)].text for s in range(300)}

@@ -1,4 +1,4 @@
-"""The reward: a table worked by hand, a restatement, and its edges."""
+"""The reward: a table by hand, an independent score, and the edges."""
 
 import dataclasses
 import itertools
@@ -38,15 +38,12 @@ def changed(**fields):
 # bought, chosen -> r_type, attribute hits, option hits, price; of 2, 2 and 1.
 TABLE = [
   (WANTED, RIGHT, (1.0, 2, 2, 1)),
-  (WANTED, ('large', 'navy blue'), (1.0, 2, 2, 1)),
   (WANTED, ('navy blue',), (1.0, 2, 1, 1)),
-  (WANTED, (), (1.0, 2, 0, 1)),
   (WANTED, ('navy | white', 'large'), (1.0, 2, 2, 1)),  # navy comes first
   (WANTED, ('blue', 'large'), (1.0, 2, 1, 1)),  # and blue does not
   (WANTED, ('navy blue', 'small'), (1.0, 2, 1, 1)),
   (changed(price=40.01), RIGHT, (1.0, 2, 2, 0)),
   (changed(attributes=('soft',)), RIGHT, (1.0, 1, 2, 1)),
-  (changed(attributes=()), RIGHT, (1.0, 0, 2, 1)),
   # By the texts: in any case, and as a part of a word.
   (changed(attributes=(), description='Softly SOFT'), RIGHT, (1.0, 1, 2, 1)),
   (changed(attributes=(), bullets=('Easy', 'Machine Washable')), RIGHT)
@@ -57,13 +54,12 @@ TABLE = [
   (changed(attributes=('can wash by machine',)), RIGHT, (1.0, 1, 2, 1)),
   # Another kind: brand, cotton, shirt, men are the nouns of the goal.
   (changed(title='Wool hat', query='hats'), RIGHT, (0.0, 2, 2, 1)),
-  (changed(title='Wool hat for you'), RIGHT, (0.0, 2, 2, 1)),
   (changed(title='Men', query='hats', categories=()), RIGHT, (1.0, 2, 2, 1)),
 ]
 
 
 @pytest.mark.parametrize('bought, chosen, expected', TABLE)
-def test_by_hand(bought, chosen, expected):
+def test_score_by_hand(bought, chosen, expected):
   r_type, attributes, options, price = expected
   score = reward.score(GOAL, bought, chosen)
   assert score == reward.Score(
@@ -83,18 +79,14 @@ def test_by_hand(bought, chosen, expected):
     (1, 11, True, 3, 0.1),
     (1, 10, True, 0, 1.0),
     (1, 10, False, 0, 0.5),
-    (1, 10, False, 1, 0.5),
     (1, 10, False, 2, 1.0),
     (2, 10, False, 0, 0.5),
     (3, 10, False, 0, 1.0),
-    (1, 5, False, 0, 0.5),
-    (1, 4, False, 0, 1.0),
     (0, 0, False, 0, 0.5),
     (0, 0, True, 0, 1.0),
-    (0, 0, False, 2, 1.0),
   ],
 )
-def test_kinds(shared, nouns, query, categories, expected):
+def test_type_score_by_hand(shared, nouns, query, categories, expected):
   words = [a + b for a, b in itertools.product('qx', string.ascii_lowercase)]
   levels = ('a', 'b', 'c')
   goal = dataclasses.replace(
@@ -110,7 +102,7 @@ def test_kinds(shared, nouns, query, categories, expected):
   assert wished.raw == expected
 
 
-def test_nouns():
+def test_nouns_by_hand():
   title = "The Men's 4k TV, x 2-Pack of Été & Über-Socks with a Bag"
   assert reward.nouns(title) == {'men', 'tv', 'pack', 'été', 'über'} | {
     'socks',
@@ -118,7 +110,7 @@ def test_nouns():
   }
 
 
-def test_a_wish_less_goal_is_met():
+def test_goal_without_wishes_is_met():
   goal = dataclasses.replace(GOAL, attributes=(), options=(), price_cap=None)
   score = reward.score(goal, changed(price=10**6), ())
   assert score == reward.Score(1.0, 1.0, 1.0, 1.0, 1.0)
@@ -134,23 +126,21 @@ def test_a_wish_less_goal_is_met():
     (('color', 'b07-black'), 'black', True),
     (('color', 'black1901'), 'black1902', False),
     (('style', 'standard'), 'tan', False),  # a colour is a whole word
-    (('sand type', 'fine'), 'fine', True),
-    (('size', '+'), '+', True),
     (('size', '+'), '-', False),
     (('', 'pecan'), 'pecan (pack of 12)', True),
     (('', 'xx-large'), 'x-large', True),  # 93.3: a person's goal has no name
   ],
 )
-def test_options(option, value, expected):
+def test_option_matches_by_hand(option, value, expected):
   assert reward.option_matches(option, value) is expected
 
 
-def test_one_value_may_meet_two_wishes_and_any_value_counts():
+def test_one_value_may_meet_two_wishes():
   goal = dataclasses.replace(GOAL, options=(('', 'red'), ('', 'dark red')))
   assert reward.score(goal, WANTED, ('x', 'red')).options == 1.0
 
 
-# --- A restatement -----------------------------------------------------------
+# --- An independent score ----------------------------------------------------
 
 
 def plain(text):
@@ -207,7 +197,7 @@ red navy blue black shirt hat wash machine soft large small x-large with for 9
 """
 
 
-def test_a_restatement_agrees():
+def test_score_agrees_with_an_independent_one():
   rng = random.Random(1)
 
   def words(most):
@@ -217,7 +207,7 @@ def test_a_restatement_agrees():
     return tuple(make() for _ in range(rng.randrange(most)))
 
   seen = set()
-  for _ in range(3000):
+  for _ in range(2000):
     goal = goals.Goal(
       'B01',
       '',

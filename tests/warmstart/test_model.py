@@ -1,0 +1,142 @@
+"""The warm start: a Hugging Face directory, named by what it is made from."""
+
+import shutil
+import threading
+
+import jax
+import numpy as np
+import pytest
+import transformers
+
+from actfocus_jax import build
+from actfocus_jax.config import presets, schema
+from actfocus_jax.model import hf
+from actfocus_jax.run import directory
+from actfocus_jax.text import chat as chat_lib
+from actfocus_jax.warmstart import demonstrations
+from actfocus_jax.warmstart import model as warm_model
+
+
+def config(cache, **warm_start):
+  c = schema.defaults()
+  presets.tiny(c)
+  c.env.options.success_probability = 1.0
+  c.warm_start.update(
+    cache=str(cache),
+    episodes=16,
+    steps=2,
+    batch=8,
+    hidden_size=32,
+    intermediate_size=32,
+    **warm_start,
+  )
+  return c
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  c = config(tmp_path_factory.mktemp('cache'))
+  mesh = build.mesh(c)
+  with jax.numpy_dtype_promotion('standard'):
+    path = warm_model.ensure(build.warm_start(c))
+  return c, mesh, path
+
+
+def test_warm_start_is_a_hugging_face_directory(made):
+  _, mesh, path = made
+  assert transformers.AutoConfig.from_pretrained(path).model_type == 'qwen2'
+  names = {file.name for file in path.iterdir()}
+  assert {'config.json', 'model.safetensors', 'tokenizer.json'} <= names
+  config, _, params = hf.load(path, mesh, dtype=np.float32)
+  assert config.hidden_size == 32
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+
+
+def test_saved_tokenizer_encodes_demonstrations_equally(made):
+  c, _, path = made
+  plan = build.warm_start(c)
+  written = chat_lib.Chat(warm_model.tokenizer(plan))
+  loaded = build.chat(c, path)
+  episodes = demonstrations.play(written, plan.cast, range(5))
+  for episode in episodes:
+    text = written.text(episode.ids)
+    again = transformers.AutoTokenizer.from_pretrained(path).encode(text)
+    assert again == episode.ids
+    assert loaded.text(episode.ids) == text
+
+
+def test_warm_start_is_made_on_one_device(tmp_path, monkeypatch):
+  """So it is the same on every mesh: a sum over devices rounds differently."""
+
+  class Seen(Exception):
+    pass
+
+  def device_set(x):
+    return frozenset(x.sharding.device_set)
+
+  def look(graphdef, tx, state, *rows, **_):
+    del graphdef, tx
+    raise Seen({device_set(x) for x in jax.tree.leaves((state, rows))})
+
+  monkeypatch.setattr(warm_model.supervised, 'step', look)
+  assert jax.device_count() > 1
+  with jax.numpy_dtype_promotion('standard'), pytest.raises(Seen) as seen:
+    warm_model.ensure(build.warm_start(config(tmp_path)))
+  (devices,) = seen.value.args[0]
+  assert len(devices) == 1
+
+
+def test_warm_start_is_made_once(made):
+  c, _, path = made
+  file = path / 'model.safetensors'
+  before = file.stat()
+  assert warm_model.ensure(build.warm_start(c)) == path
+  assert file.stat() == before
+
+
+def test_ensure_waits_for_the_same_warm_start_only(tmp_path, monkeypatch):
+  monkeypatch.setattr(warm_model, 'make', lambda plan, path: path.mkdir())
+  here = build.warm_start(config(tmp_path))
+  other = build.warm_start(config(tmp_path, seed=1))
+  waiting = threading.Thread(target=warm_model.ensure, args=(here,))
+  with directory.lock(here.directory.with_suffix('.lock'), wait=False):
+    waiting.start()
+    warm_model.ensure(other)
+    waiting.join(0.2)
+    assert waiting.is_alive() and not here.directory.exists()
+  waiting.join(10)
+  assert here.directory.exists() and other.directory.exists()
+
+
+def test_directory_name_follows_the_content(made, tmp_path):
+  c, _, path = made
+  name = build.warm_start(config(c.warm_start.cache)).directory.name
+  assert name == path.name
+  elsewhere = build.warm_start(config(tmp_path)).directory
+  assert elsewhere.parent == tmp_path
+  assert elsewhere.name == name
+  others = [config(tmp_path) for _ in range(4)]
+  others[0].warm_start.seed = 1
+  others[1].player.options.skill = 0.9
+  others[2].limits.turns = 3
+  others[3].env.options.success_probability = 0.8
+  names = {build.warm_start(other).directory.name for other in others}
+  assert len(names | {name}) == 5
+
+
+def test_own_instructions_change_the_directory(tmp_path):
+  c = config(tmp_path)
+  own = build.warm_start(c).directory
+  c.env.options.instructions = 'Reach G.'
+  (section,) = schema.sections(c)
+  assert build.environment(c, section).instructions == 'Reach G.'
+  assert build.warm_start(c).directory != own
+
+
+def test_stop_ids_come_from_the_generation_config(made, tmp_path):
+  c, _, path = made
+  model = tmp_path / 'model'
+  shutil.copytree(path, model)
+  before = build.chat(c, model).stop_ids
+  (model / 'generation_config.json').write_text('{"eos_token_id": [0, 2]}')
+  assert build.chat(c, model).stop_ids == (0, 2) != before
