@@ -414,11 +414,14 @@ def run_step(
 
 def to_row(step: int, played: collector_lib.Rollout, learned: Row) -> Row:
   """Metrics of one iteration under the names of metrics.jsonl."""
-  seen, speed = statistics_lib.statistics(played), statistics_lib.speed(played)
-  parts = statistics_lib.by_game(played)
+  seen, speed = (
+    statistics_lib.episode_means(played),
+    statistics_lib.throughput(played),
+  )
+  parts = statistics_lib.rollouts_by_game(played)
   if len(parts) > 1:
     for game, part in parts.items():
-      of_game = statistics_lib.statistics(part)
+      of_game = statistics_lib.episode_means(part)
       seen |= {f'{game}/{name}': value for name, value in of_game.items()}
   return {
     'step': step,

@@ -147,7 +147,7 @@ def test_unreadable_model_directory_refused(broken, words, tmp_path):
     (
       'model.safetensors',
       '\x20\0\0\0\0\0\0\0{"a": {"data_offsets": [0, 9]}}cut',
-      ['model.safetensors', 'no whole safetensors', 'cut?'],
+      ['model.safetensors', 'not a complete safetensors', 'cut?'],
     ),
   ],
 )
