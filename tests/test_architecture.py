@@ -181,6 +181,17 @@ def test_a_circle_of_files_is_seen():
   assert circles(sources) == [['build', 'envs.base']]
 
 
+def test_config_object_stays_in_config_build_loop_and_commands():
+  holders = {
+    module
+    for module, source in SOURCES.items()
+    if any(is_within(n, 'ml_collections') for n in imports(source, module))
+  }
+  commands = ('build', 'loop', 'compare', 'evaluate', 'cli', 'config', 'aot')
+  assert 'config.schema' in holders
+  assert not {m for m in holders if m.split('.')[0] not in commands}
+
+
 def test_every_module_says_what_it_is():
   assert len(SOURCES) > 40
   for module, source in SOURCES.items():
