@@ -74,7 +74,7 @@ def test_options_are_the_arguments_of_environment_and_players(name):
 def test_numbers_of_an_estimator_are_its_defaults(name):
   algos = [algo for algo in schema.ALGOS if name in schema.ESTIMATORS_OF[algo]]
   assert len(algos) == 1
-  signature = inspect.signature(estimators.ESTIMATORS[name])
+  signature = inspect.signature(estimators.ESTIMATORS[name].compute)
   assert schema.defaults().advantage[name].to_dict() == {
     argument.name: argument.default
     for argument in signature.parameters.values()
@@ -186,7 +186,7 @@ def test_config_from_json_is_the_same(env):
   again = schema.from_json(flat)
   assert schema.to_json(again) == schema.to_json(c)
   assert again.rollout.lengths == (512, 3600) and again.is_locked
-  assert resume.difference(flat, c) is None
+  assert resume.difference(flat, schema.to_json(c)) is None
   with pytest.raises(errors.UsageError, match='rollout.no_such, which is not'):
     schema.from_json(flat | {'rollout.no_such': 1})
 
@@ -252,9 +252,9 @@ def test_run_continues_with_another_length_but_not_other_weights():
   c.eval.every = 3
   c.checkpoint.keep = 7
   c.mesh.data = 1
-  assert resume.difference(old, c) is None
+  assert resume.difference(old, schema.to_json(c)) is None
   c.weights.alpha = 0.2
-  change = resume.difference(old, c)
+  change = resume.difference(old, schema.to_json(c))
   assert change == 'weights.alpha was 0.1 and is now 0.2'
   c.weights.alpha, c.eval.prompts = 0.1, 8
-  assert 'eval.prompts' in resume.difference(old, c)
+  assert 'eval.prompts' in resume.difference(old, schema.to_json(c))
