@@ -94,7 +94,7 @@ def test_killed_run_resumes_until_a_signal_to_one_ends_both(place, killed):
 # Each process has its own disk, so both make the warm start.
 STOPS = """
 import os, signal, sys
-from actfocus_jax.learner import supervised
+from actfocus_jax.warmstart import supervised
 _step = supervised.step
 def step(*arguments, **more):
   os.kill(os.getpid(), signal.SIGTERM)
