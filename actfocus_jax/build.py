@@ -63,18 +63,10 @@ def refusing_misfits() -> Iterator[None]:
 def games(
   c: ConfigDict, *, by_hand: bool = False
 ) -> tuple[games_lib.Game, ...]:
-  """Environments of the run with their limits.
+  """Environments of the run with their limits; ValueError names a bad field.
 
-  Args:
-    c: config.
-    by_hand: play without a model; then no context ends an episode, and a file
-      may hold any number of boards.
-
-  Returns:
-    One game for each environment.
-
-  Raises:
-    ValueError: an environment cannot be made; one sentence.
+  With `by_hand` no context ends an episode, and a file may hold any number of
+  boards.
   """
   return tuple(
     games_lib.Game(
@@ -176,16 +168,11 @@ def pool(c: ConfigDict) -> env_pool_lib.EnvPool:
 def architecture_of(
   c: ConfigDict, path: pathlib.Path | None = None
 ) -> architecture.Config:
-  """Architecture of the model, without a download.
+  """Architecture of the model, if possible without a download.
 
-  Args:
-    c: config.
-    path: model directory; None takes the shape that the config describes or
-      that is known of a hub id, and else looks for `model.path`.
-
-  Returns:
-    The architecture. That of a warm start is approximate: set phrases are added
-    to its vocabulary.
+  Without a path it is the one that the config describes or that is known of a
+  hub id. That of a warm start is approximate: set phrases are added to its
+  vocabulary.
   """
   if path is None and c.model.path and c.model.path not in presets.SHAPES:
     path = files.locate(c.model.path, c.model.revision)
@@ -216,11 +203,7 @@ def splits(
 
 
 def check_mesh(c: ConfigDict, path: pathlib.Path | None = None):
-  """Refuse a mesh that cannot cut batches or model on any machine.
-
-  Raises:
-    UsageError: one sentence with the nearest shapes.
-  """
+  """Refuse a mesh that cannot cut batches or model on any machine."""
   with refusing_misfits():
     mesh_shapes.check(c.mesh, splits(c, path))
 
@@ -331,17 +314,7 @@ def model(
 
 
 def same_model(model: Model) -> dict[str, str]:
-  """Describe the model; refuse processes that read different ones.
-
-  Args:
-    model: model of this process.
-
-  Returns:
-    `Model.described`.
-
-  Raises:
-    UsageError: one sentence, in all processes.
-  """
+  """Describe the model; refuse, in all processes, if they read another one."""
   described = model.described()
   processes.check_equal(
     described['sha256'],
@@ -366,8 +339,8 @@ def checkpoint(
     The step and the parameters.
 
   Raises:
-    UsageError: the run started from another model, processes read different
-      ones, or there is no such checkpoint, or not all processes see it.
+    UsageError: the run started from another model, or not all processes see
+      such a checkpoint.
   """
   described = same_model(model)
   with processes.raise_everywhere():
@@ -401,16 +374,7 @@ def warm_start(
   played: Sequence[games_lib.Game] | None = None,
   threads: env_pool_lib.EnvPool | None = None,
 ) -> warm_model.WarmStart:
-  """Plan of the warm start.
-
-  Args:
-    c: config.
-    played: games of the run, if they exist already.
-    threads: pool of the run, if it exists already.
-
-  Returns:
-    The plan.
-  """
+  """Plan of the warm start, with games and pool of the run if it has some."""
   sections = schema.sections(c)
   described = {key: schema.to_json(c[key]) for key in ('limits', 'player')}
   described['env'] = {

@@ -129,16 +129,7 @@ def open_run(
 ) -> Iterator['Run']:
   """Make the learner and restore the newest checkpoint, if there is one.
 
-  Args:
-    c: config.
-    parts: parts of the run.
-    workdir: run directory.
-
-  Yields:
-    The run; leaving the context waits for its last checkpoint.
-
-  Raises:
-    UsageError: as of `train`.
+  Leaving the context waits for the last checkpoint.
   """
   model = parts.model
   described = build.same_model(model)
@@ -277,11 +268,7 @@ class Run:
       self.save(success)
 
   def evaluate(self) -> float:
-    """Play the held-out boards; write the row, and episodes for the viewer.
-
-    Returns:
-      Held-out success, from 0 to 1.
-    """
+    """Write a row and episodes of held-out boards; return the success rate."""
     c, parts, step = self.c, self.parts, self.done
     row, played = evaluation.evaluate(
       parts.collector,
@@ -382,18 +369,10 @@ def run_step(
   *,
   fused: bool,
 ) -> tuple[Any, Row]:
-  """One train step as one program, or as two that are timed apart.
+  """Make one train step; return the state, and its metrics on the host.
 
-  Args:
-    train_step: Compiled stages.
-    state: Before; donated.
-    reference: Parameters of the frozen reference.
-    batch: Of all episodes.
-    key: Of this step.
-    fused: Which of the two; the result is the same.
-
-  Returns:
-    The state after, and its metrics on the host.
+  It is one program if `fused`, else two that are timed apart; the results are
+  equal. The state is donated.
   """
   begin = time.perf_counter()
   if fused:
