@@ -134,6 +134,8 @@ class Program:
     trace: function that returns the traced program.
     calls: calls in one iteration; 0 for a program compiled for its memory only.
     beside: parts that stay in memory while it runs and are not arguments.
+    moved: bytes that a chip reads and writes in a call at least: weights, cache
+      and batch, without activations.
     trips: runs of a loop whose length only the data decide.
   """
 
@@ -142,6 +144,7 @@ class Program:
   trace: Callable[[], Any]
   calls: float
   beside: tuple[str, ...]
+  moved: float
   trips: float = 1.0
 
 
@@ -155,8 +158,6 @@ class Run:
     mesh_sizes: dict[str, int],
     devices: list[Any] | None,
     work: Workload,
-    *,
-    with_fused: bool = False,
   ):
     """Make the abstract arrays.
 
@@ -166,13 +167,11 @@ class Run:
       mesh_sizes: sizes of the mesh, as `make_mesh` takes them.
       devices: devices, which need not exist; None for those that do.
       work: tokens of an episode.
-      with_fused: True to compile score and update as one program, too.
 
     Raises:
       ValueError: if a parameter cannot be split over the mesh.
     """
     self.c, self.config, self.work = c, config, work
-    self.with_fused = with_fused
     self.mesh = mesh_lib.make_mesh(**mesh_sizes, devices=devices)
     self.model = build.model(c, pathlib.Path(), self.mesh, config)
     learners = build.learners(c, self.model)
@@ -201,8 +200,8 @@ class Run:
     actor, critic = self.state.actor, self.state.critic
     return {
       'actor': actor.params,
-      'critic': critic.params if critic else None,
-      'optimizers': [actor.opt_state, critic.opt_state if critic else None],
+      'critic': critic and critic.params,
+      'optimizers': [actor.opt_state, critic and critic.opt_state],
       'reference': self.reference,
       'decoding copy': self.decoding,
       'cache': self.most_slots.slots,
@@ -225,7 +224,9 @@ class Run:
     training, evaluation = self.training, self.evaluation
     waves = -(-self.episodes // training.batch)
     # The actor is what is copied.
-    yield Program('decoding copy', 'rollout', self._copy, 1, _ALWAYS[1:])
+    moved = per_chip((self.state.actor.params, self.decoding))
+    copy = self._copy
+    yield Program('decoding copy', 'rollout', copy, 1, _ALWAYS[1:], moved)
     yield self._prefill_prompts(training, 1)
     yield self._admit(training, waves)
     prefills = self._views(self.work.turn_ends())
@@ -265,7 +266,8 @@ class Run:
       )
 
     name = f'prefill of prompts{self._when(seats)}'
-    return Program(name, 'rollout', trace, calls, _ALWAYS)
+    moved = per_chip((self.decoding, seats.prompts))
+    return Program(name, 'rollout', trace, calls, _ALWAYS, moved)
 
   def _admit(self, seats: Seats, calls: float) -> Program:
     def trace():
@@ -273,8 +275,8 @@ class Run:
       return sampling.admit.trace(seats.slots, seats.prompts, *ints)
 
     beside = (*_ALWAYS, 'decoding copy')
-    name = f'admit{self._when(seats)}'
-    return Program(name, 'rollout', trace, calls, beside)
+    name, moved = f'admit{self._when(seats)}', per_chip(seats.prompts)
+    return Program(name, 'rollout', trace, calls, beside, moved)
 
   def _prefill(self, seats: Seats, view: int, calls: float) -> Program:
     block = self.c.rollout.observation_block
@@ -293,7 +295,9 @@ class Run:
 
     name = f'prefill{self._when(seats)}, view {view}'
     beside = (*_ALWAYS, 'prompt cache')
-    return Program(name, 'rollout', trace, calls, beside)
+    moved = per_chip(self.decoding)
+    moved += self._viewed(seats, view) * sizes[0] / seats.batch
+    return Program(name, 'rollout', trace, calls, beside, moved)
 
   def _decode(self, seats: Seats, view: int, calls: float) -> Program:
     steps = self.c.rollout.decode_steps
@@ -315,7 +319,8 @@ class Run:
 
     name = f'decode{self._when(seats)}, view {view}'
     beside = (*_ALWAYS, 'prompt cache')
-    return Program(name, 'rollout', trace, calls, beside, trips=steps)
+    moved = steps * (per_chip(self.decoding) + self._viewed(seats, view))
+    return Program(name, 'rollout', trace, calls, beside, moved, steps)
 
   def _compact(self, seats: Seats) -> Program:
     keep = (self._quarter(seats.batch),)
@@ -324,7 +329,8 @@ class Run:
       return sampling.compact.trace(seats.slots, *self._ints(keep))
 
     beside = (*_ALWAYS, 'decoding copy', 'prompt cache')
-    return Program('compact', 'rollout', trace, 0, beside)
+    moved = 2 * per_chip(seats.slots) * keep[0] / seats.batch
+    return Program('compact', 'rollout', trace, 0, beside, moved)
 
   # --- Learning --------------------------------------------------------------
 
@@ -349,18 +355,19 @@ class Run:
       metrics = jax.tree.map(lambda x: _place(x, self.replicated), metrics)
       return self.step.finish.trace(state, ready, metrics, key)
 
-    def fused():
-      return self.step.fused.trace(state, reference, batch, key)
-
-    name = f'score, length {length}'
-    yield Program(name, 'score', score, calls, ('optimizers',), chunks)
+    name, trained = f'score, length {length}', (state.actor, state.critic)
+    models = state.actor.params, state.critic and state.critic.params
+    moved = per_chip((models, reference, batch))
+    yield Program(name, 'score', score, calls, ('optimizers',), moved, chunks)
     name, beside = f'update, length {length}', ('reference', 'batch')
-    yield Program(name, 'update', update, calls, beside)
-    if self.with_fused and length == self.lengths[-1]:
-      name = f'score and update in one, length {length}'
-      yield Program(name, 'update', fused, 0, (), chunks)
+    moved = 2 * per_chip(trained) + per_chip(batch)
+    yield Program(name, 'update', update, calls, beside, moved)
 
-  # --- Sizes and arguments, as agent.rollout chooses them --------------------
+  # --- Sizes and arguments, as the rollout chooses them ----------------------
+
+  def _viewed(self, seats: Seats, view: int) -> float:
+    """Bytes of the positions of the cache that a program reads."""
+    return per_chip(seats.slots) * view / seats.slots.cache.k_BLSN.shape[2]
 
   def _quarter(self, batch: int) -> int:
     """Rows of a small prefill, and slots that a batch shrinks to."""
@@ -422,6 +429,20 @@ class Run:
       jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.rows)
       for shape in shapes
     ]
+
+
+def per_chip(tree: Any) -> float:
+  """Bytes of abstract arrays on one chip, without padding to tiles."""
+  return float(
+    sum(
+      math.prod(x.sharding.shard_shape(x.shape)) * _itemsize(x.dtype)
+      for x in jax.tree.leaves(tree)
+    )
+  )
+
+
+def _itemsize(dtype: Any) -> int:
+  return 8 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
 
 
 def _place(x, sharding) -> jax.ShapeDtypeStruct:
