@@ -10,6 +10,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 KINDS = (
   *('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all'),
@@ -31,20 +32,10 @@ _CALLED = re.compile(r'(?:calls|to_apply|condition|body)=%?([\w.\-]+)')
 _BRANCH = re.compile(r'(?:_computations?=\{?|, )%([\w.\-]+)')
 
 
-@dataclasses.dataclass(frozen=True)
-class Line:
-  """An instruction: `%name = shape opcode(inside), attributes`.
+class Line(NamedTuple):
+  """An instruction: `ROOT %name = shape opcode(inside), attributes`."""
 
-  Attributes:
-    is_root: True for the result of the computation.
-    name: name, unique in the program.
-    shape: text of the shape of the result.
-    opcode: for example 'fusion'.
-    inside: text between the brackets.
-    attributes: text behind the brackets.
-  """
-
-  is_root: bool
+  root: str | None
   name: str
   shape: str
   opcode: str
@@ -56,10 +47,9 @@ class Line:
     """Names of the operands."""
     return re.findall(r'%([\w.\-]+)', self.inside)
 
-  @property
-  def called(self) -> list[str]:
-    """Names of the computations that it calls."""
-    return _CALLED.findall(self.attributes)
+  def attribute(self, name: str) -> str:
+    """The word behind `name=`."""
+    return re.search(rf'\b{name}=%?([\w.\-]+)', self.attributes)[1]
 
 
 # Name of a computation -> its instructions; '' is where the program begins.
@@ -78,8 +68,7 @@ def parse(text: str) -> Text:
     elif _END.match(line):
       name = None
     elif name is not None and (match := _LINE.match(line)):
-      is_root, *rest = match.groups()
-      computations[name].append(Line(bool(is_root), *rest))
+      computations[name].append(Line(*match.groups()))
   return computations
 
 
@@ -96,14 +85,17 @@ def trips(text: Text, loop: Line) -> int | None:
   known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
   if known:
     return int(known.group(1))
-  condition = text[re.search(r'condition=%?([\w.\-]+)', loop.attributes)[1]]
+  condition = text[loop.attribute('condition')]
   bounds = [int(x.inside) for x in condition if _is_number(x)]
   if not bounds:
     return None
-  body = text[re.search(r'body=%?([\w.\-]+)', loop.attributes)[1]]
-  state = next(line for line in body if line.is_root)
-  step = max(_added(text, body, state.operands[0]), default=1)
+  body = text[loop.attribute('body')]
+  step = max(_added(text, body, _result(body).operands[0]), default=1)
   return math.ceil(max(bounds) / step)
+
+
+def _result(lines: list[Line]) -> Line:
+  return next(line for line in lines if line.root)
 
 
 def _is_number(line: Line) -> bool:
@@ -119,8 +111,8 @@ def _added(text: Text, lines: list[Line], name: str) -> Iterator[int]:
     for operand in line.operands:
       yield from _added(text, lines, operand)
   if line.opcode == 'fusion':
-    inner = text[line.called[0]]
-    yield from _added(text, inner, next(x.name for x in inner if x.is_root))
+    inner = text[line.attribute('calls')]
+    yield from _added(text, inner, _result(inner).name)
 
 
 # --- Collectives -------------------------------------------------------------
@@ -179,9 +171,9 @@ def _executed(
     elif line.opcode == 'while':
       number = trips(text, line)
       often = times * (data_trips if number is None else number)
-      called = line.called
+      called = _CALLED.findall(line.attributes)
     elif line.opcode in ('call', 'call-start', 'async-start', 'fusion'):
-      called = line.called
+      called = _CALLED.findall(line.attributes)
     elif line.opcode == 'conditional':
       # The last branch is the one that works.
       called = _BRANCH.findall(line.attributes)[-1:]
@@ -189,9 +181,7 @@ def _executed(
       for found, count in _executed(text, inner, often, data_trips):
         if inner.startswith('all-reduce-scatter'):
           # TPUs write a reduce-scatter as a sum and a slice of it.
-          found = dataclasses.replace(
-            found, opcode='reduce-scatter', shape=line.shape
-          )
+          found = found._replace(opcode='reduce-scatter', shape=line.shape)
         yield found, count
 
 
@@ -230,10 +220,8 @@ def sent(line: Line, slice_chips: int, slices: int = 1) -> float:
   if line.opcode.endswith('-start') and len(sizes) >= 2 * count:
     sizes = sizes[count : 2 * count]
   if len(sizes) != count:
-    raise ValueError(
-      f'{line.name}, {line.opcode} of {count} operands, has {len(sizes)} '
-      'results.'
-    )
+    found = f'{line.opcode} of {count} operands, has {len(sizes)} results.'
+    raise ValueError(f'{line.name}, {found}')
   whole = sum(sizes)
   if kind == 'collective-permute':
     pairs = re.findall(r'\{(\d+),(\d+)\}', line.attributes)

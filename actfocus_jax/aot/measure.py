@@ -199,7 +199,11 @@ def costs(
   outside = {part: programs.per_chip(x) for part, x in run.parts().items()}
   listed = list(run.programs())
   # The largest programs first, where one refusal is enough.
-  order = sorted(listed, key=_rank) if until_full else listed
+  if until_full:
+    rank = ('update', 'rollout', 'score').index
+    order = sorted(listed, key=lambda x: (rank(x.phase), x.calls > 0))
+  else:
+    order = listed
   measured = {}
   for program in order:
     begin = time.perf_counter()
@@ -213,11 +217,6 @@ def costs(
       break
   names = [program.name for program in listed]
   return [measured[name] for name in names if name in measured]
-
-
-def _rank(program: programs.Program) -> tuple[int, bool]:
-  phase = ('update', 'rollout', 'score').index(program.phase)
-  return phase, program.calls > 0
 
 
 def _cost(

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,14 +101,8 @@ class Workload:
 # --- Arrays and programs -----------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Seats:
-  """Abstract arrays of a rollout.
-
-  Attributes:
-    slots: slots in which episodes decode, with the cache.
-    prompts: slots of the openings of the groups.
-  """
+class Seats(NamedTuple):
+  """Abstract arrays of a rollout: slots with the cache, and of the openings."""
 
   slots: sampling.Slots
   prompts: sampling.Slots
@@ -179,6 +173,8 @@ class Run:
     self.shards = mesh_lib.row_shards(self.mesh)
     self.rows = mesh_lib.rows(self.mesh)
     self.replicated = mesh_lib.replicated(self.mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    self.key = _place(key, self.replicated)
     self.lengths = tuple(c.rollout.lengths) or (c.limits.context,)
     self.episodes = c.rollout.prompts * c.rollout.members
     self.prompt_width = collector.double_up(
@@ -258,8 +254,7 @@ class Run:
   def _prefill_prompts(self, seats: Seats, calls: float) -> Program:
     def trace():
       return sampling.prefill_prompts.trace(
-        self.model.graphdef,
-        self.decoding,
+        *(self.model.graphdef, self.decoding),
         *self._ints((seats.prompt_rows, self.prompt_width), ()),
         config=self.config,
         dtype=self.model.dtype,
@@ -286,9 +281,7 @@ class Run:
     def trace():
       tokens_MT, count_M, slot_M, budget_M = self._ints(sizes, (), (), ())
       return sampling.prefill.trace(
-        self.model.graphdef,
-        self.decoding,
-        seats.slots,
+        *(self.model.graphdef, self.decoding, seats.slots),
         *(tokens_MT, count_M, slot_M, budget_M),
         view=view,
       )
@@ -301,16 +294,12 @@ class Run:
 
   def _decode(self, seats: Seats, view: int, calls: float) -> Program:
     steps = self.c.rollout.decode_steps
-    key = jax.eval_shape(lambda: jax.random.key(0))
     temperature = jax.ShapeDtypeStruct((), jnp.float32)
 
     def trace():
       return sampling.decode.trace(
-        self.model.graphdef,
-        self.decoding,
-        seats.slots,
-        _place(key, self.replicated),
-        _place(temperature, self.replicated),
+        *(self.model.graphdef, self.decoding, seats.slots),
+        *(self.key, _place(temperature, self.replicated)),
         steps=steps,
         view=view,
         stop_ids=_STOP_IDS,
@@ -337,23 +326,21 @@ class Run:
   def _learning(self, length: int, calls: float) -> Iterator[Program]:
     state, reference = self.state, self.reference
     batch = self._trajectories(length)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    key = _place(key, self.replicated)
     # The data decide how many chunks of tokens are scored.
     rows = (self.c.learner.microbatch or self.c.learner.minibatch) / self.shards
     sampled = min(1.0, self.work.sampled / length) * rows * length
     chunks = math.ceil(sampled / self.c.learner.score_chunk)
 
     def score():
-      return self.step.prepare.trace(state, reference, batch, key)
+      return self.step.prepare.trace(state, reference, batch, self.key)
 
     def update():
       ready, metrics = jax.eval_shape(
-        self.step.prepare, state, reference, batch, key
+        self.step.prepare, state, reference, batch, self.key
       )
       ready = jax.tree.map(lambda x: _place(x, self.rows), ready)
       metrics = jax.tree.map(lambda x: _place(x, self.replicated), metrics)
-      return self.step.finish.trace(state, ready, metrics, key)
+      return self.step.finish.trace(state, ready, metrics, self.key)
 
     name, trained = f'score, length {length}', (state.actor, state.critic)
     models = state.actor.params, state.critic and state.critic.params
@@ -396,22 +383,14 @@ class Run:
     # Each shard reads the openings that its episodes need.
     groups = [p for p in range(prompts) for _ in range(members)]
     read = len(placement.ShardPlacement.of(groups, range(self.shards)).groups)
-    return Seats(
-      self._slots(batch, length), self._slots(read, self.prompt_width)
-    )
-
-  def _slots(self, batch: int, length: int) -> sampling.Slots:
-    shapes = jax.eval_shape(
-      lambda: sampling.empty(
-        self.config,
-        batch,
-        length,
-        self.model.dtype,
-        self.mesh.shape['tensor'],
-      )
-    )
     where = sampling.slot_shardings(self.mesh, self.config)
-    return jax.tree.map(_place, shapes, where)
+
+    def slots(batch: int, length: int) -> sampling.Slots:
+      sizes = batch, length, self.model.dtype, self.mesh.shape['tensor']
+      empty = jax.eval_shape(lambda: sampling.empty(self.config, *sizes))
+      return jax.tree.map(_place, empty, where)
+
+    return Seats(slots(batch, length), slots(read, self.prompt_width))
 
   def _trajectories(self, length: int):
     """Abstract episodes with the fields that the rollout writes."""
@@ -424,25 +403,20 @@ class Run:
     return jax.tree.map(rows, none)
 
   def _ints(self, first: tuple[int, ...], *more: tuple[int, ...]):
-    shapes = [first, *((first[0], *shape) for shape in more)]
     return [
       jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.rows)
-      for shape in shapes
+      for shape in (first, *((first[0], *shape) for shape in more))
     ]
 
 
 def per_chip(tree: Any) -> float:
   """Bytes of abstract arrays on one chip, without padding to tiles."""
-  return float(
-    sum(
-      math.prod(x.sharding.shard_shape(x.shape)) * _itemsize(x.dtype)
-      for x in jax.tree.leaves(tree)
-    )
-  )
-
-
-def _itemsize(dtype: Any) -> int:
-  return 8 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
+  total = 0.0
+  for x in jax.tree.leaves(tree):
+    is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    size = 8 if is_key else x.dtype.itemsize
+    total += math.prod(x.sharding.shard_shape(x.shape)) * size
+  return total
 
 
 def _place(x, sharding) -> jax.ShapeDtypeStruct:

@@ -14,7 +14,7 @@ import copy
 import dataclasses
 import gc
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -35,15 +35,8 @@ _SLACK = 1.25
 # --- Meshes ------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """A mesh and the config that runs on it.
-
-  Attributes:
-    c: the config with mesh and micro-batch set.
-    shape: the mesh.
-    by_formula: bytes of a chip by the memory formula.
-  """
+class Plan(NamedTuple):
+  """A mesh, the config that runs on it, and its bytes of a chip by formula."""
 
   c: ml_collections.ConfigDict
   shape: mesh_shapes.Shape
@@ -99,9 +92,8 @@ def plan_of(
 
 def promising(plans: list[Plan], memory: float) -> list[Plan]:
   """Return the plans that may fit, in the order in which to compile them."""
-  fit = [plan for plan in plans if plan.by_formula <= memory]
-  near = [x for x in plans if memory < x.by_formula <= _SLACK * memory]
-  return fit + sorted(near, key=lambda plan: plan.by_formula)
+  near = [x for x in plans if x.by_formula <= _SLACK * memory]
+  return sorted(near, key=lambda plan: max(plan.by_formula, memory))
 
 
 def changed_flags(

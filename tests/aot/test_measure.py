@@ -75,17 +75,6 @@ def test_flops_in_shard_map_count_for_each_device():
     assert count(apply, (8, 16), (16, 32)) == 2 * PRODUCT
 
 
-def test_flops_agree_with_the_compiler_without_loops():
-  def two_layers(x, w, v):
-    return jnp.maximum(x @ w, 0.0) @ v
-
-  program = traced(two_layers, (64, 128), (128, 256), (256, 32))
-  ours = measure.flops(program.jaxpr)
-  theirs = program.lower().compile().cost_analysis()['flops']
-  assert ours == 2 * 64 * (128 * 256 + 256 * 32)
-  assert ours <= theirs < 1.02 * ours  # It counts the maximum, too.
-
-
 def test_flops_of_a_training_step_are_six_a_parameter_and_token():
   config = architecture.Config(512, 256, 1024, 4, 4, 2, 64)
   graphdef, params = transformer.abstract(config, jnp.float32)
