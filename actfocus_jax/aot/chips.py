@@ -1,9 +1,8 @@
 """TPU chips and the slices that are offered.
 
 The peaks are Google's data sheets (cloud.google.com/tpu/docs, pages v5e, v5p
-and v6e, late 2026). The interconnect figure is one direction, all links of a
-chip together: half of what the sheets call bidirectional. Prices are list
-prices on demand in the USA, early 2026.
+and v6e, late 2026). The bandwidth within a slice is one direction, all links of
+a chip together: half of what the sheets call bidirectional.
 """
 
 import dataclasses
@@ -11,11 +10,9 @@ import math
 import re
 from typing import Any
 
+from actfocus_jax import errors
+
 MOST_SLICES = 64
-
-
-class UsageError(ValueError):
-  """A slice that is not offered, or that libtpu does not know."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,64 +20,30 @@ class Chip:
   """One generation.
 
   Attributes:
-    name: first part of a topology's name.
     flops: peak of bfloat16 products with float32 sums, FLOP/s.
-    hbm: bytes of memory on the data sheet; the compiler uses a little less.
-    hbm_bandwidth: bytes/s of that memory.
+    hbm_bandwidth: bytes/s of main memory.
     ici_bandwidth: bytes/s that a chip sends within its slice.
     dcn_bandwidth: bytes/s that a chip sends to other slices.
-    price: dollars per chip and hour.
     shapes: shapes of the offered slices, the smallest first.
   """
 
-  name: str
   flops: float
-  hbm: float
   hbm_bandwidth: float
   ici_bandwidth: float
   dcn_bandwidth: float
-  price: float
   shapes: tuple[str, ...]
 
 
-_GBPS = 1e9 / 8  # Gbit/s in bytes/s
 _FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 _DEEP = (
   *('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8'),
   *('4x8x8', '8x8x8', '8x8x16', '8x16x16', '16x16x16'),
 )
-
 CHIPS = {
-  'v5e': Chip(
-    name='v5e',
-    flops=197e12,
-    hbm=16 * 2**30,
-    hbm_bandwidth=819e9,
-    ici_bandwidth=1600 * _GBPS,
-    dcn_bandwidth=25 * _GBPS,  # 6.4 Tbit/s for a pod of 256
-    price=1.20,
-    shapes=_FLAT,
-  ),
-  'v6e': Chip(
-    name='v6e',
-    flops=918e12,
-    hbm=32 * 2**30,
-    hbm_bandwidth=1638e9,
-    ici_bandwidth=3200 * _GBPS,
-    dcn_bandwidth=100 * _GBPS,  # 25.6 Tbit/s for a pod of 256
-    price=2.70,
-    shapes=_FLAT,
-  ),
-  'v5p': Chip(
-    name='v5p',
-    flops=459e12,
-    hbm=95 * 2**30,
-    hbm_bandwidth=2765e9,
-    ici_bandwidth=4800 * _GBPS,
-    dcn_bandwidth=50 * _GBPS,
-    price=4.20,
-    shapes=_DEEP,
-  ),
+  #           FLOP/s  memory    in slice  between slices
+  'v5e': Chip(197e12, 819e9, 200e9, 3.125e9, _FLAT),
+  'v6e': Chip(918e12, 1638e9, 400e9, 12.5e9, _FLAT),
+  'v5p': Chip(459e12, 2765e9, 600e9, 6.25e9, _DEEP),
 }
 
 
@@ -89,12 +52,12 @@ class Topology:
   """Some slices of one shape.
 
   Attributes:
-    chip: generation of the chips.
+    kind: generation of the chips, a key of CHIPS.
     shape: shape of one slice, for example '4x4'.
     slices: number of slices, joined by the data-center network.
   """
 
-  chip: Chip
+  kind: str
   shape: str
   slices: int = 1
 
@@ -109,7 +72,7 @@ class Topology:
     return self.slice_chips * self.slices
 
   def __str__(self) -> str:
-    name = f'{self.chip.name}:{self.shape}'
+    name = f'{self.kind}:{self.shape}'
     return name if self.slices == 1 else f'{self.slices} x {name}'
 
 
@@ -117,52 +80,50 @@ def _chips(shape: str) -> int:
   return math.prod(int(size) for size in re.findall(r'\d+', shape))
 
 
-def parse(text: str, slices: int = 1, *, flag: str = '--topology') -> Topology:
-  """Read `KIND:SHAPE`, for example `v5e:4x4`.
+def parse(text: str, slices: int = 1) -> list[Topology]:
+  """Read `KIND:SHAPE`, or `KIND` for all its slices, the smallest first.
 
   Args:
-    text: the name.
+    text: the value of `--topology`, for example `v5e:4x4`.
     slices: number of slices.
-    flag: flag that an error names.
 
   Raises:
     UsageError: one sentence with the allowed names and the nearest slice.
   """
   kind, _, shape = text.partition(':')
   if kind not in CHIPS:
-    raise UsageError(
-      f'{flag} has {text!r}; allowed: KIND:SHAPE with KIND one of '
+    raise errors.UsageError(
+      f'--topology has {text!r}; allowed: KIND:SHAPE or KIND with KIND one of '
       f'{", ".join(CHIPS)}, for example v5e:4x4.'
     )
+  if not 1 <= slices <= MOST_SLICES:
+    raise errors.UsageError(
+      f'--slices is {slices}; allowed: 1 to {MOST_SLICES}.'
+    )
   shapes = CHIPS[kind].shapes
+  if text == kind:
+    return [Topology(kind, shape, slices) for shape in shapes]
   if shape not in shapes:
     wanted = max(_chips(shape), 1)
     near = min(shapes, key=lambda x: abs(math.log(_chips(x) / wanted)))
-    raise UsageError(
-      f'{flag} has {text!r}; slices of {kind}: {", ".join(shapes)}; the '
+    raise errors.UsageError(
+      f'--topology has {text!r}; slices of {kind}: {", ".join(shapes)}; the '
       f'nearest is {kind}:{near}.'
     )
-  if not 1 <= slices <= MOST_SLICES:
-    raise UsageError(f'--slices is {slices}; allowed: 1 to {MOST_SLICES}.')
-  return Topology(CHIPS[kind], shape, slices)
-
-
-def all_of(kind: str) -> list[Topology]:
-  """Every single slice of a generation, the smallest first."""
-  return [Topology(CHIPS[kind], shape) for shape in CHIPS[kind].shapes]
+  return [Topology(kind, shape, slices)]
 
 
 def with_chips(kind: str, count: int) -> Topology | None:
-  """As few slices as hold `count` chips; None if no slices do."""
-  for topology in reversed(all_of(kind)):
-    slices, rest = divmod(count, topology.chips)
+  """Return as few slices as hold `count` chips; None if no slices do."""
+  for shape in reversed(CHIPS[kind].shapes):
+    slices, rest = divmod(count, _chips(shape))
     if slices and not rest:
-      return dataclasses.replace(topology, slices=slices)
+      return Topology(kind, shape, slices)
   return None
 
 
 def devices(topology: Topology) -> list[Any]:
-  """Devices that exist for the compiler only, slice after slice.
+  """Return devices that exist for the compiler only, slice after slice.
 
   Raises:
     UsageError: if the installed libtpu does not know the slice.
@@ -176,18 +137,16 @@ def devices(topology: Topology) -> list[Any]:
     options['chips_per_host_bounds'] = (1, 1, 1)
   try:
     description = topologies.get_topology_desc(
-      topology_name=f'{topology.chip.name}:{topology.shape}',
+      topology_name=f'{topology.kind}:{topology.shape}',
       platform='tpu',
       **options,
     )
   except Exception as error:  # libtpu raises several kinds.
-    raise UsageError(
+    raise errors.UsageError(
       f'--topology is {str(topology)!r}, which the installed libtpu cannot '
       f'describe: {" ".join(str(error).split())[:200]}'
     ) from error
-  return sorted(description.devices, key=lambda d: (slice_of(d), d.id))
-
-
-def slice_of(device: Any) -> int:
-  """Index of the slice of a device; 0 where there is one slice."""
-  return getattr(device, 'slice_index', 0) or 0
+  return sorted(
+    description.devices,
+    key=lambda device: (getattr(device, 'slice_index', 0) or 0, device.id),
+  )

@@ -1,9 +1,9 @@
-"""Compile a program and measure it: FLOPs, memory, bytes moved and sent.
+"""Compile a program and measure it: FLOPs, memory, collectives.
 
 1. The program is traced, and its matrix products are counted.
 2. It is compiled for devices that need not exist.
-3. The compiler says how much memory it plans.
-4. The text of the compiled program says what it moves and sends (`hlo`).
+3. The memory is what the compiler plans.
+4. The collectives stand in the text of the compiled program (`hlo`).
 
 A program for which the memory of a chip does not suffice is a result as well.
 """
@@ -19,11 +19,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from actfocus_jax.aot import chips, hlo, programs
+from actfocus_jax.aot import hlo, programs
 
 # --- FLOPs -------------------------------------------------------------------
 
@@ -108,20 +107,6 @@ _REFUSALS = (
 )
 
 
-def per_chip(tree: Any) -> float:
-  """Bytes of abstract arrays on one chip, without padding to tiles."""
-  return float(
-    sum(
-      math.prod(x.sharding.shard_shape(x.shape)) * _itemsize(x.dtype)
-      for x in jax.tree.leaves(tree)
-    )
-  )
-
-
-def _itemsize(dtype: Any) -> int:
-  return 8 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
-
-
 def usable(device: Any) -> float:
   """Bytes of main memory that the compiler plans with.
 
@@ -159,49 +144,45 @@ class Cost:
     name: as of the program.
     phase: as of the program.
     calls: as of the program.
+    moved: as of the program.
     flops: FLOPs of matrix products.
-    read_written: bytes of main memory that are read and written.
-    collectives: collectives by kind and axes.
-    kernels: name of a hand-written kernel -> number of its runs.
+    outside: bytes of the parts that stay in memory while it runs.
     arguments: bytes of the arguments.
     temporaries: bytes needed beside them, with the results unless they take
-      the place of an argument.
-    outside: bytes of the parts that stay in memory while it runs.
-    needed: sum of the three, or the bytes of a refusal.
+      the place of an argument; of a program that does not compile, all bytes.
     compiles: False if the compiler refused for lack of memory.
-    fits: True if it compiles and `needed` fits into the memory of a chip.
-    seconds: seconds that the compiler took.
+    collectives: collectives by kind and network.
   """
 
   name: str
   phase: str
   calls: float
+  moved: float
   flops: float
-  read_written: float = 0.0
-  collectives: tuple[hlo.Collective, ...] = ()
-  kernels: dict[str, float] = dataclasses.field(default_factory=dict)
+  outside: float = 0.0
   arguments: float = 0.0
   temporaries: float = 0.0
-  outside: float = 0.0
-  needed: float = 0.0
   compiles: bool = True
-  fits: bool = True
-  seconds: float = 0.0
+  collectives: tuple[hlo.Collective, ...] = ()
 
   @property
-  def ici(self) -> float:
-    """Bytes that a chip sends within its slice."""
-    return sum(x.ici for x in self.collectives)
+  def needed(self) -> float:
+    """Bytes of memory while it runs."""
+    return self.arguments + self.temporaries + self.outside
 
-  @property
-  def dcn(self) -> float:
-    """Bytes that a chip sends to other slices."""
-    return sum(x.dcn for x in self.collectives)
+  def fits(self, memory: float) -> bool:
+    """True if it compiles and fits into the usable bytes of a chip."""
+    return self.compiles and self.needed <= memory
+
+  def sent(self, network: str) -> float:
+    """Bytes that a chip sends by 'ici' or 'dcn'."""
+    return sum(x.sent for x in self.collectives if x.network == network)
 
 
 def costs(
   run: programs.Run,
   memory: float,
+  slices: int = 1,
   *,
   note: Callable[[str], None] = lambda text: None,
   until_full: bool = False,
@@ -211,86 +192,67 @@ def costs(
   Args:
     run: the programs.
     memory: usable bytes of a chip.
+    slices: number of slices that the mesh spans.
     note: function that gets a line for each program.
     until_full: True to stop at the first program that does not fit.
   """
-  outside = {part: per_chip(tree) for part, tree in run.parts().items()}
-  layout = layout_of(run.mesh)
+  outside = {part: programs.per_chip(x) for part, x in run.parts().items()}
   listed = list(run.programs())
   # The largest programs first, where one refusal is enough.
-  order = sorted(listed, key=_rank) if until_full else listed
+  if until_full:
+    rank = ('update', 'rollout', 'score').index
+    order = sorted(listed, key=lambda x: (rank(x.phase), x.calls > 0))
+  else:
+    order = listed
   measured = {}
   for program in order:
+    begin = time.perf_counter()
     beside = sum(outside[name] for name in program.beside)
     with jax.set_mesh(run.mesh):
-      cost = _cost(program, layout, beside, memory)
+      cost = _cost(program, run.mesh.size, slices, beside)
     measured[program.name] = cost
-    note(f'{cost.name}: {cost.seconds:.0f} s')
+    note(f'{cost.name}: {time.perf_counter() - begin:.0f} s')
     gc.collect()
-    if until_full and not cost.fits:
+    if until_full and not cost.fits(memory):
       break
   names = [program.name for program in listed]
   return [measured[name] for name in names if name in measured]
 
 
-def _rank(program: programs.Program) -> tuple[int, bool]:
-  phase = ('update', 'rollout', 'score').index(program.phase)
-  return phase, program.calls > 0
-
-
-def layout_of(mesh: jax.sharding.Mesh) -> hlo.Layout:
-  """Mesh axes over all slices, and within the first one."""
-  devices = mesh.devices.reshape(-1)
-  first = min(map(chips.slice_of, devices))
-  inside = [i for i, x in enumerate(devices) if chips.slice_of(x) == first]
-  places = np.unravel_index(inside, mesh.devices.shape)
-  sizes = [len(set(place.tolist())) for place in places]
-  return hlo.Layout(
-    dict(mesh.shape), dict(zip(mesh.axis_names, sizes, strict=True))
-  )
-
-
 def _cost(
-  program: programs.Program, layout: hlo.Layout, outside: float, memory: float
+  program: programs.Program, chips: int, slices: int, outside: float
 ) -> Cost:
   traced = program.trace()
-  count = flops(traced.jaxpr, trips=program.trips) / layout.size
   cost = Cost(
-    program.name, program.phase, program.calls, count, outside=outside
+    program.name,
+    program.phase,
+    program.calls,
+    program.moved,
+    flops(traced.jaxpr, trips=program.trips) / chips,
+    outside,
   )
-  lowered, begin = traced.lower(), time.perf_counter()
   try:
-    compiled = lowered.compile()
+    compiled = traced.lower().compile()
   except jax.errors.JaxRuntimeError as error:
     refusal = refused(str(error))
     if refusal is None:
       raise
-    return dataclasses.replace(
-      cost,
-      temporaries=refusal[0],
-      needed=refusal[0] + outside,
-      compiles=False,
-      fits=False,
-      seconds=time.perf_counter() - begin,
-    )
+    return dataclasses.replace(cost, temporaries=refusal[0], compiles=False)
   plan = compiled.memory_analysis()
-  temporaries = float(
-    plan.temp_size_in_bytes
-    + plan.output_size_in_bytes
-    - plan.alias_size_in_bytes
-    + plan.generated_code_size_in_bytes
+  collectives = hlo.collectives(
+    hlo.parse(compiled.as_text()),
+    chips // slices,
+    slices,
+    data_trips=program.trips,
   )
-  needed = plan.argument_size_in_bytes + temporaries + outside
-  text = hlo.parse(compiled.as_text())
-  moved = hlo.traffic(text, layout, trips=program.trips)
   return dataclasses.replace(
     cost,
-    read_written=moved.read_written,
-    collectives=moved.collectives,
-    kernels=moved.kernels,
     arguments=float(plan.argument_size_in_bytes),
-    temporaries=temporaries,
-    needed=needed,
-    fits=needed <= memory,
-    seconds=time.perf_counter() - begin,
+    temporaries=float(
+      plan.temp_size_in_bytes
+      + plan.output_size_in_bytes
+      - plan.alias_size_in_bytes
+      + plan.generated_code_size_in_bytes
+    ),
+    collectives=tuple(collectives),
   )

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,14 +101,8 @@ class Workload:
 # --- Arrays and programs -----------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Seats:
-  """Abstract arrays of a rollout.
-
-  Attributes:
-    slots: slots in which episodes decode, with the cache.
-    prompts: slots of the openings of the groups.
-  """
+class Seats(NamedTuple):
+  """Abstract arrays of a rollout: slots with the cache, and of the openings."""
 
   slots: sampling.Slots
   prompts: sampling.Slots
@@ -134,6 +128,8 @@ class Program:
     trace: function that returns the traced program.
     calls: calls in one iteration; 0 for a program compiled for its memory only.
     beside: parts that stay in memory while it runs and are not arguments.
+    moved: bytes that a chip reads and writes in a call at least: weights, cache
+      and batch, without activations.
     trips: runs of a loop whose length only the data decide.
   """
 
@@ -142,6 +138,7 @@ class Program:
   trace: Callable[[], Any]
   calls: float
   beside: tuple[str, ...]
+  moved: float
   trips: float = 1.0
 
 
@@ -155,8 +152,6 @@ class Run:
     mesh_sizes: dict[str, int],
     devices: list[Any] | None,
     work: Workload,
-    *,
-    with_fused: bool = False,
   ):
     """Make the abstract arrays.
 
@@ -166,13 +161,11 @@ class Run:
       mesh_sizes: sizes of the mesh, as `make_mesh` takes them.
       devices: devices, which need not exist; None for those that do.
       work: tokens of an episode.
-      with_fused: True to compile score and update as one program, too.
 
     Raises:
       ValueError: if a parameter cannot be split over the mesh.
     """
     self.c, self.config, self.work = c, config, work
-    self.with_fused = with_fused
     self.mesh = mesh_lib.make_mesh(**mesh_sizes, devices=devices)
     self.model = build.model(c, pathlib.Path(), self.mesh, config)
     learners = build.learners(c, self.model)
@@ -180,6 +173,8 @@ class Run:
     self.shards = mesh_lib.row_shards(self.mesh)
     self.rows = mesh_lib.rows(self.mesh)
     self.replicated = mesh_lib.replicated(self.mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    self.key = _place(key, self.replicated)
     self.lengths = tuple(c.rollout.lengths) or (c.limits.context,)
     self.episodes = c.rollout.prompts * c.rollout.members
     self.prompt_width = collector.double_up(
@@ -201,8 +196,8 @@ class Run:
     actor, critic = self.state.actor, self.state.critic
     return {
       'actor': actor.params,
-      'critic': critic.params if critic else None,
-      'optimizers': [actor.opt_state, critic.opt_state if critic else None],
+      'critic': critic and critic.params,
+      'optimizers': [actor.opt_state, critic and critic.opt_state],
       'reference': self.reference,
       'decoding copy': self.decoding,
       'cache': self.most_slots.slots,
@@ -225,7 +220,9 @@ class Run:
     training, evaluation = self.training, self.evaluation
     waves = -(-self.episodes // training.batch)
     # The actor is what is copied.
-    yield Program('decoding copy', 'rollout', self._copy, 1, _ALWAYS[1:])
+    moved = per_chip((self.state.actor.params, self.decoding))
+    copy = self._copy
+    yield Program('decoding copy', 'rollout', copy, 1, _ALWAYS[1:], moved)
     yield self._prefill_prompts(training, 1)
     yield self._admit(training, waves)
     prefills = self._views(self.work.turn_ends())
@@ -257,15 +254,15 @@ class Run:
   def _prefill_prompts(self, seats: Seats, calls: float) -> Program:
     def trace():
       return sampling.prefill_prompts.trace(
-        self.model.graphdef,
-        self.decoding,
+        *(self.model.graphdef, self.decoding),
         *self._ints((seats.prompt_rows, self.prompt_width), ()),
         config=self.config,
         dtype=self.model.dtype,
       )
 
     name = f'prefill of prompts{self._when(seats)}'
-    return Program(name, 'rollout', trace, calls, _ALWAYS)
+    moved = per_chip((self.decoding, seats.prompts))
+    return Program(name, 'rollout', trace, calls, _ALWAYS, moved)
 
   def _admit(self, seats: Seats, calls: float) -> Program:
     def trace():
@@ -273,8 +270,8 @@ class Run:
       return sampling.admit.trace(seats.slots, seats.prompts, *ints)
 
     beside = (*_ALWAYS, 'decoding copy')
-    name = f'admit{self._when(seats)}'
-    return Program(name, 'rollout', trace, calls, beside)
+    name, moved = f'admit{self._when(seats)}', per_chip(seats.prompts)
+    return Program(name, 'rollout', trace, calls, beside, moved)
 
   def _prefill(self, seats: Seats, view: int, calls: float) -> Program:
     block = self.c.rollout.observation_block
@@ -284,29 +281,25 @@ class Run:
     def trace():
       tokens_MT, count_M, slot_M, budget_M = self._ints(sizes, (), (), ())
       return sampling.prefill.trace(
-        self.model.graphdef,
-        self.decoding,
-        seats.slots,
+        *(self.model.graphdef, self.decoding, seats.slots),
         *(tokens_MT, count_M, slot_M, budget_M),
         view=view,
       )
 
     name = f'prefill{self._when(seats)}, view {view}'
     beside = (*_ALWAYS, 'prompt cache')
-    return Program(name, 'rollout', trace, calls, beside)
+    moved = per_chip(self.decoding)
+    moved += self._viewed(seats, view) * sizes[0] / seats.batch
+    return Program(name, 'rollout', trace, calls, beside, moved)
 
   def _decode(self, seats: Seats, view: int, calls: float) -> Program:
     steps = self.c.rollout.decode_steps
-    key = jax.eval_shape(lambda: jax.random.key(0))
     temperature = jax.ShapeDtypeStruct((), jnp.float32)
 
     def trace():
       return sampling.decode.trace(
-        self.model.graphdef,
-        self.decoding,
-        seats.slots,
-        _place(key, self.replicated),
-        _place(temperature, self.replicated),
+        *(self.model.graphdef, self.decoding, seats.slots),
+        *(self.key, _place(temperature, self.replicated)),
         steps=steps,
         view=view,
         stop_ids=_STOP_IDS,
@@ -315,7 +308,8 @@ class Run:
 
     name = f'decode{self._when(seats)}, view {view}'
     beside = (*_ALWAYS, 'prompt cache')
-    return Program(name, 'rollout', trace, calls, beside, trips=steps)
+    moved = steps * (per_chip(self.decoding) + self._viewed(seats, view))
+    return Program(name, 'rollout', trace, calls, beside, moved, steps)
 
   def _compact(self, seats: Seats) -> Program:
     keep = (self._quarter(seats.batch),)
@@ -324,43 +318,43 @@ class Run:
       return sampling.compact.trace(seats.slots, *self._ints(keep))
 
     beside = (*_ALWAYS, 'decoding copy', 'prompt cache')
-    return Program('compact', 'rollout', trace, 0, beside)
+    moved = 2 * per_chip(seats.slots) * keep[0] / seats.batch
+    return Program('compact', 'rollout', trace, 0, beside, moved)
 
   # --- Learning --------------------------------------------------------------
 
   def _learning(self, length: int, calls: float) -> Iterator[Program]:
     state, reference = self.state, self.reference
     batch = self._trajectories(length)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    key = _place(key, self.replicated)
     # The data decide how many chunks of tokens are scored.
     rows = (self.c.learner.microbatch or self.c.learner.minibatch) / self.shards
     sampled = min(1.0, self.work.sampled / length) * rows * length
     chunks = math.ceil(sampled / self.c.learner.score_chunk)
 
     def score():
-      return self.step.prepare.trace(state, reference, batch, key)
+      return self.step.prepare.trace(state, reference, batch, self.key)
 
     def update():
       ready, metrics = jax.eval_shape(
-        self.step.prepare, state, reference, batch, key
+        self.step.prepare, state, reference, batch, self.key
       )
       ready = jax.tree.map(lambda x: _place(x, self.rows), ready)
       metrics = jax.tree.map(lambda x: _place(x, self.replicated), metrics)
-      return self.step.finish.trace(state, ready, metrics, key)
+      return self.step.finish.trace(state, ready, metrics, self.key)
 
-    def fused():
-      return self.step.fused.trace(state, reference, batch, key)
-
-    name = f'score, length {length}'
-    yield Program(name, 'score', score, calls, ('optimizers',), chunks)
+    name, trained = f'score, length {length}', (state.actor, state.critic)
+    models = state.actor.params, state.critic and state.critic.params
+    moved = per_chip((models, reference, batch))
+    yield Program(name, 'score', score, calls, ('optimizers',), moved, chunks)
     name, beside = f'update, length {length}', ('reference', 'batch')
-    yield Program(name, 'update', update, calls, beside)
-    if self.with_fused and length == self.lengths[-1]:
-      name = f'score and update in one, length {length}'
-      yield Program(name, 'update', fused, 0, (), chunks)
+    moved = 2 * per_chip(trained) + per_chip(batch)
+    yield Program(name, 'update', update, calls, beside, moved)
 
-  # --- Sizes and arguments, as agent.rollout chooses them --------------------
+  # --- Sizes and arguments, as the rollout chooses them ----------------------
+
+  def _viewed(self, seats: Seats, view: int) -> float:
+    """Bytes of the positions of the cache that a program reads."""
+    return per_chip(seats.slots) * view / seats.slots.cache.k_BLSN.shape[2]
 
   def _quarter(self, batch: int) -> int:
     """Rows of a small prefill, and slots that a batch shrinks to."""
@@ -389,22 +383,14 @@ class Run:
     # Each shard reads the openings that its episodes need.
     groups = [p for p in range(prompts) for _ in range(members)]
     read = len(placement.ShardPlacement.of(groups, range(self.shards)).groups)
-    return Seats(
-      self._slots(batch, length), self._slots(read, self.prompt_width)
-    )
-
-  def _slots(self, batch: int, length: int) -> sampling.Slots:
-    shapes = jax.eval_shape(
-      lambda: sampling.empty(
-        self.config,
-        batch,
-        length,
-        self.model.dtype,
-        self.mesh.shape['tensor'],
-      )
-    )
     where = sampling.slot_shardings(self.mesh, self.config)
-    return jax.tree.map(_place, shapes, where)
+
+    def slots(batch: int, length: int) -> sampling.Slots:
+      sizes = batch, length, self.model.dtype, self.mesh.shape['tensor']
+      empty = jax.eval_shape(lambda: sampling.empty(self.config, *sizes))
+      return jax.tree.map(_place, empty, where)
+
+    return Seats(slots(batch, length), slots(read, self.prompt_width))
 
   def _trajectories(self, length: int):
     """Abstract episodes with the fields that the rollout writes."""
@@ -417,11 +403,20 @@ class Run:
     return jax.tree.map(rows, none)
 
   def _ints(self, first: tuple[int, ...], *more: tuple[int, ...]):
-    shapes = [first, *((first[0], *shape) for shape in more)]
     return [
       jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.rows)
-      for shape in shapes
+      for shape in (first, *((first[0], *shape) for shape in more))
     ]
+
+
+def per_chip(tree: Any) -> float:
+  """Bytes of abstract arrays on one chip, without padding to tiles."""
+  total = 0.0
+  for x in jax.tree.leaves(tree):
+    is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    size = 8 if is_key else x.dtype.itemsize
+    total += math.prod(x.sharding.shard_shape(x.shape)) * size
+  return total
 
 
 def _place(x, sharding) -> jax.ShapeDtypeStruct:
