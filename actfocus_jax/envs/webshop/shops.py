@@ -17,11 +17,7 @@ _INDEX_NAME = 'webshop_index'
 
 
 class Shop(Protocol):
-  """Products, a search, and goals by number.
-
-  Attributes:
-    goal_count: number of goals.
-  """
+  """Products, a search, and goals with numbers below `goal_count`."""
 
   goal_count: int
 
@@ -56,13 +52,18 @@ class MemoryShop:
     for product in products:
       self._products.setdefault(product.asin, product)
     self._asins = list(self._products)
-    self._human = None
+    self._numbering = goals.Numbering(
+      [*map(goals.synthetic_count, self._products.values())]
+    )
+    self.goal_count, self._human = self._numbering.count, None
     if instructions is not None:
-      self._human = [*self._human_goals(instructions)]
-    counts = [*map(goals.synthetic_count, self._products.values())]
-    self._numbering = goals.Numbering(counts)
-    is_human = self._human is not None
-    self.goal_count = len(self._human) if is_human else self._numbering.count
+      every = (
+        goals.human(product, instruction)
+        for asin, product in self._products.items()
+        for instruction in instructions.get(asin, ())
+      )
+      self._human = [goal for goal in every if goal is not None]
+      self.goal_count = len(self._human)
     # Not at the first search: many threads may make that one at once.
     texts = map(search.text_of, self._products.values())
     self._index = search.MemoryIndex([*texts])
@@ -81,13 +82,6 @@ class MemoryShop:
 
   def _find(self, query: str) -> tuple[str, ...]:
     return tuple(self._asins[place] for place in self._index.best(query))
-
-  def _human_goals(self, instructions):
-    for asin, product in self._products.items():
-      for instruction in instructions.get(asin, ()):
-        goal = goals.human(product, instruction)
-        if goal is not None:
-          yield goal
 
 
 def open_shop(
@@ -110,9 +104,6 @@ def open_shop(
     products: number of products of the built-in shop.
     progress: called with the progress of building a shop on disk.
 
-  Returns:
-    The shop.
-
   Raises:
     ValueError: files or libraries are missing, or something does not fit.
   """
@@ -127,7 +118,10 @@ def open_shop(
     return _on_disk(place.resolve(), human, data)
   files = catalogue.find(data, human=human, full=bool(index))
   if not files.is_full:
-    return _in_memory(files, human, _stamps(files))
+    paths = [files.products, files.notes, *filter(None, [files.human])]
+    stats = [path.stat() for path in paths]
+    stamps = tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
+    return _in_memory(files, human, stamps)
   place = place or files.products.parent / _INDEX_NAME
   if not store.is_built(place):
     store.build(files, place, progress)
@@ -153,9 +147,3 @@ def _in_memory(files: catalogue.Files, human: bool, stamps) -> MemoryShop:
 def _on_disk(place: pathlib.Path, human: bool, data: str) -> store.DiskShop:
   store.check_source(place, pathlib.Path(data).expanduser())
   return store.DiskShop(place, human=human)
-
-
-def _stamps(files: catalogue.Files):
-  paths = [files.products, files.notes, *filter(None, [files.human])]
-  stats = [path.stat() for path in paths]
-  return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
