@@ -56,20 +56,11 @@ class WarmStart:
       for the directory's name.
     cast: pairs of a game and the player that demonstrates it.
     pool: pool that runs the environments.
-    cache: folder of all warm starts.
-    episodes: number of demonstrations.
-    steps: number of optimizer steps.
-    batch: conversations per step.
     learning_rate: peak of the learning rate, after a warm-up of 5 % of the
       steps; a cosine leads from it to 5 % of it.
     observation_weight: see `supervised.step`.
-    vocab_size: size of the tokenizer's vocabulary without set phrases, at most.
-    hidden_size: width of the model, as in `architecture.Config`.
-    intermediate_size: width of the MLP.
-    num_layers: number of layers.
-    num_heads: number of query heads.
-    num_key_value_heads: number of key heads.
     seed: seed of the demonstrations, the initial weights and the batches.
+    cache and all others: fields of the config section warm_start.
   """
 
   name: str
@@ -154,7 +145,13 @@ def make(plan: WarmStart, directory: pathlib.Path):
   graphdef, params = transformer.create(
     config, mesh, jax.random.key(plan.seed), dtype=jnp.float32, remat=True
   )
-  tx = _optimizer(plan)
+  peak, warmup = plan.learning_rate, max(plan.steps // 20, 1)
+  rate = optax.warmup_cosine_decay_schedule(
+    peak / warmup, peak, warmup, plan.steps, peak / 20
+  )
+  tx = state_lib.optimizer(
+    learning_rate=rate, b1=0.9, b2=0.98, weight_decay=0.01, clip_norm=1.0
+  )
   state = state_lib.create_model_state(params, tx)
   solved = np.mean([episode.success for episode in episodes])
   with (
@@ -185,16 +182,6 @@ def make(plan: WarmStart, directory: pathlib.Path):
       if step % 10 == 0 or step == plan.steps:
         display.update(step, loss=float(metrics['loss']))
   hf.save(directory, config, state.params, tokenizer=tokens)
-
-
-def _optimizer(plan: WarmStart) -> optax.GradientTransformation:
-  peak, warmup = plan.learning_rate, max(plan.steps // 20, 1)
-  rate = optax.warmup_cosine_decay_schedule(
-    peak / warmup, peak, warmup, plan.steps, peak / 20
-  )
-  return state_lib.optimizer(
-    learning_rate=rate, b1=0.9, b2=0.98, weight_decay=0.01, clip_norm=1.0
-  )
 
 
 def _model_config(plan: WarmStart, vocab_size: int) -> architecture.Config:
