@@ -142,7 +142,7 @@ def test_it_goes_on_until_a_signal_to_one_saves_and_ends_both(place, killed):
 # Each process on a disk of its own, where both make the warm start.
 STOPS = """
 import os, signal, sys
-from actfocus_jax.learner import supervised
+from actfocus_jax.warmstart import supervised
 _step = supervised.step
 def step(*arguments, **more):
   os.kill(os.getpid(), signal.SIGTERM)

@@ -93,9 +93,16 @@ class WarmStart:
     return pathlib.Path(self.cache) / f'{self.name}-{digest.hexdigest()[:12]}'
 
   @property
-  def first_seed(self) -> int:
-    """Seed of the first demonstration."""
-    return _FIRST_SEED + self.seed * _SEEDS
+  def seeds(self) -> range:
+    """Seeds of the demonstrations that the model learns from."""
+    first = _FIRST_SEED + self.seed * _SEEDS
+    return range(first, first + self.episodes)
+
+  @property
+  def tokenizer_seeds(self) -> range:
+    """Seeds of the demonstrations that the tokenizer is trained on."""
+    first = self.seeds.start + _SEEDS // 2
+    return range(first, first + _TOKENIZER_EPISODES)
 
 
 def ensure(plan: WarmStart) -> pathlib.Path:
@@ -110,12 +117,8 @@ def ensure(plan: WarmStart) -> pathlib.Path:
 
 def tokenizer(plan: WarmStart):
   """Train the tokenizer, on demonstrations of its own."""
-  first = plan.first_seed + _SEEDS // 2
   return demonstrations.train_tokenizer(
-    plan.cast,
-    range(first, first + _TOKENIZER_EPISODES),
-    plan.vocab_size,
-    pool=plan.pool,
+    plan.cast, plan.tokenizer_seeds, plan.vocab_size, pool=plan.pool
   )
 
 
@@ -130,14 +133,13 @@ def make(plan: WarmStart, directory: pathlib.Path):
     UsageError: the limits are too tight, or the environment fails.
     Stopped: SIGINT or SIGTERM arrived.
   """
-  seeds = range(plan.first_seed, plan.first_seed + plan.episodes)
   try:
     tokens = tokenizer(plan)
     chat = chat_lib.Chat(tokens)
     played = [game for game, _ in plan.cast]
-    collector.check_first_prompts(chat, played, plan.pool, seeds)
+    collector.check_first_prompts(chat, played, plan.pool, plan.seeds)
     episodes = demonstrations.play(
-      chat, plan.cast, seeds, pool=plan.pool, report=print
+      chat, plan.cast, plan.seeds, pool=plan.pool, report=print
     )
   except ValueError as error:
     raise errors.UsageError(str(error)) from error

@@ -1,9 +1,9 @@
-"""The interface of a shop, a shop in memory, and the choice of a shop."""
+"""A shop in memory, and the choice of a shop."""
 
 import functools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from actfocus_jax.envs.webshop import (
   catalogue,
@@ -14,24 +14,6 @@ from actfocus_jax.envs.webshop import (
 )
 
 _INDEX_NAME = 'webshop_index'
-
-
-class Shop(Protocol):
-  """Products, a search, and goals with numbers below `goal_count`."""
-
-  goal_count: int
-
-  def product(self, asin: str) -> catalogue.Product | None:
-    """Return the product with an ASIN, or None."""
-    ...
-
-  def find(self, query: str) -> tuple[str, ...]:
-    """Return the ASINs that a search finds, best first, at most 50."""
-    ...
-
-  def goal(self, number: int) -> goals.Goal:
-    """Return the goal of a number below `goal_count`."""
-    ...
 
 
 class MemoryShop:
@@ -70,18 +52,22 @@ class MemoryShop:
     self.find = functools.lru_cache(maxsize=1 << 14)(self._find)
 
   def product(self, asin: str) -> catalogue.Product | None:
-    """See `Shop`."""
+    """Return the product with an ASIN, or None."""
     return self._products.get(asin)
 
   def goal(self, number: int) -> goals.Goal:
-    """See `Shop`."""
+    """Return the goal with a number below `goal_count`."""
     if self._human is not None:
       return self._human[number]
     place, own = self._numbering.place(number)
     return goals.synthetic(self._products[self._asins[place]], own)
 
   def _find(self, query: str) -> tuple[str, ...]:
+    """Return the ASINs that a search finds, best first, at most 50."""
     return tuple(self._asins[place] for place in self._index.best(query))
+
+
+Shop = MemoryShop | store.DiskShop  # with the same methods
 
 
 def open_shop(

@@ -247,7 +247,7 @@ def _notes_of(database, asin: str) -> dict[str, Any]:
 
 
 class DiskShop:
-  """A shop that `build` made; see `shops.Shop` for its methods."""
+  """A shop that `build` made, with the methods of `shops.MemoryShop`."""
 
   def __init__(self, directory: pathlib.Path, *, human: bool):
     """Open a shop in a directory that `build` made.
@@ -273,7 +273,7 @@ class DiskShop:
     self.product = functools.lru_cache(maxsize=1 << 14)(self._product)
 
   def goal(self, number: int) -> goals.Goal:
-    """See `shops.Shop`."""
+    """Return the goal with a number below `goal_count`."""
     if self._is_human:
       asin, text = self._one(
         'SELECT asin, text FROM human WHERE number = ?', number + 1
