@@ -212,7 +212,7 @@ def splits(
   model = architecture_of(c, path).splits
   if not c.model.path:  # Its vocabulary is not known yet.
     model = tuple(part for part in model if part.what != 'vocab_size')
-  return mesh_shapes.of_rows(validate.mesh_rows(c)) + model
+  return mesh_shapes.row_splits(validate.mesh_rows(c)) + model
 
 
 def check_mesh(c: ConfigDict, path: pathlib.Path | None = None):
@@ -375,9 +375,7 @@ def checkpoint(
     directory.check_checkpoints(workdir, step)
   actor = state_lib.ModelState(model.abstract_weights(), None)
   wanted = state_lib.TrainState(None, None, None, actor)
-  step, restored = directory.restore_part(
-    workdir, wanted, step, agreed=processes.common
-  )
+  step, restored = directory.restore_part(workdir, wanted, step)
   return step, restored.actor.params
 
 

@@ -23,7 +23,7 @@ from actfocus_jax.algorithm import estimators
 from actfocus_jax.cli import flags as flags_lib
 from actfocus_jax.cli import paths
 from actfocus_jax.config import presets, schema, validate
-from actfocus_jax.parallel import clusters
+from actfocus_jax.parallel import processes
 from actfocus_jax.run import interrupt, metrics, storage
 
 # Fields that --arms and --seeds set; the file that marks a stalled run.
@@ -70,7 +70,7 @@ def main(argv: list[str]):
     first, paths.check_model(first.model, first.warm_start.cache)
   )
 
-  cluster = clusters.several()
+  cluster = processes.cluster_name()
   if cluster:
     raise errors.UsageError(
       f'compare runs in one process, and {cluster} has started several; '
@@ -82,7 +82,7 @@ def main(argv: list[str]):
         _train(c, _run(workdir, arm, seed), f'{arm}, seed {seed}')
         _write(workdir, plans)
   if stop.requested:
-    raise interrupt.Stopped(
+    raise errors.Stopped(
       f'Stopped by {stop.signal}. The same command goes on from there.',
       stop.code,
     )

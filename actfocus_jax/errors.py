@@ -15,6 +15,18 @@ class NoLearningSignal(RunError):
   """No group had spread for too many steps; the run has been saved."""
 
 
+class Stopped(Exception):
+  """A signal ended a command before its work was done.
+
+  Attributes:
+    code: exit code, as of `Interrupt`.
+  """
+
+  def __init__(self, message: str, code: int):
+    super().__init__(message)
+    self.code = code
+
+
 def sentence(error: BaseException) -> str | None:
   """Sentence about an error of the user or the machine; None for a defect.
 

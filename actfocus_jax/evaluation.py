@@ -55,7 +55,7 @@ def evaluate(
     )
     for game in collector.games
   ]
-  played = collector_lib.joined(parts)
+  played = collector_lib.concatenate(parts)
   row = _row(played)
   if len(parts) > 1:
     for game, part in zip(collector.games, parts, strict=True):
@@ -67,7 +67,7 @@ def _row(played: collector_lib.Rollout) -> dict[str, float]:
   """Means over some episodes."""
   solved = np.array([one.success for one in played.episodes])
   low, high = intervals.wilson(int(solved.sum()), solved.size)
-  row = statistics_lib.statistics(played)
+  row = statistics_lib.episode_means(played)
   head = {
     'success': row.pop('success'),
     'success_low': low,
@@ -115,7 +115,7 @@ def episodes_to_show(
     length: length that they are padded to, in tokens.
 
   Returns:
-    Records as of `statistics.to_json`.
+    Records of `statistics.viewer_record`.
   """
   members = played.groups.count(0)
   order = sorted(range(len(played.episodes)), key=lambda row: row % members)
@@ -125,7 +125,7 @@ def episodes_to_show(
   batch = episode.to_trajectory(shown, groups, length=length, pad=chat.pad_id)
   signal_BT, weight_BT = jax.device_get(explain(batch))
   return [
-    statistics_lib.to_json(
+    statistics_lib.viewer_record(
       one,
       chat,
       step=step,

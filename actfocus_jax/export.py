@@ -53,7 +53,7 @@ def main(argv: list[str]):
     step, params = build.checkpoint(model, workdir, _STEP.value)
     hf.save(out, model.config, params, source=model.path, dtype=_DTYPE.value)
   print(f'The policy after step {step} is in {out}, in {_DTYPE.value}.')
-  if not vocabulary.reads_alike(out):
+  if not vocabulary.matches_auto_tokenizer(out):
     print(
       'Note: AutoTokenizer builds another tokenizer from these files than '
       'tokenizer.json describes; load it with PreTrainedTokenizerFast.'

@@ -29,13 +29,7 @@ from actfocus_jax.parallel import processes
 from actfocus_jax.rollout import collector as collector_lib
 from actfocus_jax.rollout import episode
 from actfocus_jax.rollout import statistics as statistics_lib
-from actfocus_jax.run import (
-  compilations,
-  directory,
-  interrupt,
-  progress,
-  shared,
-)
+from actfocus_jax.run import directory, interrupt, metrics, progress
 
 Row = dict[str, float]
 
@@ -60,15 +54,15 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     NoLearningSignal: `selection.patience` steps in a row had no group with
       spread; the run has been evaluated, saved and reported.
   """
-  compilations.start()
+  metrics.count_compilations()  # Counts from here on.
   with contextlib.ExitStack() as stack:
     parts = stack.enter_context(build.parts(c))
     stop = stack.enter_context(interrupt.Interrupt())
     run = stack.enter_context(open_run(c, parts, workdir))
     # A signal may reach one process of several.
-    if run.done == 0 and not stop.agreed(processes.first_non_none):
+    if run.done == 0 and not stop.agreed():
       run.evaluate()
-    while not (stopped := stop.agreed(processes.first_non_none)):
+    while not (stopped := stop.agreed()):
       if run.done >= c.num_steps or run.stalled:
         break
       begin = time.perf_counter()
@@ -82,7 +76,7 @@ def train(c: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
         | {
           'rollout/padded_length': batch.tokens.shape[1],
           'time/rollout': rolled - begin,
-          'compiles': compilations.count(),
+          'compiles': metrics.count_compilations(),
         }
       )
       run.evaluate_and_save()
@@ -153,10 +147,8 @@ def open_run(
   reference = None
   if schema.has_reference(c):
     reference = model.weights(model.dtype)
-  with shared.open_run(workdir, schema.to_json(c), described) as files:
-    state, next_seed = files.restore(
-      learners.abstract(), agreed=processes.broadcast
-    )
+  with directory.open_run(workdir, schema.to_json(c), described) as files:
+    state, next_seed = files.restore(learners.abstract())
     if state is None:
       state = learners.create()
     if processes.is_first():
@@ -422,11 +414,14 @@ def run_step(
 
 def to_row(step: int, played: collector_lib.Rollout, learned: Row) -> Row:
   """Metrics of one iteration under the names of metrics.jsonl."""
-  seen, speed = statistics_lib.statistics(played), statistics_lib.speed(played)
-  parts = statistics_lib.by_game(played)
+  seen, speed = (
+    statistics_lib.episode_means(played),
+    statistics_lib.throughput(played),
+  )
+  parts = statistics_lib.rollouts_by_game(played)
   if len(parts) > 1:
     for game, part in parts.items():
-      of_game = statistics_lib.statistics(part)
+      of_game = statistics_lib.episode_means(part)
       seen |= {f'{game}/{name}': value for name, value in of_game.items()}
   return {
     'step': step,

@@ -1,10 +1,11 @@
-"""What one of two processes does for test_pair.py, one thing after the other.
+"""Scenarios of test_pair.py, played by one of two processes in turn.
 
 PROCESS FOLDER [--coordinator=... ...]: FOLDER holds the warm starts, a run and
-the two `hosts`, what each machine has on its own disk. What a process saw is
-left in FOLDER/seen/NAME-INDEX.json.
+`hosts`, a directory for each machine's own disk. A process leaves its results
+in FOLDER/seen/NAME-INDEX.json.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -15,17 +16,17 @@ import time
 import small_run
 from absl import flags
 
-from actfocus_jax import build, errors, evaluation, loop
+from actfocus_jax import errors, loop
 from actfocus_jax.cli import cluster
 from actfocus_jax.envs import frozen_lake
 from actfocus_jax.parallel import processes
-from actfocus_jax.run import directory, interrupt, metrics, shared
+from actfocus_jax.run import directory, interrupt, locks, metrics
 
 DEVICES = 4
 
 
 def config(folder, **changes):
-  """A run of few steps that every scenario plays, so that it compiles once."""
+  """Config of a run of few steps, shared by the scenarios: it compiles once."""
   few = {
     'checkpoint__every': 1,
     'warm_start__episodes': 64,
@@ -36,136 +37,126 @@ def config(folder, **changes):
 
 
 class Pair:
-  """The scenarios, in the order of their names in `main`."""
+  """The scenarios, in the order of `main`."""
 
   def __init__(self, folder: pathlib.Path):
-    self.folder, self.me = folder, processes.index()
-    self.rows = []
-    note = loop.Run.note
+    self.folder, self.index = folder, processes.index()
 
-    def noting(run, row):
-      self.rows.append(row)
-      note(run, row)
+  def write(self, name: str, content):
+    """Leave a result for the test."""
+    file = self.folder / 'seen' / f'{name}-{self.index}.json'
+    file.write_text(json.dumps(content, default=float))
 
-    loop.Run.note = noting
-    # Compiled once for all runs, which differ in nothing there but the mesh.
-    self.made, make = [], build.train_step
-
-    def once(*arguments):
-      if not self.made:
-        self.made.append(make(*arguments))
-      return self.made[0]
-
-    build.train_step = once
-
-  def says(self, name: str, what):
-    """Leaves what this process saw for the test."""
-    seen = self.folder / 'seen' / f'{name}-{self.me}.json'
-    seen.write_text(json.dumps(what))
-
-  def refusal(self, name: str, call):
-    """Leaves the sentence by which a call is refused."""
+  def write_refusal(self, name: str, call):
     try:
       call()
-    except errors.UsageError as refused:
-      self.says(name, str(refused))
+    except errors.UsageError as refusal:
+      self.write(name, str(refusal))
 
-  def goes_on(self):
+  @contextlib.contextmanager
+  def rows(self, on_row=lambda row: None):
+    """Collect the rows of this process, which only process 0 writes."""
+    rows, append = [], metrics.MetricsFile.append
+
+    def appending(file, row):
+      rows.append(row)
+      on_row(row)
+      append(file, row)
+
+    metrics.MetricsFile.append = appending
+    yield rows
+    metrics.MetricsFile.append = append
+
+  def resumes(self):
     """A second step after the first, which one process made."""
-    loop.train(config(self.folder, num_steps=2), self.folder / 'run')
-    self.says('goes_on', [row['step'] for row in self.rows])
+    with self.rows() as rows:
+      loop.train(config(self.folder, num_steps=2), self.folder / 'run')
+    steps = [row['step'] for row in rows if 'actor/loss' in row]
+    self.write('resumes', steps)
 
   def breaks(self):
     """In process 1 one call of an environment raises and one hangs."""
-    calls, step, collect = [], frozen_lake.FrozenLake.step, loop.Run.collect
+    calls, step = [], frozen_lake.FrozenLake.step
 
     def faulty(env, state, action):
       calls.append(action)
-      if self.me == 1 and len(calls) == 2:
+      if self.index == 1 and len(calls) == 2:
         raise OSError('the lake is gone')
-      if self.me == 1 and len(calls) == 5:
+      if self.index == 1 and len(calls) == 5:
         time.sleep(30.0)
       return step(env, state, action)
 
-    def collecting(run):
-      frozen_lake.FrozenLake.step = faulty
-      try:
-        return collect(run)
-      finally:
-        frozen_lake.FrozenLake.step = step
-
-    loop.Run.collect = collecting
-    self.rows.clear()
     c = config(self.folder, env__threads=1, env__time_limit=1.0)
-    loop.train(c, self.folder / 'breaks')
-    loop.Run.collect = collect
-    self.says('breaks', self.rows)
+    frozen_lake.FrozenLake.step = faulty
+    with self.rows() as rows:
+      loop.train(c, self.folder / 'breaks')
+    frozen_lake.FrozenLake.step = step
+    self.write('breaks', rows)
 
   def is_refused(self):
-    """Each host has files of its own; the directory of a run is taken."""
+    """Each host has files of its own; the directory of a run is locked."""
     place = pathlib.Path.cwd()
-    os.chdir(self.folder / 'hosts' / str(self.me))
-    shared._SEEN_WITHIN = 1.0
+    os.chdir(self.folder / 'hosts' / str(self.index))
+    directory._SEEN_WITHIN = 1.0
     other = config(self.folder, model__path='other')
     same = config(self.folder, model__path='same')
     run, here = self.folder / 'run', pathlib.Path('run')
-    train, evaluate = loop.train, evaluation.evaluate_checkpoint
-    self.refusal('other_model', lambda: train(other, self.folder / 'never'))
-    self.refusal('evaluate_other', lambda: evaluate(other, None, None))
-    self.refusal('not_shared', lambda: train(same, pathlib.Path('mine')))
-    c = config(self.folder)
-    self.refusal('evaluate_not_shared', lambda: evaluate(c, here, None))
-    with directory.lock(run / '.lock') if self.me == 0 else open(os.devnull):
-      goes_on = config(self.folder, num_steps=2)
-      self.refusal('taken', lambda: train(goes_on, run))
+    never, mine = self.folder / 'never', pathlib.Path('mine')
+    for name, call in {
+      'other_model': lambda: loop.train(other, never),
+      'evaluate_other': lambda: loop.evaluate(other, None, None),
+      'not_shared': lambda: loop.train(same, mine),
+      'evaluate_not_shared': lambda: loop.evaluate(
+        config(self.folder), here, None
+      ),
+    }.items():
+      self.write_refusal(name, call)
+    more = config(self.folder, num_steps=2)
+    lock = contextlib.nullcontext()
+    if self.index == 0:
+      lock = locks.lock_file(run / '.lock')
+    with lock:
+      self.write_refusal('locked', lambda: loop.train(more, run))
     os.chdir(place)
 
   def is_stopped(self):
     """SIGTERM to process 1 in the first evaluation."""
-    play = evaluation.evaluate
 
-    def interrupted(*arguments, **more):
-      if self.me == 1:
+    def on_row(row):
+      if self.index == 1:
         os.kill(os.getpid(), signal.SIGTERM)
-      return play(*arguments, **more)
 
-    evaluation.evaluate = interrupted
-    with interrupt.Interrupt() as stop:
+    with interrupt.Interrupt() as stop, self.rows(on_row):
       loop.train(config(self.folder), self.folder / 'stopped')
-    evaluation.evaluate = play
-    self.says('stopped', stop.code)
+    self.write('stopped', stop.code)
 
   def spans(self):
     """The one row shard is spread over the devices of both processes."""
-    self.made.clear()
-    self.rows.clear()
     c = config(self.folder, mesh__data=1, mesh__fsdp=1, mesh__tensor=4)
-    loop.train(c, self.folder / 'spans')
-    self.made.clear()
-    self.says('spans', self.rows)
+    with self.rows() as rows:
+      loop.train(c, self.folder / 'spans')
+    self.write('spans', rows)
 
   def fails(self):
-    """The disk of process 0 is full after the second step: the last thing."""
-    append = metrics.MetricsFile.append
+    """The disk of process 0 is full after the second step; the last one."""
 
-    def full(file, row):
-      if self.me == 0 and row['step'] == 2:
-        self.says('fails', time.time())
+    def on_row(row):
+      if self.index == 0 and row['step'] == 2:
+        self.write('fails', time.time())
         raise OSError(28, 'No space left on device')
-      append(file, row)
 
-    metrics.MetricsFile.append = full
-    loop.train(config(self.folder, num_steps=3), self.folder / 'fails')
+    with self.rows(on_row):
+      loop.train(config(self.folder, num_steps=3), self.folder / 'fails')
 
 
 def main():
-  """Joins the other and does everything."""
+  """Join the other process and play all scenarios."""
   folder = pathlib.Path(sys.argv[1])
   flags.FLAGS([sys.argv[0], *sys.argv[2:]])
   with cluster.joined():
     pair = Pair(folder)
-    for part in (
-      pair.goes_on,
+    for scenario in (
+      pair.resumes,
       pair.breaks,
       pair.is_refused,
       pair.is_stopped,
@@ -173,8 +164,8 @@ def main():
       pair.fails,
     ):
       begin = time.monotonic()
-      part()
-      print(f'{part.__name__} took {time.monotonic() - begin:.1f} s')
+      scenario()
+      print(f'{scenario.__name__} took {time.monotonic() - begin:.1f} s')
 
 
 if __name__ == '__main__':

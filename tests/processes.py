@@ -1,4 +1,4 @@
-"""Real processes of one run, on this machine, for tests."""
+"""Real processes of one run on this machine, for tests."""
 
 import os
 import pathlib
@@ -9,16 +9,15 @@ import time
 from importlib import metadata
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-TIMEOUT = 420  # seconds, of anything
+TIMEOUT = 420  # seconds
 
-
-# Runs before a command, in its process: a dead neighbour is noticed soon.
+# Runs before a command, in its process: a dead process is noticed soon.
 IMPATIENT = """
 from actfocus_jax.parallel import processes
 processes._HEARTBEAT_TIMEOUT = 6
 """
-# jax lets the first process alone keep what it compiles; here each has programs
-# of its own, and all one disk.
+# In jax only process 0 writes the compilation cache. Here each process has its
+# own programs, and all share a disk.
 _KEEP = """
 def _keep_all():
   from unittest import mock
@@ -36,19 +35,19 @@ runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)
 """
 
 
-# jaxlib 0.12 has the newer one alone.
+# jaxlib 0.12 has only the newer one.
 _HAS_OLD_GENERATOR = metadata.version('jaxlib').startswith('0.10.')
 
 
 def environment(devices=1, computes_little=True):
-  """What makes jax quick to compile, on so many simulated devices.
+  """Return variables for quick compilation on simulated devices.
 
-  Tests compile much and compute little. What takes half a second is kept for
-  other processes; XLA's newer generator of code for the CPU and most of its
-  optimizations take two to three times as long over the same programs.
+  Tests compile much and compute little. Programs that compile slowly are
+  cached for other processes. XLA's newer code generator for CPUs and most of
+  its optimizations would double or triple the time of compilation.
   """
   xla = [f'--xla_force_host_platform_device_count={devices}']
-  if _HAS_OLD_GENERATOR:  # XLA ends a process that names a flag it lacks.
+  if _HAS_OLD_GENERATOR:  # XLA aborts on a flag that it does not know.
     xla.append('--xla_cpu_use_fusion_emitters=false')
   return {
     'XLA_FLAGS': ' '.join(xla),
@@ -75,17 +74,17 @@ def start(
   own=None,
   computes_little=True,
 ):
-  """Starts processes that share simulated devices evenly.
+  """Start processes that share simulated devices evenly.
 
   Args:
-    count: How many.
-    arguments: Of the command.
-    devices: Of all processes together.
-    module: The command.
-    before: Code that runs in each process before the command.
-    code: Runs instead of a command.
-    own: By the index of a process: more arguments of its own.
-    computes_little: As of `environment`.
+    count: number of processes.
+    arguments: arguments of the command.
+    devices: number of devices of all processes together.
+    module: module of the command.
+    before: code that runs in each process before the command.
+    code: code that runs instead of a command.
+    own: index of a process -> more arguments for it alone.
+    computes_little: as for `environment`.
 
   Returns:
     The processes; their output is text, stdout and stderr in one.
@@ -120,37 +119,37 @@ def start(
 
 
 def finish(started, timeout=TIMEOUT):
-  """(exit code, output) of each; all are killed after the timeout."""
+  """Return (exit code, output) of each; kill all after the timeout."""
   end = time.monotonic() + timeout
   try:
     outputs = [
-      one.communicate(timeout=max(end - time.monotonic(), 1))[0]
-      for one in started
+      process.communicate(timeout=max(end - time.monotonic(), 1))[0]
+      for process in started
     ]
   finally:
-    for one in started:
-      one.kill()
+    for process in started:
+      process.kill()
   return [
-    (one.returncode, output)
-    for one, output in zip(started, outputs, strict=True)
+    (process.returncode, output)
+    for process, output in zip(started, outputs, strict=True)
   ]
 
 
 def finished(started, timeout=TIMEOUT):
-  """The output of each; all must end well."""
+  """Return the output of each; all must end with exit code 0."""
   done = finish(started, timeout)
   assert [code for code, _ in done] == [0] * len(done), done
   return [output for _, output in done]
 
 
 def wait_for(condition, started, timeout=TIMEOUT):
-  """Waits until something holds while all processes run."""
+  """Wait until a condition holds while all processes run."""
   end = time.monotonic() + timeout
   while not condition():
-    dead = [one for one in started if one.poll() is not None]
+    dead = [process for process in started if process.poll() is not None]
     if dead or time.monotonic() > end:
-      for one in started:
-        one.kill()
-      outputs = [one.communicate()[0][-3000:] for one in started]
+      for process in started:
+        process.kill()
+      outputs = [process.communicate()[0][-3000:] for process in started]
       raise AssertionError('\n'.join(outputs))
     time.sleep(0.05)

@@ -19,7 +19,7 @@ ALLOWED = {
   'model': ('parallel',),
   'envs': (),
   'text': ('model.files',),
-  'parallel': ('errors', 'run.interrupt'),
+  'parallel': ('errors',),
   'config': ('errors', 'algorithm', 'envs', 'model', 'text', 'parallel'),
   'run': ('errors', 'config', 'parallel', 'model.files'),
   'rollout': ('text', 'model', 'envs', 'parallel', 'algorithm.trajectory'),
@@ -179,6 +179,17 @@ def test_a_circle_of_files_is_seen():
     'envs.base': 'def f():\n  from actfocus_jax import build',
   }
   assert circles(sources) == [['build', 'envs.base']]
+
+
+def test_config_object_stays_in_config_build_loop_and_commands():
+  holders = {
+    module
+    for module, source in SOURCES.items()
+    if any(is_within(n, 'ml_collections') for n in imports(source, module))
+  }
+  commands = ('build', 'loop', 'compare', 'evaluate', 'cli', 'config', 'aot')
+  assert 'config.schema' in holders
+  assert not {m for m in holders if m.split('.')[0] not in commands}
 
 
 def test_every_module_says_what_it_is():

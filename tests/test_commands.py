@@ -43,7 +43,7 @@ REFUSED = {
   '--config.eval.first_seed=9990': ['eval.first_seed', '9990', '9968'],
   '--config.player.options.skill=7': ['player.options.skill', '7', '0 to 1'],
   '--config.env.options.size=3000': ['env.options.size', '3000', '2 to 16'],
-  '--config.env.options.boxes=2': ['env.options.boxes', 'no field'],
+  '--config.env.options.boxes=2': ['env.options.boxes', 'not a field'],
   '--config.mesh=2x4': ['mesh', '2x4', '--config.mesh.FIELD=value'],
   '--model_path=x': ['--model_path goes', '--config.model.path=DIR'],
   '--confg=x': ['confg'],
@@ -147,7 +147,7 @@ def test_unreadable_model_directory_refused(broken, words, tmp_path):
     (
       'model.safetensors',
       '\x20\0\0\0\0\0\0\0{"a": {"data_offsets": [0, 9]}}cut',
-      ['model.safetensors', 'no whole safetensors', 'cut?'],
+      ['model.safetensors', 'not a complete safetensors', 'cut?'],
     ),
   ],
 )

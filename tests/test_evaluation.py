@@ -131,7 +131,7 @@ def outcome(tmp_path_factory):
 FSDP = '--config.mesh.fsdp=2'
 REFUSED = {
   '--config.seed=1': '--config.seed=1 would change the run of --workdir; ',
-  '--config.mesh.fdsp=2': 'mesh.fdsp is no field of the config; did you mean',
+  '--config.mesh.fdsp=2': 'mesh.fdsp is not a field of the config; did',
   '--config.mesh.fsdp=0': 'mesh.fsdp is 0; allowed: -1',
   '--config.mesh.fsdp=x': "mesh.fsdp is 'x'; allowed: a whole number",
 }

@@ -1,4 +1,4 @@
-"""A run in a bucket is the run on a disk; needs what test_storage.py does."""
+"""A run in a bucket equals one on a disk; needs the server of test_storage."""
 
 import jax
 import processes
@@ -6,26 +6,29 @@ import pytest
 import test_end_to_end as whole_run
 from run import test_storage
 
-from actfocus_jax import errors, evaluation, loop
+from actfocus_jax import errors, loop
+from actfocus_jax.config import schema
 from actfocus_jax.run import directory, metrics, storage
 
 server = test_storage.server
 
 
 @pytest.mark.slow
-def test_a_run_in_a_bucket_equals_one_on_a_disk(server, cache, tmp_path):
+def test_run_in_a_bucket_equals_one_on_a_disk(server, cache, tmp_path):
   place = storage.path(f'gs://{test_storage.BUCKET}/run')
   with jax.numpy_dtype_promotion('standard'):
     c = whole_run.config(cache)
     loop.train(c, tmp_path / 'disk')
     loop.train(whole_run.config(cache, num_steps=2), place)
     summary = loop.train(c, place)
-    step, row = evaluation.evaluate_checkpoint(c, place, 2)
+    step, row = loop.evaluate(c, place, 2)
     with (
-      directory.RunDirectory(tmp_path / 'other', c, {'sha256': ''}),
+      directory.RunDirectory(
+        tmp_path / 'other', schema.to_json(c), {'sha256': ''}
+      ),
       pytest.raises(errors.UsageError, match='checkpoints .* are: 2, 4'),
     ):
-      evaluation.evaluate_checkpoint(c, place, 3)
+      loop.evaluate(c, place, 3)
   whole_run.assert_same_run(tmp_path / 'disk', place)
   assert step == 2
   assert row['success'] == metrics.read(place / 'eval.jsonl')[1]['success']
@@ -35,7 +38,7 @@ def test_a_run_in_a_bucket_equals_one_on_a_disk(server, cache, tmp_path):
   assert not (place / '.lock').exists()
 
 
-# Goes on from the newest checkpoint, if there is one, and leaves the next.
+# Resumes from the newest checkpoint, if there is one, and saves the next.
 _GOES_ON = """
 import sys
 import jax
@@ -43,12 +46,12 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from actfocus_jax.parallel import processes
 from actfocus_jax.config import schema
-from actfocus_jax.run import shared, storage
+from actfocus_jax.run import directory, storage
 who = [flag.partition('=')[2] for flag in sys.argv[2:]]
 processes.start(
   coordinator=who[0], num_processes=int(who[1]), process_id=int(who[2])
 )
-shared._SEEN_WITHIN = 10.0
+directory._SEEN_WITHIN = 10.0
 place = storage.path(sys.argv[1])
 if place.exists():  # As a command looks at it.
   list(place.iterdir())
@@ -61,9 +64,11 @@ def leaf(value):
   return {'x': jax.make_array_from_callback(x.shape, sharding, x.__getitem__)}
 with (
   processes.exit_on_error(),
-  shared.open_run(place, schema.defaults(), {'sha256': ''}) as run,
+  directory.open_run(
+    place, schema.to_json(schema.defaults()), {'sha256': ''}
+  ) as run,
 ):
-  state, seed = run.restore(leaf(0.0), agreed=processes.broadcast)
+  state, seed = run.restore(leaf(0.0))
   done = 0 if state is None else seed - schema.FIRST_TRAINING_SEED
   if done:
     np.testing.assert_array_equal(state['x'].addressable_data(0), done)
@@ -74,7 +79,7 @@ with (
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_in_a_bucket(server):
+def test_two_processes_resume_in_a_bucket(server):
   where = f'gs://{test_storage.BUCKET}/two/run'
   for _ in range(2):
     started = processes.start(2, [where], devices=2, code=_GOES_ON)

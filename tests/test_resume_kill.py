@@ -1,4 +1,4 @@
-"""SIGKILL inside of a save, and SIGTERM: the same command goes on."""
+"""SIGKILL inside a save, and SIGTERM: the same command resumes."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from actfocus_jax.run import checkpoint, metrics
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SECONDS = 240  # for what takes 20
 
-# A run whose save of step 4 never ends: everything but the last file is there.
+# A run whose save of step 4 never ends; only the last file is missing.
 _ENDLESS = """
 import pathlib, sys, time
 from orbax import checkpoint as ocp
@@ -37,8 +37,8 @@ class Never(ocp.future.Future):
 
 ocp.JsonCheckpointHandler.async_save = endless
 """
-# In processes of their own: what this one has compiled before, and how, may
-# round otherwise.
+# In processes of their own: programs that this one compiled before may round
+# differently.
 _TRAIN = """
 import pathlib, sys
 import conftest
@@ -68,7 +68,7 @@ def training(code, cache, folder, name):
 
 
 def kill_inside_the_save(cache, folder):
-  """Starts the driver and kills it where its last save stands still."""
+  """Start a run and kill it inside its last save."""
   process = training(_ENDLESS + _TRAIN, cache, folder, 'run')
   try:
     end = time.monotonic() + SECONDS
@@ -82,14 +82,12 @@ def kill_inside_the_save(cache, folder):
 
 
 @pytest.mark.slow
-def test_a_run_killed_inside_a_save_goes_on_from_the_last_whole_one(
-  cache, tmp_path
-):
+def test_run_killed_inside_a_save_equals_the_undisturbed_one(cache, tmp_path):
   assert training(_TRAIN, cache, tmp_path, 'whole').wait(SECONDS) == 0
   kill_inside_the_save(cache, tmp_path)
   run = tmp_path / 'run'
   assert (tmp_path / 'inside').exists()
-  # All four steps are written down, but the fourth has half a checkpoint.
+  # All four steps have rows, but the fourth has half a checkpoint.
   assert len(metrics.read(run / 'metrics.jsonl')) == 4
   names = sorted(path.name for path in (run / 'checkpoints').iterdir())
   assert names[0] == '2' and 'tmp' in names[1] and len(names) == 2
@@ -104,7 +102,7 @@ def test_a_run_killed_inside_a_save_goes_on_from_the_last_whole_one(
 
 
 def start(workdir, cache):
-  """The training command at its smallest."""
+  """Start the training command at its smallest."""
   small = small_run.INSTANT | {
     'num_steps': 1000,
     'checkpoint.every': 1000,
@@ -131,9 +129,7 @@ def start(workdir, cache):
 @pytest.mark.parametrize(
   ('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 )
-def test_a_signal_saves_and_the_exit_code_says_unfinished(
-  cache, tmp_path, number, code
-):
+def test_signal_saves_and_exits_with_its_code(cache, tmp_path, number, code):
   process = start(tmp_path / 'run', cache)
   for line in process.stdout:
     if line.startswith('train '):

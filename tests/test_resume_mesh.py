@@ -1,4 +1,4 @@
-"""Steps on 8 devices are those on 4, 2 and 1; a checkpoint goes on there."""
+"""A run on 8 devices resumes on 4, 2 and 1 with the same step."""
 
 import functools
 import shutil
@@ -12,7 +12,7 @@ from actfocus_jax import build, loop
 from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import metrics
 
-# Of the step, and how far rounding may move it, of itself or at most 1e-6.
+# Metrics of a step and their relative tolerance; absolute 1e-6.
 CLOSE = {
   'actor/loss': 1e-4,
   'actor/grad_norm': 1e-4,
@@ -21,7 +21,7 @@ CLOSE = {
   'weights/action_mass': 1e-4,
   'signal/mean': 1e-4,
 }
-# Fields of the mesh; the number of devices is their product.
+# Number of devices -> fields of the mesh.
 MESHES = {
   8: dict(mesh__data=1, mesh__fsdp=4, mesh__tensor=2),
   4: dict(mesh__data=1, mesh__fsdp=2, mesh__tensor=2),
@@ -37,7 +37,7 @@ def ordinary_promotion():
 
 
 def train(cache, workdir, devices, steps, **changes):
-  """Trains up to a step on so many devices; returns that step's row."""
+  """Train up to a step on some devices; return the row of that step."""
   fixed = dict(num_steps=steps, checkpoint__every=1)
   c = small_run.config(cache, **(fixed | MESHES[devices] | changes))
   whole = mesh_lib.make_mesh
@@ -74,19 +74,21 @@ def next_step(cache, by_eight, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('devices', [4, 2, 1])
-def test_next_step_agrees(cache, by_eight, next_step, tmp_path, devices):
+def test_resume_on_fewer_devices_makes_the_same_step(
+  cache, by_eight, next_step, tmp_path, devices
+):
   shutil.copytree(by_eight, tmp_path / 'run')
   row = train(cache, tmp_path / 'run', devices, 2)
   first = metrics.read(by_eight / 'metrics.jsonl')[0]
   assert row['train/tokens'] == next_step['train/tokens']
   assert_close(row, next_step)
-  # And it is another step than the first one.
+  # And it differs from the first step.
   assert abs(first['actor/loss'] - next_step['actor/loss']) > 1e-3
 
 
 @pytest.mark.slow
-def test_fewer_boards_than_row_shards(cache, tmp_path):
-  """Each of 8 shards plays half of a group; the step is that of one device."""
+def test_fewer_boards_than_row_shards_make_the_same_step(cache, tmp_path):
+  """Each of 8 shards plays half of a group."""
   boards = dict(rollout__prompts=4, rollout__members=4, eval__prompts=3)
   mesh = dict(mesh__data=2, mesh__fsdp=4, mesh__tensor=1)
   row = train(cache, tmp_path / 'eight', 8, 1, **boards, **mesh)

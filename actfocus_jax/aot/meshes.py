@@ -91,7 +91,7 @@ def of_config(
   Raises:
     ValueError: if the mesh does not fit the chips or leaves something uneven.
   """
-  splits = mesh_shapes.of_rows(validate.mesh_rows(c)) + config.splits
+  splits = mesh_shapes.row_splits(validate.mesh_rows(c)) + config.splits
   shape = mesh_shapes.choose(c.mesh.to_dict(), slice_chips, slices, splits)
   before = schema.flatten(given or c)
   c = copy.deepcopy(c)

@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 
 from actfocus_jax import errors
-from actfocus_jax.parallel import clusters, processes
+from actfocus_jax.parallel import processes
 
 _DISTRIBUTED = flags.DEFINE_enum(
   'distributed',
@@ -46,7 +46,7 @@ def check():
   missing = [f'--{name}' for name, value in given.items() if value is None]
   if len(missing) == 3:
     return
-  if missing == ['--coordinator'] and clusters.count_and_index():
+  if missing == ['--coordinator'] and processes.count_and_index():
     raise errors.UsageError(
       'missing: --coordinator; Open MPI 5 numbers its processes, but does not '
       'say where process 0 is; allowed: HOST:PORT of process 0.'
@@ -82,7 +82,7 @@ def _given() -> dict[str, str | int | None]:
   """Values of the flags; Open MPI 5 fills in those that are left out."""
   count = index = None
   if _DISTRIBUTED.value != 'off':
-    count, index = clusters.count_and_index() or (None, None)
+    count, index = processes.count_and_index() or (None, None)
   values = {
     'coordinator': (_COORDINATOR.value, None),
     'num_processes': (_NUM_PROCESSES.value, count),
@@ -120,12 +120,12 @@ def joined() -> Iterator[None]:
     UsageError: the other processes are not known.
   """
   asked = _DISTRIBUTED.value == 'on' or _COORDINATOR.value
-  found = _DISTRIBUTED.value == 'auto' and clusters.several()
+  found = _DISTRIBUTED.value == 'auto' and processes.cluster_name()
   if not (asked or found):
     yield
     return
   try:
-    processes.start(**_given(), local_devices=clusters.local_devices())
+    processes.start(**_given(), local_devices=processes.local_devices())
   except ValueError as error:
     reason = ' '.join(str(error).split()).rstrip('.')
     if 'coordinator_address' in reason:

@@ -21,7 +21,7 @@ from ml_collections import config_flags
 from actfocus_jax import errors
 from actfocus_jax.cli import paths
 from actfocus_jax.config import resume, schema, validate
-from actfocus_jax.run import interrupt, storage
+from actfocus_jax.run import storage
 
 CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -60,7 +60,7 @@ def run(main: Callable[[list[str]], None], changes: str = ''):
   try:
     with refusing():
       app.run(main, flags_parser=lambda argv: _parse(argv, changes))
-  except interrupt.Stopped as stopped:
+  except errors.Stopped as stopped:
     print(stopped)
     sys.exit(stopped.code)
   except errors.RunError as error:

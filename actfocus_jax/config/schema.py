@@ -43,7 +43,7 @@ def defaults(env: str | Mapping[str, float] = 'frozen_lake') -> ConfigDict:
     UsageError: the environment does not exist, an argument of its class cannot
       be a field, or two environments have one label.
   """
-  c = ConfigDict(dict(env={'options': {}}, mixture={}, player={'options': {}}))
+  c = ConfigDict({'mixture': {}})
   for name, field in fields.rows(env).items():
     *sections, leaf = name.split('.')
     parent = c
@@ -55,6 +55,11 @@ def defaults(env: str | Mapping[str, float] = 'frozen_lake') -> ConfigDict:
     if default is None:
       default = config_dict.placeholder(field.allowed.kind)
     parent[leaf] = default
+  # Sections stay where there are no fields for them.
+  parts = [c.env, c.player, *c.mixture.values()]
+  for section in (*parts, *(part.player for part in c.mixture.values())):
+    if 'options' not in section:
+      section.options = ConfigDict()
   return c
 
 

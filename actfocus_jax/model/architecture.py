@@ -1,9 +1,9 @@
-"""What a model is made of: its sizes and switches, from and to config.json.
+"""Architecture of a model: sizes and switches, from and to config.json.
 
-One transformer (`transformer.py`) runs every family here; a family is a
-`model_type` of Hugging Face and says which parts it has. What a config.json
-asks for beyond that is refused, never ignored. Nothing here imports jax, so
-that a model that cannot run is refused at once.
+One transformer (`transformer.py`) runs every family; a family is a Hugging Face
+`model_type` and defines which parts the model has. Anything else that a
+config.json requests is refused, never ignored. Nothing here imports jax, so an
+unsupported model is refused at once.
 """
 
 import dataclasses
@@ -16,17 +16,17 @@ from actfocus_jax.parallel import mesh_shapes
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """What all models of one `model_type` have in common.
+  """Properties that all models of one `model_type` share.
 
   Attributes:
     class_name: the class in transformers that reads their config.json.
     qkv_bias: whether the projections to queries, keys and values have biases.
     query_key_norm: whether every head's queries and keys are normalised
       before they are rotated.
-    head_dim: the head size where a config.json leaves it out; None: what the
-      heads leave of hidden_size.
-    required: fields of config.json that would change the computation beside
-      those of `_REQUIRED`, and the value it is written for.
+    head_dim: head size if config.json has none; None: hidden_size divided by
+      the number of heads.
+    required: fields of config.json that would change the computation, beside
+      those of `_REQUIRED`, and the value that is supported.
   """
 
   class_name: str
@@ -49,8 +49,8 @@ FAMILIES = {
   ),
 }
 
-# Our name of a field -> (its name in a config.json, what transformers means
-# where a config.json leaves it out; None: it must not).
+# Name of our field -> (name in config.json, default of transformers; None: the
+# field is required).
 _FIELDS = {
   'vocab_size': ('vocab_size', None),
   'hidden_size': ('hidden_size', None),
@@ -62,7 +62,7 @@ _FIELDS = {
   'max_position_embeddings': ('max_position_embeddings', 32768),
   'initializer_range': ('initializer_range', 0.02),
 }
-# What would change the computation of any family.
+# Fields that would change the computation of any family, and supported values.
 _REQUIRED = {
   'hidden_act': 'silu',
   'use_sliding_window': False,
@@ -71,7 +71,7 @@ _REQUIRED = {
   'partial_rotary_factor': 1.0,
   'quantization_config': None,
 }
-# Those of them that transformers writes for every family.
+# Those that transformers writes for every family.
 _WRITTEN = ('hidden_act', 'use_sliding_window', 'attention_dropout')
 
 
@@ -81,8 +81,8 @@ class Config:
 
   Raises:
     ValueError: if a field has another type or is not positive, the head size
-      is odd, the query heads are no multiple of the key heads, or no family
-      has the name `model_type`.
+      is odd, the query heads are not a multiple of the key heads, or
+      `model_type` is not a supported family.
   """
 
   vocab_size: int
@@ -114,12 +114,12 @@ class Config:
 
   @property
   def family(self) -> Family:
-    """What its `model_type` says of it."""
+    """Family of the `model_type`."""
     return FAMILIES[self.model_type]
 
   @property
   def splits(self) -> tuple[mesh_shapes.Split, ...]:
-    """What `transformer.PARTITION_RULES` cut of a model, as far as sizes go."""
+    """Sizes that `transformer.PARTITION_RULES` split, and their mesh axes."""
     query = self.num_heads * self.head_dim
     key = self.num_key_value_heads * self.head_dim
     return (
@@ -133,18 +133,18 @@ class Config:
     )
 
   def key_repeats(self, tensor: int) -> int:
-    """`key_repeats` of its heads."""
+    """Returns `key_repeats` for the heads of this model."""
     return key_repeats(self.num_heads, self.num_key_value_heads, tensor)
 
   def held_heads(self, tensor: int) -> int:
-    """Key heads in the cache of each of `tensor` devices."""
+    """Returns the number of cached key heads on each of `tensor` devices."""
     if self.num_heads % tensor:
       return self.num_key_value_heads
     return self.num_key_value_heads * self.key_repeats(tensor) // tensor
 
   @property
   def num_parameters(self) -> int:
-    """How many numbers the model has; tied embeddings count once."""
+    """Number of parameters; tied embeddings count once."""
     query = self.num_heads * self.head_dim
     key = self.num_key_value_heads * self.head_dim
     layer = 2 * self.hidden_size * (query + key) + 2 * self.hidden_size
@@ -160,8 +160,8 @@ class Config:
     """Reads the dict of a Hugging Face config.json.
 
     Raises:
-      ValueError: if a field is missing, or asks for another computation than
-        this one; the sentence names the field, its value and what is allowed.
+      ValueError: if a field is missing or requests an unsupported computation;
+        names the field, its value and what is allowed.
     """
     family = _check_supported(raw)
     kinds = {field.name: field.type for field in dataclasses.fields(cls)}
@@ -188,8 +188,8 @@ class Config:
     named = {k: getattr(self, ours) for ours, (k, _) in _FIELDS.items()}
     required = {name: _REQUIRED[name] for name in _WRITTEN}
     required |= dict(self.family.required)
-    # The base stands twice: transformers 5 reads the second place, everything
-    # older the first.
+    # The base is written twice: transformers 5 reads the second place, older
+    # versions the first.
     rope = {'rope_type': 'default', 'rope_theta': self.rope_theta}
     return {
       'architectures': [self.family.class_name],
@@ -228,7 +228,7 @@ def _unsupported(field: str, value: Any, allowed: Any) -> str:
 
 
 def _check_supported(raw: Mapping[str, Any]) -> Family:
-  """Returns the family; ValueError if another computation is asked for."""
+  """Returns the family; ValueError for an unsupported computation."""
   kind = raw.get('model_type')
   if kind not in FAMILIES:
     raise ValueError(_unsupported('model_type', kind, FAMILIES))
@@ -244,7 +244,7 @@ def _check_supported(raw: Mapping[str, Any]) -> Family:
 
 
 def _rope_theta(raw: Mapping[str, Any]) -> float:
-  """Returns the rotary base, from wherever this config keeps it.
+  """Returns the rotary base, from any of its places in a config.
 
   Raises:
     ValueError: if positions are scaled, or differ between layers.
@@ -255,7 +255,7 @@ def _rope_theta(raw: Mapping[str, Any]) -> float:
     if not isinstance(rope, Mapping):
       raise ValueError(_unsupported(field, rope, [None]))
     kind = rope.get('rope_type', rope.get('type', 'default'))
-    # transformers 5 also writes this factor, 1.0 where all of a head turns.
+    # transformers 5 also writes this factor, 1.0 if a whole head is rotated.
     others = set(rope) - {'rope_type', 'type', 'rope_theta'}
     if rope.get('partial_rotary_factor') == 1.0:
       others.discard('partial_rotary_factor')
@@ -276,7 +276,7 @@ def _rope_theta(raw: Mapping[str, Any]) -> float:
 
 
 def key_repeats(heads: int, key_heads: int, tensor: int) -> int:
-  """How often a key head is repeated to give each of `tensor` devices its own.
+  """Returns how often key heads are repeated to split over `tensor` devices.
 
   Args:
     heads: H, query heads; several share a key head.
@@ -284,8 +284,8 @@ def key_repeats(heads: int, key_heads: int, tensor: int) -> int:
     tensor: size of the mesh axis.
 
   Returns:
-    As often as it takes that the devices share the key heads evenly, no query
-    head apart from its key head; 1 if the query heads cannot be shared.
+    The smallest number that lets the devices share the key heads evenly, each
+    query head with its key head; 1 if the query heads cannot be split.
   """
   if heads % tensor:
     return 1

@@ -1,9 +1,9 @@
-"""A Hugging Face model directory: where it is, and whether it is whole.
+"""Hugging Face model directory: locate it, and check that it is complete.
 
-The life of a `model.path`: `locate` finds the directory, on disk or on the
-Hugging Face hub; `check` looks at its small files and at the headers of its
-weights; `tensors` says which file holds which tensor. Nothing here imports jax
-or reads a weight, so that a directory that cannot work is refused at once.
+`locate` finds the directory, on disk or on the Hugging Face hub; `check` reads
+its small files and the headers of its weights; `tensors` returns the file of
+each tensor. Nothing here imports jax or reads a weight, so that an unusable
+directory is refused at once.
 """
 
 import functools
@@ -17,8 +17,8 @@ from actfocus_jax.model import architecture
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
-# What belongs to a model beside config.json and weights: a trained copy keeps
-# these files as they are.
+# Files of a model beside config.json and weights; a trained copy keeps them
+# unchanged.
 COMPANIONS = (
   'generation_config.json',
   'tokenizer*',
@@ -35,12 +35,12 @@ _HUB_ID = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
 
 
 class Tensor(NamedTuple):
-  """Where one tensor lies.
+  """Place of one tensor.
 
   Attributes:
     file: the safetensors file.
-    dtype: as safetensors names it: F32, BF16, F16, ...
-    shape: its shape there.
+    dtype: dtype as safetensors names it: F32, BF16, F16, ...
+    shape: shape in the file.
   """
 
   file: pathlib.Path
@@ -48,26 +48,24 @@ class Tensor(NamedTuple):
   shape: tuple[int, ...]
 
 
-# --- Finding it --------------------------------------------------------------
+# --- Locate ------------------------------------------------------------------
 
 
 @functools.cache
 def locate(path: str, revision: str = '') -> pathlib.Path:
-  """Returns the directory of a model, after a download if need be.
+  """Returns the directory of a model, downloaded if needed; cached.
 
-  A directory that exists is taken as it is. Else `ORGANISATION/NAME` is an id
-  on the Hugging Face hub: huggingface_hub downloads it into its own cache
-  (HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they always do),
-  or finds it there. Asked once in a process.
+  An existing directory is used as it is. Otherwise `ORGANISATION/NAME` is a
+  Hugging Face hub id: huggingface_hub finds it in its cache or downloads it
+  (HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE keep their meaning).
 
   Args:
     path: a directory or a hub id.
     revision: a branch, tag or commit of a hub id; '' is its main branch.
 
   Raises:
-    ValueError: if there is no such directory, and the hub has none such or
-      cannot be reached; the sentence says what to download and where to put
-      it.
+    ValueError: if there is no such directory and the hub has no such model or
+      cannot be reached; says what to download and where to put it.
   """
   here = pathlib.Path(path).expanduser()
   if here.is_dir():
@@ -79,15 +77,15 @@ def locate(path: str, revision: str = '') -> pathlib.Path:
     return here
   if not _HUB_ID.fullmatch(path):
     raise ValueError(
-      f'model.path is {path!r}, which is no directory and no hub id; allowed: a'
-      f' Hugging Face model directory with {_NEEDED}, or an id such as'
+      f'model.path is {path!r}, which is neither a directory nor a Hugging Face'
+      f' hub id; allowed: a model directory with {_NEEDED}, or an id such as'
       ' Qwen/Qwen2.5-0.5B-Instruct.'
     )
   return _download(path, revision)
 
 
 def _download(name: str, revision: str) -> pathlib.Path:
-  """Returns the hub's directory in the cache, fetched if it is not there."""
+  """Returns the hub's directory in the cache, downloaded if needed."""
   import huggingface_hub
   from huggingface_hub import constants
 
@@ -95,9 +93,9 @@ def _download(name: str, revision: str) -> pathlib.Path:
     found = huggingface_hub.snapshot_download(
       name, revision=revision or None, allow_patterns=list(_DOWNLOADED)
     )
-  except Exception as error:  # Whatever a network can raise.
+  except Exception as error:  # A network may raise anything.
     raise ValueError(
-      f'model.path is {name!r}, which is no directory here, is not in the cache'
+      f'model.path is {name!r}, which is not a directory, is not in the cache'
       f' {constants.HF_HUB_CACHE}, and cannot be downloaded'
       f' ({_reason(error)}). {how_to_fetch(name, revision)}'
     ) from error
@@ -105,35 +103,35 @@ def _download(name: str, revision: str) -> pathlib.Path:
 
 
 def how_to_fetch(name: str, revision: str = '') -> str:
-  """Returns the sentence about getting a model to a place without network."""
+  """Returns instructions for getting a model to a machine without network."""
   local = f'models/{name.partition("/")[2]}'
   fetch = f'hf download {name} --local-dir {local}'
   fetch += f' --revision {revision}' if revision else ''
   return (
-    f'Where there is a network, run `{fetch}`, put that directory here, and set'
-    f' --config.model.path={local}.'
+    f'On a machine with network, run `{fetch}`, copy that directory here, and'
+    f' set --config.model.path={local}.'
   )
 
 
 def is_hub_id(path: str) -> bool:
-  """Whether a `model.path` is to be found on the hub."""
+  """Returns whether a `model.path` is a hub id and not a directory."""
   here = pathlib.Path(path).expanduser()
   return not here.is_dir() and bool(_HUB_ID.fullmatch(path))
 
 
 def _reason(error: Exception) -> str:
-  """The first sentence of the error that began it all."""
+  """Returns the first line of the original error."""
   while error.__cause__ is not None:
     error = error.__cause__
   lines = str(error).strip().splitlines() or ['']
   return f'{type(error).__name__}: {lines[0].rstrip(".")}'
 
 
-# --- Looking at it -----------------------------------------------------------
+# --- Check -------------------------------------------------------------------
 
 
 def check(directory: pathlib.Path) -> architecture.Config:
-  """Returns the architecture, if the directory can be trained from.
+  """Returns the architecture if the directory is complete.
 
   Args:
     directory: from `locate`.
@@ -171,12 +169,10 @@ def config(directory: pathlib.Path) -> architecture.Config:
 
 
 def stop_ids(directory: pathlib.Path) -> tuple[int, ...]:
-  """Returns the ids that generation_config.json ends a response with.
-
-  One, several, or none where the file or its entry is absent.
+  """Returns the stop ids in generation_config.json, () if there are none.
 
   Raises:
-    ValueError: if the file is torn or names something else than ids.
+    ValueError: if the file cannot be read or holds anything but ids.
   """
   file = directory / 'generation_config.json'
   named = read_json(file).get('eos_token_id') if file.exists() else None
@@ -191,10 +187,10 @@ def stop_ids(directory: pathlib.Path) -> tuple[int, ...]:
 
 
 def fingerprint(directory: pathlib.Path) -> str:
-  """Returns a SHA-256 over all that decides what a model says.
+  """Returns a SHA-256 over everything that determines a model's output.
 
-  Weights, architecture, tokenizer, chat template and stop ids; not the names
-  of the directory or of the shards.
+  That is weights, architecture, tokenizer, chat template and stop ids, not the
+  names of the directory or of the shards.
   """
   weights = {place.file for place in tensors(directory).values()}
   patterns = ('config.json', *(p for p in COMPANIONS if p != 'LICENSE*'))
@@ -208,7 +204,7 @@ def fingerprint(directory: pathlib.Path) -> str:
 
 
 def commit(directory: pathlib.Path) -> str:
-  """Returns the commit of a directory in the hub's cache, '' of any other."""
+  """Returns the commit of a directory in the hub's cache, else ''."""
   is_snapshot = directory.parent.name == 'snapshots'
   return directory.name if is_snapshot else ''
 
@@ -224,7 +220,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
   except (ValueError, OSError) as error:
     raise ValueError(f'{file} cannot be read: {error}.') from error
   if not isinstance(content, dict):
-    raise ValueError(f'{file} cannot be read: it holds no JSON object.')
+    raise ValueError(f'{file} cannot be read: it does not hold a JSON object.')
   return content
 
 
@@ -232,8 +228,8 @@ def tensors(directory: pathlib.Path) -> dict[str, Tensor]:
   """Returns name -> place of every tensor, from the headers of the files.
 
   Raises:
-    ValueError: if there are no weights, two kinds of them, a file that is not
-      whole, a tensor twice, or if the index and its files disagree.
+    ValueError: if there are no weights or two kinds of them, a file is cut, a
+      tensor is duplicated, or the index and its files disagree.
   """
   single, index = directory / WEIGHTS, directory / INDEX
   if single.exists() and index.exists():
@@ -243,7 +239,7 @@ def tensors(directory: pathlib.Path) -> dict[str, Tensor]:
     )
   for file in (single, index):
     if file.is_symlink() and not file.exists():
-      raise ValueError(f'{file} is a link to a file that is gone.')
+      raise ValueError(f'{file} is a link to a file that does not exist.')
   if single.is_file():
     return _header(single)
   if not index.exists():
@@ -261,9 +257,9 @@ def tensors(directory: pathlib.Path) -> dict[str, Tensor]:
   for name in sorted(set(listed.values())):
     file = directory / name
     if not file.is_file():
-      raise ValueError(f'{directory} lacks {name}, which its index names.')
+      raise ValueError(f'{directory} lacks {name}, which its index lists.')
     for tensor, place in _header(file).items():
-      # The index names one file per tensor, so this sees duplicates too.
+      # The index lists one file per tensor, so this detects duplicates too.
       if listed.get(tensor) != name:
         raise ValueError(
           f'tensor {tensor} is unexpected in {file}: the index says'
@@ -283,10 +279,10 @@ def _is_name(file: Any) -> bool:
 
 
 def _header(file: pathlib.Path) -> dict[str, Tensor]:
-  """Returns the tensors of one file, if the file is whole.
+  """Returns the tensors of one file, if the file is complete.
 
-  It begins with the length of a JSON header, in 8 bytes; the header says where
-  each tensor ends. A download that failed leaves a small text in its place, or
+  The file begins with the length of a JSON header, in 8 bytes; the header holds
+  the end of each tensor. A failed download leaves a small text in its place, or
   a file that is too short.
   """
   size = file.stat().st_size
@@ -310,7 +306,7 @@ def _header(file: pathlib.Path) -> dict[str, Tensor]:
     ends, found = [-1], {}
   if 8 + length + max(ends, default=0) != size:
     raise ValueError(
-      f'{file} cannot be read: it is no whole safetensors file, with {size}'
-      ' bytes; was the download cut?'
+      f'{file} cannot be read: it is not a complete safetensors file, with'
+      f' {size} bytes; was the download cut?'
     )
   return found

@@ -1,14 +1,13 @@
 """Hugging Face directories <-> sharded parameters, both ways, without torch.
 
-The life of a tensor: the books say under which name, transposed or not, a
-parameter (for stacked layers: each of its layers) stands in the files; every
-device gets the slices it holds and nothing else. The books are kept twice:
-each tensor of the model must be in the files once, and each tensor of the files
-must be in the model, else the directory is refused.
+The name map lists, for every parameter path, the tensors that hold it in the
+files (stacked layers: one tensor per layer) and whether they are transposed
+there. It is checked in both directions: every parameter has a tensor and every
+tensor a parameter. Each device reads only the slices that it holds.
 
 A file is open only while a slice of it is copied, and one parameter (all its
-layers) is under way at a time; writing, one tensor and the shard it belongs to.
-So the host never holds the model beside the devices.
+layers) is read at a time; writing, one tensor and its shard. So the host never
+holds the model beside the devices.
 """
 
 import contextlib
@@ -57,15 +56,15 @@ _LAYER = {
 _DTYPES = ('F32', 'BF16', 'F16')
 
 
-# --- The books ---------------------------------------------------------------
+# --- The name map ------------------------------------------------------------
 
 
-class Entry(NamedTuple):
-  """One parameter's page in the books.
+class TensorSpec(NamedTuple):
+  """Tensors in the files that hold one parameter.
 
   Attributes:
-    names: the tensors it is made of: one, or one per layer.
-    stacked: whether those are layers of one array.
+    names: names of the tensors: one, or one per layer.
+    stacked: whether the tensors are layers of one array.
     transposed: whether the files hold [out, in] for our [in, out].
   """
 
@@ -74,64 +73,70 @@ class Entry(NamedTuple):
   transposed: bool
 
 
-def _entry(path: str, num_layers: int) -> Entry:
-  """Returns the page of a parameter path such as `layers/q/kernel`."""
+# Parameter path -> (spec, leaf).
+NameMap = dict[str, tuple[TensorSpec, Any]]
+
+
+def _tensor_spec(path: str, num_layers: int) -> TensorSpec:
+  """Returns the spec of a parameter path such as `layers/q/kernel`."""
   if not path.startswith('layers/'):
     name, transposed = _TOP[path]
-    return Entry((name,), stacked=False, transposed=transposed)
+    return TensorSpec((name,), stacked=False, transposed=transposed)
   name, transposed = _LAYER[path.removeprefix('layers/')]
   names = tuple(f'model.layers.{i}.{name}' for i in range(num_layers))
-  return Entry(names, stacked=True, transposed=transposed)
+  return TensorSpec(names, stacked=True, transposed=transposed)
 
 
-def _books(
-  params: Any, config: architecture.Config
-) -> dict[str, tuple[Entry, Any]]:
-  """Returns path -> (page, leaf) for every parameter."""
+def _name_map(params: Any, config: architecture.Config) -> NameMap:
+  """Returns the name map of all parameters."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(params)
   paths = [meshes.path_name(path) for path, _ in leaves]
   return {
-    path: (_entry(path, config.num_layers), leaf)
+    path: (_tensor_spec(path, config.num_layers), leaf)
     for path, (_, leaf) in zip(paths, leaves, strict=True)
   }
 
 
-def _shapes(books: dict[str, tuple[Entry, Any]]) -> dict[str, tuple[int, ...]]:
-  """Returns name -> shape of the tensors that the books ask for, in order."""
+def _shapes(
+  name_map: NameMap,
+) -> dict[str, tuple[int, ...]]:
+  """Returns name -> shape of the expected tensors, in order."""
   expected = {}
-  for entry, leaf in books.values():
-    shape = leaf.shape[1:] if entry.stacked else leaf.shape
-    shape = shape[::-1] if entry.transposed else shape
-    expected |= dict.fromkeys(entry.names, tuple(shape))
+  for spec, leaf in name_map.values():
+    shape = leaf.shape[1:] if spec.stacked else leaf.shape
+    shape = shape[::-1] if spec.transposed else shape
+    expected |= dict.fromkeys(spec.names, tuple(shape))
   return expected
 
 
-def _check_books(
-  books: dict[str, tuple[Entry, Any]],
+def _check_tensors(
+  name_map: NameMap,
   tensors: dict[str, files.Tensor],
   config: architecture.Config,
 ) -> None:
   """Raises ValueError unless model and files hold the same tensors."""
-  expected = _shapes(books)
+  expected = _shapes(name_map)
   for name, shape in expected.items():
     if name not in tensors:
       raise ValueError(f'tensor {name} is missing from the files.')
-    found = tensors[name]
-    if found.shape != shape:
-      raise ValueError(f'tensor {name} has shape {found.shape}, not {shape}.')
-  for name, found in tensors.items():
-    if found.dtype not in _DTYPES:
+    stored = tensors[name].shape
+    if stored != shape:
+      raise ValueError(f'tensor {name} has shape {stored}, not {shape}.')
+  for name, tensor in tensors.items():
+    if tensor.dtype not in _DTYPES:
       raise ValueError(
-        f'tensor {name} is {found.dtype}; allowed are {", ".join(_DTYPES)}.'
+        f'tensor {name} is {tensor.dtype}; allowed are {", ".join(_DTYPES)}.'
       )
     if name == _HEAD and config.tie_word_embeddings:
       _check_tied(tensors)
     elif name not in expected:
-      raise ValueError(f'tensor {name} is unexpected: the model has none such.')
+      raise ValueError(
+        f'tensor {name} is unexpected: the model has no such tensor.'
+      )
 
 
 def _check_tied(tensors: dict[str, files.Tensor], *, rows: int = 8192) -> None:
-  """Raises ValueError unless a tied head is the embedding, block by block."""
+  """Raises ValueError unless a tied head equals the embedding."""
   embedding, head = tensors[_TOP['embedding'][0]], tensors[_HEAD]
   same = embedding.shape == head.shape
   for start in range(0, embedding.shape[0] if same else 0, rows):
@@ -163,7 +168,7 @@ def load(
     directory: holds config.json and model.safetensors, or shards and an index.
     mesh: where the parameters go, by transformer.PARTITION_RULES.
     dtype: dtype of the computation.
-    param_dtype: dtype of the parameters, whatever that of the files.
+    param_dtype: dtype of the parameters, independent of that of the files.
     remat: see transformer.Transformer.
 
   Returns:
@@ -171,42 +176,44 @@ def load(
 
   Raises:
     ValueError: if the config is not supported, or a tensor is missing,
-      unexpected, twice there, of another shape or a type that is no float, or
-      not finite, or if tied weights differ. One sentence, naming the tensor.
+      unexpected, duplicated, of another shape, not of a float type or not
+      finite, or if tied weights differ. One sentence that names the tensor.
   """
   directory = pathlib.Path(directory)
   config = files.config(directory)
   graphdef, shapes = transformer.abstract(
     config, dtype, param_dtype=param_dtype, remat=remat
   )
-  where = meshes.param_shardings(mesh, transformer.PARTITION_RULES, shapes)
-  books = _books(shapes, config)
+  shardings = meshes.param_shardings(mesh, transformer.PARTITION_RULES, shapes)
+  name_map = _name_map(shapes, config)
   tensors = files.tensors(directory)
-  _check_books(books, tensors, config)
+  _check_tensors(name_map, tensors, config)
   leaves = [
-    _read(entry, leaf, sharding, tensors)
-    for (entry, leaf), sharding in zip(
-      books.values(), jax.tree.leaves(where), strict=True
+    _read(spec, leaf, sharding, tensors)
+    for (spec, leaf), sharding in zip(
+      name_map.values(), jax.tree.leaves(shardings), strict=True
     )
   ]
-  _check_finite(books, leaves, mesh)
+  _check_finite(name_map, leaves, mesh)
   params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
   return config, graphdef, params
 
 
 def _check_finite(
-  books: dict[str, tuple[Entry, Any]], leaves: list[jax.Array], mesh: Mesh
+  name_map: NameMap,
+  leaves: list[jax.Array],
+  mesh: Mesh,
 ) -> None:
   """Raises ValueError naming the first tensor with a NaN or an infinity."""
   sums = [
-    jnp.sum(leaf, axis=range(entry.stacked, leaf.ndim), dtype=jnp.float32)
-    for (entry, _), leaf in zip(books.values(), leaves, strict=True)
+    jnp.sum(leaf, axis=range(spec.stacked, leaf.ndim), dtype=jnp.float32)
+    for (spec, _), leaf in zip(name_map.values(), leaves, strict=True)
   ]
-  for (entry, _), total in zip(
-    books.values(), meshes.fetch(mesh, sums), strict=True
+  for (spec, _), total in zip(
+    name_map.values(), meshes.fetch(mesh, sums), strict=True
   ):
     for name, is_finite in zip(
-      entry.names, np.atleast_1d(np.isfinite(total)), strict=True
+      spec.names, np.atleast_1d(np.isfinite(total)), strict=True
     ):
       if not is_finite:
         raise ValueError(f'tensor {name} holds numbers that are not finite.')
@@ -215,43 +222,43 @@ def _check_finite(
 def _slice(
   tensors: dict[str, files.Tensor], name: str, index: tuple[slice, ...]
 ) -> np.ndarray:
-  """Returns a copy of part of a tensor; its file is open only meanwhile.
+  """Returns a copy of part of a tensor; its file is open only for the copy.
 
-  A file that stays open stays mapped, and every page that was read of it would
-  count as memory of this process.
+  A file that stays open stays mapped, and every page read of it would count as
+  memory of this process.
   """
   with safetensors.safe_open(tensors[name].file, framework='numpy') as opened:
     return opened.get_slice(name)[index]
 
 
 def _read(
-  entry: Entry,
+  spec: TensorSpec,
   leaf: Any,
   sharding: NamedSharding,
   tensors: dict[str, files.Tensor],
 ) -> jax.Array:
-  """Returns one parameter; each device reads its own slices, copies once."""
-  seen = {}
+  """Returns one parameter; each device reads its own slices once."""
+  parts = {}
 
   def tensor(name: str, index: tuple[slice, ...]) -> np.ndarray:
-    if not entry.transposed:
+    if not spec.transposed:
       return _slice(tensors, name, index)
     return _slice(tensors, name, index[::-1]).T
 
   def read(index: tuple[slice, ...]) -> np.ndarray:
     bounds = [s.indices(n) for s, n in zip(index, leaf.shape, strict=True)]
     key = tuple(bounds)
-    if key not in seen:
+    if key not in parts:
       index = tuple(slice(start, stop) for start, stop, _ in bounds)
       shape = [stop - start for start, stop, _ in bounds]
       part = np.empty(shape, leaf.dtype)
-      if entry.stacked:
-        for i, name in enumerate(entry.names[index[0]]):
+      if spec.stacked:
+        for i, name in enumerate(spec.names[index[0]]):
           part[i] = tensor(name, index[1:])
       else:
-        part[...] = tensor(entry.names[0], index)
-      seen[key] = part
-    return seen[key]
+        part[...] = tensor(spec.names[0], index)
+      parts[key] = part
+    return parts[key]
 
   return jax.make_array_from_callback(leaf.shape, sharding, read)
 
@@ -271,8 +278,8 @@ def save(
 ) -> None:
   """Writes a directory that transformers and vLLM load.
 
-  Everything is written into a sibling and renamed at the end, so a directory
-  of this name is always whole.
+  Everything is written into a sibling, which is renamed at the end, so a
+  directory of this name is always complete.
 
   Args:
     directory: must not exist, or be empty.
@@ -280,16 +287,16 @@ def save(
     params: the parameters.
     tokenizer: a transformers tokenizer that is saved beside them, or None.
     source: the model directory that the parameters come from, or None. Its
-      config.json, tokenizer, chat template and generation config are taken
-      over as they are, but for the dtype.
+      config.json, tokenizer, chat template and generation config are copied
+      unchanged, except for the dtype.
     dtype: float dtype of the files; None: that of the parameters.
     max_shard_bytes: weights above this are split into files of at most this
       size (a single tensor above it has its own file), with an index.
 
   Raises:
-    ValueError: if the directory exists and is not empty, if `source` is of
-      another architecture, if a number is too large for `dtype`, or if
-      other processes hold a part of the parameters.
+    ValueError: if the directory exists and is not empty, `source` has another
+      architecture, a number is too large for `dtype`, or other processes hold
+      a part of the parameters.
   """
   directory = pathlib.Path(directory).resolve()
   if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(params)):
@@ -298,34 +305,34 @@ def save(
       'written by one process that holds them all.'
     )
   if directory.exists() and any(directory.iterdir()):
-    raise ValueError(f'{directory} exists and is not empty; name a new one.')
+    raise ValueError(f'{directory} exists and is not empty; choose a new one.')
   if source is not None and files.config(pathlib.Path(source)) != config:
-    raise ValueError(f'{source} is of another architecture than the model.')
+    raise ValueError(f'{source} has another architecture than the model.')
   dtype = np.dtype(dtype or jax.tree.leaves(params)[0].dtype)
-  with _appearing(directory) as partial:
+  with _renamed_when_complete(directory) as partial:
     _write_companions(partial, config, dtype, tokenizer, source)
-    _write_weights(partial, _books(params, config), dtype, max_shard_bytes)
+    _write_weights(partial, _name_map(params, config), dtype, max_shard_bytes)
 
 
 def _write_weights(
   partial: pathlib.Path,
-  books: dict[str, tuple[Entry, Any]],
+  name_map: NameMap,
   dtype: np.dtype,
   limit: int,
 ) -> None:
   """Writes one shard after the other, and the index of several."""
   sizes = {
     name: int(np.prod(shape)) * dtype.itemsize
-    for name, shape in _shapes(books).items()
+    for name, shape in _shapes(name_map).items()
   }
   shards = _shards(sizes, limit)
-  stream = _tensors(books, dtype)
+  stream = _tensors(name_map, dtype)
   for file, names in shards.items():
     tensors = dict(itertools.islice(stream, len(names)))
-    # transformers asks for the format entry.
+    # transformers requires this metadata.
     safetensors.numpy.save_file(tensors, partial / file, {'format': 'pt'})
-    del tensors  # Else two shards are in memory while the next one is made.
-    # It comes out for its owner only.
+    del tensors  # Otherwise two shards would be in memory at a time.
+    # The file is created readable by its owner only.
     shutil.copymode(partial / 'config.json', partial / file)
   if len(shards) > 1:
     listed = {name: file for file, names in shards.items() for name in names}
@@ -354,17 +361,17 @@ def _shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
 
 
 def _tensors(
-  books: dict[str, tuple[Entry, Any]], dtype: np.dtype
+  name_map: NameMap, dtype: np.dtype
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yields the parameters under the names and in the layout of the files."""
-  for entry, leaf in books.values():
-    for i, name in enumerate(entry.names):
-      # A layer is a new array, so the copy that jax keeps beside every array
-      # that was read goes with it.
-      part = np.asarray(leaf[i] if entry.stacked else leaf[...])
-      part = part.T if entry.transposed else part
-      # safetensors writes the buffer as it lies: a transposed view would be
-      # written untransposed.
+  for spec, leaf in name_map.values():
+    for i, name in enumerate(spec.names):
+      # A layer is a new array, so the host copy that jax keeps of every array
+      # that was read is freed with it.
+      part = np.asarray(leaf[i] if spec.stacked else leaf[...])
+      part = part.T if spec.transposed else part
+      # safetensors writes the buffer as it is in memory, so a transposed view
+      # would be written untransposed.
       yield name, np.ascontiguousarray(_cast(name, part, dtype))
 
 
@@ -381,8 +388,8 @@ def _cast(name: str, part: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _appearing(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a sibling that takes the directory's name if all goes well."""
+def _renamed_when_complete(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a sibling that is renamed to the directory if nothing fails."""
   name = f'.{directory.name}.{secrets.token_hex(4)}'
   partial = directory.with_name(name)
   partial.mkdir(parents=True)
@@ -409,7 +416,7 @@ def _write_companions(
       for file in pathlib.Path(source).glob(pattern):
         if file.is_file():
           shutil.copyfile(file, partial / file.name)
-  # transformers 5 reads the first, everything older the second.
+  # transformers 5 reads the first, older versions the second.
   raw |= {'dtype': str(dtype), 'torch_dtype': str(dtype)}
   _write_json(partial / 'config.json', raw)
   if tokenizer is not None:

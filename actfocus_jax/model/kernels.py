@@ -1,11 +1,11 @@
 """Causal self-attention by the fused kernels of accelerators.
 
-The life of a call: the rows are filled up to what the mesh divides, a key head
-is repeated if `tensor` asks for it, every device takes its rows and heads, and
-the kernel runs there alone, since a compiler cannot split one. Scores never
-reach memory: it grows with T, not with T * T.
+Rows are padded to a multiple of the row shards, key heads are repeated if
+`tensor` requires it, and every device runs the kernel on its own rows and
+heads, since a compiler cannot split one. Scores never reach main memory, so it
+grows with T, not with T * T.
 
-`splash` is the kernel for TPU that comes with jax, `cudnn` the one of NVIDIA's
+`splash` is the TPU kernel that comes with jax, `cudnn` the one of NVIDIA's
 library. Both compute what `attention.attend_in_blocks` computes.
 """
 
@@ -26,10 +26,10 @@ from actfocus_jax.model import architecture
 from actfocus_jax.parallel import mesh as meshes
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-_LANES = 128  # What TPU blocks are multiples of.
-# Queries, and keys, in a block: (size, how many of its keys at a time). The
-# scores of a block stand in the 16 MiB of a core's vector memory, in float32
-# and several times over in the backward pass.
+_LANES = 128  # TPU blocks are multiples of this.
+# Queries and keys in a block -> keys that are computed at a time. The scores of
+# a block must fit the 16 MiB of a core's vector memory, in float32 and several
+# times in the backward pass.
 _BLOCKS = {512: 512, 768: 384}
 
 
@@ -77,14 +77,14 @@ def per_device(
 ) -> jax.Array:
   """Runs a kernel on every device of the ambient mesh, on its rows and heads.
 
-  Rows go over `data` and `fsdp`, heads over `tensor`. Where the key heads do
-  not divide over `tensor` but the query heads do, each key head is repeated,
-  and only as often as it takes; where neither do, every device of the axis
-  takes all heads. Without an ambient mesh the kernel is called as it is.
+  Rows are split over `data` and `fsdp`, heads over `tensor`. If only the query
+  heads divide over `tensor`, each key head is repeated as often as needed; if
+  neither do, every device of the axis computes all heads. Without an ambient
+  mesh the kernel is called directly.
 
   Args:
-    kernel: (q_BTHC, k_BTJC, v_BTJC) -> out_BTHC, each row and each key head
-      with its query heads for itself.
+    kernel: (q_BTHC, k_BTJC, v_BTJC) -> out_BTHC, independent per row and per
+      key head with its query heads.
     q_BTHC: queries.
     k_BTJC: keys.
     v_BTJC: values.
@@ -107,8 +107,8 @@ def per_device(
     )
   )
   spec = P(*meshes.ROWS, None, 'tensor' if is_split else None)
-  # All axes are manual, or the compiler would have to split the kernel; what
-  # varies over them is not told by kernels, hence no check.
+  # All axes are manual, so the compiler never splits the kernel. Kernels do not
+  # declare over which axes their results vary, hence no check.
   out_BTHC = jax.shard_map(
     kernel, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
   )(q, k, v)
@@ -116,14 +116,14 @@ def per_device(
 
 
 def _heads(H: int, J: int, devices: int) -> tuple[int, bool]:
-  """How often to repeat J key heads, and whether to split over the devices."""
+  """Returns the repeats of J key heads, and whether the heads are split."""
   return architecture.key_repeats(H, J, devices), H % devices == 0
 
 
 def _splash(q_BTHC, k_BTJC, v_BTJC, *, interpret: bool) -> jax.Array:
-  """The kernel on one device, with T filled up to whole blocks.
+  """Splash attention on one device, with T padded to whole blocks.
 
-  What fills up comes last, so no real query sees it.
+  The padding comes last, so no real query sees it.
   """
   T, H, C = q_BTHC.shape[1:]
   size, keys = _block(T)
@@ -155,7 +155,7 @@ def _splash(q_BTHC, k_BTJC, v_BTJC, *, interpret: bool) -> jax.Array:
 
 
 def _block(T: int) -> tuple[int, int]:
-  """The block that fills up least, the smaller of two: it skips more."""
+  """Returns the block with the least padding, the smaller one of a tie."""
   size = min(_BLOCKS, key=lambda size: (-T % size, size))
   if size > T:
     size = -(-T // _LANES) * _LANES

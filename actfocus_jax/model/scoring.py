@@ -1,9 +1,9 @@
-"""From tokens to what a model says about each of them.
+"""Scores of tokens under a model: log-probabilities, energies, values.
 
-The life of a batch: one forward pass gives hidden states; they are cut into
-pieces of a few positions; the logits of one piece exist, are reduced to a few
-numbers per token, and are forgotten, in the backward pass again. [B, T, V]
-never exists. This is the one place where predictions are shifted by one.
+One forward pass gives hidden states, which are cut into pieces of a few
+positions. The logits of one piece are computed, reduced to a few numbers per
+token and dropped, and recomputed in the backward pass, so [B, T, V] never
+exists. This is the only place where predictions are shifted by one.
 """
 
 import functools
@@ -23,11 +23,11 @@ _PIECE_ROWS = 8
 
 @flax.struct.dataclass
 class Scores:
-  """Per token t, given the tokens before it; 0 at t = 0 and at padding.
+  """Scores of token t given the tokens before it; 0 at t = 0 and at padding.
 
   Attributes:
-    logprob_BT: log p(token_t) at the asked temperature, in nats.
-    raw_logprob_BT: the same at temperature 1; what signals are made of.
+    logprob_BT: log p(token_t) at the given temperature, in nats.
+    raw_logprob_BT: the same at temperature 1; signals are computed from it.
     logsumexp_BT: logsumexp of the raw logits; the energy is minus this
       (arXiv 2605.14558, section on token energy).
     mean_logit_BT: mean of the raw logits over the vocabulary.
@@ -80,16 +80,15 @@ def score_tokens(
   Differentiable in the parameters.
 
   Args:
-    graphdef: of a Transformer.
-    params: its parameters.
+    graphdef: graph definition of a Transformer.
+    params: parameters of the model.
     tokens_BT: int32 ids, rows padded on the right.
     valid_BT: bool, False at padding.
-    temperature: of the log-probability only; logsumexp and entropy are of the
-      raw logits.
-    chunk: how many tokens have logits at one time in one block of rows (at
-      least one position of each row). Under `jax.set_mesh` a block is what one
-      row shard of the mesh holds; without, it is the batch. Memory: chunk * V
-      floats, a few times over.
+    temperature: divides the logits of the log-probability only; logsumexp and
+      entropy use the raw logits.
+    chunk: tokens that have logits at one time in one block of rows (at least
+      one position of each row). Under `jax.set_mesh` a block is the rows of one
+      row shard; without, it is the batch. Memory: a few times chunk * V floats.
 
   Returns:
     Scores, aligned with the tokens.
@@ -121,17 +120,16 @@ def score_some(
   """Returns the scores of some tokens; 0 at all others. Not differentiable.
 
   Every token goes through the layers, but only the marked ones through the
-  unembedding: its work grows with their number, which need not be known when
-  this is compiled.
+  unembedding. Its work grows with their number, which is not static.
 
   Args:
-    graphdef: of a Transformer.
-    params: its parameters.
+    graphdef: graph definition of a Transformer.
+    params: parameters of the model.
     tokens_BT: int32 ids, rows padded on the right.
     valid_BT: bool, False at padding.
-    mask_BT: bool, the tokens to score.
-    temperature: as of `score_tokens`.
-    chunk: how many tokens have logits at one time in one block of rows.
+    mask_BT: bool, True at the tokens to score.
+    temperature: see `score_tokens`.
+    chunk: tokens that have logits at one time in one block of rows.
 
   Returns:
     Scores, aligned with the tokens.
@@ -159,18 +157,19 @@ def value_tokens(
   tokens_BT: jax.Array,
   valid_BT: jax.Array,
 ) -> jax.Array:
-  """Returns value_BT, what a critic expects before it sees token t.
+  """Returns value_BT, the critic's value before token t.
 
   Differentiable in the parameters.
 
   Args:
-    graphdef: of a Transformer with a value head.
-    params: its parameters.
+    graphdef: graph definition of a Transformer with a value head.
+    params: parameters of the model.
     tokens_BT: int32 ids, rows padded on the right.
     valid_BT: bool, False at padding.
 
   Returns:
-    value_BT, float32, from the tokens before t; 0 at t = 0 and at padding.
+    value_BT, float32, a function of the tokens before t; 0 at t = 0 and at
+    padding.
   """
   chex.assert_equal_shape((tokens_BT, valid_BT))
   model = nnx.merge(graphdef, params)
@@ -186,15 +185,15 @@ def _check_numbers(temperature: float, chunk: int) -> None:
 
 
 def _align(x_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
-  """Puts a 0 before what starts at token 1, and zeros at padding."""
+  """Puts a 0 before scores that start at token 1, and zeros at padding."""
   return jnp.where(valid_BT, jnp.pad(x_BT, ((0, 0), (1, 0))), 0.0)
 
 
 def _per_row_block(score: Callable[..., Scores]) -> Callable[..., Scores]:
-  """Lets every row shard of the ambient mesh score its own rows alone.
+  """Returns `score` as each row shard of the ambient mesh applies it locally.
 
   Left to the compiler, the backward pass gathers the unembedding and sums its
-  gradient over the devices once per piece; like this, once per call.
+  gradient over the devices once per piece; here it does so once per call.
   """
   mesh, axes = jax.sharding.get_abstract_mesh(), ('data', 'fsdp')
 
@@ -204,8 +203,8 @@ def _per_row_block(score: Callable[..., Scores]) -> Callable[..., Scores]:
     return score(table_DV, *rows)
 
   def wrapped(table_DV, *rows):
-    # With one block for all rows there is nothing to do alone (and XLA fails
-    # at sums over manual axes of size 1 beside a `tensor` axis).
+    # One block needs no shard_map (and XLA fails at sums over manual axes of
+    # size 1 beside a `tensor` axis).
     shards = 1 if mesh.empty else meshes.row_shards(mesh)
     if shards == 1 or rows[0].shape[0] % shards:
       return score(table_DV, *rows)
@@ -264,9 +263,9 @@ def _marked(
   rows = min(_PIECE_ROWS, chunk, max(size, 1))
   width = rows * max(1, min(chunk, size) // rows)
   hidden_ND = hidden_BTD.reshape(size, hidden_BTD.shape[-1])
-  target_N, at_N = target_BT.reshape(-1), mask_BT.reshape(-1)
-  # Marked ones first; what fills up the last piece is thrown away below.
-  order_N = jnp.argsort(~at_N, stable=True)
+  target_N, mask_N = target_BT.reshape(-1), mask_BT.reshape(-1)
+  # Marked positions first; the filling of the last piece is dropped below.
+  order_N = jnp.argsort(~mask_N, stable=True)
   order_N = jnp.pad(order_N, (0, -size % width), constant_values=size)
 
   def piece(i, scores):
@@ -276,23 +275,23 @@ def _marked(
     target_RC = jnp.take(target_N, index_RC, mode='clip')
     with jax.named_scope('unembed'):
       logits_RCV = hidden_RCD.astype(jnp.float32) @ table_DV
-    found = reduce_logits(logits_RCV, target_RC, temperature=temperature)
+    new_scores = reduce_logits(logits_RCV, target_RC, temperature=temperature)
     return jax.tree.map(
       lambda x_N, new_RC: x_N.at[index_RC].set(new_RC, mode='drop'),
       scores,
-      found,
+      new_scores,
     )
 
-  # Zeros made of the input, so that they vary over the devices as it does.
+  # Zeros computed from the input, so that shard_map sees them vary with it.
   zero_N = jnp.zeros_like(hidden_ND, jnp.float32, shape=(size,))
   zero_N = zero_N + 0.0 * hidden_ND[:, 0].astype(jnp.float32)
   fields = Scores.__dataclass_fields__
   if not size:
     return Scores(**dict.fromkeys(fields, zero_N.reshape(mask_BT.shape)))
-  count = jnp.sum(at_N, dtype=jnp.int32)
+  count = jnp.sum(mask_N, dtype=jnp.int32)
   scores = jax.lax.fori_loop(
     0, -(-count // width), piece, Scores(**dict.fromkeys(fields, zero_N))
   )
   return jax.tree.map(
-    lambda x_N: jnp.where(at_N, x_N, 0.0).reshape(mask_BT.shape), scores
+    lambda x_N: jnp.where(mask_N, x_N, 0.0).reshape(mask_BT.shape), scores
   )

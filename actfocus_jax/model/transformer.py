@@ -1,10 +1,10 @@
 """The transformer in Flax NNX, used purely: split once, then plain jax.
 
-The life of a token id: embedding, L blocks (norm, attention, norm, MLP, each
-added to the residual stream), a last norm, and the unembedding. The blocks are
-one module whose parameters carry a leading layer axis, and `jax.lax.scan` runs
-over it, so compile time does not grow with depth. Which parts a block has is
-said by the family of its config (`architecture.FAMILIES`).
+Embedding, L blocks (norm, attention, norm, MLP, each added to the residual
+stream), a last norm and the unembedding. The blocks are one module whose
+parameters have a leading layer axis, and `jax.lax.scan` runs over it, so that
+compile time does not grow with depth. The family of the config
+(`architecture.FAMILIES`) defines which parts a block has.
 
   graphdef, params = transformer.create(config, mesh, key, dtype=jnp.bfloat16)
   hidden_BTD = nnx.merge(graphdef, params).hidden(tokens_BT)
@@ -28,13 +28,13 @@ from actfocus_jax.parallel import mesh as meshes
 
 @flax.struct.dataclass
 class Cache:
-  """Keys and values of every layer, slot s holding position s of its row.
+  """Keys and values of every layer; slot s holds position s of its row.
 
-  Rows come first and the heads are one axis, N = J * C: so a TPU adds a token
-  in place. Laid out by layers, or by heads of 64 numbers, the cache would be
-  copied at both ends of every call, and padded to twice its size. Where the
-  mesh has more devices along `tensor` than there are key heads, each head is
-  there several times, so that every device has its own.
+  Rows come first and the heads are one axis, N = J * C, so that a TPU adds a
+  token in place. With layers first, or heads of 64 numbers apart, the cache
+  would be copied at both ends of every call and padded to twice its size. If
+  the mesh has more devices along `tensor` than there are key heads, each head
+  is repeated, so that every device has its own.
   """
 
   k_BLSN: jax.Array
@@ -54,8 +54,8 @@ def init_cache(
     config: the architecture.
     batch: B.
     length: S.
-    dtype: of keys and values.
-    repeat: how often each key head is held, as `Config.key_repeats` says.
+    dtype: dtype of keys and values.
+    repeat: copies of each key head, from `Config.key_repeats`.
   """
   heads, size = config.num_key_value_heads * repeat, config.head_dim
   shape = (batch, config.num_layers, length, heads * size)
@@ -96,7 +96,7 @@ class Norm(nnx.Module):
 
 
 class Block(nnx.Module):
-  """One layer, in two halves, so that a cache can stand between them."""
+  """One layer, in two halves, so that a cache can be used between them."""
 
   def __init__(self, config: architecture.Config, *, rngs, param_dtype, dtype):
     c = config
@@ -135,7 +135,7 @@ class Block(nnx.Module):
     return attention.rotate(q, rotary), attention.rotate(k, rotary), v
 
   def finish(self, x_BTD: jax.Array, out_BTHC: jax.Array) -> jax.Array:
-    """Adds what attention found, then the MLP, to the residual stream."""
+    """Adds the output of attention, then the MLP, to the residual stream."""
     with jax.named_scope('attention'):
       B, T = x_BTD.shape[:2]
       x_BTD = x_BTD + self.o(out_BTHC.reshape(B, T, -1))
@@ -146,7 +146,7 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-  """The model, up to the last norm; `unembed` is called where logits matter.
+  """The model, up to the last norm; `unembed` gives logits where needed.
 
   With a value head it is a critic: one number per position and no unembedding.
 
@@ -154,8 +154,8 @@ class Transformer(nnx.Module):
     config: the architecture.
     dtype: dtype of the computation; the parameters have their own.
     remat: recompute each layer in the backward pass instead of keeping it.
-    attention: what `hidden` attends with, a key of attention.BACKENDS.
-    value_head: [D], what makes a value of a hidden state; None for a policy.
+    attention: backend of `hidden`, a key of attention.BACKENDS.
+    value_head: [D], maps a hidden state to a value; None for a policy.
   """
 
   def __init__(
@@ -183,20 +183,20 @@ class Transformer(nnx.Module):
 
     self.layers = stack(rngs)
     self.norm = Norm(c.hidden_size, eps=c.rms_norm_eps, param_dtype=param_dtype)
-    # Zeros: a critic that knows nothing yet expects nothing anywhere.
+    # Zeros: an untrained critic predicts 0 everywhere.
     zeros = jnp.zeros(c.hidden_size, param_dtype)
     self.value_head = nnx.Param(zeros) if is_critic else None
     if not (c.tie_word_embeddings or is_critic):
       self.head = nnx.Param(init(rngs.params(), shape[::-1], param_dtype))
 
   def _embed(self, tokens_BT: jax.Array) -> jax.Array:
-    """Of weights that lie as PARTITION_RULES say."""
+    """Embeds with weights that are sharded by PARTITION_RULES."""
     with jax.named_scope('embed'):
       x_BTD = embedding_lib.embed(self.embedding[...], tokens_BT, self.dtype)
       return meshes.constrain_rows(x_BTD)
 
   def _embed_decoding(self, tokens_BT: jax.Array) -> jax.Array:
-    """Of the copy that decodes, which is whole along `fsdp`."""
+    """Embeds with weights in the decode layout, whole along `fsdp`."""
     with jax.named_scope('embed'):
       x_BTD = jnp.take(self.embedding[...], tokens_BT, axis=0)
       return meshes.constrain_rows(x_BTD.astype(self.dtype))
@@ -204,12 +204,12 @@ class Transformer(nnx.Module):
   def hidden(self, tokens_BT: jax.Array) -> jax.Array:
     """Full causal forward pass over positions 0..T-1.
 
-    Rows are padded on the right, so the causal mask alone is enough: no token
-    sees what comes after it, and what padding computes is never read.
+    Rows are padded on the right, so the causal mask is enough: no token sees
+    the padding, and the outputs at padding are never read.
 
     Args:
-      tokens_BT: int32 ids. Padding must be ids of the vocabulary too: those
-        outside give NaN, which no mask can hide (0 * NaN).
+      tokens_BT: int32 ids. Padding must be ids of the vocabulary too: others
+        give NaN, which no mask can hide (0 * NaN).
 
     Returns:
       hidden_BTD after the last norm; `unembed` of [:, t] predicts token t+1.
@@ -239,16 +239,16 @@ class Transformer(nnx.Module):
     """Runs T new tokens per row against the cache, and adds them to it.
 
     Row b's tokens take the positions start_b .. start_b+T-1. A row with fewer
-    than T real tokens is padded on the right: what padding writes lies past
-    every real query, and the row's next call overwrites it. A row that should
-    rest gets start_b = S: writes past the cache are dropped.
+    than T real tokens is padded on the right: padding is written past every
+    real query, and the row's next call overwrites it. An idle row gets
+    start_b = S, because writes past the cache are dropped.
 
     Args:
       tokens_BT: int32 ids. T = 1 is decoding.
       start_B: int32, the position of each row's first new token.
       cache: keys and values of the positions before.
-      view: how many slots the queries may see, from the first on. Less than
-        the length saves time; it must cover every position in this call.
+      view: number of slots, from the first on, that the queries may see. A
+        short view saves time; it must cover every position in this call.
 
     Returns:
       (hidden_BTD of the new tokens, the cache with them written).
@@ -268,11 +268,11 @@ class Transformer(nnx.Module):
     keys = c.num_key_value_heads * c.head_dim
     repeat = cache.k_BLSN.shape[3] // keys
 
-    def remember(cache_BLSN, i, new_BTJC):
+    def write(cache_BLSN, i, new_BTJC):
       new_BTJC = meshes.constrain_heads(jnp.repeat(new_BTJC, repeat, axis=2))
-      # A scatter: one slice update per row was 3 to 8 times slower on CPU. By
-      # vmap the compiler knows that rows stay apart; with an index of the row
-      # every device would get the new keys of all rows.
+      # A scatter: one slice update per row was 3 to 8 times slower on CPU. vmap
+      # tells the compiler that rows are independent; with an index of the row
+      # every device would receive the new keys of all rows.
       new_BTN = new_BTJC.reshape(B, T, -1).astype(cache_BLSN.dtype)
       cache_BLSN = jax.vmap(
         lambda row_LSN, position_T, new_TN: row_LSN.at[i, position_T].set(
@@ -288,19 +288,19 @@ class Transformer(nnx.Module):
       block = nnx.merge(graphdef, params)
       with jax.named_scope('attention'):
         q, k, v = block.project(x_BTD, rotary)
-        k_BLSN, k = remember(k_BLSN, i, k)
-        v_BLSN, v = remember(v_BLSN, i, v)
+        k_BLSN, k = write(k_BLSN, i, k)
+        v_BLSN, v = write(v_BLSN, i, v)
         out_BTHC = attention.attend(q, k, v, position_BT)
       return (block.finish(x_BTD, out_BTHC), k_BLSN, v_BLSN, i + 1), None
 
-    # In the carry the cache is updated in place; as xs and ys it would be
-    # copied at every step.
+    # As a carry the cache is updated in place; as xs and ys it would be copied
+    # at every step.
     carry = (self._embed_decoding(tokens_BT), cache.k_BLSN, cache.v_BLSN, 0)
     (x_BTD, k_BLSN, v_BLSN, _), _ = jax.lax.scan(layer, carry, stacked)
     return self.norm(x_BTD), Cache(k_BLSN, v_BLSN)
 
   def unembedding(self) -> jax.Array:
-    """Returns table_DV in float32: the embedding turned over, if tied."""
+    """Returns table_DV in float32: the transposed embedding, if tied."""
     return self._table().astype(jnp.float32)
 
   def _table(self) -> jax.Array:
@@ -311,9 +311,9 @@ class Transformer(nnx.Module):
     """Returns float32 logits [..., V] of hidden states [..., D].
 
     Both operands are float32; on TPU and GPU `jax_default_matmul_precision`
-    says with how many of their bits the hardware multiplies. Where both are
-    stored in the same shorter type, they are multiplied as they are and summed
-    in float32: the same numbers, without a float32 copy of the table.
+    sets the precision of the product. If both have the same shorter type, they
+    are multiplied in it and summed in float32: the same numbers, without a
+    float32 copy of the table.
     """
     with jax.named_scope('unembed'):
       table_DV = self._table()
@@ -328,10 +328,10 @@ class Transformer(nnx.Module):
       return hidden.astype(jnp.float32) @ head
 
 
-# Where each parameter lives. The first axis under `layers` is the layer; heads
-# and hidden units go over `tensor`, so that a block needs one sum per half.
+# Sharding of each parameter. The first axis under `layers` is the layer; heads
+# and hidden units are split over `tensor`, so a block needs one sum per half.
 PARTITION_RULES = (
-  (r'(^|/)embedding$', embedding_lib.TABLE),
+  (r'(^|/)embedding$', embedding_lib.TABLE_SPEC),
   (r'layers/(q|k|v|gate|up)/kernel$', P(None, 'fsdp', 'tensor')),
   (r'layers/(q|k|v)/bias$', P(None, 'tensor')),
   (r'layers/(o|down)/kernel$', P(None, 'tensor', 'fsdp')),
@@ -372,35 +372,36 @@ def create(
   dtype: Any,
   **kwargs: Any,
 ) -> tuple[nnx.GraphDef, nnx.State]:
-  """Returns (graphdef, params), the parameters created where they live.
+  """Returns (graphdef, params), the parameters created sharded.
 
   Kernels and embeddings are N(0, initializer_range), norms 1, biases 0.
 
   Args:
     config: the architecture.
-    mesh: where the parameters are created, by PARTITION_RULES.
-    key: PRNG key; the parameters depend on it alone, not on the mesh.
+    mesh: mesh of the parameters, sharded by PARTITION_RULES.
+    key: PRNG key; the parameters depend on it, not on the mesh.
     dtype: dtype of the computation.
-    **kwargs: param_dtype, remat, attention and is_critic, as of Transformer.
+    **kwargs: param_dtype, remat, attention and is_critic of Transformer.
   """
   graphdef, shapes = abstract(config, dtype, **kwargs)
-  where = meshes.param_shardings(mesh, PARTITION_RULES, shapes)
+  shardings = meshes.param_shardings(mesh, PARTITION_RULES, shapes)
 
   def init(key: jax.Array) -> nnx.State:
     model = Transformer(config, rngs=nnx.Rngs(key), dtype=dtype, **kwargs)
     return nnx.state(model, nnx.Param)
 
-  return graphdef, jax.jit(init, out_shardings=where)(key)
+  return graphdef, jax.jit(init, out_shardings=shardings)(key)
 
 
 def critic_from(params: nnx.State, shapes: nnx.State) -> nnx.State:
-  """Returns a critic that starts from a policy's weights, its head at zero.
+  """Returns critic parameters copied from a policy, with a zero value head.
 
   Args:
-    params: of the policy. They are copied: both are trained, and donated.
-    shapes: the critic's, from `abstract(..., is_critic=True)`.
+    params: parameters of the policy, copied because both models are trained
+      and donated.
+    shapes: shapes of the critic, from `abstract(..., is_critic=True)`.
   """
-  ours = {
+  policy = {
     meshes.path_name(path): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
@@ -409,9 +410,9 @@ def critic_from(params: nnx.State, shapes: nnx.State) -> nnx.State:
   def leaf(path, shape):
     name = meshes.path_name(path)
     if name != 'value_head':
-      chex.assert_equal_shape((ours[name], shape))
-      return jnp.copy(ours[name])
-    everywhere = NamedSharding(sharding.mesh, P())
-    return jnp.zeros(shape.shape, shape.dtype, device=everywhere)
+      chex.assert_equal_shape((policy[name], shape))
+      return jnp.copy(policy[name])
+    replicated = NamedSharding(sharding.mesh, P())
+    return jnp.zeros(shape.shape, shape.dtype, device=replicated)
 
   return jax.tree_util.tree_map_with_path(leaf, shapes)

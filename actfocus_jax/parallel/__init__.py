@@ -1,1 +1,1 @@
-"""Many devices, several processes: one program over all of them."""
+"""Device meshes, and the processes of one run."""

@@ -2,8 +2,8 @@
 
 Axes: `data` copies the parameters, `fsdp` splits them and the rows, `tensor`
 splits heads, hidden units and the vocabulary. All are `AxisType.Auto`: the
-compiler places what the rules leave open. Over several slices `data` (and, if
-asked, `fsdp`) is the outer axis: `mesh_shapes` says which sizes there are.
+compiler places what the rules leave open. Over several slices `data` (or `fsdp`
+if configured) is the outer axis; `mesh_shapes` defines the sizes.
 """
 
 import functools
@@ -35,64 +35,63 @@ def make_mesh(
   devices: Sequence[jax.Device] | None = None,
   splits: Sequence[mesh_shapes.Split] = (),
 ) -> Mesh:
-  """Returns a mesh over all devices, or over `devices` if they are named.
+  """Return a mesh over all devices, or over the given ones.
 
   Args:
-    data: size inside a slice; one of the first three may be -1: what the others
-      leave of a slice.
+    data: size inside a slice; one of the first three may be -1, the rest of a
+      slice.
     fsdp: see data.
     tensor: see data.
-    dcn_data: size over slices, by which the axis `data` is longer; one of the
-      two may be -1: what the other leaves of the slices.
+    dcn_data: size over slices, a factor of the axis `data`; one of the two may
+      be -1, the rest of the slices.
     dcn_fsdp: the same for `fsdp`.
-    devices: the devices to use; None takes every device of every process.
-    splits: what the mesh must cut into equal parts.
+    devices: devices of the mesh; None takes every device of every process.
+    splits: sizes that the mesh must cut into equal parts.
 
   Raises:
-    ValueError: if the sizes do not multiply to the number of devices, or leave
-      a split uneven; the sentence names the nearest sizes that fit.
+    ValueError: the sizes do not multiply to the number of devices, or leave a
+      split uneven; the sentence names the nearest sizes that fit.
   """
   devices = jax.devices() if devices is None else list(devices)
   wanted = dict(
     data=data, fsdp=fsdp, tensor=tensor, dcn_data=dcn_data, dcn_fsdp=dcn_fsdp
   )
-  parts = slices(devices, _asked(dcn_data, dcn_fsdp))
+  parts = slices(devices, _fixed_slices(dcn_data, dcn_fsdp))
   shape = mesh_shapes.choose(wanted, len(parts[0]), len(parts), splits)
   types = (AxisType.Auto,) * len(AXES)
   return Mesh(arrange(parts, shape), AXES, axis_types=types)
 
 
 def slices(
-  devices: Sequence[jax.Device], asked: int = 1
+  devices: Sequence[jax.Device], wanted: int = 1
 ) -> list[list[jax.Device]]:
-  """Returns the devices by what a fast network joins, in the order of slices.
+  """Return the devices grouped by slice, the part that a fast network joins.
 
-  TPU devices know their slice. Where all lie in one, they are one slice, and so
-  are devices of any other kind, whatever `slice_index` they have: GPUs may have
-  one for each node. Unless more are asked for: then the processes, in their
-  order, are dealt out to as many groups (one process a node, or one a device:
-  either way neighbours share a group).
+  TPU devices know their slice. Devices of any other kind are one slice,
+  whatever their `slice_index`: GPUs may have one per node. If there is one
+  slice and more are wanted, consecutive processes form that many groups, with
+  one process per node or per device.
 
   Args:
-    devices: the devices of the mesh.
-    asked: how many slices the sizes `dcn_*` speak of, as far as they are fixed.
+    devices: devices of the mesh.
+    wanted: number of slices that the sizes `dcn_*` need, without open ones.
 
   Raises:
-    ValueError: if the slices are unequal, or the processes do not make as many
+    ValueError: the slices are unequal, or the processes do not form that many
       groups.
   """
   by_slice = _grouped(devices, _slice_index)
-  if len(by_slice) == 1 and asked > 1:
+  if len(by_slice) == 1 and wanted > 1:
     by_process = _grouped(devices, lambda d: d.process_index)
     count = len(by_process)
-    if count % asked:
+    if count % wanted:
       raise ValueError(
-        f'mesh.dcn_data * mesh.dcn_fsdp is {asked}, but all devices lie in one'
-        f' slice, and the processes, {count}, do not make {asked} equal groups;'
+        f'mesh.dcn_data * mesh.dcn_fsdp is {wanted}, but all devices lie in one'
+        f' slice, and {count} processes do not form {wanted} equal groups;'
         f' allowed: a divisor of {count}, or mesh.dcn_data=-1 with'
         ' mesh.dcn_fsdp=1.'
       )
-    each = count // asked
+    each = count // wanted
     by_slice = [
       sum(by_process[i : i + each], []) for i in range(0, count, each)
     ]
@@ -102,14 +101,15 @@ def slices(
   return by_slice
 
 
-def _asked(dcn_data: int, dcn_fsdp: int) -> int:
-  """How many slices these sizes speak of, as far as they are fixed."""
+def _fixed_slices(dcn_data: int, dcn_fsdp: int) -> int:
+  """Number of slices that these sizes need; an open size counts as 1."""
   return max(dcn_data, 1) * max(dcn_fsdp, 1)
 
 
 def slice_count(mesh: Mesh, dcn_data: int = -1, dcn_fsdp: int = 1) -> int:
-  """Returns how many slices a mesh of these sizes spans."""
-  return len(slices(list(mesh.devices.flat), _asked(dcn_data, dcn_fsdp)))
+  """Return the number of slices that a mesh of these sizes spans."""
+  wanted = _fixed_slices(dcn_data, dcn_fsdp)
+  return len(slices(list(mesh.devices.flat), wanted))
 
 
 def _slice_index(device: jax.Device) -> int:
@@ -128,14 +128,14 @@ def _grouped(devices, key) -> list[list[jax.Device]]:
 def arrange(
   parts: Sequence[Sequence[jax.Device]], shape: mesh_shapes.Shape
 ) -> np.ndarray:
-  """Returns the devices as an array with the axes of the mesh.
+  """Return the devices as an array with the axes of the mesh.
 
-  Along an axis the devices of one slice are neighbours, as of
-  `mesh_utils.create_hybrid_device_mesh`, which knows no groups of processes.
+  Along an axis the devices of one slice are neighbours, as in
+  `mesh_utils.create_hybrid_device_mesh`, which cannot group processes.
   """
   blocks = np.empty(len(parts), object)
   for i, part in enumerate(parts):
-    # Sizes need not be products of the torus's own: 8 x 2 on 4 x 4.
+    # Sizes may differ from those of the torus: 8 x 2 on 4 x 4.
     blocks[i] = mesh_utils.create_device_mesh(
       shape.inside, part, allow_split_physical_axes=True
     )
@@ -143,16 +143,16 @@ def arrange(
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-  """Returns a pytree path as words and slashes: `layers/q/kernel`."""
+  """Return a pytree path as words and slashes: `layers/q/kernel`."""
   words = [jax.tree_util.keystr((key,), simple=True) for key in path]
-  # The last step into an nnx.Param is an attribute of its own; not a name.
+  # The last step into an nnx.Param is its attribute `value`, not a name.
   if words and isinstance(path[-1], jax.tree_util.GetAttrKey):
     words = words[:-1] if words[-1] == 'value' else words
   return '/'.join(words)
 
 
 def match_rules(rules: Rules, abstract_params: Any) -> Any:
-  """Returns a pytree of PartitionSpecs: the first rule that matches wins.
+  """Return a pytree of PartitionSpecs: the first rule that matches wins.
 
   Args:
     rules: (regular expression, spec) pairs, searched in the parameter's path,
@@ -160,27 +160,27 @@ def match_rules(rules: Rules, abstract_params: Any) -> Any:
     abstract_params: pytree whose leaves have a shape. Scalars need no rule.
 
   Raises:
-    ValueError: if a parameter has no rule, or one with more axes than it has.
+    ValueError: a parameter has no rule, or one with more axes than it has.
   """
 
   def spec(path: tuple[Any, ...], leaf: Any) -> P:
     name = path_name(path)
     if not leaf.shape:
       return P()
-    found = next((s for regex, s in rules if re.search(regex, name)), None)
-    if found is None or len(found) > len(leaf.shape):
-      reason = 'no rule' if found is None else f'the rule {found}, too long,'
+    rule = next((s for regex, s in rules if re.search(regex, name)), None)
+    if rule is None or len(rule) > len(leaf.shape):
+      fault = 'no rule' if rule is None else f'the rule {rule}, too long,'
       raise ValueError(
-        f'parameter {name} of shape {leaf.shape} has {reason} in the partition'
+        f'parameter {name} of shape {leaf.shape} has {fault} in the partition'
         ' rules; every parameter needs one that fits.'
       )
-    return found
+    return rule
 
   return jax.tree_util.tree_map_with_path(spec, abstract_params)
 
 
 def shardings(mesh: Mesh, specs: Any) -> Any:
-  """Returns the pytree of NamedShardings of a pytree of PartitionSpecs."""
+  """Return the pytree of NamedShardings of a pytree of PartitionSpecs."""
   return jax.tree.map(
     functools.partial(NamedSharding, mesh),
     specs,
@@ -189,15 +189,15 @@ def shardings(mesh: Mesh, specs: Any) -> Any:
 
 
 def param_shardings(mesh: Mesh, rules: Rules, abstract_params: Any) -> Any:
-  """Returns the NamedSharding of every parameter, checked against its shape.
+  """Return the NamedSharding of every parameter, checked against its shape.
 
   Raises:
-    ValueError: if a parameter has no rule, or if its rule splits an axis that
-      the mesh does not divide.
+    ValueError: a parameter has no rule, or its rule splits an axis that the
+      mesh does not divide.
   """
   specs = match_rules(rules, abstract_params)
   splits = _splits(specs, abstract_params)
-  # Data is left open: no rule splits a parameter over it.
+  # Data stays open: no rule splits a parameter over it.
   wanted = {**mesh.shape, 'data': -1, 'dcn_data': -1, 'dcn_fsdp': 1}
   for split in splits:
     if split.size % np.prod([mesh.shape[axis] for axis in split.axes]):
@@ -206,63 +206,65 @@ def param_shardings(mesh: Mesh, rules: Rules, abstract_params: Any) -> Any:
       shapes = mesh_shapes.nearest(wanted, each, count, splits)
       raise ValueError(
         f'{split.what} cannot be split over {" * ".join(split.axes)} of the'
-        f' mesh {dict(mesh.shape)}: {split.size} of it are no multiple; nearest'
+        f' mesh {dict(mesh.shape)}: {split.size} is not a multiple; nearest'
         f' that fit: {", or ".join(map(str, shapes))}.'
       )
   return shardings(mesh, specs)
 
 
 def _splits(specs: Any, abstract_params: Any) -> list[mesh_shapes.Split]:
-  """What the specs ask of each axis of each parameter."""
+  """Return the splits of each axis of each parameter."""
 
-  def of(path: tuple[Any, ...], leaf: Any, spec: P):
-    named = f'parameter {path_name(path)} of shape {leaf.shape}'
-    for size, axes in zip(leaf.shape, spec, strict=False):
-      if axes is not None:
-        axes = axes if isinstance(axes, tuple) else (axes,)
-        yield mesh_shapes.Split(named, size, axes)
+  def splits_of(path: tuple[Any, ...], leaf: Any, spec: P):
+    name = f'parameter {path_name(path)} of shape {leaf.shape}'
+    return [
+      mesh_shapes.Split(
+        name, size, axes if isinstance(axes, tuple) else (axes,)
+      )
+      for size, axes in zip(leaf.shape, spec, strict=False)
+      if axes is not None
+    ]
 
-  found = jax.tree_util.tree_map_with_path(
-    lambda *leaf: list(of(*leaf)), abstract_params, specs
+  return jax.tree.leaves(
+    jax.tree_util.tree_map_with_path(splits_of, abstract_params, specs)
   )
-  return jax.tree.leaves(found)
 
 
 def rows(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of arrays whose leading axis is the batch row."""
+  """Return the sharding of arrays whose leading axis is the batch row."""
   return NamedSharding(mesh, ROWS)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of arrays that every device holds whole."""
+  """Return the sharding of arrays that every device holds whole."""
   return NamedSharding(mesh, P())
 
 
 def row_shards(mesh: Any) -> int:
-  """Returns into how many parts `rows` splits a batch; 1 without a mesh."""
+  """Return the number of parts of a batch under `rows`; 1 without a mesh."""
   return mesh.shape.get('data', 1) * mesh.shape.get('fsdp', 1)
 
 
 def single_device_mesh() -> Mesh:
-  """Returns a mesh of one device of this process, to make something small.
+  """Return a mesh of one device of this process.
 
-  What it makes is the same on whatever mesh the run has.
+  What is computed on it does not depend on the mesh of the run.
   """
   return make_mesh(devices=jax.local_devices()[:1])
 
 
 def row_owners(mesh: Mesh) -> list[int]:
-  """Returns the process of each row shard: that of its first device."""
+  """Return the process of each row shard: that of its first device."""
   devices = mesh.devices.reshape(row_shards(mesh), -1)
   return [device.process_index for device in devices[:, 0]]
 
 
 def constrain_rows(x: jax.Array) -> jax.Array:
-  """Pins the leading axis of an activation to the rows of the ambient mesh.
+  """Constrain the leading axis of an activation to rows of the ambient mesh.
 
-  Without it the compiler answers FSDP weights by splitting the activations
-  and summing them over the devices at each layer, instead of gathering the
-  weight. Does nothing without an ambient mesh (`jax.set_mesh`).
+  Without it the compiler splits the activations of FSDP weights and sums them
+  over the devices in each layer, instead of gathering the weight. Does nothing
+  without an ambient mesh (`jax.set_mesh`).
   """
   if jax.sharding.get_abstract_mesh().empty:
     return x
@@ -270,11 +272,11 @@ def constrain_rows(x: jax.Array) -> jax.Array:
 
 
 def constrain_heads(x_BTJC: jax.Array) -> jax.Array:
-  """Pins rows over the row shards and heads over `tensor`, if they divide.
+  """Constrain rows to row shards and heads to `tensor`, if they divide.
 
-  Heads that do not divide are whole on every device: else the compiler would
-  keep parts of them apart, as their weights are, and rotate, and gather the
-  cache, across devices. Does nothing without an ambient mesh.
+  Heads that do not divide are whole on every device. Otherwise the compiler
+  would split single heads like their weights, and would rotate them and gather
+  the cache across devices. Does nothing without an ambient mesh.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -285,22 +287,22 @@ def constrain_heads(x_BTJC: jax.Array) -> jax.Array:
 
 
 def constrain_replicated(tree: Any) -> Any:
-  """Pins arrays to be whole on every device; nothing without a mesh."""
+  """Constrain arrays to be whole on every device; nothing without a mesh."""
   if jax.sharding.get_abstract_mesh().empty:
     return tree
   return jax.lax.with_sharding_constraint(tree, P())
 
 
 def put_rows(mesh: Mesh, tree: Any) -> Any:
-  """Moves host arrays to the devices, split along their leading axis.
+  """Move host arrays to the devices, split along their leading axis.
 
   Args:
-    mesh: the mesh.
+    mesh: device mesh.
     tree: pytree of numpy arrays with the rows first. Every process passes all
       rows; each device takes its own.
 
   Raises:
-    ValueError: if the rows do not divide over the mesh.
+    ValueError: the rows do not divide over the mesh.
   """
   sharding, shards = rows(mesh), row_shards(mesh)
 
@@ -317,18 +319,18 @@ def put_rows(mesh: Mesh, tree: Any) -> Any:
 
 
 @functools.cache
-def _whole(mesh: Mesh) -> Any:
+def _replicate(mesh: Mesh) -> Any:
   return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
 
 
 def fetch(mesh: Mesh, tree: Any) -> Any:
-  """Returns device arrays as numpy arrays, whole in every process."""
-  return jax.device_get(_whole(mesh)(tree))
+  """Return device arrays as numpy arrays, whole in every process."""
+  return jax.device_get(_replicate(mesh)(tree))
 
 
 @functools.lru_cache(maxsize=16)
 def recast(dtype: Any, out_shardings: tuple[NamedSharding, ...]) -> Any:
-  """Returns the compiled copy; kept, so that each iteration reuses it."""
+  """Return the jitted cast and copy; cached for the next iteration."""
   return jax.jit(
     lambda leaves: tuple(x.astype(dtype) for x in leaves),
     out_shardings=out_shardings,
@@ -336,15 +338,15 @@ def recast(dtype: Any, out_shardings: tuple[NamedSharding, ...]) -> Any:
 
 
 def decode_layout(params: Any, mesh: Mesh, dtype: Any) -> Any:
-  """Returns a copy of the parameters for decoding: cast, the fsdp axis dropped.
+  """Return a copy of the parameters for decoding: cast, without the fsdp axis.
 
-  Decoding reads every weight once per token; gathering them over `fsdp` once
-  per iteration instead of once per token is what this copy buys. `tensor`
+  Decoding reads every weight once per token. With this copy the weights are
+  gathered over `fsdp` once per iteration instead of once per token. `tensor`
   stays. The copy shares no buffer with `params`.
 
   Args:
     params: pytree of arrays with NamedShardings.
-    mesh: the mesh they live on.
+    mesh: mesh of the parameters.
     dtype: dtype of the copy.
   """
   leaves, treedef = jax.tree.flatten(params)
@@ -354,7 +356,7 @@ def decode_layout(params: Any, mesh: Mesh, dtype: Any) -> Any:
 
 
 def decode_shardings(params: Any, mesh: Mesh) -> Any:
-  """Returns where `decode_layout` puts each parameter."""
+  """Return the sharding of each parameter in its decode layout."""
 
   def spec(sharding: NamedSharding) -> P:
     return P(*(None if axis == 'fsdp' else axis for axis in sharding.spec))

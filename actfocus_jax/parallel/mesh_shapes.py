@@ -1,12 +1,12 @@
-"""Which mesh shapes there are, which of them fit, and which come nearest.
+"""Mesh shapes: the possible ones, those that fit, and the nearest.
 
-Sizes only: nothing here imports jax, so that a shape that no machine could use
-is refused before there is a device.
+These are sizes only, so a shape that no machine could use is refused before a
+device is needed.
 
-A shape has three sizes inside a slice, where devices are joined by a fast
-network (ICI, NVLink), and two over slices, which a slower one joins (DCN). An
-axis of the mesh is as long as their product: data * dcn_data. `tensor` never
-leaves a slice: it sums activations twice a layer.
+A shape has three sizes inside a slice, whose devices a fast network joins (ICI,
+NVLink), and two over slices, which a slower network joins (DCN). The length of
+a mesh axis is their product, such as data * dcn_data. `tensor` stays inside a
+slice, since it sums activations twice per layer.
 """
 
 import dataclasses
@@ -16,17 +16,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 AXES = ('data', 'fsdp', 'tensor')
 DCN = ('dcn_data', 'dcn_fsdp')
-_NAMED = 3  # how many shapes a refusal names
+_NAMED = 3  # Number of shapes in an error message.
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """Something that a mesh cuts into equal parts.
+  """Size that the mesh must cut into equal parts.
 
   Attributes:
-    what: its name, in sentences.
-    size: how many there are of it.
-    axes: the mesh axes that cut it, one after the other.
+    what: name of the size, for messages.
+    size: the number to cut.
+    axes: mesh axes that cut it, one after the other.
   """
 
   what: str
@@ -36,7 +36,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """Sizes that are all known; `total` is the length of each mesh axis."""
+  """Shape whose sizes are all known."""
 
   data: int
   fsdp: int
@@ -46,37 +46,35 @@ class Shape:
 
   @property
   def total(self) -> dict[str, int]:
-    """Axis -> its length over all slices."""
+    """Length of each mesh axis, over all slices."""
     data, fsdp = self.data * self.dcn_data, self.fsdp * self.dcn_fsdp
     return {'data': data, 'fsdp': fsdp, 'tensor': self.tensor}
 
   @property
   def inside(self) -> tuple[int, int, int]:
-    """The sizes within a slice, in the order of AXES."""
+    """Sizes within a slice, in the order of AXES."""
     return self.data, self.fsdp, self.tensor
 
   @property
   def outside(self) -> tuple[int, int, int]:
-    """The sizes over slices, in the order of AXES."""
+    """Sizes over slices, in the order of AXES."""
     return self.dcn_data, self.dcn_fsdp, 1
 
   def __str__(self) -> str:
-    return self.told(AXES if math.prod(self.outside) == 1 else AXES + DCN)
+    return self.format(AXES if math.prod(self.outside) == 1 else AXES + DCN)
 
-  def told(self, names: Sequence[str]) -> str:
-    """Those of its sizes."""
+  def format(self, names: Sequence[str]) -> str:
+    """Return the named sizes as text."""
     return ' '.join(f'{name}={getattr(self, name)}' for name in names)
 
 
-# --- What a model asks for ---------------------------------------------------
+def row_splits(sizes: Mapping[str, int]) -> tuple[Split, ...]:
+  """Return the splits of batches by their rows, which data and fsdp cut.
 
-
-def of_rows(sizes: Mapping[str, int]) -> tuple[Split, ...]:
-  """Batches, by name: their rows go over data and fsdp."""
+  Args:
+    sizes: name of a batch -> its number of rows.
+  """
   return tuple(Split(*pair, ('data', 'fsdp')) for pair in sizes.items())
-
-
-# --- Choosing ----------------------------------------------------------------
 
 
 def choose(
@@ -85,18 +83,17 @@ def choose(
   slices: int = 1,
   splits: Iterable[Split] = (),
 ) -> Shape:
-  """Returns the shape that `wanted` means on these devices.
+  """Return the shape that `wanted` means on these devices.
 
   Args:
-    wanted: a size for each of AXES and DCN; one of each may be -1, what the
-      others leave.
-    per_slice: devices of a slice.
-    slices: how many slices there are.
-    splits: what must go into equal parts.
+    wanted: a size for each of AXES and DCN; one of each may be -1, the rest.
+    per_slice: number of devices of a slice.
+    slices: number of slices.
+    splits: sizes to cut into equal parts.
 
   Raises:
-    ValueError: if there is no such shape, or it leaves something uneven; the
-      sentence names the nearest shapes that do neither.
+    ValueError: there is no such shape, or it leaves a split uneven; the
+      sentence names the nearest shapes that fit.
   """
   splits = tuple(splits)
   inside = _filled([wanted[name] for name in AXES], per_slice)
@@ -108,19 +105,19 @@ def choose(
     uneven = _uneven(shape.total, splits)
     if uneven is None:
       return shape
-    fault = _told(uneven, shape.total)
+    fault = _uneven_fault(uneven, shape.total)
   near = nearest(wanted, per_slice, slices, splits)
-  hint = _suggested(near, wanted, per_slice, slices)
-  raise ValueError(f'mesh {_written(wanted)} {fault}; {hint}.')
+  hint = _nearest_hint(near, wanted, per_slice, slices)
+  raise ValueError(f'mesh {_format_wanted(wanted)} {fault}; {hint}.')
 
 
 def check(wanted: Mapping[str, int], splits: Iterable[Split]) -> None:
-  """Refuses sizes that leave something uneven on any number of devices.
+  """Refuse sizes that leave a split uneven on any number of devices.
 
   Args:
-    wanted: as of `choose`. An open size may become any number, so what it
-      cuts must at least go into the parts of the sizes that are fixed.
-    splits: as of `choose`.
+    wanted: as for `choose`. An open size may become any number, so it counts
+      as 1.
+    splits: as for `choose`.
 
   Raises:
     ValueError: one sentence, with the nearest shapes if all sizes are fixed.
@@ -130,14 +127,14 @@ def check(wanted: Mapping[str, int], splits: Iterable[Split]) -> None:
   uneven = _uneven(Shape(**known).total, splits)
   if uneven is None:
     return
-  fault = _told(uneven, Shape(**known).total)
+  fault = _uneven_fault(uneven, Shape(**known).total)
   hint = f'allowed: divisors of {uneven.size}'
   if min(wanted[name] for name in AXES) > 0:
     per_slice = math.prod(known[name] for name in AXES)
     slices = math.prod(known[name] for name in DCN)
     near = nearest(wanted, per_slice, slices, splits)
-    hint = _suggested(near, wanted, per_slice, slices) if near else hint
-  raise ValueError(f'mesh {_written(wanted)} {fault}; {hint}.')
+    hint = _nearest_hint(near, wanted, per_slice, slices) if near else hint
+  raise ValueError(f'mesh {_format_wanted(wanted)} {fault}; {hint}.')
 
 
 def nearest(
@@ -146,31 +143,30 @@ def nearest(
   slices: int = 1,
   splits: Sequence[Split] = (),
 ) -> list[Shape]:
-  """Returns the possible shapes that are most like `wanted`, at most three.
+  """Return the possible shapes that are nearest to `wanted`, at most three.
 
-  The distance is the sum of |log(size / wanted size)|: twice as much and half
-  as much are equally far, an open size is never far. Of those equally far the
-  one that changes fewer sizes is first, then the one with the smaller
-  `tensor`, which costs most in communication.
+  The distance is the sum of |log(size / wanted size)|: double and half are
+  equally far, and open sizes do not count. At equal distance the shape with
+  fewer changed sizes comes first, then the one with the smaller `tensor`, which
+  needs most communication.
   """
 
   def order(shape: Shape):
     fixed = [name for name in AXES + DCN if wanted[name] > 0]
     pairs = [(getattr(shape, name), wanted[name]) for name in fixed]
-    far = sum(abs(math.log(size / want)) for size, want in pairs)
+    distance = sum(abs(math.log(size / want)) for size, want in pairs)
     changed = sum(size != want for size, want in pairs)
-    return round(far, 6), changed, shape.tensor, shape.dcn_fsdp, shape.fsdp
+    return round(distance, 6), changed, shape.tensor, shape.dcn_fsdp, shape.fsdp
 
   fitting = (
     shape
-    for shape in _all(per_slice, slices)
+    for shape in _all_shapes(per_slice, slices)
     if _uneven(shape.total, splits) is None
   )
   return sorted(fitting, key=order)[:_NAMED]
 
 
-def _all(per_slice: int, slices: int) -> Iterator[Shape]:
-  """Every shape of these devices."""
+def _all_shapes(per_slice: int, slices: int) -> Iterator[Shape]:
   for data, tensor in itertools.product(_divisors(per_slice), repeat=2):
     if per_slice % (data * tensor) == 0:
       for dcn_data in _divisors(slices):
@@ -183,7 +179,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def _filled(sizes: Sequence[int], count: int) -> list[int] | None:
-  """The sizes with -1 replaced, or None if they do not multiply to `count`."""
+  """Replace -1; return None if the sizes do not multiply to `count`."""
   fixed = math.prod(size for size in sizes if size != -1)
   if -1 not in sizes:
     rest = 1
@@ -201,22 +197,21 @@ def _parts(split: Split, total: Mapping[str, int]) -> int:
 
 
 def _uneven(total: Mapping[str, int], splits: Iterable[Split]) -> Split | None:
-  """The first split whose parts would not be equal."""
+  """Return the first split whose parts would not be equal."""
   return next((s for s in splits if s.size % _parts(s, total)), None)
 
 
-# --- Words -------------------------------------------------------------------
+# --- Messages ----------------------------------------------------------------
 
 
-def _written(wanted: Mapping[str, int]) -> str:
-  """The sizes as they were asked for."""
-  return ', '.join(f'{name}={wanted[name]}' for name in _asked(wanted))
+def _format_wanted(wanted: Mapping[str, int]) -> str:
+  return ', '.join(f'{name}={wanted[name]}' for name in _shown(wanted))
 
 
-def _asked(wanted: Mapping[str, int]) -> tuple[str, ...]:
-  """The axes; those over slices, too, if anybody asked."""
-  is_open = (wanted['dcn_data'], wanted['dcn_fsdp']) == (-1, 1)
-  return AXES if is_open else AXES + DCN
+def _shown(wanted: Mapping[str, int]) -> tuple[str, ...]:
+  """Names of the sizes to show: those over slices unless they are defaults."""
+  is_default = (wanted['dcn_data'], wanted['dcn_fsdp']) == (-1, 1)
+  return AXES if is_default else AXES + DCN
 
 
 def _devices(per_slice: int, slices: int) -> str:
@@ -224,7 +219,7 @@ def _devices(per_slice: int, slices: int) -> str:
   return devices if slices == 1 else f'{slices} slices of {devices} each'
 
 
-def _told(split: Split, total: Mapping[str, int]) -> str:
+def _uneven_fault(split: Split, total: Mapping[str, int]) -> str:
   axes = ' * '.join(split.axes)
   return (
     f'cannot cut {split.what}, {split.size}, into {_parts(split, total)} equal'
@@ -232,7 +227,7 @@ def _told(split: Split, total: Mapping[str, int]) -> str:
   )
 
 
-def _suggested(
+def _nearest_hint(
   near: Sequence[Shape],
   wanted: Mapping[str, int],
   per_slice: int,
@@ -241,6 +236,6 @@ def _suggested(
   devices = _devices(per_slice, slices)
   if not near:
     return f'no shape of {devices} can; allowed: another number of devices'
-  names = _asked(wanted) if slices == 1 else AXES + DCN
-  shapes = ', or '.join(shape.told(names) for shape in near)
+  names = _shown(wanted) if slices == 1 else AXES + DCN
+  shapes = ', or '.join(shape.format(names) for shape in near)
   return f'nearest that fit {devices} (one may be -1, the rest): {shapes}'

@@ -1,12 +1,11 @@
-"""Several processes that are one run: how they start, agree and end.
+"""Processes of one run: how they start, agree and end.
 
-All of them run the same program with the same config. They follow the same
+All of them run the same program with the same config. They play the same
 episodes and hold replicated metrics, so nearly everything that steers the loop
-is equal by construction; what only one of them knows (a signal, the answer of
+is equal by construction. What only one process knows (a signal, the result of
 an environment, a file) goes through `allgather`. A process that dies ends the
 others: JAX's coordination service misses its heartbeat, or a collective fails.
-One that is slow (it fetches a model, or plays at random for the chance level)
-is waited for as long as it lives.
+The others wait for a slow process as long as it lives.
 
 A single process passes through here without a collective.
 """
@@ -21,7 +20,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,22 +28,107 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from actfocus_jax import errors
-from actfocus_jax.run import interrupt
 
-# A process that is silent for so long is dead, in seconds.
+# Seconds without a heartbeat after which a process counts as dead.
 _HEARTBEAT_TIMEOUT = 30
-# In so many seconds all must have come: machines of a cluster may start minutes
-# apart. It is told what one waits for after the second number.
+# Seconds within which all processes must join: machines of a cluster may start
+# minutes apart. After _TELL_AFTER seconds a message says what this process
+# waits for.
 _JOIN_WITHIN = 300.0
 _TELL_AFTER = 15.0
 _FRAME_BYTES = 1024
 _LENGTH_BYTES = 4
-# Seconds that process 0 stays after an error, which may be that of all: without
-# it the others would tell of its loss instead.
+# Seconds that process 0 stays after an error. The others may have the same one;
+# without the delay they would report the loss of process 0 instead.
 _LINGER = 5.0
+# Errors of the collective libraries when another process does not answer.
+_LOST = re.compile(
+  r'Gloo|NCCL|[Cc]onnection (reset|closed|refused)|[Hh]eartbeat|[Cc]oordination'
+)
 
 
-# --- Starting and ending -----------------------------------------------------
+# --- Clusters ----------------------------------------------------------------
+
+# It sets the number and the index of a process, but unlike earlier versions not
+# the address of process 0, so jax does not know it.
+OPEN_MPI_5 = 'Open MPI 5'
+
+
+def cluster_name(environ: Mapping[str, str] = os.environ) -> str | None:
+  """Return the cluster that started this process as one of several, or None.
+
+  It reads only variables that a cluster sets for processes that it starts
+  together. Someone who logs into a machine of a pod has none of them. A pod of
+  an indexed Kubernetes Job may or may not be one of several; it needs a flag.
+
+  Args:
+    environ: environment variables of this process.
+
+  Returns:
+    The name, for messages.
+  """
+  counts = {
+    'Open MPI': ('OMPI_MCA_orte_hnp_uri', 'OMPI_COMM_WORLD_SIZE'),
+    OPEN_MPI_5: ('PMIX_NAMESPACE', 'OMPI_COMM_WORLD_SIZE'),
+    'Slurm': ('SLURM_STEP_NODELIST', _slurm_count(environ)),
+  }
+  for name, (mark, count) in counts.items():
+    if mark in environ and int(environ.get(count, '1')) > 1:
+      return name
+  if ',' in environ.get('TPU_WORKER_HOSTNAMES', ''):
+    return 'a TPU pod'
+  if int(environ.get('MEGASCALE_NUM_SLICES', '1')) > 1:
+    return 'several TPU slices'
+  return None
+
+
+def _slurm_count(environ: Mapping[str, str]) -> str:
+  """Name of the variable with the number of processes of a Slurm step.
+
+  The shell of an interactive allocation is a step of one process, in which
+  SLURM_NTASKS is that of the allocation.
+  """
+  step = 'SLURM_STEP_NUM_TASKS'
+  return step if step in environ else 'SLURM_NTASKS'
+
+
+def count_and_index(
+  environ: Mapping[str, str] = os.environ,
+) -> tuple[int, int] | None:
+  """Number of processes that Open MPI 5 started, and this one's index."""
+  if cluster_name(environ) != OPEN_MPI_5:
+    return None
+  return (
+    int(environ['OMPI_COMM_WORLD_SIZE']),
+    int(environ['OMPI_COMM_WORLD_RANK']),
+  )
+
+
+def local_devices(environ: Mapping[str, str] = os.environ) -> list[int] | None:
+  """Devices of its machine that a process takes, for `jax.distributed`.
+
+  Args:
+    environ: environment variables of this process.
+
+  Returns:
+    [], all of them, if Slurm or Open MPI started one process per machine: jax
+    would take only the first. None leaves the choice to jax and its variables:
+    one device per process on these clusters, elsewhere all.
+  """
+  if 'JAX_LOCAL_DEVICE_IDS' in environ:
+    return None
+  if 'OMPI_COMM_WORLD_LOCAL_SIZE' in environ:
+    if environ['OMPI_COMM_WORLD_LOCAL_SIZE'] == '1':
+      return []
+    is_known_to_jax = cluster_name(environ) != OPEN_MPI_5
+    rank = environ.get('OMPI_COMM_WORLD_LOCAL_RANK')
+    return None if is_known_to_jax else [int(rank)]
+  nodes = environ.get('SLURM_STEP_NUM_NODES')
+  is_alone = nodes and nodes == environ.get(_slurm_count(environ))
+  return [] if is_alone else None
+
+
+# --- Starting ----------------------------------------------------------------
 
 
 def start(
@@ -56,21 +140,24 @@ def start(
 ):
   """Join the other processes, before JAX looks for devices.
 
+  If they do not come, the process ends with one sentence; JAX would abort it.
+
   Args:
-    coordinator: HOST:PORT of process 0, with the two below, or all None: then
-      the cluster tells (TPU pod, Slurm, Open MPI 4, Kubernetes).
-    num_processes: How many there are.
-    process_id: Which one this is, from 0.
-    local_devices: As of `clusters.local_devices`.
+    coordinator: HOST:PORT of process 0, with the two below. All None: jax reads
+      them from the cluster (TPU pod, Slurm, Open MPI 4, Kubernetes).
+    num_processes: number of processes.
+    process_id: index of this process, from 0.
+    local_devices: as returned by `local_devices`.
 
   Raises:
-    ValueError: When nothing tells who the others are, or the cluster does not
-      answer, in JAX's words. When the others do not come the process ends with
-      one sentence: JAX would abort it.
+    ValueError: the other processes are not known, or the cluster does not
+      answer; in JAX's words.
   """
-  where = f' at {coordinator}' if coordinator else ''
-  come, on_sigterm = threading.Event(), signal.getsignal(signal.SIGTERM)
-  threading.Thread(target=_expect, args=(come, where), daemon=True).start()
+  address = f' at {coordinator}' if coordinator else ''
+  joined, on_sigterm = threading.Event(), signal.getsignal(signal.SIGTERM)
+  threading.Thread(
+    target=_exit_unless, args=(joined, address), daemon=True
+  ).start()
   try:
     jax.distributed.initialize(
       coordinator_address=coordinator,
@@ -80,75 +167,92 @@ def start(
       initialization_timeout=int(_JOIN_WITHIN) + 60,
       heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
     )
-  except RuntimeError as error:  # As of a service account without rights.
+  except RuntimeError as error:  # Such as a service account without rights.
     raise ValueError(str(error)) from error
   finally:
-    come.set()
-  # JAX took the signal, for a notice that nobody here asks it about.
+    joined.set()
+  # JAX has replaced the handler by one for preemption notices, unused here.
   signal.signal(signal.SIGTERM, on_sigterm)
 
 
-def first_barrier():
-  """The first exchange of all, right after `start`, inside `exit_on_error`.
-
-  While all are here: it has a time limit (30 s on CPU), and what comes next may
-  take one of them longer. Later ones have none.
-
-  Raises:
-    UsageError: As of `check_devices`.
-  """
-  if count() > 1:
-    check_devices([device.process_index for device in jax.devices()])
-  allgather(None)
-  if not is_first():  # One of them talks; all of them may complain.
-    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
-
-
-def check_devices(owners: Sequence[int]):
-  """Refuses processes of which one has more devices than another.
-
-  Args:
-    owners: The process of each device of all.
-
-  Raises:
-    UsageError: One sentence, the same in all processes.
-  """
-  counts = collections.Counter(owners)
-  fewest, most = (pick(counts, key=counts.get) for pick in (min, max))
-  if counts[fewest] != counts[most]:
-    raise errors.UsageError(
-      f'The devices of process {fewest} are {counts[fewest]} and those of '
-      f'process {most} are {counts[most]}; allowed: as many in each.'
-    )
-
-
-def _expect(come: threading.Event, where: str):
-  """Ends this process unless the others come; a thread of its own."""
-  if come.wait(_TELL_AFTER):
+def _exit_unless(joined: threading.Event, address: str):
+  """End this process if the others do not come; runs in its own thread."""
+  if joined.wait(_TELL_AFTER):
     return
   print(
-    f'Waiting for the other processes{where}, {_JOIN_WITHIN:g} s at most.',
+    f'Waiting for the other processes{address}, {_JOIN_WITHIN:g} s at most.',
     file=sys.stderr,
     flush=True,
   )
-  if come.wait(_JOIN_WITHIN - _TELL_AFTER):
+  if joined.wait(_JOIN_WITHIN - _TELL_AFTER):
     return
   print(
-    f'error: not all processes came{where} within {_JOIN_WITHIN:g} s. Look at '
-    'the output of each: one that was refused or killed says so. If none was, '
-    'can all reach process 0, do they agree on how many they are, and has each '
-    'a number of its own?',
+    f'error: not all processes came{address} within {_JOIN_WITHIN:g} s. Look '
+    'at the output of each for an error. If there is none, check that all can '
+    'reach process 0, agree on their number, and have different indices.',
     file=sys.stderr,
     flush=True,
   )
   os._exit(1)
 
 
+def first_barrier():
+  """Run the first collective, right after `start`, inside `exit_on_error`.
+
+  On CPU the first collective has a time limit of 30 s; later ones have none. So
+  it runs here, before anything that may take one process longer.
+
+  Raises:
+    UsageError: as by `check_devices`.
+  """
+  if count() > 1:
+    check_devices([device.process_index for device in jax.devices()])
+  allgather(None)
+  if not is_first():  # Only process 0 writes to stdout; all write to stderr.
+    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
+
+
+def check_devices(owners: Sequence[int]):
+  """Refuse processes with different numbers of devices.
+
+  Args:
+    owners: process of each device.
+
+  Raises:
+    UsageError: one sentence, the same in all processes.
+  """
+  counts = collections.Counter(owners)
+  fewest, most = (pick(counts, key=counts.get) for pick in (min, max))
+  if counts[fewest] != counts[most]:
+    raise errors.UsageError(
+      f'Process {fewest} has {counts[fewest]} devices and process {most} has '
+      f'{counts[most]}; allowed: the same number in each.'
+    )
+
+
+def count() -> int:
+  """Number of processes; a single one needs no device to know it."""
+  return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def index() -> int:
+  """Index of this process, from 0."""
+  return jax.process_index() if jax.distributed.is_initialized() else 0
+
+
+def is_first() -> bool:
+  """Return whether this process writes the files and stdout."""
+  return index() == 0
+
+
+# --- Ending ------------------------------------------------------------------
+
+
 @contextlib.contextmanager
 def exit_on_error() -> Iterator[None]:
-  """End this process at once when something is raised inside: see `abort`.
+  """End this process at once if anything is raised inside: see `abort`.
 
-  What commands say and exit with stays the same.
+  Messages and exit codes of the commands stay the same.
   """
   try:
     yield
@@ -158,24 +262,26 @@ def exit_on_error() -> Iterator[None]:
 
 
 def abort(error: BaseException):
-  """Says what failed and ends this process at once; returns when it is alone.
+  """Print the error and end this process; return if it is the only one.
 
-  The orderly way out waits for all processes, and they wait for this one in
+  An orderly exit would wait for all processes, while they wait for this one in
   the middle of a step, or of a checkpoint that it cannot write.
 
   Args:
-    error: From any thread.
+    error: error of any thread.
   """
   try:
     is_alone, may_be_first = count() == 1, is_first()
   except (RuntimeError, AssertionError):
-    # To find the devices is what failed, which also says who is the first.
+    # No device was found, and the index comes from the devices.
     is_alone, may_be_first = False, True
   if is_alone:
     return
-  told = errors.sentence(error)
-  if told is not None or isinstance(error, _TOLD):
-    print(f'error: {told or error}', file=sys.stderr)
+  sentence = errors.sentence(error)
+  if isinstance(error, (errors.RunError, errors.Stopped)):
+    sentence = str(error)
+  if sentence is not None:
+    print(f'error: {sentence}', file=sys.stderr)
   elif is_loss(error):
     print(
       'error: another process has ended, or cannot be reached: its own '
@@ -188,113 +294,89 @@ def abort(error: BaseException):
   for stream in (sys.stdout, sys.stderr):
     stream.flush()
   try:
-    is_ours = isinstance(error, Exception) and not is_loss(error)
-    if may_be_first and is_ours:
+    is_own = isinstance(error, Exception) and not is_loss(error)
+    if may_be_first and is_own:
       time.sleep(_LINGER)
-  finally:  # Whoever interrupts that has waited enough.
+  finally:  # Also if a signal interrupts the sleep.
     os._exit(_code(error))
 
 
-_TOLD = (errors.RunError, interrupt.Stopped)
-
-
-# What the libraries of collectives say when another process does not answer.
-_LOST = re.compile(
-  r'Gloo|NCCL|[Cc]onnection (reset|closed|refused)|[Hh]eartbeat|[Cc]oordination'
-)
-
-
 def is_loss(error: BaseException) -> bool:
-  """Whether it says that a collective had nobody to talk to."""
+  """Return whether a collective failed because another process was lost."""
   is_jax = isinstance(error, jax.errors.JaxRuntimeError)
   return is_jax and bool(_LOST.search(str(error)))
 
 
 def _code(error: BaseException) -> int:
-  """The exit code that a command would have ended with."""
-  if isinstance(error, interrupt.Stopped):
+  """Exit code that a command would have ended with."""
+  if isinstance(error, errors.Stopped):
     return error.code
   return 1 if errors.sentence(error) is None else 2
-
-
-def count() -> int:
-  """Number of processes; alone, no device is needed to know it."""
-  return jax.process_count() if jax.distributed.is_initialized() else 1
-
-
-def index() -> int:
-  """Index of this process, from 0."""
-  return jax.process_index() if jax.distributed.is_initialized() else 0
-
-
-def is_first() -> bool:
-  """Whether this is the one that writes and talks."""
-  return index() == 0
 
 
 # --- Agreeing ----------------------------------------------------------------
 
 
 def allgather(value: Any) -> list[Any]:
-  """What each process has to say, in their order.
+  """Return the value of each process, in their order.
 
-  A collective: every process calls it, at the same place of the program.
+  A collective: every process calls it at the same place of the program.
 
   Args:
-    value: Of this process; picklable.
+    value: value of this process; picklable.
 
   Returns:
-    One value a process.
+    One value per process.
   """
   if count() == 1:
     return [value]
-  said = pickle.dumps(value)
-  said = len(said).to_bytes(_LENGTH_BYTES, 'big') + said
-  frames = _gathered(said[:_FRAME_BYTES], _FRAME_BYTES)
+  pickled = pickle.dumps(value)
+  message = len(pickled).to_bytes(_LENGTH_BYTES, 'big') + pickled
+  frames = _gather(message[:_FRAME_BYTES], _FRAME_BYTES)
   sizes = [int.from_bytes(frame[:_LENGTH_BYTES], 'big') for frame in frames]
-  # Few widths, for each is compiled; most have enough of the first.
+  # Few widths, since each is compiled; the first is enough for most messages.
   width = _FRAME_BYTES
   while width < max(sizes) + _LENGTH_BYTES:
     width *= 2
   if width > _FRAME_BYTES:
-    frames = _gathered(said, width)
+    frames = _gather(message, width)
   return [
     pickle.loads(frame[_LENGTH_BYTES : _LENGTH_BYTES + size])
     for frame, size in zip(frames, sizes, strict=True)
   ]
 
 
-def _gathered(said: bytes, width: int) -> list[bytes]:
-  """What each process says, filled up to the same width."""
-  row = np.frombuffer(said.ljust(width, b'\0'), np.uint8)
-  return [one.tobytes() for one in multihost_utils.process_allgather(row)]
+def _gather(message: bytes, width: int) -> list[bytes]:
+  """Return the messages of all processes, padded to one width."""
+  row = np.frombuffer(message.ljust(width, b'\0'), np.uint8)
+  return [frame.tobytes() for frame in multihost_utils.process_allgather(row)]
 
 
 def first_non_none(value: Any) -> Any:
-  """The first value that is not None, in the order of processes; collective."""
+  """Return the first value that is not None, by process; a collective."""
   return next((v for v in allgather(value) if v is not None), None)
 
 
 def broadcast(value: Any) -> Any:
-  """What process 0 has; a collective."""
+  """Return the value of process 0; a collective."""
   return allgather(value)[0]
 
 
 def common(values: Sequence[Any]) -> list[Any]:
-  """Those of the first process's values that all have; a collective."""
+  """Return the values of process 0 that all others have; a collective."""
   first, *others = allgather(list(values))
   return [v for v in first if all(v in other for other in others)]
 
 
 @contextlib.contextmanager
 def raise_everywhere() -> Iterator[None]:
-  """What one process refuses inside, all refuse; a collective when it is left.
+  """Raise the UsageError of one process in all; a collective at its end.
 
-  There is none inside: a process that refuses would not come to it. Whatever
-  else is raised goes through, and ends this process and so the others.
+  No collective is allowed inside: a process that refuses would not reach it.
+  Any other error passes through, and ends this process and so the others.
 
   Raises:
-    UsageError: In all processes, with the sentence of the first that refuses.
+    UsageError: in all processes, with the sentence of the first that refuses.
   """
   refusal = None
   try:
@@ -302,24 +384,24 @@ def raise_everywhere() -> Iterator[None]:
   except errors.UsageError as error:
     if count() == 1:
       raise
-    refusal = error
-  told = allgather(None if refusal is None else str(refusal))
-  who = next((i for i, said in enumerate(told) if said is not None), None)
-  if who is not None:
-    prefix = '' if len(set(told)) == 1 else f'process {who}: '
-    raise errors.UsageError(prefix + told[who])
+    refusal = str(error)
+  refusals = allgather(refusal)
+  first = next((i for i, text in enumerate(refusals) if text is not None), None)
+  if first is not None:
+    prefix = '' if len(set(refusals)) == 1 else f'process {first}: '
+    raise errors.UsageError(prefix + refusals[first])
 
 
 def check_equal(value: Any, what: str, allowed: str):
-  """Refuses processes that do not have the same value; a collective.
+  """Refuse processes whose values differ; a collective.
 
   Args:
-    value: Of this process.
-    what: Names it in the sentence.
-    allowed: What would do.
+    value: value of this process.
+    what: name of the value, for the message.
+    allowed: what is allowed, for the message.
 
   Raises:
-    UsageError: One sentence.
+    UsageError: one sentence.
   """
   values = allgather(value)
   other = next((i for i, v in enumerate(values) if v != values[0]), None)

@@ -1,1 +1,1 @@
-"""What a run leaves to look at: intervals, curves, trajectories, a summary."""
+"""Report of a run: summary, curves, trajectories, intervals, comparison."""

@@ -1,4 +1,4 @@
-"""Writes diagnostics, plots and the trajectory viewer into DIR/report/.
+"""Write diagnostics, plots and the trajectory viewer into DIR/report/.
 
 python -m actfocus_jax.report --workdir=DIR [--workdirs=DIR1,DIR2,DIR3]
 """
@@ -10,15 +10,15 @@ from absl import app, flags, logging
 from actfocus_jax.report import summary
 from actfocus_jax.run import storage
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'The run.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.')
 _WORKDIRS = flags.DEFINE_list(
-  'workdirs', [], 'Runs to compare in one picture and one table.'
+  'workdirs', [], 'Run directories to compare in one picture and one table.'
 )
 
 
 def main(argv: list[str]) -> None:
-  """Writes the report and prints where it is; exit code 2 for no run."""
-  logging.set_verbosity(logging.ERROR)  # gcsfs tells of every look-up.
+  """Write the report and print its files; exit code 2 without a run."""
+  logging.set_verbosity(logging.ERROR)  # gcsfs logs every look-up.
   if len(argv) > 1:
     sys.exit(_fail(f'unexpected argument {argv[1]!r}'))
   if not _WORKDIR.value:

@@ -1,10 +1,10 @@
-"""Several arms, several seeds: one table, honest about its spread.
+"""Comparison of several arms over several seeds, with intervals.
 
-The unit is a run: its last held-out success. Episodes within a run say how well
-that policy does; only runs say how well the method does. Intervals are those of
-Student's t over seeds, those of differences Welch's: a seed moves what is
-sampled and nothing else, so runs of one seed have little in common. All runs
-share one warm start and one set of boards, whose luck no interval contains.
+The unit is a run: its last held-out success. Episodes within a run measure that
+policy; only several runs measure the method. The interval of a mean is
+Student's over seeds. That of a difference is Welch's: a seed changes only what
+is sampled, so runs of one seed are not paired. All runs share one warm start
+and one set of boards, whose variation no interval contains.
 """
 
 import math
@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from actfocus_jax.report import plots, summary
 
-# arm -> seed -> rows of eval.jsonl, the first from before training.
-Results = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]
+Rows = Sequence[Mapping[str, Any]]  # of eval.jsonl, the first before training
+Runs = Mapping[int, Rows]  # seed -> rows
+Results = Mapping[str, Runs]  # arm -> seed -> rows
 
 # Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom.
 _T95 = (
@@ -25,15 +26,14 @@ _T95 = (
   *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
 
-
 _INTERVALS = (
-  "Intervals, 95 %: Student's t over runs, of differences Welch's. They hold "
-  'the luck of sampling; warm start and boards are the same in all runs.'
+  "95 % intervals: Student's t over runs for a mean, Welch's for a difference. "
+  'They cover sampling only; warm start and boards are the same in all runs.'
 )
 
 
 class Mean(NamedTuple):
-  """A mean over seeds with its 95 % interval; None where one seed is all."""
+  """Mean over seeds with its 95 % interval; None with a single seed."""
 
   value: float
   low: float | None
@@ -41,14 +41,14 @@ class Mean(NamedTuple):
 
 
 def mean_interval(values: Sequence[float]) -> Mean:
-  """The mean of some runs, with Student's interval.
+  """Mean of some runs, with Student's interval.
 
       mean -+ t(0.975, n - 1) * s / sqrt(n)
 
   Source: Student, "The probable error of a mean", Biometrika 6 (1908).
 
   Args:
-    values: one for each seed, at least one.
+    values: one value per seed, at least one.
 
   Returns:
     The mean and its interval.
@@ -66,7 +66,7 @@ def mean_interval(values: Sequence[float]) -> Mean:
 
 
 def difference_interval(ours: Sequence[float], base: Sequence[float]) -> Mean:
-  """The difference of two means of independent runs, with Welch's interval.
+  """Difference of two means of independent runs, with Welch's interval.
 
       (a + b)^2 / (a^2 / (m - 1) + b^2 / (n - 1)) degrees of freedom,
       with a = s_m^2 / m and b = s_n^2 / n
@@ -75,11 +75,11 @@ def difference_interval(ours: Sequence[float], base: Sequence[float]) -> Mean:
   (1947).
 
   Args:
-    ours: one for each seed, at least one.
-    base: likewise.
+    ours: one value per seed, at least one.
+    base: the same, for the arm to compare with.
 
   Returns:
-    The difference; without an interval where either has a single run.
+    The difference; without an interval if either has a single run.
   """
   value = statistics.fmean(ours) - statistics.fmean(base)
   if min(len(ours), len(base)) < 2:
@@ -94,19 +94,18 @@ def difference_interval(ours: Sequence[float], base: Sequence[float]) -> Mean:
 
 
 def _t95(freedom: float) -> float:
-  """Of the next lower whole number of degrees of freedom, at most 30."""
+  """Quantile for the degrees of freedom rounded down, at most 30."""
   return _T95[min(int(freedom + 1e-9), len(_T95)) - 1]
 
 
 def table(results: Results) -> str:
-  """The comparison as a Markdown table, the best arm first.
+  """Return the comparison as a Markdown table, the best arm first.
 
-  The ranking is by the last evaluation. `over training` is the mean of all
-  evaluations after the first, `peak minus final` what an arm lost again.
+  Arms are ranked by the last evaluation. `over training` is the mean of all
+  evaluations after the first, `peak minus final` the best minus the last.
 
   Args:
-    results: the first arm is what others are compared with. Seeds that an arm
-      has not finished are left out.
+    results: finished runs; the others are compared with the first arm.
 
   Returns:
     Lines of Markdown.
@@ -114,56 +113,58 @@ def table(results: Results) -> str:
   Raises:
     ValueError: no arm has a finished run.
   """
-  done = {
-    arm: {seed: [row['success'] for row in rows] for seed, rows in runs.items()}
-    for arm, runs in results.items()
-    if runs
-  }
+  done = {arm: runs for arm, runs in results.items() if runs}
   if not done:
     raise ValueError('no arm has a finished run yet')
-  marks = {
-    arm: {
-      seed: f' at {rows[-1]["step"]}*' if 'stalled' in rows[-1] else ''
-      for seed, rows in runs.items()
-    }
-    for arm, runs in results.items()
-  }
   base = next(iter(results))
-  rows = [
-    (
-      *('arm', 'runs', 'success, by seed', 'mean', '95 % interval'),
-      *(f'difference to {base}', 'over training', 'peak minus final'),
-    )
-  ]
-  ranked = sorted(done, key=lambda arm: -mean_interval(_last(done[arm])).value)
+  header = (
+    *('arm', 'runs', 'success, by seed', 'mean', '95 % interval'),
+    *(f'difference to {base}', 'over training', 'peak minus final'),
+  )
+  ranked = sorted(done, key=lambda arm: -statistics.fmean(_last(done[arm])))
+  body = []
   for arm in ranked:
-    runs = done[arm]
-    mean = mean_interval(_last(runs))
-    difference = '-'
-    if arm != base and base in done:
-      difference = _points(difference_interval(_last(runs), _last(done[base])))
-    drop = statistics.fmean(max(run) - run[-1] for run in runs.values())
-    along = mean_interval([_over_training(run) for run in runs.values()])
-    rows.append(
-      (
-        arm,
-        str(len(runs)),
-        ', '.join(f'{runs[s][-1]:.1%}{marks[arm][s]}' for s in sorted(runs)),
-        f'{mean.value:.1%}',
-        _bounds(mean),
-        difference,
-        f'{along.value:.1%}',
-        f'{100 * drop:.1f} points',
-      )
-    )
-  text = summary.markdown(rows)
-  if any(any(of_arm.values()) for of_arm in marks.values()):
+    compared = done.get(base) if arm != base else None
+    body.append((arm, *_cells(done[arm], compared)))
+  text = summary.markdown([header, *body])
+  if any(_is_stalled(rows) for runs in done.values() for rows in runs.values()):
     text += '\n\n* nothing left to learn from at that step'
   return f'{_heading(results)}\n\n{text}\n\n{_INTERVALS}'
 
 
+def _cells(runs: Runs, base_runs: Runs | None) -> list[str]:
+  """Return the cells of one arm, after its name."""
+  mean, difference = mean_interval(_last(runs)), '-'
+  if base_runs:
+    difference = _points(difference_interval(_last(runs), _last(base_runs)))
+  curves = [[row['success'] for row in rows] for rows in runs.values()]
+  drop = statistics.fmean(max(curve) - curve[-1] for curve in curves)
+  # Higher for an arm that learned sooner.
+  over_training = statistics.fmean(
+    statistics.fmean(curve[1:] or curve) for curve in curves
+  )
+  return [
+    str(len(runs)),
+    ', '.join(_final(runs[seed]) for seed in sorted(runs)),
+    f'{mean.value:.1%}',
+    _bounds(mean),
+    difference,
+    f'{over_training:.1%}',
+    f'{100 * drop:.1f} points',
+  ]
+
+
+def _final(rows: Rows) -> str:
+  mark = f' at {rows[-1]["step"]}*' if _is_stalled(rows) else ''
+  return f'{rows[-1]["success"]:.1%}{mark}'
+
+
+def _is_stalled(rows: Rows) -> bool:
+  return 'stalled' in rows[-1]
+
+
 def _heading(results: Results) -> str:
-  """What the numbers are: of which step, of how many episodes."""
+  """Return the heading: steps and episodes of the numbers."""
   last = [rows[-1] for runs in results.values() for rows in runs.values()]
   steps = sorted({row['step'] for row in last if 'stalled' not in row})
   episodes = sorted({row['episodes'] for row in last if 'episodes' in row})
@@ -173,24 +174,24 @@ def _heading(results: Results) -> str:
   return f'{text}:'
 
 
-def picture(results: Results, *, path: str | pathlib.Path):
-  """Draws a curve per arm: the mean over its seeds, and their range.
+def picture(results: Results, *, path: pathlib.Path):
+  """Draw a curve per arm: the mean over its seeds, and their range.
 
   Args:
     results: as for `table`; an arm without a finished run is left out.
-    path: the PNG to write.
+    path: PNG file to write.
   """
   curves = [(arm, _curve(runs)) for arm, runs in results.items() if runs]
   plots.overlay(
     curves,
     random_success=None,
-    title='Held-out success; mean of the seeds, least to greatest',
+    title='Held-out success; mean and range of the seeds',
     path=path,
   )
 
 
-def _curve(runs: Mapping[int, Sequence[Mapping[str, Any]]]) -> plots.Rows:
-  """Mean, least and greatest success at the steps that all seeds have."""
+def _curve(runs: Runs) -> plots.Rows:
+  """Return mean, minimum and maximum success at the steps of all seeds."""
   by_step = [{row['step']: row['success'] for row in r} for r in runs.values()]
   shared = set.intersection(*(set(steps) for steps in by_step))
   rows = []
@@ -207,17 +208,12 @@ def _curve(runs: Mapping[int, Sequence[Mapping[str, Any]]]) -> plots.Rows:
   return rows
 
 
-def _last(runs: Mapping[int, Sequence[float]]) -> list[float]:
-  return [runs[seed][-1] for seed in sorted(runs)]
-
-
-def _over_training(run: Sequence[float]) -> float:
-  """The mean of the evaluations after the first: who learned sooner."""
-  return statistics.fmean(run[1:] or run)
+def _last(runs: Runs) -> list[float]:
+  return [runs[seed][-1]['success'] for seed in sorted(runs)]
 
 
 def _bounds(mean: Mean) -> str:
-  """The interval of a rate; what Student puts beyond 0 and 1 is cut off."""
+  """Return the interval of a rate, cut off at 0 and 1."""
   if mean.low is None:
     return '-'
   return f'{max(mean.low, 0.0):.1%} to {min(mean.high, 1.0):.1%}'

@@ -1,7 +1,7 @@
 """Success rates with 95 % intervals.
 
-All of these take episodes as independent. Episodes of one group share a board,
-so the true spread of a success rate is somewhat wider.
+They assume independent episodes. Episodes of one group share a board, so the
+true spread of a success rate is somewhat wider.
 """
 
 import math
@@ -12,7 +12,7 @@ Z95 = 1.959963984540054
 def wilson(
   successes: float, n: float, *, z: float = Z95
 ) -> tuple[float, float]:
-  """The score interval of a proportion.
+  """Score interval of a proportion.
 
       (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
 
@@ -25,7 +25,7 @@ def wilson(
     z: quantile of the normal distribution; the default gives 95 %.
 
   Returns:
-    (low, high) in [0, 1]; (0, 1) where n is 0.
+    (low, high) in [0, 1]; (0, 1) if n is 0.
 
   Raises:
     ValueError: successes is not in [0, n].
@@ -38,7 +38,7 @@ def wilson(
   center = p + z**2 / (2 * n)
   half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
   scale = 1 + z**2 / n
-  # Exactly 0 and 1 at the ends, where rounding would leave 1e-17.
+  # Exactly 0 and 1 at the ends; rounding would give 1e-17.
   low = 0.0 if successes == 0 else (center - half) / scale
   high = 1.0 if successes == n else (center + half) / scale
   return low, high
@@ -47,7 +47,7 @@ def wilson(
 def newcombe(
   successes_a: float, n_a: float, successes_b: float, n_b: float, *, z=Z95
 ) -> tuple[float, float, float]:
-  """The difference of two proportions, a minus b, with its score interval.
+  """Difference of two proportions, a minus b, with its score interval.
 
       low  = d - sqrt((p_a - l_a)^2 + (u_b - p_b)^2)
       high = d + sqrt((u_a - p_a)^2 + (p_b - l_b)^2)

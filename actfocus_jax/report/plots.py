@@ -1,7 +1,7 @@
-"""Pictures of a run: PNG, 1800 pixels wide, made to be read at half of that.
+"""Plots of a run: PNG, 1800 pixels wide, legible at half of that.
 
-Colours are of the Okabe-Ito set, which survives the common kinds of colour
-blindness; lines are labelled where they end, so no legend has to be matched.
+Colours are from the Okabe-Ito set, which is safe for the common kinds of colour
+blindness. Lines are labelled at their ends instead of in a legend.
 """
 
 import io
@@ -33,17 +33,17 @@ def learning_curve(
   *,
   random_success: float | None,
   warm_start_success: float | None = None,
-  path: str | pathlib.Path,
+  path: pathlib.Path,
 ) -> None:
-  """Draws one run: success above, what ActFocus did below.
+  """Draw one run: success above, token weights and signal below.
 
   Args:
     eval_rows: rows of eval.jsonl.
-    metrics_rows: rows of metrics.jsonl. The lower panels, weight on action
-      tokens and signal, are left out where no row speaks of them.
+    metrics_rows: rows of metrics.jsonl. A lower panel, weight on action tokens
+      or signal, is left out if no row has its values.
     random_success: success of random play in [0, 1], or None.
     warm_start_success: success before the first step, or None.
-    path: the PNG to write.
+    path: PNG file to write.
   """
   mass = rows_lib.column(metrics_rows, 'weights/action_mass')[0]
   signal = rows_lib.column(metrics_rows, 'signal/mean')[0]
@@ -71,15 +71,15 @@ def overlay(
   *,
   random_success: float | None,
   title: str = _TITLE,
-  path: str | pathlib.Path,
+  path: pathlib.Path,
 ) -> None:
-  """Draws the held-out success of several runs into one picture.
+  """Draw the held-out success of several runs into one picture.
 
   Args:
     runs: (label, rows of eval.jsonl) per run; colours repeat after six.
     random_success: success of random play in [0, 1], or None.
-    title: what line and band are.
-    path: the PNG to write.
+    title: meaning of line and band.
+    path: PNG file to write.
   """
   picture = figure.Figure(figsize=(_WIDTH, 4.6), layout='constrained')
   axes = picture.add_subplot()
@@ -92,7 +92,7 @@ def overlay(
 
 
 def smooth(values: Sequence[float], window: int) -> np.ndarray:
-  """Mean over the last `window` values at each place, fewer at the start."""
+  """Return the mean of the last `window` values at each index."""
   total = np.concatenate([[0.0], np.cumsum(values)])
   stop = np.arange(1, len(values) + 1)
   start = np.maximum(stop - window, 0)
@@ -100,7 +100,7 @@ def smooth(values: Sequence[float], window: int) -> np.ndarray:
 
 
 def _held_out(axes: Axes, rows: Rows, label: str, color: str):
-  """Draws success with its band; returns where its label belongs."""
+  """Draw success with its band; return the label and its position."""
   steps, success = rows_lib.column(rows, 'success')
   if not steps:
     return None
@@ -113,7 +113,7 @@ def _held_out(axes: Axes, rows: Rows, label: str, color: str):
 
 
 def _training(axes: Axes, rows: Rows):
-  """Draws the training success as a thin running mean."""
+  """Draw the training success as a thin running mean."""
   steps, success = rows_lib.column(rows, 'train/success')
   if not steps:
     return None
@@ -125,7 +125,7 @@ def _training(axes: Axes, rows: Rows):
 def _finish(
   axes: Axes, ends, random_success, warm_start_success, title=_TITLE
 ) -> None:
-  """Adds the levels to compare with, the labels and the scales."""
+  """Add the baselines, the labels and the scales."""
   ends = [end for end in ends if end is not None]
   levels = [
     ('random play', random_success, (0, (1, 2))),
@@ -144,7 +144,7 @@ def _finish(
 
 
 def _weight(axes: Axes, rows: Rows) -> None:
-  """Share of action tokens against the share of weight that lies on them."""
+  """Draw the share of action tokens, and their share of the weight."""
   axes.set_title('Share of action tokens', loc='left', color=_INK, fontsize=11)
   ends = []
   for key, name, color in (
@@ -162,7 +162,7 @@ def _weight(axes: Axes, rows: Rows) -> None:
 
 
 def _signal(axes: Axes, rows: Rows) -> None:
-  """Mean of the signal over action tokens, with one deviation each way."""
+  """Draw the mean signal over action tokens, plus and minus one deviation."""
   axes.set_title('Signal on action tokens', loc='left', color=_INK, fontsize=11)
   steps, mean = (np.array(x) for x in rows_lib.column(rows, 'signal/mean'))
   axes.plot(steps, mean, color=_GREEN, lw=1.5)
@@ -176,7 +176,7 @@ def _signal(axes: Axes, rows: Rows) -> None:
 
 
 def _plain(axes: Axes) -> None:
-  """Takes away all that carries no number."""
+  """Remove spines and ticks that carry no number."""
   axes.spines[['top', 'right']].set_visible(False)
   axes.spines[['left', 'bottom']].set_color(_FAINT)
   axes.tick_params(colors=_INK, labelsize=10, color=_FAINT)
@@ -190,18 +190,18 @@ def _plain(axes: Axes) -> None:
 
 
 def _label_ends(axes: Axes, ends) -> None:
-  """Writes (y, text, colour) labels right of the axes, none over another."""
+  """Write (y, text, colour) labels right of the axes, without overlap."""
   bottom, top = axes.get_ylim()
   position = axes.get_subplotspec().get_position(axes.figure)
-  # A label of 10.5 points, as a share of the height of these axes.
+  # Height of a label of 10.5 points, as a share of the axes.
   inches = position.height * axes.figure.get_figheight()
   heights = [0.2 * (1 + text.count('\n')) / inches for _, text, _ in ends]
   wanted = [(y - bottom) / (top - bottom) for y, _, _ in ends]
-  places = spread(wanted, heights)
-  for place, (_, label, color) in zip(places, ends, strict=True):
+  centers = spread(wanted, heights)
+  for center, (_, label, color) in zip(centers, ends, strict=True):
     axes.text(
       1.012,
-      place,
+      center,
       label,
       color=color,
       transform=axes.transAxes,
@@ -211,15 +211,15 @@ def _label_ends(axes: Axes, ends) -> None:
 
 
 def spread(wanted: Sequence[float], heights: Sequence[float]) -> np.ndarray:
-  """Moves labels apart by as little as lets each have its height.
+  """Move labels apart as little as possible, so that none overlap.
 
   Args:
-    wanted: the centre each label would have alone, any order.
-    heights: the room each one needs, in the same unit.
+    wanted: centre that each label would have alone, in any order.
+    heights: height of each label, in the same unit.
 
   Returns:
-    Centres in the order of `wanted`: labels that touch form a block, centred
-    on the mean of the places its members want.
+    Centres in the order of `wanted`. Labels that touch form a block, centred on
+    the mean of its members' wanted centres.
   """
   blocks: list[list[int]] = []
   for index in np.argsort(wanted, kind='stable'):
@@ -229,13 +229,13 @@ def spread(wanted: Sequence[float], heights: Sequence[float]) -> np.ndarray:
       < _edges(blocks[-2], wanted, heights)[1]
     ):
       blocks[-2:] = [blocks[-2] + blocks[-1]]
-  places = np.zeros(len(wanted))
+  centers = np.zeros(len(wanted))
   for block in blocks:
     edge = _edges(block, wanted, heights)[0]
     for index in block:
-      places[index] = edge + heights[index] / 2
+      centers[index] = edge + heights[index] / 2
       edge += heights[index]
-  return places
+  return centers
 
 
 def _edges(block, wanted, heights) -> tuple[float, float]:
@@ -244,8 +244,7 @@ def _edges(block, wanted, heights) -> tuple[float, float]:
   return center - half, center + half
 
 
-def _write(picture: figure.Figure, path: str | pathlib.Path) -> None:
-  path = rows_lib.place(path)
+def _write(picture: figure.Figure, path: pathlib.Path) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   png = io.BytesIO()
   backend_agg.FigureCanvasAgg(picture).print_figure(png, dpi=_DPI)

@@ -1,32 +1,18 @@
-"""Reads the JSON-lines files of a run, also while the run is writing them."""
+"""Read the JSON-lines files of a run, also while the run writes them."""
 
 import json
 import pathlib
 from typing import Any
 
-from actfocus_jax.run import storage
 
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Return the objects of a file, one a line; [] without a file.
 
-def place(path: str | pathlib.Path) -> pathlib.Path:
-  """Returns a path as such; a string is read as `storage.path` reads it.
-
-  Raises:
-    ValueError: for gs:// where the package for buckets is missing.
-  """
-  if isinstance(path, pathlib.PurePath):
-    return path
-  return storage.path(path, 'the place')
-
-
-def read(path: str | pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the objects of a file, one a line; [] where there is no file.
-
-  What follows the last newline is a line cut short and is left out.
+  An incomplete last line is left out.
 
   Raises:
-    ValueError: a whole line is no JSON object; names the line.
+    ValueError: a complete line is not a JSON object; names the line.
   """
-  path = place(path)
   if not path.exists():
     return []
   lines = path.read_bytes().decode('utf-8', errors='replace').split('\n')[:-1]
@@ -35,13 +21,13 @@ def read(path: str | pathlib.Path) -> list[dict[str, Any]]:
     try:
       rows.append(dict(json.loads(line)))
     except (ValueError, TypeError) as error:
-      raise ValueError(f'{path}:{number} is no JSON object') from error
+      raise ValueError(f'{path}:{number} is not a JSON object') from error
   return rows
 
 
 def column(
   rows: list[dict[str, Any]], key: str
 ) -> tuple[list[int], list[float]]:
-  """Returns (steps, values) of the rows where `key` holds a number."""
+  """Return (steps, values) of the rows in which `key` has a number."""
   pairs = [(row['step'], row[key]) for row in rows if row.get(key) is not None]
   return [step for step, _ in pairs], [float(value) for _, value in pairs]

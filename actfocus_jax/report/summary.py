@@ -1,9 +1,9 @@
-"""The report of a run: a page of text, a picture and the trajectories.
+"""Report of a run: a page of text, a picture and the trajectories.
 
-DIR/report/summary.md          the numbers, as tables
+DIR/report/summary.md          tables of numbers
 DIR/report/curve.png           success against steps
-DIR/report/curves.png          several runs in one picture, if asked for
-DIR/report/trajectories.html   what the model said and did
+DIR/report/curves.png          several runs in one picture (--workdirs)
+DIR/report/trajectories.html   episodes, token by token
 """
 
 import json
@@ -17,11 +17,11 @@ from actfocus_jax.report import rows as rows_lib
 Rows = list[dict[str, Any]]
 Table = list[Sequence[str]]
 
-# How many steps at each end of a run the diagnostics average over.
+# Number of steps at each end of a run that the diagnostics average over.
 _ENDS = 10
 
-# Of an evaluation; other numbers of an environment are named `info/NAME`.
-_TOLD = {
+# Numbers of an evaluation; those that environments add are `info/NAME`.
+_EPISODE_NUMBERS = {
   'turns': 'turns per episode',
   'valid_turns': 'share of turns with a valid action',
   'effective_actions': 'share of actions that changed something',
@@ -51,29 +51,23 @@ _DIAGNOSTICS = (
 
 
 def write_report(
-  workdir: str | pathlib.Path,
-  *,
-  workdirs: Sequence[str | pathlib.Path] = (),
+  workdir: pathlib.Path, *, workdirs: Sequence[pathlib.Path] = ()
 ) -> pathlib.Path:
-  """Writes DIR/report/ from the files of a run, finished or not.
-
-  A run in a bucket has its report there too.
+  """Write DIR/report/ from the files of a run, finished or not.
 
   Args:
-    workdir: the run.
-    workdirs: runs to draw into one picture and to list in one table.
+    workdir: run directory, on a disk or in a bucket.
+    workdirs: run directories to draw into one picture and list in one table.
 
   Returns:
     The path of summary.md.
 
   Raises:
-    FileNotFoundError: a directory is no run.
+    FileNotFoundError: a directory is not a run.
     ValueError: a file of a run is damaged.
   """
-  workdir = rows_lib.place(workdir)
-  runs = [rows_lib.place(other) for other in workdirs]
   _require_run(workdir, '--workdir')
-  for run in runs:
+  for run in workdirs:
     _require_run(run, '--workdirs')
   out = workdir / 'report'
   evals = rows_lib.read(workdir / 'eval.jsonl')
@@ -102,26 +96,33 @@ def write_report(
     *time_section(steps),
     *diagnostics_section(steps),
   ]
-  if runs:
-    labelled = [
-      (_label(run), rows_lib.read(run / 'eval.jsonl')) for run in runs
-    ]
-    # Runs on several tasks have no chance level and no mean in common.
-    is_one_task = len({_task(run) for run in runs}) == 1
-    chances = {_baselines(run).get('random_success') for run in runs}
-    plots.overlay(
-      labelled,
-      random_success=chances.pop() if len(chances) == 1 else None,
-      path=out / 'curves.png',
-    )
-    sections += runs_section(labelled, is_one_task=is_one_task)
+  if workdirs:
+    sections += _compare_runs(workdirs, out / 'curves.png')
   path = out / 'summary.md'
   path.write_text('\n\n'.join(sections) + '\n', encoding='utf-8')
   return path
 
 
+def _compare_runs(
+  workdirs: Sequence[pathlib.Path], picture: pathlib.Path
+) -> list[str]:
+  """Draw several runs into one picture; return their section."""
+  runs = [
+    (run.resolve().name, rows_lib.read(run / 'eval.jsonl')) for run in workdirs
+  ]
+  # Runs on different tasks share neither a random baseline nor a mean.
+  is_one_task = len({_task(run) for run in workdirs}) == 1
+  randoms = {_baselines(run).get('random_success') for run in workdirs}
+  plots.overlay(
+    runs,
+    random_success=randoms.pop() if len(randoms) == 1 else None,
+    path=picture,
+  )
+  return runs_section(runs, is_one_task=is_one_task)
+
+
 def success_section(evals: Rows, baselines: dict[str, Any]) -> list[str]:
-  """Says what the policy reached, against its start and random play.
+  """Return the held-out success, beside its start and random play.
 
   Args:
     evals: rows of eval.jsonl.
@@ -151,11 +152,11 @@ def success_section(evals: Rows, baselines: dict[str, Any]) -> list[str]:
 
 
 def games_section(evals: Rows, baselines: dict[str, Any]) -> list[str]:
-  """Says what the policy reached in each environment of a mixture.
+  """Return the held-out success in each environment of a mixture.
 
   Args:
-    evals: rows of eval.jsonl, with `NAME/success` and so on of each.
-    baselines: `NAME/random_success` of each, or not.
+    evals: rows of eval.jsonl, with keys such as `NAME/success`.
+    baselines: `NAME/random_success` of each environment, or nothing.
 
   Returns:
     Blocks of Markdown, none for a run on one environment.
@@ -169,20 +170,20 @@ def games_section(evals: Rows, baselines: dict[str, Any]) -> list[str]:
   ]
   for name in names:
     for row in (evals[0], evals[-1])[: len(evals)]:
-      own = {
+      values = {
         key.removeprefix(f'{name}/'): value
         for key, value in row.items()
         if key.startswith(f'{name}/')
       }
-      table.append(_evaluation(name, {**own, 'step': row['step']}))
-    chance = baselines.get(f'{name}/random_success')
-    if chance is not None:
-      table.append((f'{name}, random play', '', f'{chance:.1%}', '', '', ''))
+      table.append(_evaluation(name, {**values, 'step': row['step']}))
+    success = baselines.get(f'{name}/random_success')
+    if success is not None:
+      table.append((f'{name}, random play', '', f'{success:.1%}', '', '', ''))
   return ['## Each environment', markdown(table)] if names else []
 
 
 def environment_section(evals: Rows) -> list[str]:
-  """Says what the environments told of the held-out episodes.
+  """Return the numbers of the held-out episodes beside success.
 
   Args:
     evals: rows of eval.jsonl.
@@ -196,16 +197,16 @@ def environment_section(evals: Rows) -> list[str]:
   table: Table = [('number', 'first', 'last', 'meaning')]
   for key in sorted(last):
     name = key.rpartition('info/')[2]
-    told = _TOLD.get(name, '' if 'info/' in key else None)
-    if told is not None:
+    meaning = _EPISODE_NUMBERS.get(name, '' if 'info/' in key else None)
+    if meaning is not None:
       table.append(
-        (f'`{key}`', f'{first.get(key, 0.0):.4g}', f'{last[key]:.4g}', told)
+        (f'`{key}`', f'{first.get(key, 0.0):.4g}', f'{last[key]:.4g}', meaning)
       )
   return ['## Held-out episodes', markdown(table)] if len(table) > 1 else []
 
 
 def time_section(steps: Rows) -> list[str]:
-  """Says where the seconds went, largest part first."""
+  """Return the seconds of each part of a step, largest first."""
   keys = sorted({key for row in steps for key in row if key[:5] == 'time/'})
   total = {key: sum(rows_lib.column(steps, key)[1]) for key in keys}
   whole = sum(total.values())
@@ -226,7 +227,7 @@ def time_section(steps: Rows) -> list[str]:
 
 
 def diagnostics_section(steps: Rows) -> list[str]:
-  """Says what ActFocus did, at the start and at the end of the run."""
+  """Return means of training metrics at the start and the end of the run."""
   table: Table = []
   for key, meaning in _DIAGNOSTICS:
     values = rows_lib.column(steps, key)[1]
@@ -252,11 +253,12 @@ def diagnostics_section(steps: Rows) -> list[str]:
 def runs_section(
   runs: Sequence[tuple[str, Rows]], *, is_one_task: bool = True
 ) -> list[str]:
-  """Lists the last evaluation of several runs, and their mean and spread.
+  """Return the last evaluation of several runs, and their mean and spread.
 
   Args:
     runs: (label, rows of eval.jsonl) per run.
-    is_one_task: Whether a mean over them means anything.
+    is_one_task: whether all runs play the same task, so that a mean makes
+      sense.
 
   Returns:
     Blocks of Markdown.
@@ -280,7 +282,7 @@ def runs_section(
 
 
 def markdown(table: Table) -> str:
-  """Returns a table, its first row the heading; `|` in a cell is escaped."""
+  """Return a table, its first row the heading; `|` in a cell is escaped."""
   lines = [
     '| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |'
     for row in table
@@ -326,12 +328,12 @@ def _difference(first: dict[str, Any], last: dict[str, Any]) -> str:
 
 
 def _before_training(evals: Rows) -> float | None:
-  """Success at step 0: the model as it was given, or after its warm start."""
+  """Success at step 0: of the given model, or after its warm start."""
   return evals[0]['success'] if evals and evals[0]['step'] == 0 else None
 
 
 def _task(workdir: pathlib.Path) -> str:
-  """What a run plays, as text."""
+  """Return the environments of a run with their options, as text."""
   config = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
   fields = ('env.name', 'env.options', 'env.boards', 'mixture')
   task = {k: v for k, v in config.items() if k.startswith(fields)}
@@ -348,12 +350,8 @@ def _require_run(workdir: pathlib.Path, flag: str) -> None:
   for name in ('config.json', 'eval.jsonl'):
     if not (workdir / name).is_file():
       raise FileNotFoundError(
-        f'{flag} is {workdir}, which holds no run: no {name}.'
+        f'{flag} is {workdir}, which is not a run: it has no {name}.'
       )
-
-
-def _label(run: pathlib.Path) -> str:
-  return run.resolve().name
 
 
 def _mean(values: Sequence[float]) -> float:

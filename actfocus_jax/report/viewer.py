@@ -1,13 +1,12 @@
-"""Trajectories as one web page that needs nothing but a browser.
+"""Trajectories as one web page that needs only a browser.
 
-The life of one episode: the run writes it as a line of
-`rollouts/step_NNNNNN.jsonl`; `read_episodes` reads it; `render` packs its
-tokens into short arrays and puts all of them into the page as JSON; the script
-in the page draws the one that is looked at.
+The run writes each episode as a line of `rollouts/step_NNNNNN.jsonl`.
+`read_episodes` reads it. `render` packs its tokens into short arrays and puts
+all episodes into the page as JSON. The script in the page draws the selected
+one.
 
-Model text is data from end to end: in the page it is JSON whose `<` are
-escaped, and the script only ever sets it as `textContent`, so no text can
-become markup.
+Model text is always data: in the page it is JSON whose `<` are escaped, and the
+script sets it as `textContent`, so no text can become markup.
 """
 
 import html
@@ -22,49 +21,47 @@ Episode = dict[str, Any]
 
 
 def write_page(
-  rollouts: str | pathlib.Path, path: str | pathlib.Path, *, title: str
+  rollouts: pathlib.Path, path: pathlib.Path, *, title: str
 ) -> int:
-  """Writes the page.
+  """Write the page.
 
   Args:
     rollouts: folder of `step_*.jsonl` files, see `read_episodes`.
-    path: the HTML file to write.
+    path: HTML file to write.
     title: heading of the page, plain text.
 
   Returns:
     The number of episodes in it.
   """
   episodes = read_episodes(rollouts)
-  path = rows_lib.place(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(render(episodes, title=title), encoding='utf-8')
   return len(episodes)
 
 
-def read_episodes(rollouts: str | pathlib.Path) -> list[Episode]:
-  """Reads every episode of a run, by step, then group, then member.
+def read_episodes(rollouts: pathlib.Path) -> list[Episode]:
+  """Read every episode of a run, sorted by step, group and member.
 
-  An episode is {step, game, group, member, success, return, failure, turns},
-  without game and failure in runs made before these were written; a turn is
-  {prompt, response, reward, penalty, answer}, its prompt the text that the
-  model saw new in this turn; a response is a list of tokens {text, logprob,
-  action, weight, signal}, of which weight and signal may be absent.
+  An episode is {step, game, group, member, success, return, failure, turns}. A
+  turn is {prompt, response, reward, penalty, answer}; its prompt is the text
+  that is new to the model in this turn. A response is a list of tokens {text,
+  logprob, action, weight, signal}; weight and signal may be absent.
 
   Args:
-    rollouts: the folder; it need not exist.
+    rollouts: folder; it need not exist.
 
   Returns:
-    The episodes as they were written.
+    The episodes as written.
   """
-  files = sorted(rows_lib.place(rollouts).glob('step_*.jsonl'))
+  files = sorted(rollouts.glob('step_*.jsonl'))
   episodes = [episode for file in files for episode in rows_lib.read(file)]
   return sorted(episodes, key=lambda e: (e['step'], e['group'], e['member']))
 
 
 def render(episodes: list[Episode], *, title: str) -> str:
-  """Returns the page: markup, style, data and script in one string."""
-  # ASCII, so that a lone surrogate in a token's text survives as \\udXXX;
-  # without '<' nothing in the data can end the script element.
+  """Return the page: markup, style, data and script in one string."""
+  # ASCII, so that a lone surrogate in a token's text survives as \\udXXX.
+  # Without '<' nothing in the data can end the script element.
   data = json.dumps(
     [_pack(episode) for episode in episodes],
     allow_nan=False,
@@ -76,7 +73,7 @@ def render(episodes: list[Episode], *, title: str) -> str:
 
 
 def _pack(episode: Episode) -> Episode:
-  """Makes an episode small: a token becomes a list in a fixed order."""
+  """Make an episode small: a token becomes a list in a fixed order."""
   turns = [
     turn | {'response': [_token(token) for token in turn['response']]}
     for turn in episode['turns']
@@ -101,10 +98,10 @@ def _token(token: dict[str, Any]) -> list[Any]:
 
 
 def _number(value: float | None) -> float | None:
-  """Four digits, at most nine decimals; None for what JSON cannot hold."""
+  """Round to four digits, at most nine decimals; None if not finite."""
   if value is None or not math.isfinite(value):
     return None
-  return float(f'{round(value, 9):.4g}')  # A sum of tenths that is 0 is 0.
+  return float(f'{round(value, 9):.4g}')  # 0.1 + 0.2 - 0.3 is 0.
 
 
 _PAGE = """<!doctype html>

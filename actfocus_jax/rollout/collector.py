@@ -1,26 +1,25 @@
-"""P prompts x G members x K turns -> episodes, with no barrier between turns.
+"""Collect episodes: P prompts x G members x K turns, no barrier between turns.
 
-The life of one episode:
+The stages of one episode:
 
-1. Its group's environment is reset and the opening is rendered, once.
-2. The openings of all groups are prefilled in one call; the episode takes a
+1. The environment of its group is reset and the opening is rendered, once.
+2. The openings of all groups are prefilled in one call. The episode takes a
    free slot and gets a copy of its group's cache.
-3. The device decodes a few steps for all slots, wherever each one stands.
-4. The host takes the slots whose turn has ended, reads their answers, steps
-   their environments, and prefills the new observations in padded calls of a
-   quarter of the slots, for a call needs its slots' caches twice. The cache of
-   the earlier turns stays.
-5. An episode that is over gives its slot to a waiting one; when none waits
-   and most slots are idle, the live ones move together and the rest is
-   dropped.
+3. The device decodes a few steps for all slots at once.
+4. The host takes the slots whose turn has ended, parses their answers, steps
+   their environments, and prefills the new observations. The cache of the
+   earlier turns stays. One prefill call takes a quarter of the slots, because
+   a call holds the caches of its slots twice.
+5. A finished episode gives its slot to a waiting one. When none waits and most
+   slots are idle, the live slots are compacted and the others dropped.
 
-Shapes are few, so that little is compiled: all slots decode, a quarter of them
-prefills, observations and cache views have 1, 2, 4, ... blocks.
+Few shapes are compiled: all slots decode, a quarter of them prefills, and
+observations and cache views have 1, 2, 4, ... blocks.
 
-Every row shard of the mesh has its own episodes, prompts and slots, so that no
-cache moves between devices. With several processes all of them follow all
-episodes and so decide alike, but each reads, plays and renders those of its own
-rows alone, and tells the others what came of it.
+Every row shard of the mesh has its own episodes, prompts and slots, so no
+cache moves between devices. With several processes each one tracks all
+episodes and takes the same decisions. A process plays and renders the episodes
+of its own rows and sends the outcomes to the others.
 """
 
 import collections
@@ -46,13 +45,20 @@ from actfocus_jax.text import chat as chat_lib
 Episode = episode_lib.Episode
 
 _FIRST_PROMPTS = 32  # of each game, compared with limits.context
-# Below this many slots a step costs about the same however few there are.
+# With fewer slots than this, dropping some hardly makes a step faster.
 LEAST_TO_COMPACT = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """A model ready to sample: parameters in their decode layout."""
+  """A model ready to sample.
+
+  Attributes:
+    config: architecture of the model.
+    graphdef: graph definition of the model.
+    params: parameters in the decode layout.
+    dtype: dtype of the KV cache.
+  """
 
   config: architecture.Config
   graphdef: Any
@@ -62,14 +68,14 @@ class Policy:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-  """What `Collector.collect` returns.
+  """Finished episodes and what they cost.
 
   Attributes:
-    episodes: P * G of them, group-major: row p * G + g is member g of group p.
-    groups: The group of each.
-    row_steps: Device work, in decode steps times slots.
-    seconds: Wall time.
-    env_seconds: Of it, in environments.
+    episodes: P * G episodes, group-major: row p * G + g is member g of group p.
+    groups: group index of each episode.
+    row_steps: decode steps times slots.
+    seconds: wall time of the whole rollout.
+    env_seconds: wall time spent in environments.
   """
 
   episodes: list[Episode]
@@ -79,8 +85,8 @@ class Rollout:
   env_seconds: float = 0.0
 
 
-def joined(parts: Sequence[Rollout]) -> Rollout:
-  """Several rollouts as one; groups are numbered on."""
+def concatenate(parts: Sequence[Rollout]) -> Rollout:
+  """Return several rollouts as one, with consecutive group numbers."""
   episodes, groups = [], []
   for part in parts:
     first = groups[-1] + 1 if groups else 0
@@ -100,15 +106,15 @@ class Collector:
   """Collects rollouts of some games with one set of shapes.
 
   Attributes:
-    chat: The tokenizer bridge.
-    games: What is played: at least one.
-    mesh: Slots are sharded over its data and fsdp axes.
-    host: Where environments run.
-    slots: Most episodes at a time; 0 means all.
-    decode_steps: Ids sampled between two looks of the host.
-    observation_block: Prompts are padded to 1, 2, 4, ... times this.
-    cache_block: Attention reads 1, 2, 4, ... times this many positions.
-    ends_early: As of `sampling.decode`; False on a mesh of several slices.
+    chat: tokenizer bridge.
+    games: the games that are played, at least one.
+    mesh: device mesh; slots are sharded over its data and fsdp axes.
+    pool: runs the environments.
+    slots: largest number of episodes at a time; 0 means all.
+    decode_steps: ids that one device call samples per slot.
+    observation_block: prompts are padded to 1, 2, 4, ... times this length.
+    cache_block: attention reads 1, 2, 4, ... times this many positions.
+    ends_early: see `sampling.decode`; False on a mesh of several slices.
   """
 
   chat: chat_lib.Chat
@@ -125,12 +131,12 @@ class Collector:
 
   @property
   def context(self) -> int:
-    """Most ids of any episode."""
+    """Largest number of ids in any episode."""
     return max(game.limits.context for game in self.games)
 
   @property
   def shards(self) -> int:
-    """Into how many parts the devices split the slots."""
+    """Number of row shards of the mesh."""
     return mesh_lib.row_shards(self.mesh)
 
   def collect(
@@ -143,31 +149,31 @@ class Collector:
     temperature: float,
     game: games_lib.Game | None = None,
   ) -> Rollout:
-    """Plays `members` episodes from each seed.
+    """Play `members` episodes from each seed.
 
     Args:
-      policy: Who samples.
-      seeds: One a group; they say which of the games it plays.
-      key: PRNG key; an id's random number follows from it, the episode's row
-        and the id's position.
+      policy: the model that samples.
+      seeds: one seed a group; it also selects the game of the group.
+      key: PRNG key. The random number of an id depends on the key, the row of
+        the episode and the position of the id.
       members: G.
-      temperature: Of sampling.
-      game: The one that all play, or None.
+      temperature: sampling temperature.
+      game: the game of all groups, or None to select by seed.
 
     Returns:
       The finished episodes.
 
     Raises:
-      ValueError: When the first prompt leaves no room in the context.
+      ValueError: if the first prompt leaves no room in the context.
     """
     begin, env_begin = time.perf_counter(), self.pool.seconds
     groups = [p for p in range(len(seeds)) for _ in range(members)]
-    homes = placement_lib.ShardPlacement.of(
+    placement = placement_lib.ShardPlacement.of(
       groups, mesh_lib.row_owners(self.mesh)
     )
-    openings = self.open(seeds, game, homes.owners_of_groups(groups))
+    openings = self.open(seeds, game, placement.owners_of_groups(groups))
     episodes = [Episode(self.chat, openings[p]) for p in groups]
-    run = _Run(self, policy, key, temperature, openings, episodes, homes)
+    run = _Run(self, policy, key, temperature, openings, episodes, placement)
     run.play()
     seconds = time.perf_counter() - begin
     env_seconds = self.pool.seconds - env_begin
@@ -179,7 +185,7 @@ class Collector:
     game: games_lib.Game | None = None,
     owners: Sequence[Collection[int]] | None = None,
   ) -> list[episode_lib.Opening]:
-    """Resets the environments; refuses a prompt that fills the context."""
+    """Reset the environments and render the first prompts."""
     played = [game or games_lib.pick(self.games, seed) for seed in seeds]
     openings = episode_lib.open_all(self.chat, self.pool, played, seeds, owners)
     for opening in openings:
@@ -188,13 +194,13 @@ class Collector:
 
 
 def check_opening(opening: episode_lib.Opening):
-  """Raises ValueError when the first prompt leaves no room to answer."""
+  """Raise ValueError if the first prompt leaves no room for an answer."""
   limits = opening.game.limits
   if len(opening.ids) >= limits.context:
     raise ValueError(
       f'limits.context is {limits.context}, but the first prompt alone has '
-      f'{len(opening.ids)} tokens; allowed is anything above that, and '
-      f'{len(opening.ids) + limits.response_tokens} leaves room for one answer.'
+      f'{len(opening.ids)} tokens; allowed: more than that, such as '
+      f'{len(opening.ids) + limits.response_tokens} for one full answer.'
     )
 
 
@@ -229,63 +235,70 @@ def check_first_prompts(
 
 
 class _Run:
-  """One call of `Collector.collect`: the device's slots, the host's lanes."""
+  """State of one `Collector.collect` call: slots on the device and the host."""
 
   def __init__(
-    self, shape: Collector, policy, key, temperature, openings, episodes, homes
+    self,
+    collector: Collector,
+    policy,
+    key,
+    temperature,
+    openings,
+    episodes,
+    placement,
   ):
-    self.c = shape
+    self.c = collector
     self.policy = policy
     self.key = key
     self.temperature = np.float32(temperature)
     self.episodes = episodes
-    self.homes = homes
-    self.waiting = [collections.deque() for _ in range(shape.shards)]
+    self.placement = placement
+    self.waiting = [collections.deque() for _ in range(collector.shards)]
     for row, episode in enumerate(episodes):
       if not episode.over:
-        self.waiting[self.homes.shard[row]].append(row)
+        self.waiting[self.placement.shard[row]].append(row)
     self.row_steps = 0
-    batch = min(shape.slots or len(episodes), len(episodes))
-    batch = round_up(batch, shape.shards)
-    most = max(game.limits.response_tokens for game in shape.games)
-    self.lanes = host_slots_lib.HostSlots(batch, most)
+    batch = min(collector.slots or len(episodes), len(episodes))
+    batch = round_up(batch, collector.shards)
+    longest = max(game.limits.response_tokens for game in collector.games)
+    self.host_slots = host_slots_lib.HostSlots(batch, longest)
     self.prompts = self._prefill_prompts(openings)
-    cache_length = round_up(shape.context, shape.cache_block)
+    cache_length = round_up(collector.context, collector.cache_block)
     self.slots = sampling.empty_on(
-      shape.mesh, policy.config, batch, cache_length, policy.dtype
+      collector.mesh, policy.config, batch, cache_length, policy.dtype
     )
 
   def play(self):
-    """Until every episode is over."""
+    """Play until every episode is over."""
     while True:
       self._admit()
-      if not self.lanes.live_B.any():
+      if not self.host_slots.live_B.any():
         return
       self._compact()
       self._prefill(self._finish_turns(self._decode()))
 
-  # --- The four device calls, with the host's part of each -------------------
+  # --- Device calls and the host work around them ----------------------------
 
   def _admit(self):
     if not any(self.waiting):
       return
     group_B, row_B, budget_B = self._int_rows(3)
     group_B -= 1
-    for slot in (~self.lanes.live_B).nonzero()[0].tolist():
+    for slot in (~self.host_slots.live_B).nonzero()[0].tolist():
       waiting = self.waiting[self._shard(slot)]
       if not waiting:
         continue
       row = waiting.popleft()
       self._start(slot, row)
-      group_B[slot], row_B[slot] = self.homes.prompt[row], row
-      budget_B[slot] = self.lanes.budget_B[slot]
+      group_B[slot], row_B[slot] = self.placement.prompt[row], row
+      budget_B[slot] = self.host_slots.budget_B[slot]
     if (group_B >= 0).any():
       self.slots = sampling.admit(
         self.slots, self.prompts, *self._rows(group_B, row_B, budget_B)
       )
 
   def _decode(self) -> list[int]:
-    """Decodes and returns the slots whose turn has ended."""
+    """Decode a few steps; return the slots whose turn has ended."""
     self.slots, out = sampling.decode(
       self.policy.graphdef,
       self.policy.params,
@@ -293,7 +306,7 @@ class _Run:
       self.key,
       self.temperature,
       steps=self.c.decode_steps,
-      view=self._view(self.lanes.longest + self.c.decode_steps),
+      view=self._view(self.host_slots.longest + self.c.decode_steps),
       stop_ids=self.c.chat.stop_ids,
       ends_early=self.c.ends_early,
     )
@@ -301,50 +314,54 @@ class _Run:
     steps = self.c.decode_steps
     if self.c.ends_early:
       steps = int(out.live_NB.any(axis=1).sum())
-    self.row_steps += steps * len(self.lanes)
-    ended = self.lanes.take(
+    self.row_steps += steps * len(self.host_slots)
+    ended = self.host_slots.take(
       out.token_NB, out.logprob_NB, out.live_NB, self.c.chat.stop_ids
     )
     return ended.tolist()
 
   def _finish_turns(self, ended: list[int]) -> dict[int, list[int]]:
-    """Plays the ended turns; returns the observation ids by slot."""
-    rows = self.lanes.row_B[ended].tolist()
+    """Play the ended turns; return the observation ids by slot."""
+    rows = self.host_slots.row_B[ended].tolist()
     for slot, row in zip(ended, rows, strict=True):
-      self.episodes[row].add_response(*self.lanes.said(slot))
-    concluded = self._play_turns(rows)
+      self.episodes[row].add_response(*self.host_slots.sampled(slot))
+    outcomes = self._play_turns(rows)
     observations = {}
     for slot, row in zip(ended, rows, strict=True):
-      if concluded[row].ids is None:
-        self.lanes.leave(slot)
+      if outcomes[row].ids is None:
+        self.host_slots.leave(slot)
       else:
-        observations[slot] = concluded[row].ids
+        observations[slot] = outcomes[row].ids
         self._start(slot, row)
     return observations
 
   def _play_turns(self, rows: list[int]) -> dict[int, episode_lib.TurnOutcome]:
-    """Each process reads, plays and renders its own, and tells the others."""
+    """Play the turns of these rows; return the outcome of each.
+
+    Each process plays and renders its own rows and receives the outcomes of
+    the others.
+    """
     if not rows:
       return {}
     me = processes.index()
-    own = [row for row in rows if self.homes.owner[row] == me]
-    outcomes = self.c.pool.run([self.episodes[row].env_call() for row in own])
-    concluded = {
-      row: self.episodes[row].apply(outcome)
-      for row, outcome in zip(own, outcomes, strict=True)
+    own = [row for row in rows if self.placement.owner[row] == me]
+    results = self.c.pool.run([self.episodes[row].env_call() for row in own])
+    outcomes = {
+      row: self.episodes[row].apply(result)
+      for row, result in zip(own, results, strict=True)
     }
     others = {}
-    for process, words in enumerate(processes.allgather(concluded)):
+    for process, received in enumerate(processes.allgather(outcomes)):
       if process != me:
-        others |= words
-    for row, words in others.items():
-      self.episodes[row].sync(words)
-    return concluded | others
+        others |= received
+    for row, outcome in others.items():
+      self.episodes[row].sync(outcome)
+    return outcomes | others
 
   def _start(self, slot: int, row: int):
-    """The next turn of an episode begins in a slot."""
+    """Begin the next turn of an episode in a slot."""
     episode = self.episodes[row]
-    self.lanes.start(slot, row, len(episode.ids), episode.token_budget)
+    self.host_slots.start(slot, row, len(episode.ids), episode.token_budget)
 
   def _prefill(self, observations: dict[int, list[int]]):
     by_shard: list[list[int]] = [[] for _ in range(self.c.shards)]
@@ -356,7 +373,7 @@ class _Run:
       self._append(some, observations)
 
   def _append(self, by_shard: list[list[int]], observations):
-    """Prefills the observations of these slots, at most a quarter of all."""
+    """Prefill the observations of some slots, at most a quarter of all."""
     size, each = self._quarter(), self._each()
     chosen = [slot for slots in by_shard for slot in slots]
     width = max(len(observations[slot]) for slot in chosen)
@@ -371,8 +388,8 @@ class _Run:
         ids = observations[slot]
         tokens_MT[i, : len(ids)] = ids
         count_M[i], slot_M[i] = len(ids), slot % each
-        budget_M[i] = self.lanes.budget_B[slot]
-    view = self._view(self.lanes.length_B[chosen].max())
+        budget_M[i] = self.host_slots.budget_B[slot]
+    view = self._view(self.host_slots.length_B[chosen].max())
     self.slots = sampling.prefill(
       self.policy.graphdef,
       self.policy.params,
@@ -382,25 +399,25 @@ class _Run:
     )
 
   def _compact(self):
-    """Drops slots when a quarter of each shard's holds all its episodes."""
+    """Keep a quarter of the slots if that holds the live ones of each shard."""
     quarter, each = self._quarter(), self._each()
-    if len(self.lanes) < LEAST_TO_COMPACT or quarter == each:
+    if len(self.host_slots) < LEAST_TO_COMPACT or quarter == each:
       return
-    live_SN = self.lanes.live_B.reshape(-1, each)
+    live_SN = self.host_slots.live_B.reshape(-1, each)
     if live_SN.sum(axis=1).max() > quarter:
       return
-    # Of each shard the live ones first, all in their order.
+    # In each shard the live slots come first; the order is kept.
     order_SN = np.argsort(~live_SN, axis=1, kind='stable')
     keep_SN = order_SN[:, :quarter].astype(np.int32)
-    first_S1 = np.arange(0, len(self.lanes), each)[:, None]
-    self.lanes.keep((first_S1 + keep_SN).reshape(-1))
+    first_S1 = np.arange(0, len(self.host_slots), each)[:, None]
+    self.host_slots.keep((first_S1 + keep_SN).reshape(-1))
     (keep_M,) = self._rows(keep_SN.reshape(-1))
     self.slots = sampling.compact(self.slots, keep_M)
 
   # --- Shapes and placement --------------------------------------------------
 
   def _prefill_prompts(self, openings):
-    prompts = [openings[group] for group in self.homes.groups]
+    prompts = [openings[group] for group in self.placement.groups]
     width = max(len(opening.ids) for opening in openings)
     width = double_up(width, self.c.observation_block)
     tokens_PT = np.zeros((len(prompts), width), np.int32)
@@ -417,11 +434,11 @@ class _Run:
     )
 
   def _each(self) -> int:
-    """Slots of a shard."""
-    return len(self.lanes) // self.c.shards
+    """Number of slots in a shard."""
+    return len(self.host_slots) // self.c.shards
 
   def _quarter(self) -> int:
-    return max(-(-(len(self.lanes) // 4) // self.c.shards), 1)
+    return max(-(-(len(self.host_slots) // 4) // self.c.shards), 1)
 
   def _shard(self, slot: int) -> int:
     return slot // self._each()
@@ -431,19 +448,19 @@ class _Run:
     return min(view, self.slots.cache.k_BLSN.shape[2])
 
   def _int_rows(self, count: int) -> list[np.ndarray]:
-    return [np.zeros((len(self.lanes),), np.int32) for _ in range(count)]
+    return [np.zeros((len(self.host_slots),), np.int32) for _ in range(count)]
 
   def _rows(self, *arrays):
     return mesh_lib.put_rows(self.c.mesh, arrays)
 
 
 def double_up(n: int, block: int) -> int:
-  """The first of block, 2 * block, 4 * block, ... that is at least n."""
+  """Return the first of block, 2 * block, 4 * block, ... not below n."""
   while block < n:
     block *= 2
   return block
 
 
 def round_up(n: int, multiple: int) -> int:
-  """The first multiple that is at least n."""
+  """Return the first multiple not below n."""
   return -(-n // multiple) * multiple

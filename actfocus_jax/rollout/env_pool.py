@@ -1,11 +1,9 @@
-"""Environments are other people's code: they may be slow, raise, or hang.
+"""Calls to environments, which may be slow, raise or hang.
 
-With several processes each runs the environments of its own rows, and tells the
-others what they said. A call that raises or takes too long is lost alone; the
-others of its batch come back whole. Raises whatever it may, SystemExit too:
-only KeyboardInterrupt in the caller's own thread, which is the user's, goes
-through. Python cannot end a thread, so one that hangs is left behind, idle as
-far as this module is concerned, and another one takes its place.
+A call that raises or takes too long fails alone; the other calls of its batch
+return their results. Every exception becomes a `Failed`, SystemExit included.
+The only exception is KeyboardInterrupt in the caller's own thread. Python
+cannot end a thread, so one that hangs is abandoned and replaced.
 """
 
 import dataclasses
@@ -18,16 +16,16 @@ from typing import Any
 
 from actfocus_jax.parallel import processes
 
-_POLL = 0.01  # seconds between two looks at the clock of running calls
+_POLL = 0.01  # seconds between two checks of the time limit
 
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-  """A call that gave nothing.
+  """A failed call.
 
   Attributes:
-    reason: One line.
-    details: The traceback, or '' of a call that took too long.
+    reason: one line of text.
+    details: traceback, or '' if the call took too long.
   """
 
   reason: str
@@ -35,55 +33,58 @@ class Failed:
 
 
 class EnvPool:
-  """Runs batches of calls, in this thread or in threads of its own.
+  """Runs batches of calls, in the caller's thread or in its own threads.
 
-  A context manager: leaving it lets the threads end, as `close` does.
+  Also a context manager that closes the pool at its end.
 
   Attributes:
-    seconds: How long all batches took so far.
+    seconds: wall time of all batches so far.
   """
 
   def __init__(self, threads: int = 0, time_limit: float | None = None):
-    """Starts nothing before the first batch.
+    """Create the pool; threads start with the first batch.
 
     Args:
-      threads: How many calls run at a time; 0 runs one after the other in the
-        caller's thread.
-      time_limit: Seconds that one call may take; None for any.
+      threads: number of calls that run at a time; 0 runs them one after the
+        other in the caller's thread.
+      time_limit: seconds that one call may take; None for no limit.
 
     Raises:
-      ValueError: A limit without threads, which nobody could keep, or a number
-        out of range.
+      ValueError: if a number is out of range, or there is a limit without
+        threads, which could not be enforced.
     """
     if threads < 0 or (time_limit is not None and time_limit <= 0):
       raise ValueError(
-        f'threads is {threads} and time_limit {time_limit}; allowed: 0 or '
-        'more, and None or above 0'
+        f'threads is {threads} and time_limit is {time_limit}; allowed: 0 or '
+        'more, and None or above 0.'
       )
     if time_limit is not None and not threads:
-      raise ValueError(f'time_limit is {time_limit} without threads')
+      raise ValueError(
+        f'time_limit is {time_limit}, but threads is 0; allowed: None, or 1 '
+        'thread or more.'
+      )
     self.seconds = 0.0
     self._threads, self._time_limit = threads, time_limit
     self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
     self._workers: list[threading.Thread] = []
 
   def __enter__(self) -> 'EnvPool':
-    """Returns itself."""
+    """Return the pool."""
     return self
 
   def __exit__(self, *exception):
-    """Closes it."""
+    """Close the pool."""
     self.close()
 
   def run(self, calls: Sequence[Callable[[], Any]]) -> list[Any | Failed]:
-    """Runs every call, here.
+    """Run every call in this process.
 
     Args:
-      calls: Without arguments; pure, for several run at once and none of them
-        is tried again.
+      calls: pure functions without arguments; several run at once, and a
+        failed one is not repeated.
 
     Returns:
-      What each returned, in their order, or `Failed`.
+      The result of each call in order, or `Failed`.
     """
     begin = time.perf_counter()
     if self._threads:
@@ -98,16 +99,16 @@ class EnvPool:
     calls: Sequence[Callable[[], tuple[Any, Any]]],
     owners: Sequence[Collection[int]],
   ) -> list[tuple[Any, Any] | Failed]:
-    """Runs this process's own calls, and tells the others; a collective.
+    """Run the calls of this process and share the results; a collective.
 
     Args:
-      calls: As of `run`, the same in all processes; each returns a pair, whose
-        first half stays with the owners and whose second half all are told.
-      owners: Which processes run each of them.
+      calls: the same in all processes. Each returns a pair: the first half
+        stays with the owners, the second half is sent to all processes.
+      owners: processes that run each call.
 
     Returns:
-      The pair of each, in their order, or `Failed`; (None, second half) of one
-      that others ran.
+      The pair of each call in order, or `Failed`; (None, second half) for a
+      call that other processes ran.
     """
     if processes.count() == 1:
       return self.run(calls)
@@ -116,20 +117,20 @@ class EnvPool:
     me = processes.index()
     mine = [i for i, owner in enumerate(owners) if me in owner]
     own = dict(zip(mine, self.run([calls[i] for i in mine]), strict=True))
-    told = processes.allgather(
+    shared = processes.allgather(
       {i: out if isinstance(out, Failed) else out[1] for i, out in own.items()}
     )
     outcomes = []
     for i in range(len(calls)):
-      words = [words[i] for words in told if i in words]
-      failed = next((w for w in words if isinstance(w, Failed)), None)
+      results = [received[i] for received in shared if i in received]
+      failed = next((r for r in results if isinstance(r, Failed)), None)
       state = own[i][0] if i in own and not failed else None
-      outcomes.append(failed or (state, words[0]))
+      outcomes.append(failed or (state, results[0]))
     return outcomes
 
   def _run_in_threads(self, calls):
     while len(self._workers) < min(self._threads, len(calls)):
-      self._hire()
+      self._start_thread()
     jobs = [_Job(call) for call in calls]
     for job in jobs:
       self._jobs.put(job)
@@ -139,16 +140,16 @@ class EnvPool:
     if self._time_limit is None:
       job.done.wait()
       return job.outcome
-    # A call's clock starts when a thread takes it, not while it queues.
+    # The time in the queue does not count.
     while not job.done.wait(_POLL):
       late = job.begin and time.monotonic() - job.begin > self._time_limit
       if late and job.abandon():
         self._workers.remove(job.worker)
-        self._hire()
+        self._start_thread()
         return Failed(f'took longer than {self._time_limit:g} s')
     return job.outcome
 
-  def _hire(self):
+  def _start_thread(self):
     worker = threading.Thread(
       target=_work, args=(self._jobs,), daemon=True, name='environment'
     )
@@ -156,14 +157,14 @@ class EnvPool:
     worker.start()
 
   def close(self):
-    """Lets idle threads end; calls that hang end with the process."""
+    """End the idle threads; calls that hang end with the process."""
     for _ in self._workers:
       self._jobs.put(None)
     self._workers.clear()
 
 
 class _Job:
-  """One call on its way through a thread."""
+  """One call that waits for, runs in, or has left a thread."""
 
   def __init__(self, call: Callable[[], Any]):
     self.call = call
@@ -175,7 +176,7 @@ class _Job:
     self._lock = threading.Lock()
 
   def finish(self, outcome) -> bool:
-    """Notes the outcome unless nobody waits for it any more."""
+    """Store the outcome; return False if the call was abandoned."""
     with self._lock:
       if not self.is_abandoned:
         self.outcome = outcome
@@ -183,7 +184,7 @@ class _Job:
       return not self.is_abandoned
 
   def abandon(self) -> bool:
-    """Stops waiting, unless it finished in the meantime."""
+    """Abandon the call; return False if it has finished meanwhile."""
     with self._lock:
       self.is_abandoned = not self.done.is_set()
       return self.is_abandoned
@@ -191,11 +192,11 @@ class _Job:
 
 def _work(jobs):
   while (job := jobs.get()) is not None:
-    # The thread before the clock: whoever sees the clock run needs the thread.
+    # Set before `begin`: once `begin` is set, `_wait` may read the thread.
     job.worker = threading.current_thread()
     job.begin = time.monotonic()
     if not job.finish(_attempt(job.call)):
-      return  # Its place has been taken.
+      return  # Another thread has replaced this one.
 
 
 def _attempt(
@@ -205,18 +206,18 @@ def _attempt(
     return call()
   except passes:
     raise
-  except BaseException as error:  # Whatever another's code may raise.
+  except BaseException as error:  # Environments may raise anything.
     return Failed(_reason(error), _printable(traceback.format_exc()))
 
 
 def _reason(error: BaseException) -> str:
   try:
     text = str(error)
-  except Exception:  # That is another's code, too.
+  except Exception:  # An exception may fail to print, too.
     text = '(without a readable message)'
   return _printable(f'{type(error).__name__}: {text}'.splitlines()[0])
 
 
 def _printable(text: str) -> str:
-  """Without lone surrogates, which no terminal and no file takes."""
+  """Escape lone surrogates, which terminals and files refuse."""
   return text.encode('utf-8', 'backslashreplace').decode('utf-8')

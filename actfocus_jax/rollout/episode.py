@@ -1,8 +1,8 @@
 """One conversation between a policy and an environment, on the host.
 
-Rollouts and demonstrations both go through an `Episode`, so that the model
-is warm-started on exactly the ids it will later see. Who wrote an id is
-recorded when the id is written.
+Rollouts and demonstrations both use `Episode`, so the warm start trains on
+exactly the ids of later rollouts. The author of an id (policy, environment or
+template) is recorded when the id is written.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ class Opening:
   """The start of an episode, shared by all members of its group.
 
   Attributes:
-    game: What is played.
-    state: Of the environment.
-    text: Of the state.
-    ids: Of the first prompt.
-    system_count: How many of them are the system message.
-    failure: Why there is no state, or None.
+    game: environment and limits.
+    state: first state of the environment.
+    text: text of the state.
+    ids: ids of the first prompt.
+    system_count: number of ids of the system message.
+    failure: reason why the reset failed, or None.
   """
 
   game: games.Game
@@ -41,7 +41,7 @@ class Opening:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """A finished turn: `ids[prompt:start]` were given, `[start:stop]` sampled."""
+  """A turn: `ids[prompt:start]` is the prompt, `ids[start:stop]` is sampled."""
 
   prompt: int
   start: int
@@ -58,15 +58,15 @@ def open_all(
   seeds: Sequence[int],
   owners: Sequence[Collection[int]] | None = None,
 ) -> list[Opening]:
-  """Resets environments where they may fail, and renders the first prompts.
+  """Reset environments and render the first prompts.
 
   Args:
-    chat: The tokenizer bridge.
-    pool: Where environments run.
-    played: A game for each seed.
-    seeds: Of the environments.
-    owners: Which processes play each, as of `EnvPool.run_and_share`, which
-      makes this a collective; None: this one all.
+    chat: tokenizer bridge.
+    pool: runs the environments.
+    played: one game for each seed.
+    seeds: seeds of the environments.
+    owners: processes that play each seed; makes this a collective call, as
+      `EnvPool.run_and_share` is. None: this process plays all.
 
   Returns:
     The openings; one whose reset failed has a `failure`.
@@ -86,15 +86,15 @@ def open_all(
 
 
 def opening(chat, game: games.Game, reset) -> Opening:
-  """Renders the first prompt.
+  """Render the first prompt.
 
   Args:
-    chat: The tokenizer bridge.
-    game: What is played.
-    reset: What `base.reset` returned, or why it did not.
+    chat: tokenizer bridge.
+    game: environment and limits.
+    reset: result of `base.reset`, or its failure.
 
   Returns:
-    The opening; without a state it has a prompt that nobody will answer.
+    The opening; without a state its prompt is never answered.
   """
   failure = reset if isinstance(reset, env_pool.Failed) else None
   state, text = (None, '') if failure else reset
@@ -116,20 +116,20 @@ def opening(chat, game: games.Game, reset) -> Opening:
 
 
 def anchor_of(text: str) -> int:
-  """What a state of the environment is told by, an int32: a CRC of its text."""
+  """Return the fingerprint of a state, an int32: the CRC of its text."""
   return zlib.crc32(text.encode()) - 2**31
 
 
 @dataclasses.dataclass(frozen=True)
 class TurnOutcome:
-  """What became of a turn, for those who do not play it.
+  """Outcome of a turn, as sent to processes that do not play it.
 
   Attributes:
-    response: As it was read; None where the environment failed.
-    result: Of the environment; None where it failed.
-    ids: The next prompt increment, or None when the episode is over.
-    truncated: Whether the context ended it.
-    failure: Why the environment ended it by failing, or None.
+    response: the parsed response; None if the environment failed.
+    result: result of the environment; None if it failed.
+    ids: next prompt increment, or None when the episode is over.
+    truncated: whether the context ended the episode.
+    failure: reason why the environment failed, or None.
   """
 
   response: chat_lib.Response | None = None
@@ -140,21 +140,21 @@ class TurnOutcome:
 
 
 class Episode:
-  """Ids with their provenance, and the environment's state beside them.
+  """Ids with their provenance, and the state of the environment.
 
   Attributes:
-    ids: Every id so far.
-    turns: The finished turns.
-    truncated: Whether the context ended the episode.
-    over: Whether nothing more will be sampled.
-    failure: Why the environment ended it by failing, or None.
-    game: What is played.
-    state: The environment's state; None where another process plays.
-    text: Of the state.
+    ids: all ids so far.
+    turns: the finished turns.
+    truncated: whether the context ended the episode.
+    over: whether no more ids will be sampled.
+    failure: reason why the environment failed, or None.
+    game: environment and limits.
+    state: state of the environment; None if another process plays it.
+    text: text of the state.
   """
 
   def __init__(self, chat, opening: Opening):
-    """Starts with the opening; the first response is the next thing."""
+    """Start from an opening; the first response comes next."""
     self._chat = chat
     self._limits = opening.game.limits
     self._system_count = opening.system_count
@@ -171,18 +171,18 @@ class Episode:
 
   @property
   def token_budget(self) -> int:
-    """Ids that the next response may have."""
+    """Largest number of ids in the next response."""
     room = self._limits.context - len(self.ids)
     return min(self._limits.response_tokens, room)
 
   def respond(
     self, sampled: Sequence[int], logprobs: Sequence[float]
   ) -> list[int] | None:
-    """Takes a whole response, plays its turn, renders what comes next.
+    """Add a response, play its turn and render the next prompt.
 
     Args:
-      sampled: Ids as sampled, stop id included when there is one.
-      logprobs: Behaviour log-prob of each.
+      sampled: ids as sampled, stop id included if there is one.
+      logprobs: behaviour log-prob of each id.
 
     Returns:
       The ids of the next prompt increment, or None when the episode is over.
@@ -191,22 +191,20 @@ class Episode:
     return self.apply(self.env_call()()).ids
 
   def add_response(self, sampled: Sequence[int], logprobs: Sequence[float]):
-    """Takes a whole response; `respond` is this, `env_call`, and `apply`.
+    """Add the ids of a response; the first part of `respond`.
 
     Args:
-      sampled: Ids as sampled, stop id included when there is one.
-      logprobs: Behaviour log-prob of each.
+      sampled: ids as sampled, stop id included if there is one.
+      logprobs: behaviour log-prob of each id.
     """
     self.ids.extend(sampled)
     self._logprobs.extend(logprobs)
     self._start = len(self.ids) - len(sampled)
 
   def env_call(self) -> Callable[[], tuple[base.State, base.TurnResult]]:
-    """Reads the response that was heard.
+    """Parse the response; return the call that plays it.
 
-    Returns:
-      The environment's part: a call that changes nothing here, so that
-      another thread can make it.
+    The call changes nothing in this object, so another thread can make it.
     """
     self._response = self._chat.read(self.ids[self._start :])
     return functools.partial(
@@ -223,13 +221,13 @@ class Episode:
   def apply(
     self, outcome: tuple[base.State, base.TurnResult] | env_pool.Failed
   ) -> TurnOutcome:
-    """Takes what became of the turn, renders what comes next.
+    """Apply the result of `env_call`'s call and render the next prompt.
 
     Args:
-      outcome: Of the call that `env_call` returned.
+      outcome: result of the call, or its failure.
 
     Returns:
-      What another process needs to `sync`.
+      The outcome that other processes apply with `sync`.
     """
     if isinstance(outcome, env_pool.Failed):
       self.failure, self.over = outcome, True
@@ -239,13 +237,13 @@ class Episode:
     ids = self._next_prompt(result)
     return TurnOutcome(self._response, result, ids, self.truncated)
 
-  def sync(self, concluded: TurnOutcome):
-    """Takes what another process, which plays it, concluded of the turn."""
-    self.state, self.failure = None, concluded.failure
+  def sync(self, outcome: TurnOutcome):
+    """Apply the outcome of a turn that another process has played."""
+    self.state, self.failure = None, outcome.failure
     if not self.failure:
-      self._finish(concluded.response, concluded.result)
-    self.truncated, self.over = concluded.truncated, concluded.ids is None
-    self.ids.extend(concluded.ids or ())
+      self._finish(outcome.response, outcome.result)
+    self.truncated, self.over = outcome.truncated, outcome.ids is None
+    self.ids.extend(outcome.ids or ())
 
   def _finish(self, response: chat_lib.Response, result: base.TurnResult):
     stop, anchor = len(self.ids), anchor_of(self.text)
@@ -275,7 +273,7 @@ class Episode:
 
   @property
   def actions_left(self) -> int:
-    """What remains of the action budget."""
+    """Actions left of the budget of the episode."""
     used = sum(turn.result.actions_used for turn in self.turns)
     return self._limits.action_budget - used
 
@@ -291,20 +289,20 @@ class Episode:
 
   @property
   def sampled_count(self) -> int:
-    """Ids written by the policy."""
+    """Number of ids written by the policy."""
     return len(self._logprobs)
 
   def logprobs(self, turn: Turn) -> list[float]:
-    """Behaviour log-probs of the sampled ids of a turn."""
+    """Return the behaviour log-probs of the sampled ids of a turn."""
     before = sum(t.stop - t.start for t in self.turns if t.start < turn.start)
     return self._logprobs[before : before + turn.stop - turn.start]
 
   def write_row(self, batch: trajectory.Trajectory, row: int):
-    """Fills one row of a host `Trajectory` that holds padding so far."""
+    """Fill one row of a host `Trajectory` that holds only padding."""
     length = len(self.ids)
     batch.tokens[row, :length] = self.ids
     batch.valid[row, :length] = True
-    if self.failure:  # Nobody knows what its tokens were worth.
+    if self.failure:  # The reward of its tokens is unknown.
       return
     for index, turn in enumerate(self.turns):
       span = slice(turn.start, turn.stop)
@@ -316,7 +314,7 @@ class Episode:
       batch.logprob[row, span] = self.logprobs(turn)
       result = turn.result
       batch.reward[row, turn.stop - 1] = result.reward + result.penalty
-    # A prompt that nobody has answered yet opens a turn too.
+    # A prompt without a response opens a turn too.
     batch.turn[row, self._prompt : length] = len(self.turns)
     batch.turn[row, : self._system_count] = -1
     batch.anchor[row, : self._system_count] = 0
@@ -326,16 +324,17 @@ class Episode:
 def to_trajectory(
   episodes: Sequence[Episode], groups: Sequence[int], *, length: int, pad: int
 ) -> trajectory.Trajectory:
-  """Lays finished episodes side by side, right-padded.
+  """Return finished episodes as one right-padded batch.
 
-  One whose environment failed has no sampled token, so nothing is learned from
-  it, and the mean return of the others of its group, so it moves no baseline.
+  An episode whose environment failed has no sampled token, so nothing is
+  learned from it. Its reward is the mean return of the others in its group, so
+  it does not move their baseline.
 
   Args:
-    episodes: B of them.
-    groups: The group of each.
+    episodes: B episodes.
+    groups: group of each episode.
     length: T, at least the longest episode.
-    pad: Id of the padding.
+    pad: id of the padding.
 
   Returns:
     A `Trajectory` of NumPy arrays.

@@ -1,4 +1,4 @@
-"""Which environment an episode plays, and what bounds it."""
+"""Games: an environment with its limits, and the choice of one by seed."""
 
 import dataclasses
 import reprlib
@@ -10,10 +10,10 @@ import numpy as np
 from actfocus_jax.envs import base
 from actfocus_jax.text import chat
 
-# Of the golden section: multiples of it, modulo 1, fill [0, 1) evenly from the
-# first on, so that any few seeds in a row have about the shares asked for.
-# After so many seeds they begin elsewhere, or a game would meet certain
-# remainders of its seeds only, and with them certain boards.
+# The golden section. Its multiples modulo 1 fill [0, 1) evenly, so any few
+# consecutive seeds have about the right shares. Every `_BLOCK` seeds the
+# sequence starts at a random place; otherwise a game would only get certain
+# remainders of its seeds, and with them certain boards.
 _STRIDE = 0.6180339887498949
 _BLOCK = 64
 _WHOLE = 'allowed: a class with reset, step, instructions and actions'
@@ -21,15 +21,15 @@ _WHOLE = 'allowed: a class with reset, step, instructions and actions'
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What bounds an episode.
+  """Limits of an episode.
 
   Attributes:
-    turns: Most turns.
-    max_actions: Most actions run in one turn.
-    action_budget: Most actions in the episode.
-    response_tokens: Most sampled ids in one turn.
-    context: Most ids in the episode, prompts included.
-    format_penalty: Added to the return of a turn that breaks the format.
+    turns: largest number of turns.
+    max_actions: largest number of actions in one turn.
+    action_budget: largest number of actions in the episode.
+    response_tokens: largest number of sampled ids in one turn.
+    context: largest number of ids in the episode, prompts included.
+    format_penalty: reward of a turn that breaks the format.
   """
 
   turns: int = 5
@@ -45,10 +45,10 @@ class Game:
   """An environment with its limits.
 
   Attributes:
-    name: Of its metrics.
-    env: The environment.
-    limits: Of every episode.
-    share: Of the groups, relative to other games of the same run.
+    name: name in the metrics.
+    env: the environment.
+    limits: limits of every episode.
+    share: share of the groups, relative to the other games of the run.
   """
 
   name: str
@@ -58,14 +58,14 @@ class Game:
 
 
 def pick(games: Sequence[Game], seed: int) -> Game:
-  """The game of a group: a function of its seed alone.
+  """Return the game of a group, a function of its seed alone.
 
   Args:
-    games: At least one, with shares above 0.
-    seed: Of the group.
+    games: at least one game, with shares above 0.
+    seed: seed of the group.
 
   Returns:
-    One of them; of n seeds in a row about `share` / sum of shares get each.
+    A game. Of n consecutive seeds each game gets about `share` / sum of shares.
   """
   block, index = divmod(seed, _BLOCK)
   begin = np.random.default_rng(block).random() if len(games) > 1 else 0.0
@@ -78,14 +78,14 @@ def pick(games: Sequence[Game], seed: int) -> Game:
 
 
 def problem(env: Any) -> str | None:
-  """What makes an object no environment.
+  """Return the reason why an object cannot be played, or None.
 
   Args:
-    env: Of a class of the user's own.
+    env: instance of a user's class.
 
   Returns:
-    What it has and what is allowed, as the end of a sentence that begins with
-    its name; None if it can be played.
+    What the object has and what is allowed, as the end of a sentence that
+    begins with its name; None if it is a playable environment.
   """
   for name in ('reset', 'step'):
     if not callable(getattr(env, name, None)):
@@ -109,11 +109,11 @@ def problem(env: Any) -> str | None:
 
 
 def _unplayable(names: Sequence[str], name: str) -> str | None:
-  """Why no answer means the action of this name, or None if one does."""
+  """Return the reason why no answer can name an action, or None."""
   if chat.parse_answer(f'</think><answer>{name}</answer>') != [name]:
     return (
       f'has the action {name!r}, which no answer can name; allowed: text '
-      'without ||, tags of answers or white space around it'
+      'without ||, answer tags or white space at its ends'
     )
   if sum(other.lower() == name.lower() for other in names) > 1:
     return (

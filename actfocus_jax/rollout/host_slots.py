@@ -1,4 +1,4 @@
-"""The host's view of the slots, as arrays: a call costs the same for each."""
+"""Host-side bookkeeping of the slots, in NumPy arrays."""
 
 from collections.abc import Sequence
 
@@ -6,21 +6,21 @@ import numpy as np
 
 
 class HostSlots:
-  """Which episode is in each slot, and what its turn has sampled so far.
+  """The episode in each slot and the ids that its turn has sampled so far.
 
   Attributes:
-    row_B: Index of the episode, -1 in a slot without one.
-    length_B: Ids of the episode before this turn.
-    count_B: Ids sampled in this turn.
-    budget_B: Ids that the turn may have.
+    row_B: row of the episode, -1 in a slot without one.
+    length_B: number of ids of the episode before this response.
+    count_B: number of ids sampled in this turn.
+    budget_B: largest number of ids in this turn.
   """
 
   def __init__(self, slots: int, budget: int):
-    """Slots without an episode.
+    """Create slots without an episode.
 
     Args:
       slots: B.
-      budget: The most ids of any turn.
+      budget: largest number of ids in any turn.
     """
     self.row_B = np.full((slots,), -1, np.int32)
     self.length_B, self.count_B, self.budget_B = np.zeros((3, slots), np.int32)
@@ -32,21 +32,21 @@ class HostSlots:
 
   @property
   def live_B(self) -> np.ndarray:
-    """Whether a slot has an episode."""
+    """Mask of the slots that have an episode."""
     return self.row_B >= 0
 
   @property
   def longest(self) -> int:
-    """Ids of the longest episode in any slot."""
+    """Number of ids in the longest episode of any slot."""
     return int((self.length_B + self.count_B)[self.live_B].max(initial=0))
 
   def start(self, slot: int, row: int, length: int, budget: int):
-    """A turn of an episode begins."""
+    """Begin a turn of an episode."""
     self.row_B[slot], self.length_B[slot] = row, length
     self.count_B[slot], self.budget_B[slot] = 0, budget
 
   def leave(self, slot: int):
-    """The episode is over."""
+    """Free the slot of a finished episode."""
     self.row_B[slot] = -1
 
   def take(
@@ -56,16 +56,16 @@ class HostSlots:
     live_NB: np.ndarray,
     stop_ids: Sequence[int],
   ) -> np.ndarray:
-    """Adds what a call to decode has sampled.
+    """Add the ids of one decode call.
 
     Args:
-      token_NB: The ids of N steps.
-      logprob_NB: Of each.
-      live_NB: Which of them count.
-      stop_ids: Sampling one of these ends a turn.
+      token_NB: ids of N steps.
+      logprob_NB: log-prob of each id.
+      live_NB: mask of the ids that count.
+      stop_ids: ids that end a turn.
 
     Returns:
-      The slots whose turn has ended, in their order.
+      The slots whose turn has ended, ascending.
     """
     live_NB = live_NB & self.live_B
     has_stopped_B = np.zeros((len(self),), bool)
@@ -73,16 +73,16 @@ class HostSlots:
       token_NB, logprob_NB, live_NB, strict=True
     ):
       slots = live_B.nonzero()[0]
-      place = self.count_B[slots]
-      self._token_BT[slots, place] = token_B[slots]
-      self._logprob_BT[slots, place] = logprob_B[slots]
+      index = self.count_B[slots]
+      self._token_BT[slots, index] = token_B[slots]
+      self._logprob_BT[slots, index] = logprob_B[slots]
       self.count_B[slots] += 1
       has_stopped_B[slots] = np.isin(token_B[slots], stop_ids)
     is_spent_B = self.count_B >= self.budget_B
     return (self.live_B & (has_stopped_B | is_spent_B)).nonzero()[0]
 
-  def said(self, slot: int) -> tuple[list[int], list[float]]:
-    """What the turn has sampled: ids, and the log-prob of each."""
+  def sampled(self, slot: int) -> tuple[list[int], list[float]]:
+    """Return the ids that the turn has sampled, and their log-probs."""
     count = self.count_B[slot]
     return (
       self._token_BT[slot, :count].tolist(),
@@ -90,6 +90,6 @@ class HostSlots:
     )
 
   def keep(self, slots: Sequence[int]):
-    """Keeps these slots, in this order."""
+    """Keep these slots, in this order."""
     for name, x in vars(self).items():
       setattr(self, name, x[np.asarray(slots)])

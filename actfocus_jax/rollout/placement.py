@@ -1,4 +1,4 @@
-"""Where episodes live: on which row shard, with whose environment."""
+"""Placement of episodes on row shards and on processes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class ShardPlacement:
-  """Which shard plays which episode, and which prompts it needs for that.
+  """Row shard and process of each episode, and the prompts of each shard.
 
   Attributes:
-    shard: Of each row: neighbours share one.
-    owner: Of each row, the process that runs its environment.
-    prompt: Of each row, its group's prompt among those of the shard.
-    groups: The group of each prompt, shard after shard; all shards have the
-      same number of them, filled up with repetitions.
+    shard: row shard of each row; consecutive rows share one.
+    owner: process that runs the environment of each row.
+    prompt: for each row, the index of its prompt within its shard.
+    groups: group of each prompt, shard after shard. All shards have the same
+      number of prompts; repetitions fill up the shorter ones.
   """
 
   shard: list[int]
@@ -23,26 +23,30 @@ class ShardPlacement:
 
   @classmethod
   def of(cls, groups: Sequence[int], owners: Sequence[int]) -> 'ShardPlacement':
-    """Spreads rows with these groups evenly over shards with these owners."""
+    """Spread rows evenly over shards.
+
+    Args:
+      groups: group of each row.
+      owners: process of each shard.
+    """
     shards = len(owners)
     shard = [row * shards // len(groups) for row in range(len(groups))]
-    # Of each shard: group -> its place among those of the shard.
-    own: list[dict[int, int]] = [{} for _ in owners]
+    # Per shard: group -> index of its prompt there.
+    index: list[dict[int, int]] = [{} for _ in owners]
     prompt = [
-      own[s].setdefault(group, len(own[s]))
+      index[s].setdefault(group, len(index[s]))
       for group, s in zip(groups, shard, strict=True)
     ]
-    most = max(map(len, own))
-    filled = [[*mine, *[groups[0]] * (most - len(mine))] for mine in own]
+    count = max(map(len, index))
     return cls(
       shard,
       [owners[s] for s in shard],
       prompt,
-      [group for mine in filled for group in mine],
+      [g for own in index for g in [*own, *[groups[0]] * (count - len(own))]],
     )
 
   def owners_of_groups(self, groups: Sequence[int]) -> list[set[int]]:
-    """The processes that play any row of each group."""
+    """Return, for each group, the processes that play any of its rows."""
     owners: list[set[int]] = [set() for _ in range(max(groups) + 1)]
     for group, owner in zip(groups, self.owner, strict=True):
       owners[group].add(owner)

@@ -1,25 +1,20 @@
-"""The device side of a rollout: slots with a KV cache, prefill and decode.
+"""Device side of a rollout: slots with a KV cache, prefill and decode.
 
-The life of one slot:
+`prefill_prompts` computes the cache of every group's opening. `admit` copies
+one into a slot. `decode` samples a fixed number of steps for all slots; a slot
+that samples a stop id or spends its budget idles until the call returns.
+`prefill` appends the next observation and keeps the cache of earlier turns.
+`compact` drops slots that are no longer needed.
 
-1. `prefill_prompts` reads the opening of every group once.
-2. `admit` copies a group's cache into the slot of one of its members.
-3. `decode` samples a fixed number of steps for all slots at once. A slot that
-   samples a stop id, or spends its budget, idles until the call returns.
-4. `prefill` appends the next observation; the cache of all earlier turns
-   stays where it is. Then 3 again, until the episode is over.
-5. `compact` drops the slots that nobody needs any more.
+One invariant holds between calls: the last id of a slot is *pending*, known but
+not yet fed, and the cache holds the `length - 1` ids before it. Feeding the
+pending id gives the logits of the next one, so prefill needs no logits. An idle
+slot feeds its pending id repeatedly, which writes the same keys and values to
+the same place.
 
-One invariant makes every step the same: the last id of a slot is always
-*pending*, that is known but not yet fed. The cache holds the `length - 1` ids
-before it. Feeding the pending id gives the logits of the next one, so prefill
-needs no logits, and a slot that idles feeds its pending id again and again,
-which writes the same keys and values to the same place.
-
-An episode stays on the devices that it began on. Prompts, slots and the rows of
-`prefill` are spread over the row shards of the mesh alike, and a group or slot
-is named by its place *within its shard*, so that no cache ever moves between
-devices. Without a mesh there is one shard.
+Prompts, slots and the rows of `prefill` are sharded alike over the row shards
+of the mesh. Groups and slots are indexed *within their shard*, so no cache
+moves between devices. Without a mesh there is one shard.
 """
 
 import functools
@@ -39,14 +34,14 @@ from actfocus_jax.parallel import mesh as meshes
 
 @flax.struct.dataclass
 class Slots:
-  """Rows that decode together.
+  """Device state of the episodes that decode together.
 
   Attributes:
-    cache: Keys and values of each slot.
-    last_B: The pending id of each slot.
-    length_B: Ids in the slot, the pending one included.
-    budget_B: Ids that may still be sampled in this turn; 0 idles.
-    row_B: Index of the episode; it names the slot's random stream.
+    cache: keys and values of each slot.
+    last_B: pending id of each slot.
+    length_B: number of ids in the slot, the pending one included.
+    budget_B: ids that may still be sampled in this turn; 0: the slot idles.
+    row_B: row of the episode; it selects the random stream of the slot.
   """
 
   cache: transformer.Cache
@@ -58,9 +53,9 @@ class Slots:
 
 @flax.struct.dataclass
 class Emitted:
-  """What `decode` sampled: `[steps, B]`, `live` marks what counts.
+  """Ids and log-probs that `decode` sampled; `live_NB` marks the real ones.
 
-  Every device holds all of it, so that every process can read it.
+  Replicated over the devices, so that every process can read them.
   """
 
   token_NB: jax.Array
@@ -71,19 +66,16 @@ class Emitted:
 def empty(
   config: architecture.Config, batch: int, length: int, dtype, tensor: int = 1
 ) -> Slots:
-  """Slots without an episode.
+  """Return `batch` slots without an episode and with `length` cache positions.
 
   Args:
-    config: Of the model.
+    config: architecture of the model.
     batch: B.
     length: S.
-    dtype: Of the cache.
-    tensor: Size of the mesh axis over which the heads of the cache go.
-
-  Returns:
-    The slots.
+    dtype: dtype of the cache.
+    tensor: size of the mesh axis over which the cache heads are sharded.
   """
-  # Buffers of their own: most calls donate their slots.
+  # Separate buffers, because most calls donate their slots.
   last_B, budget_B, row_B = (jnp.zeros((batch,), jnp.int32) for _ in range(3))
   repeat = config.key_repeats(tensor)
   cache = transformer.init_cache(config, batch, length, dtype, repeat)
@@ -93,15 +85,10 @@ def empty(
 def slot_shardings(
   mesh: jax.sharding.Mesh, config: architecture.Config
 ) -> Slots:
-  """Where slots live: rows over data and fsdp, heads over tensor.
+  """Return the shardings: slots over data and fsdp, cache heads over tensor.
 
-  Args:
-    mesh: Of the run.
-    config: Of the model; if `tensor` does not divide its query heads, the cache
-      is whole on each device of that axis.
-
-  Returns:
-    A sharding for each array.
+  If `tensor` does not divide the query heads, the cache is whole on each device
+  of that axis.
   """
   is_split = config.num_heads % mesh.shape['tensor'] == 0
   heads_axis = 'tensor' if is_split else None
@@ -114,10 +101,10 @@ def slot_shardings(
 def _empty_on(
   mesh: jax.sharding.Mesh, config: architecture.Config
 ) -> Callable[..., Slots]:
-  """`empty`, compiled, its result sharded; one for each mesh and model."""
-  where = slot_shardings(mesh, config)
-  made = functools.partial(empty, config, tensor=mesh.shape['tensor'])
-  return jax.jit(made, static_argnums=(0, 1, 2), out_shardings=where)
+  """Return `empty`, jitted with sharded results, for one mesh and model."""
+  make = functools.partial(empty, config, tensor=mesh.shape['tensor'])
+  shardings = slot_shardings(mesh, config)
+  return jax.jit(make, static_argnums=(0, 1, 2), out_shardings=shardings)
 
 
 def empty_on(
@@ -127,7 +114,7 @@ def empty_on(
   length: int,
   dtype,
 ) -> Slots:
-  """`empty`, made where `slot_shardings` says."""
+  """Return `empty` slots, created in their `slot_shardings`."""
   return _empty_on(mesh, config)(batch, length, jnp.dtype(dtype))
 
 
@@ -135,18 +122,18 @@ def empty_on(
 def prefill_prompts(
   graphdef, params, tokens_PT, length_P, *, config: architecture.Config, dtype
 ) -> Slots:
-  """Reads the opening of every group.
+  """Compute the cache of every group's opening.
 
   Args:
-    graphdef: Of the model.
-    params: Of the model.
-    tokens_PT: Right-padded ids.
-    length_P: True lengths.
-    config: Of the model.
-    dtype: Of the cache.
+    graphdef: graph definition of the model.
+    params: parameters of the model.
+    tokens_PT: ids of the openings, right-padded.
+    length_P: true lengths.
+    config: architecture of the model.
+    dtype: dtype of the cache.
 
   Returns:
-    One slot a group, as long as the padded prompt.
+    One slot a group, with as many positions as the padded prompt.
   """
   count, T = tokens_PT.shape
   tensor = jax.sharding.get_abstract_mesh().shape.get('tensor', 1)
@@ -160,15 +147,15 @@ def prefill_prompts(
 
 @functools.partial(jax.jit, donate_argnames='slots')
 def admit(slots: Slots, prompts: Slots, group_B, row_B, budget_B) -> Slots:
-  """Starts episodes in the slots whose `group_B` is not -1.
+  """Start episodes in the slots whose `group_B` is not -1.
 
   Args:
-    slots: All slots.
-    prompts: From `prefill_prompts`.
-    group_B: Which prompt of its shard a slot takes; -1 leaves the slot as it
-      is.
-    row_B: The episode's row, read where a slot starts.
-    budget_B: Ids it may sample in its first turn, read where a slot starts.
+    slots: all slots; donated.
+    prompts: slots from `prefill_prompts`.
+    group_B: index, within the shard, of the prompt that the slot gets; -1
+      leaves the slot unchanged.
+    row_B: row of the episode; used only where a slot starts.
+    budget_B: ids of the first response; used only where a slot starts.
 
   Returns:
     The slots.
@@ -202,18 +189,19 @@ def admit(slots: Slots, prompts: Slots, group_B, row_B, budget_B) -> Slots:
 def prefill(
   graphdef, params, slots: Slots, tokens_MT, count_M, slot_M, budget_M, *, view
 ) -> Slots:
-  """Appends observations to some slots.
+  """Append observations to some slots.
 
   Args:
-    graphdef: Of the model.
-    params: Of the model.
-    slots: All slots.
-    tokens_MT: The new ids, right-padded.
-    count_M: How many there are, at least 1 for a slot that takes part.
-    slot_M: Which slot of its shard each row is for; padding rows name one past
-      the end.
-    budget_M: Ids that may be sampled in the next turn.
-    view: Static. At least the length of every slot after this call.
+    graphdef: graph definition of the model.
+    params: parameters of the model.
+    slots: all slots; donated.
+    tokens_MT: new ids, right-padded.
+    count_M: number of new ids, at least 1 for a slot that takes part.
+    slot_M: index of the slot within its shard; padding rows use an index one
+      past the end.
+    budget_M: ids that may be sampled in the next turn.
+    view: cache positions that attention reads (static). At least the length of
+      every slot that takes part, after this call.
 
   Returns:
     The slots.
@@ -266,27 +254,27 @@ def decode(
   stop_ids,
   ends_early,
 ) -> tuple[Slots, Emitted]:
-  """Samples up to `steps` ids in every slot that has budget.
+  """Sample up to `steps` ids in every slot that has budget.
 
-  The random number of an id depends on `key`, the episode's row and the
-  position of the id, and on nothing else: not on the slot, nor on what its
-  neighbours do.
+  The random number of an id depends on `key`, the row of its episode and the
+  position of the id. It does not depend on the slot or on other slots.
 
   Args:
-    graphdef: Of the model.
-    params: Of the model.
-    slots: All slots.
+    graphdef: graph definition of the model.
+    params: parameters of the model.
+    slots: all slots; donated.
     key: PRNG key of this iteration.
-    temperature: Divides the logits; > 0.
-    steps: Static. Most ids sampled per slot.
-    view: Static. At least the length of every live slot after this call.
-    stop_ids: Static tuple. Sampling one of these ends a turn.
-    ends_early: Static. Whether to look after each step if any slot of any
-      device has budget left. Over a slow network that costs more than the few
-      steps it saves; what is emitted is the same.
+    temperature: divides the logits; > 0.
+    steps: largest number of ids per slot (static).
+    view: cache positions that attention reads (static). At least the length of
+      every live slot after this call.
+    stop_ids: ids that end a turn (static).
+    ends_early: stop as soon as no slot on any device has budget left (static).
+      False saves one all-reduce a step, which pays off on a slow network. The
+      emitted ids are the same.
 
   Returns:
-    The slots, and what was emitted. Log-probs are at `temperature`.
+    The slots, and the emitted ids with their log-probs at `temperature`.
   """
   model = nnx.merge(graphdef, params)
   stop_S = jnp.asarray(stop_ids, jnp.int32)
@@ -329,14 +317,14 @@ def decode(
 
 @jax.jit
 def compact(slots: Slots, keep_M) -> Slots:
-  """Keeps the slots with the indices `keep_M` in their shard, in that order."""
+  """Keep the slots at the indices `keep_M` of their shard, in that order."""
   return _of_shard(lambda keep_M, slots: _rows(slots, keep_M))(keep_M, slots)
 
 
 def _of_shard(move: Callable[..., Any]) -> Callable[..., Any]:
-  """Lets every row shard of the ambient mesh move its own rows alone.
+  """Return `move` as each row shard of the ambient mesh applies it locally.
 
-  Indices mean rows of the shard then, and heads stay spread over `tensor`.
+  Indices then count within the shard. Heads stay sharded over `tensor`.
   """
   if jax.sharding.get_abstract_mesh().empty:
     return move
@@ -349,18 +337,18 @@ def _of_shard(move: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _rows(tree: Any, index_M: jax.Array) -> Any:
-  """The rows with these indices; one past the end stands for the last."""
+  """Return the rows at these indices; one past the end gives the last row."""
   return jax.tree.map(lambda x: jnp.take(x, index_M, axis=0, mode='clip'), tree)
 
 
 def _sample(key, row_B, position_B, logits_BV):
-  """One id per row and its log-prob, from a stream named by row, position."""
+  """Sample one id per slot; return the ids and their log-probs."""
 
-  def one(row, position, logits_V):
-    name = jax.random.fold_in(jax.random.fold_in(key, row), position)
-    return jax.random.categorical(name, logits_V)
+  def sample(row, position, logits_V):
+    id_key = jax.random.fold_in(jax.random.fold_in(key, row), position)
+    return jax.random.categorical(id_key, logits_V)
 
-  token_B = jax.vmap(one)(row_B, position_B, logits_BV).astype(jnp.int32)
+  token_B = jax.vmap(sample)(row_B, position_B, logits_BV).astype(jnp.int32)
   logprob_BV = jax.nn.log_softmax(logits_BV.astype(jnp.float32))
   return token_B, _pick(logprob_BV, token_B)
 

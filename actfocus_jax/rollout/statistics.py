@@ -1,4 +1,4 @@
-"""What finished episodes say: numbers for the metrics, text for the viewer."""
+"""Metrics of finished episodes, and their records for the viewer."""
 
 import dataclasses
 from typing import Any
@@ -9,20 +9,20 @@ from actfocus_jax.rollout.collector import Rollout
 from actfocus_jax.rollout.episode import Episode
 
 
-def statistics(rollout: Rollout) -> dict[str, float]:
-  """Means over the episodes or turns of a rollout.
+def episode_means(rollout: Rollout) -> dict[str, float]:
+  """Return means over the episodes or turns of a rollout.
 
   Args:
-    rollout: Finished.
+    rollout: a rollout with finished episodes.
 
   Returns:
-    `success`, `return`, `pass_at_g` (any member of the group succeeded),
-    `turns`, `actions` and `tokens` per episode, `valid_turns` (share of turns
-    with a valid action), `effective_actions` (share of actions that changed
-    something), `truncated` (share of episodes that the context ended),
-    `failed` (share that the environment ended by failing), and `info/NAME`,
-    the last of each number that an environment gave in `Step.info`, as a mean
-    over all episodes of the games that gave it, 0 in one that gave none.
+    `success`, `return`, `pass_at_g` (a member of the group succeeded), `turns`,
+    `actions` and `tokens` per episode, `valid_turns` (share of turns with a
+    valid action), `effective_actions` (share of actions that changed
+    something), `truncated` (share of episodes that the context ended), `failed`
+    (share of episodes whose environment failed), and `info/NAME`: the last
+    value of each number in `Step.info`, averaged over the episodes of the games
+    that report it, 0 in an episode that does not.
   """
   episodes = rollout.episodes
   turns = [turn.result for episode in episodes for turn in episode.turns]
@@ -43,34 +43,35 @@ def statistics(rollout: Rollout) -> dict[str, float]:
     ),
     'truncated': _mean([episode.truncated for episode in episodes]),
     'failed': _mean([episode.failure is not None for episode in episodes]),
-    **{f'info/{name}': value for name, value in _info(episodes).items()},
+    **{f'info/{name}': value for name, value in _info_means(episodes).items()},
   }
 
 
-def _info(episodes) -> dict[str, float]:
+def _info_means(episodes) -> dict[str, float]:
+  """Return the mean of the last value of each number in `Step.info`."""
   last = [
     {k: v for turn in episode.turns for k, v in turn.result.info.items()}
     for episode in episodes
   ]
   names = [episode.game.name for episode in episodes]
-  givers: dict[str, set[str]] = {}  # the games that gave a number
+  sources: dict[str, set[str]] = {}  # the games that report a number
   for game, info in zip(names, last, strict=True):
     for name in info:
-      givers.setdefault(name, set()).add(game)
+      sources.setdefault(name, set()).add(game)
   return {
     name: _mean(
       [
         info.get(name, 0.0)
         for game, info in zip(names, last, strict=True)
-        if game in givers[name]
+        if game in sources[name]
       ]
     )
-    for name in sorted(givers)
+    for name in sorted(sources)
   }
 
 
-def by_game(rollout: Rollout) -> dict[str, Rollout]:
-  """The episodes of each game; work and time are those of all."""
+def rollouts_by_game(rollout: Rollout) -> dict[str, Rollout]:
+  """Return the rollout of each game; work and time stay those of all."""
   parts: dict[str, tuple[list, list]] = {}
   for episode, group in zip(rollout.episodes, rollout.groups, strict=True):
     episodes, groups = parts.setdefault(episode.game.name, ([], []))
@@ -82,8 +83,8 @@ def by_game(rollout: Rollout) -> dict[str, Rollout]:
   }
 
 
-def speed(rollout: Rollout) -> dict[str, float]:
-  """Sampled tokens a second, what they cost, and who else took time."""
+def throughput(rollout: Rollout) -> dict[str, float]:
+  """Return tokens per second, row steps per token, share of environments."""
   tokens = sum(episode.sampled_count for episode in rollout.episodes)
   return {
     'tokens_per_second': tokens / rollout.seconds,
@@ -92,7 +93,7 @@ def speed(rollout: Rollout) -> dict[str, float]:
   }
 
 
-def to_json(
+def viewer_record(
   episode: Episode,
   chat,
   *,
@@ -102,19 +103,19 @@ def to_json(
   signal_T: np.ndarray,
   weight_T: np.ndarray,
 ) -> dict[str, Any]:
-  """One episode as the viewer reads it.
+  """Return one episode as a JSON object for the viewer.
 
   Args:
-    episode: Finished.
-    chat: The tokenizer bridge.
-    step: Of the evaluation.
-    group: Of the episode.
-    member: Within the group.
-    signal_T: Of every token, at least as long as the episode.
-    weight_T: Of every token.
+    episode: a finished episode.
+    chat: tokenizer bridge.
+    step: step of the evaluation.
+    group: group of the episode.
+    member: index within the group.
+    signal_T: signal of every token, at least as long as the episode.
+    weight_T: weight of every token.
 
   Returns:
-    JSON-able values; the format is described in report/viewer.py.
+    JSON-able values; report/viewer.py describes the format.
   """
 
   def token(turn, offset: int, logprob: float) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What keeps a run alive: checkpoints, metrics, the display, interruption."""
+"""Files of a run: checkpoints, metrics, locks; progress and interruption."""

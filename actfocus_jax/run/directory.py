@@ -1,177 +1,196 @@
-"""The run directory: the one thing that a run leaves behind.
+"""Run directory: the files that a run reads and leaves.
 
 config.json  model.json  metrics.jsonl  eval.jsonl  baselines.json
 config_changes.jsonl  checkpoints/  rollouts/  report/
 
-A run that is killed leaves whole files: rows are appended line by line,
-everything else is written beside its place and renamed. `storage` and `metrics`
-say what is different in a bucket.
+README.md of this room describes them. A killed run leaves whole files: rows are
+appended line by line, everything else is written beside its place and renamed.
+In a bucket this differs: see `storage` and `metrics`.
 
-config.json is the newest config; what it changed of an earlier one is a row of
-config_changes.jsonl: {"step": 20, "changed": {"rollout.prompts": [8, 16]}}.
+A run of several processes has one directory that all of them see. Process 0
+writes the files; each process saves its own part of a checkpoint.
 """
 
 import contextlib
-import fcntl
 import json
 import pathlib
-from collections.abc import Callable, Iterable
-from typing import IO, Any
+import time
+import uuid
+from collections.abc import Iterable
+from typing import Any
 
 from actfocus_jax import errors
 from actfocus_jax.config import resume, schema
-from actfocus_jax.run import checkpoint, metrics, storage
+from actfocus_jax.parallel import processes
+from actfocus_jax.run import checkpoint, locks, metrics, storage
 
 _CHANGES = 'config_changes.jsonl'
+# Seconds within which a shared directory must show what another process wrote.
+_SEEN_WITHIN = 40.0
 
 
-def _own(seen: Any) -> Any:
-  """One process agrees with itself."""
-  return seen
+def open_run(
+  workdir: pathlib.Path, config: dict[str, Any], model: dict[str, str]
+) -> 'RunDirectory':
+  """Open the run directory in every process of a run; a collective.
+
+  Args:
+    workdir: run directory.
+    config: as for RunDirectory.
+    model: as for RunDirectory, the same in all processes.
+
+  Returns:
+    The run directory.
+
+  Raises:
+    UsageError: as by RunDirectory, or not all processes see the directory; in
+      all processes.
+  """
+  if processes.count() > 1:
+    check_shared(workdir)
+  opened = None
+  try:
+    with processes.raise_everywhere():
+      opened = RunDirectory(workdir, config, model)
+  except errors.UsageError:
+    if opened is not None:  # Another process was refused.
+      opened.release()
+    raise
+  return opened
 
 
 class RunDirectory:
-  """Opens or makes a run directory, for one run at a time.
+  """Run directory that is open for one run at a time.
 
-  A context manager: leaving it waits for the last checkpoint. Of a run on
-  several processes one writes the files. All of them make the same calls, for
-  each saves its own part of a checkpoint, and all must see the same directory.
+  A context manager: leaving it waits for the last checkpoint. All processes of
+  a run make the same calls. Only process 0 writes the files and holds the lock.
 
-  In a bucket another process may take a directory whose holder was not heard
-  of for a while. Whatever writes there, rows included, raises RunError from
-  then on: the files are the other's.
+  In a bucket another process may take a directory whose lease was not renewed
+  in time. From then on every write here raises RunError.
 
   Attributes:
-    metrics: Rows of metrics.jsonl, one per training step.
-    evaluations: Rows of eval.jsonl.
-    changes: A sentence for each field that the run goes on with another value
-      of.
+    metrics: rows of metrics.jsonl, one per training step.
+    evaluations: rows of eval.jsonl.
+    changes: one sentence per config field that has another value than before.
   """
 
   def __init__(
-    self,
-    path: pathlib.Path,
-    config: dict[str, Any],
-    model: dict[str, str],
-    *,
-    writes: bool = True,
-    on_failure: Callable[[BaseException], None] | None = None,
+    self, path: pathlib.Path, config: dict[str, Any], model: dict[str, str]
   ):
-    """Makes the directory and locks it; says nothing to other processes.
+    """Make the directory and lock it, without a collective.
 
     Args:
       path: run directory, checked by `paths.check_workdir`.
       config: values by dotted field name, as of `schema.to_json`.
-      model: What the run starts from: its `path` and `commit`, for people, and
-        its `sha256`.
-      writes: False in every process but the first: all but checkpoints is read
-        and never written then, and nothing is locked.
-      on_failure: As of `checkpoint.Checkpoints`.
+      model: the model that the run starts from: its `sha256`, and for people
+        its `path` and `commit`.
 
     Raises:
-      UsageError: When another process is training there, or the run there
-        started from another model; nothing has been written then.
+      UsageError: another process is training there, or the run there started
+        from another model; nothing has been written then.
     """
-    self._path, self._writes, self._config = path, writes, config
-    self._model, self.changes = model, []
+    self._path, self._writes = path, processes.is_first()
+    self._config, self._model, self.changes = config, model, []
     self._lock = None
-    if writes:
+    if self._writes:
       path.mkdir(parents=True, exist_ok=True)
-      lease = storage.is_remote(path)
-      self._lock = (storage.Lease if lease else lock)(path / '.lock')
+      take = locks.Lease if storage.is_remote(path) else locks.lock_file
+      self._lock = take(path / '.lock')
     self.metrics, self.evaluations = (
-      metrics.MetricsFile(path / name, writes=writes, check=self._check)
+      metrics.MetricsFile(path / name, writes=self._writes, check=self._check)
       for name in ('metrics.jsonl', 'eval.jsonl')
     )
     self._checkpoints = checkpoint.Checkpoints(
       path / 'checkpoints',
       keep=config['checkpoint.keep'],
-      on_failure=on_failure,
+      on_failure=processes.abort,
     )
     try:
       if resume.model_file(path):
         check_model(path, model)
-    except BaseException:  # Nobody would leave the context that is not entered.
-      self.let_go()
+    except BaseException:  # The context is not entered, so never left.
+      self.release()
       raise
 
   def __enter__(self) -> 'RunDirectory':
-    """Writes the config and what the run starts from; returns itself."""
+    """Write the config and the model that the run starts from."""
     try:
-      # Processes meet where the checkpoints are opened, so all do it here.
+      # Opening the checkpoints is a collective, so all processes do it here.
       latest = self._checkpoints.latest_step()
-      self.changes = self._note_changes(latest)
+      self.changes = self._write_changes(latest)
       self.write(resume.MODEL, self._model)
       self.write(resume.CONFIG, self._config)
     except BaseException:
-      self.let_go()
+      self.release()
       raise
     return self
 
   def __exit__(self, *exception):
-    """Waits for the last checkpoint and lets others in."""
-    with contextlib.ExitStack() as last:  # Others get in whatever fails.
-      last.callback(self.let_go)
+    """Wait for the last checkpoint and release the lock, whatever fails."""
+    with contextlib.ExitStack() as last:
+      last.callback(self.release)
       last.callback(self.evaluations.close)
       last.callback(self.metrics.close)
       last.callback(self._checkpoints.close)
       self._checkpoints.wait()
 
-  def restore(
-    self, wanted, *, agreed: Callable[[Any], Any] = _own
-  ) -> tuple[Any, int]:
-    """Reads the newest checkpoint.
+  def release(self):
+    """Release the lock, and nothing else: for a run that was not entered."""
+    if self._lock is not None:
+      self._lock.close()
 
-    What was written after it is dropped: those steps will be done again.
+  def restore(self, abstract_state) -> tuple[Any, int]:
+    """Read the newest checkpoint and drop the rows written after it.
+
+    Those steps are done again. A collective: all processes read the checkpoint
+    that is the newest in process 0.
 
     Args:
-      wanted: Shapes, dtypes and shardings of the state.
-      agreed: Makes the newest step that this process sees the one that all
-        processes of the run read.
+      abstract_state: shapes, dtypes and shardings of the state.
 
     Returns:
-      The state to go on from, or None when there is no checkpoint; and the
-      seed of the first board that no step up to there has seen.
+      The state, None without a checkpoint; and the seed of the first board that
+      no step up to there has used.
     """
-    latest = agreed(self._checkpoints.latest_step())
+    latest = processes.broadcast(self._checkpoints.latest_step())
     state, next_seed = None, schema.FIRST_TRAINING_SEED
     if latest is not None:
-      state, extra = self._checkpoints.restore(latest, wanted)
-      next_seed = extra.get('next_seed', self._seed_by_counting(latest))
+      state, extra = self._checkpoints.restore(latest, abstract_state)
+      next_seed = extra['next_seed']
     self._drop(0 if latest is None else latest + 1)
     return state, next_seed
 
   def write(self, name: str, content: Any):
-    """Writes a JSON file, whole or not at all."""
+    """Write a JSON file, whole or not at all."""
     if self._writes:
       self._check()
       storage.write(self._path / name, json.dumps(content, indent=2) + '\n')
 
-  def write_episodes(self, step: int, records: Iterable[dict[str, Any]]):
-    """Writes the episodes of one evaluation for the viewer."""
+  def write_episodes(self, step: int, episodes: Iterable[dict[str, Any]]):
+    """Write the episodes of one evaluation for the viewer."""
     if not self._writes:
       return
     self._check()
     folder = self._path / 'rollouts'
     folder.mkdir(exist_ok=True)
-    lines = (json.dumps(record) + '\n' for record in records)
+    lines = (json.dumps(episode) + '\n' for episode in episodes)
     storage.write(folder / f'step_{step:06d}.jsonl', ''.join(lines))
 
   def save(self, step: int, state, success: float | None, next_seed: int):
-    """Starts to write a checkpoint; see `Checkpoints.save`.
+    """Start to write a checkpoint; see `Checkpoints.save`.
 
     Args:
-      step: Finished iterations.
-      state: Of them.
-      success: Held-out success, if it was measured.
-      next_seed: Of the first board that no step has seen.
+      step: number of finished iterations.
+      state: train state after them.
+      success: held-out success, if it was measured.
+      next_seed: seed of the first board that no step has used.
     """
     self._check()
     extra = {'step': step, 'next_seed': next_seed}
     self._checkpoints.save(step, state, extra, success=success)
 
   def _drop(self, step: int):
-    """Drops rows and episodes of a step and later ones."""
+    """Drop rows and episodes of `step` and later ones."""
     self.metrics.truncate(step)
     self.evaluations.truncate(step)
     if not self._writes:
@@ -181,110 +200,101 @@ class RunDirectory:
       if int(file.stem.removeprefix('step_')) >= step:
         file.unlink()
 
-  def _note_changes(self, latest: int | None) -> list[str]:
-    """Notes what differs from the config before; it is still in its place."""
+  def _write_changes(self, latest: int | None) -> list[str]:
+    """Compare with the earlier config, which is still in its place."""
     file = self._path / resume.CONFIG
-    if not self._writes or not file.exists():
+    if not self._writes or latest is None or not file.exists():
       return []
     changed = resume.changed(
       json.loads(file.read_text()),
       self._config,
       commit=self._model.get('commit', ''),
     )
-    if changed and latest is not None:
-      rows = metrics.read(self._path / _CHANGES)
-      row = {'step': latest, 'changed': changed}
-      # It is there where a kill left the row but not the new config.json.
-      if rows[-1:] != [row]:
-        lines = (json.dumps(each) + '\n' for each in [*rows, row])
-        self._check()
-        storage.write(self._path / _CHANGES, ''.join(lines))
+    rows = metrics.read(self._path / _CHANGES)
+    row = {'step': latest, 'changed': changed}
+    # A kill may have left the row but not the new config.json.
+    if changed and rows[-1:] != [row]:
+      lines = (json.dumps(each) + '\n' for each in [*rows, row])
+      self._check()
+      storage.write(self._path / _CHANGES, ''.join(lines))
     return [
-      f'{field} was {was!r} and is now {now!r}'
-      for field, (was, now) in changed.items()
-      if latest is not None
+      f'{field} was {old!r} and is now {new!r}'
+      for field, (old, new) in changed.items()
     ]
 
-  def _seed_by_counting(self, step: int) -> int:
-    """The next seed where a checkpoint of an earlier version has none.
-
-    Every step up to there had as many prompts as the first config: since
-    prompts may change there is a seed in every checkpoint.
-    """
-    prompts = self._config['rollout.prompts']
-    for row in reversed(metrics.read(self._path / _CHANGES)):
-      prompts = row['changed'].get('rollout.prompts', [prompts])[0]
-    return schema.FIRST_TRAINING_SEED + step * prompts
-
   def _check(self):
-    """Raises RunError when another process has taken the directory."""
-    if isinstance(self._lock, storage.Lease):
+    """Raise RunError if another process has taken the directory."""
+    if isinstance(self._lock, locks.Lease):
       self._lock.check()
 
-  def let_go(self):
-    """Gives the lock back, and nothing else; for a run that was not entered."""
-    if self._lock is not None:
-      self._lock.close()
 
-
-def lock(path: pathlib.Path, *, wait: bool = False) -> IO[str]:
-  """Takes a file lock, which ends with the process or with `close`.
+def restore_part(
+  path: pathlib.Path, abstract_part, step: int | None
+) -> tuple[int, Any]:
+  """Read part of a checkpoint, such as the parameters; a collective.
 
   Args:
-    path: The lock file; made if need be.
-    wait: Whether to wait for whoever holds it.
+    path: run directory.
+    abstract_part: shapes, dtypes and shardings in the structure of the train
+      state; None for what is not wanted.
+    step: step of the checkpoint; None is the newest.
 
   Returns:
-    The open file.
+    The step and the part.
 
   Raises:
-    UsageError: When somebody holds it and `wait` is False.
+    UsageError: not all processes see such a checkpoint.
   """
-  file = path.open('w')
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-  except BlockingIOError as error:
-    file.close()
-    raise storage.taken(path) from error
-  return file
+  checkpoints = checkpoint.Checkpoints(path / 'checkpoints', read_only=True)
+  steps = processes.common(checkpoints.all_steps())
+  wanted = step if step is not None else max(steps, default=None)
+  if wanted not in steps:
+    checkpoints.close()
+    raise _no_checkpoint(path, step, steps)
+  part, _ = checkpoints.restore(wanted, abstract_part)
+  checkpoints.close()
+  return wanted, part
+
+
+# --- Checks ------------------------------------------------------------------
 
 
 def check_model(path: pathlib.Path, model: dict[str, str]):
-  """Refuses a model that is not the one a run started from.
+  """Refuse a model that is not the one the run started from.
 
   Args:
-    path: The run directory.
-    model: As of `RunDirectory`.
+    path: run directory.
+    model: as for `RunDirectory`.
 
   Raises:
-    UsageError: One sentence.
+    UsageError: one sentence.
   """
-  noted = json.loads((path / resume.MODEL).read_text())
-  if model['sha256'] != noted['sha256']:
-    commit = noted.get('commit')
-    where = f' (--config.model.revision={commit})' if commit else ''
+  first = json.loads((path / resume.MODEL).read_text())
+  if model['sha256'] != first['sha256']:
+    commit = first.get('commit')
+    revision = f' (--config.model.revision={commit})' if commit else ''
     raise errors.UsageError(
       f'The files in {model["path"]} are not those that the run in {path} '
-      f'started from, and are its frozen reference; put them back{where}, or '
-      'use a new workdir.'
+      f'started from and uses as its frozen reference; put them back{revision},'
+      ' or use a new workdir.'
     )
 
 
 def check_checkpoints(path: pathlib.Path, step: int | None):
-  """Refuses a run directory without checkpoints, with no word to others.
+  """Refuse a run directory without checkpoints; not a collective.
 
   Args:
-    path: The run directory.
-    step: What is wanted, as of `restore_part`.
+    path: run directory.
+    step: as for `restore_part`.
 
   Raises:
-    UsageError: One sentence.
+    UsageError: one sentence.
   """
   if not (path / 'checkpoints').is_dir():
-    raise _missing(path, step, [])
+    raise _no_checkpoint(path, step, [])
 
 
-def _missing(
+def _no_checkpoint(
   path: pathlib.Path, step: int | None, steps: list[int]
 ) -> errors.UsageError:
   there = ', '.join(map(str, steps)) or 'none'
@@ -293,34 +303,65 @@ def _missing(
   )
 
 
-def restore_part(
-  path: pathlib.Path,
-  part,
-  step: int | None,
-  *,
-  agreed: Callable[[Any], Any] = _own,
-):
-  """Reads part of a checkpoint, such as the parameters alone.
+def check_shared(workdir: pathlib.Path):
+  """Refuse a directory that not all processes see; a collective.
+
+  Process 0 writes a file with a unique name. That needs no lock, so it disturbs
+  neither a run that holds the directory nor another one that checks it.
 
   Args:
-    path: A run directory.
-    part: Shapes, dtypes and shardings in the structure of the train state;
-      None for what is not wanted.
-    step: Of the checkpoint; None is the newest.
-    agreed: As of `RunDirectory.restore`, of all steps.
-
-  Returns:
-    The step and the part.
+    workdir: run directory; it is made if necessary.
 
   Raises:
-    UsageError: When there is no such checkpoint.
+    UsageError: one sentence, in all processes.
   """
-  checkpoints = checkpoint.Checkpoints(path / 'checkpoints', read_only=True)
-  steps = agreed(checkpoints.all_steps())
-  wanted = step if step is not None else max(steps, default=None)
-  if wanted not in steps:
-    checkpoints.close()
-    raise _missing(path, step, steps)
-  part, _ = checkpoints.restore(wanted, part)
-  checkpoints.close()
-  return wanted, part
+  proposals = processes.allgather(
+    (f'.processes-{uuid.uuid4().hex}', _newest(workdir))
+  )
+  name, newest = proposals[0][0], max(newest for _, newest in proposals)
+  mark = workdir / name
+  try:
+    if processes.is_first():
+      workdir.mkdir(parents=True, exist_ok=True)
+      storage.write(mark, name)
+    processes.allgather(None)  # The mark is written.
+    seen = processes.allgather(_is_seen(mark, name, newest))
+  finally:
+    if processes.is_first():
+      mark.unlink(missing_ok=True)
+  if not all(seen):
+    raise errors.UsageError(
+      f'--workdir is {workdir}, but process {seen.index(False)} does not see '
+      'what another process writes there; allowed: a directory that all '
+      'processes share, or gs://BUCKET/FOLDER.'
+    )
+
+
+def _newest(workdir: pathlib.Path) -> int:
+  """Step of the newest visible checkpoint; -1 without one, -2 without a folder.
+
+  Opening the folder is a collective, so either all processes must see it or
+  none; and all read the same checkpoint.
+  """
+  folder = workdir / 'checkpoints'
+  if not folder.is_dir():
+    return -2
+  steps = (file.name for file in folder.iterdir())
+  return max((int(name) for name in steps if name.isdigit()), default=-1)
+
+
+def _is_seen(mark: pathlib.Path, text: str, newest: int) -> bool:
+  """Look again until it is seen or the time is over: network disks are late."""
+  end = time.monotonic() + _SEEN_WITHIN
+  while not (
+    mark.exists()
+    and mark.read_text() == text
+    and _newest(mark.parent) >= newest
+  ):
+    if time.monotonic() > end:
+      return False
+    for folder in (mark.parent.parent, mark.parent):
+      if folder.exists():
+        list(folder.iterdir())  # Makes a network disk refresh its cache.
+    time.sleep(1.0)
+  return True

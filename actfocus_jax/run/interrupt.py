@@ -3,37 +3,23 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
 from types import FrameType
+
+from actfocus_jax.parallel import processes
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stopped(Exception):
-  """A signal ended a command before its work was done.
-
-  Attributes:
-    code: the exit code.
-  """
-
-  def __init__(self, message: str, code: int):
-    """Says what was stopped; the code is that of `Interrupt`."""
-    super().__init__(message)
-    self.code = code
-
-
 class Interrupt:
-  """Turns SIGINT and SIGTERM into a flag while the context is open.
+  """Context that turns SIGINT and SIGTERM into a flag.
 
-  The loop looks at `requested` between two steps, saves and leaves. A second
-  SIGINT raises KeyboardInterrupt at once. Handlers can be set in the main
-  thread only; in any other the context does nothing. Each process sees its own
-  signals: on several hosts the loop must agree on the flag before it acts.
-  Contexts may stand inside each other.
+  The loop reads the flag between two steps, saves and leaves. A second SIGINT
+  raises KeyboardInterrupt at once. Handlers can be set in the main thread only;
+  in any other thread the context does nothing. Contexts may be nested.
 
   Attributes:
     requested: whether a signal has come.
-    signal: the name of the first one, such as 'SIGTERM'; None before.
+    signal: name of the first one, such as 'SIGTERM'; None before.
   """
 
   def __init__(self):
@@ -44,26 +30,22 @@ class Interrupt:
 
   @property
   def code(self) -> int:
-    """The exit code as shells have it: 130 of SIGINT, 143 of SIGTERM, else 0.
+    """Exit code as in shells: 130 for SIGINT, 143 for SIGTERM, else 0.
 
-    Not 0, though all is saved: what starts jobs anew (a Kubernetes Job, a loop
+    Not 0, although all is saved: what restarts jobs (a Kubernetes Job, a loop
     in a batch script) takes 0 for finished work.
     """
     return 128 + signal.Signals[self.signal] if self.signal else 0
 
-  def agreed(self, first_non_none: Callable[[str | None], str | None]):
-    """The signal that any process of the run has had, or None.
-
-    Args:
-      first_non_none: Tells all processes what one of them says; a collective.
-    """
-    name = first_non_none(self.signal)
+  def agreed(self) -> str | None:
+    """Return the signal that any process of the run received; a collective."""
+    name = processes.first_non_none(self.signal)
     if name:
       self.requested, self.signal = True, self.signal or name
     return name
 
   def __enter__(self) -> 'Interrupt':
-    """Sets the handlers."""
+    """Set the handlers."""
     if threading.current_thread() is threading.main_thread():
       for number in _SIGNALS:
         self._before[number] = signal.signal(number, self._handle)
@@ -73,9 +55,9 @@ class Interrupt:
     return self
 
   def __exit__(self, *exception) -> None:
-    """Puts the handlers back; who waits outside of this one is told too."""
+    """Put the handlers back; pass the signal on to an outer context."""
     for number, handler in self._before.items():
-      # None: it was not set from Python, and cannot be put back from here.
+      # None: not set from Python, so it cannot be put back from here.
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
       outer = getattr(handler, '__self__', None)
       if self.requested and isinstance(outer, Interrupt):

@@ -1,8 +1,7 @@
-"""What a person sees while a run goes on.
+"""Display of a running loop.
 
 On a terminal a bar with the latest values stays at the bottom and notes
-scroll above it. Elsewhere (a log file, a pipe, Slurm) the same things are
-plain lines.
+scroll above it. Elsewhere (a log file, a pipe, Slurm) both are plain lines.
 """
 
 import collections
@@ -14,14 +13,14 @@ from typing import Any
 from rich import console as rich_console
 from rich import live, progress_bar, table, text
 
-# Steps that the mean behind "time left" looks back on.
+# Number of recent steps whose mean duration gives the time left.
 _WINDOW = 20
 
 
 class Progress:
-  """A context manager that shows how far a loop has come.
+  """Context that shows how far a loop has come.
 
-  It knows no metric: whatever `update` is given is shown under its name.
+  It shows whatever values `update` receives, under their names.
   """
 
   def __init__(
@@ -32,13 +31,13 @@ class Progress:
     plain: bool | None = None,
     interval: float = 0.0,
   ):
-    """Prepares the display; `with` shows it.
+    """Prepare the display; `with` shows it.
 
     Args:
-      title: the word in front of the bar.
+      title: word in front of the bar.
       total: number of steps.
-      plain: lines instead of a bar; None asks whether stdout is a terminal.
-      interval: least number of seconds between two plain lines, for loops of
+      plain: lines instead of a bar; None means yes unless stdout is a terminal.
+      interval: minimum number of seconds between two plain lines, for loops of
         many short steps; the first and the last step are always shown.
     """
     self._title = title
@@ -55,7 +54,7 @@ class Progress:
     self._live: live.Live | None = None
 
   def __enter__(self) -> 'Progress':
-    """Shows the bar."""
+    """Show the bar."""
     self._start = time.monotonic()
     if not self._plain:
       self._live = live.Live(
@@ -67,18 +66,18 @@ class Progress:
     return self
 
   def __exit__(self, *exception) -> None:
-    """Leaves the bar as it stands."""
+    """Stop updating the bar and leave it on the screen."""
     if self._live is not None:
       self._live.stop()
       self._live = None
 
   def update(self, step: int, **values: Any) -> None:
-    """Shows that `step` steps are done.
+    """Show that `step` steps are done.
 
     Args:
-      step: in [0, total].
-      **values: numbers or words, shown in this order under their names; a
-        name not given again keeps its last value on the bar.
+      step: number of steps done, in [0, total].
+      **values: numbers or words, shown in this order under their names; the bar
+        keeps the last value of a name that is missing.
     """
     now = time.monotonic()
     if self._step is not None and step > self._step:
@@ -91,17 +90,17 @@ class Progress:
       self._print(values)
 
   def note(self, message: str) -> None:
-    """Shows a line that stays: above the bar, or among the plain lines."""
+    """Show a line that stays: above the bar, or among the plain lines."""
     if self._live is not None:
-      # Text, not str: square brackets in a message are no markup.
+      # Text, not str: square brackets in a message are not markup.
       self._live.console.print(text.Text(message))
     else:
       print(message, flush=True)
 
   def seconds_left(self) -> float | None:
-    """Returns the mean seconds per recent step times the steps left.
+    """Return the mean seconds per recent step times the steps left.
 
-    The first step seen only starts the clock (it compiles); None before the
+    The first step only starts the clock, since it compiles; None before the
     second.
     """
     steps = sum(count for count, _ in self._spans)
@@ -133,7 +132,7 @@ class Progress:
 
 
 def compact(value: Any) -> str:
-  """Writes a value in few characters: 1,234,567 / 12.3 / 0.00123 / 1.2e-05."""
+  """Format a value in few characters: 1,234,567 / 12.3 / 0.00123 / 1.2e-05."""
   if value is None:
     return '-'
   if isinstance(value, (bool, str)):
@@ -148,7 +147,7 @@ def compact(value: Any) -> str:
 
 
 def duration(seconds: float | None) -> str:
-  """Writes seconds as 42s, 3m07s or 5h02m; '-' for None."""
+  """Format seconds as 42s, 3m07s or 5h02m; '-' for None."""
   if seconds is None:
     return '-'
   whole = round(seconds)

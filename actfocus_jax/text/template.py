@@ -1,14 +1,9 @@
-"""A chat template as increments: what is written around each message.
+"""Chat template, rendered in increments: the text around each message.
 
-The life of one template:
-
-1. It is rendered with a placeholder where responses will stand. What comes
-   before the first one opens a conversation; what comes between two of them
-   is the increment of a turn.
-2. `Increments.__init__` checks on a small conversation that the increments
-   joined are what the template writes, and finds the reason where they are
-   not.
-3. After that one increment is rendered per turn, with the turn's own message.
+A conversation is rendered with a placeholder for each response. The text before
+the first placeholder opens the conversation; the text between two of them is
+the increment of a turn. `Increments` checks on a small conversation that the
+joined increments equal the rendered whole, and gives the reason if they do not.
 """
 
 import datetime
@@ -30,33 +25,33 @@ WAY_OUT = (
   "; model.rendering='plain' takes the markup that it writes around plain text "
   'and leaves every response as it was sampled'
 )
-# Some templates write today's date: a run that goes on tomorrow would differ.
+# Some templates write today's date; a run resumed on another day would differ.
 _DAY = datetime.date(2024, 7, 26)
 _FORMS = (*(f'-{c}' for c in 'dmHIMSj'), *'aAbBcdDeFHIjmMpSTuUVwWxXyYZ')
 
 
 class Increments:
-  """The texts between the responses of a conversation.
+  """Texts between the responses of a conversation.
 
   Attributes:
-    think: What opens every response: `<think>`, the end of the generation
-      prompt that holds it, or '' where the template itself writes it before
-      every response. Given to the model, never sampled.
+    think: text that opens every response and is given to the model, not
+      sampled: `<think>`, the end of the generation prompt that holds it, or ''
+      if the template writes it before every response.
   """
 
   def __init__(self, tokenizer, *, rendering: str = 'template'):
-    """Checks the template; `chat.Chat` says what the renderings are.
+    """Check the template; see `chat.Chat` for the renderings.
 
     Args:
-      tokenizer: With a chat template.
+      tokenizer: transformers tokenizer with a chat template.
       rendering: 'template' or 'plain'.
 
     Raises:
-      ValueError: When it cannot be rendered so; says why.
+      ValueError: if the template cannot be rendered so; gives the reason.
     """
     if rendering not in RENDERINGS:
       raise ValueError(
-        f'rendering is {rendering!r}; allowed: {", ".join(RENDERINGS)}.'
+        f'model.rendering is {rendering!r}; allowed: {", ".join(RENDERINGS)}.'
       )
     self._tokenizer = tokenizer
     self._template = _pinned(tokenizer.get_chat_template())
@@ -74,28 +69,28 @@ class Increments:
       self._refuse(self._prompt_problem())
 
   def opening(self, system: str, user: str) -> str:
-    """All that comes before the first response's own text."""
+    """Return the text before the first response, `think` included."""
     return self._opening(system, user) + self.think
 
   def system_part(self, system: str) -> str:
-    """The system message alone; '' where the user's message holds it."""
+    """Return the system message alone; '' if the user message holds it."""
     if not self._takes_system:
       return ''
     try:
       alone = self._render(self._messages(system))
-    except ValueError:  # Some templates want a user message too.
+    except ValueError:  # Some templates require a user message.
       return ''
     return alone if system.strip() in alone else ''
 
   def between(self, user: str) -> str:
-    """All that comes between a response and the next one's own text."""
+    """Return the text between two responses, `think` included."""
     text = self._between(user) + self.think
     # A sampled response is closed by a token, without a space before it.
     return text.lstrip() if self._is_plain else text
 
   def _opening(self, system: str, user: str) -> str:
     messages = self._messages(system, user, _MARK, _USERS[1])
-    # The last mark is ours, should a message hold the same words.
+    # The last mark is the placeholder, even if a message holds the same words.
     return self._render(messages).rpartition(_MARK)[0]
 
   def _between(self, user: str) -> str:
@@ -103,7 +98,7 @@ class Increments:
     return self._render(messages).partition(_MARK)[2].rpartition(_MARK)[0]
 
   def _messages(self, system: str, *contents: str) -> list[dict[str, str]]:
-    """A conversation: user, assistant, user, ... behind the system message."""
+    """Return a conversation: system message, user, assistant, user, ..."""
     roles = ['user', 'assistant'] * len(contents)
     if self._takes_system:
       contents, roles = (system, *contents), ['system', *roles]
@@ -123,12 +118,14 @@ class Increments:
         chat_template=self._template,
         date_string=_DAY.strftime('%d %b %Y'),
       )
-    except Exception as error:  # A template is a program: any may come.
+    except (
+      Exception
+    ) as error:  # A template is a program and may raise anything.
       raise ValueError(
         f'The chat template cannot be rendered: {error}.'
       ) from error
 
-  # --- The start-up check: every part finds a reason, or None ----------------
+  # --- The start-up check: each part returns a reason, or None ---------------
 
   def _refuse(self, reason: str | None):
     if reason is None:
@@ -139,13 +136,13 @@ class Increments:
     )
 
   def _problem(self, responses: Sequence[str]) -> str | None:
-    """Why increments around the responses are not the whole conversation."""
-    one, two = responses
-    texts = (_SYSTEM, _USERS[0], one, _USERS[1], two, _USERS[2], _MARK)
+    """Return the reason why the increments do not give the whole, or None."""
+    first, second = responses
+    texts = (_SYSTEM, _USERS[0], first, _USERS[1], second, _USERS[2], _MARK)
     try:
       rendered = self._render(self._messages(*texts, _USERS[3]))
-      joined = self._opening(_SYSTEM, _USERS[0]) + one
-      joined += self._between(_USERS[1]) + two + self._between(_USERS[2])
+      joined = self._opening(_SYSTEM, _USERS[0]) + first
+      joined += self._between(_USERS[1]) + second + self._between(_USERS[2])
     except ValueError as error:
       return f'raises an error ({error.__cause__})'
     whole = rendered.rpartition(_MARK)[0]
@@ -158,7 +155,7 @@ class Increments:
     return 'changes earlier turns when a new one is added'
 
   def _prompt_problem(self) -> str | None:
-    """Why what opens a response is no generation prompt."""
+    """Return the reason why the generation prompt does not fit, or None."""
     before, prompt = self._opening(_SYSTEM, _USERS[0]), self._prompt()
     if before.startswith(prompt.rstrip()) or prompt == before + self.think:
       return None
@@ -172,7 +169,7 @@ class Increments:
     return self._render(messages, generation=True)
 
   def _thinking(self) -> str:
-    """What is still to be written before a response's own text."""
+    """Return the text that is still missing before a response."""
     before, prompt = self._opening(_SYSTEM, _USERS[0]), self._prompt()
     if before.rstrip().endswith(THINK):
       return ''
@@ -181,9 +178,9 @@ class Increments:
 
 
 def _pinned(template: str) -> str:
-  """The template with the day that `strftime_now` gives held fixed.
+  """Return the template with a fixed day in place of `strftime_now`.
 
-  Functions cannot be handed to a template, so a macro takes the name.
+  transformers passes no functions to a template, so a macro takes the name.
   """
   if 'strftime_now' not in template:
     return template
@@ -195,7 +192,7 @@ def _pinned(template: str) -> str:
 
 
 def _stand_in_order(texts: Sequence[str], rendered: str) -> bool:
-  """Whether every text is there, each behind the one before it."""
+  """Return whether all texts occur, each behind the one before it."""
   end = 0
   for text in texts:
     start = rendered.find(text, end)

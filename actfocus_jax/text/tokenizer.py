@@ -1,13 +1,12 @@
-"""A tokenizer of Qwen's kind, trained on the environments' own text.
+"""Tokenizer of the built-in model, trained on the environments' own text.
 
-The small default model has no pretrained tokenizer to take, so it makes one:
-byte-level BPE behind Qwen2's pre-tokenizer, with Qwen's chat markup, saved as
-a Hugging Face directory and loaded like any other (`chat.load_tokenizer`,
-transformers' AutoTokenizer). Two things fit it to a small model:
+The built-in model has no pretrained tokenizer, so one is trained: byte-level
+BPE behind Qwen2's pre-tokenizer, with Qwen's chat markup. It is saved and
+loaded like any Hugging Face tokenizer. Two things fit it to a small model:
 
-1. The set phrases of an environment ("Board size: ") become tokens of their
-   own, which cuts a conversation to less than half.
-2. Digits and board cells stay single tokens, so that a board can be read.
+- Phrases that an environment repeats ("Board size: ") become single tokens,
+  which more than halves the length of a conversation.
+- Digits and board cells stay single tokens, so that a board can be read.
 """
 
 import collections
@@ -27,7 +26,7 @@ CHAT_TEMPLATE = (
   "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# What ends a phrase: a digit, a cell of a board, a tag, the separator of
+# The end of a phrase: a digit, a cell of a board, a tag, the separator of
 # actions.
 _CELL = r'[_#√]|[POGXS](?![a-z])'
 _BREAK = re.compile(rf'(</?[a-z]+>|\d|{_CELL}| ?\|\| ?)')
@@ -36,13 +35,12 @@ _COMMON = 0.02
 
 
 def train(texts: Iterable[str], *, vocab_size: int = 768):
-  """Trains the tokenizer.
+  """Train the tokenizer.
 
   Args:
-    texts: Documents without chat markup, one per message.
-    vocab_size: Upper limit of the vocabulary without the phrases: 256 bytes,
-      3 special tokens, merges. Merging stops earlier when no pair is left
-      that occurs twice.
+    texts: documents without chat markup, one per message.
+    vocab_size: upper limit of the vocabulary without the phrases: 256 bytes,
+      3 special tokens, merges. Merging stops earlier when no pair occurs twice.
 
   Returns:
     A transformers Qwen2Tokenizer with chat template, eos `<|im_end|>` and pad
@@ -67,12 +65,12 @@ def train(texts: Iterable[str], *, vocab_size: int = 768):
 
 
 def split_markup(text: str) -> list[str]:
-  """The texts between the special tokens of a rendered conversation."""
+  """Return the texts between the special tokens of a rendered conversation."""
   return [piece for piece in _MARKUP.split(text) if piece]
 
 
 def _train_bpe(pieces: list[str], vocab_size: int):
-  """Byte-pair merges behind Qwen2's pre-tokenizer: (vocab, merges)."""
+  """Learn byte-pair merges behind Qwen2's pre-tokenizer: (vocab, merges)."""
   import tokenizers
   import transformers
   from tokenizers import models, pre_tokenizers, trainers
@@ -96,7 +94,7 @@ def _train_bpe(pieces: list[str], vocab_size: int):
 
 
 def _phrases(documents: list[list[str]]) -> list[str]:
-  """Tags, the separator, and what stands between breaks again and again.
+  """Return tags, the separator, and texts that often stand between breaks.
 
   Single words are left to BPE: as added tokens they would be cut out of
   longer words.

@@ -29,8 +29,7 @@ from actfocus_jax.model import architecture, hf, transformer
 from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.rollout import collector, env_pool
 from actfocus_jax.rollout import episode as episode_lib
-from actfocus_jax.run import directory as directories
-from actfocus_jax.run import interrupt, progress
+from actfocus_jax.run import interrupt, locks, progress
 from actfocus_jax.text import chat as chat_lib
 from actfocus_jax.warmstart import demonstrations, supervised
 
@@ -109,7 +108,7 @@ def ensure(plan: WarmStart) -> pathlib.Path:
   """Make a warm start unless it is cached; return its directory."""
   plan.directory.parent.mkdir(parents=True, exist_ok=True)
   # Several first runs may start together: one makes it, the others wait.
-  with directories.lock(plan.directory.with_suffix('.lock'), wait=True):
+  with locks.lock_file(plan.directory.with_suffix('.lock'), wait=True):
     if not plan.directory.exists():
       make(plan, plan.directory)
   return plan.directory
@@ -168,7 +167,7 @@ def make(plan: WarmStart, directory: pathlib.Path):
     batches = _batches(episodes, plan, chat.pad_id)
     for step, batch in enumerate(batches, 1):
       if stop.requested:
-        raise interrupt.Stopped(
+        raise errors.Stopped(
           f'Stopped by {stop.signal} during the warm start, which is not '
           'saved. The same command starts it again.',
           stop.code,

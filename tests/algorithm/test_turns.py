@@ -127,11 +127,3 @@ def test_pick_keeps_every_bit_of_an_integer():
   picked_BK = turns.pick(ids_BT, first_BT, turn_BT, turns=3)
   assert picked_BK.dtype == jnp.int32
   np.testing.assert_array_equal(picked_BK, [[2**24 + 1, -(2**31), 0]])
-
-
-def test_first_of_a_row_that_begins_with_a_sampled_token():
-  turn_BT = jnp.array([[0, 0, 1, 1, 3], [2, 2, 2, 2, 2]])
-  mask_BT = jnp.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]) > 0
-  np.testing.assert_array_equal(
-    turns.first(mask_BT, turn_BT), [[1, 0, 1, 0, 1], [0, 0, 0, 0, 0]]
-  )

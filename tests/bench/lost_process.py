@@ -1,8 +1,8 @@
-"""How long one of two processes goes on after the other is killed.
+"""Seconds that one of two processes survives after the other is killed.
 
-Two processes of one CPU device each, over loopback, with the real limits, train
-steps that take no time; in each repetition one of them is killed, first process
-0 and then process 1, and the seconds until the other has ended are taken.
+Two processes of one CPU device each, over loopback and with the real timeouts,
+train steps that take no time. Each repetition kills process 0 in one run and
+process 1 in another, and measures the seconds until the other one has ended.
 
   PYTHONPATH=.:tests python tests/bench/lost_process.py --repeats=3
 """
@@ -23,17 +23,17 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--repeats', type=int, default=3)
   repeats = parser.parse_args().repeats
-  told: dict[int, list[float]] = {0: [], 1: []}
+  lost: dict[int, list[float]] = {0: [], 1: []}
   with tempfile.TemporaryDirectory() as folder:
     for i in range(repeats):
-      for victim, seconds in told.items():
+      for victim, seconds in lost.items():
         seconds.append(lose(pathlib.Path(folder), f'{i}-{victim}', victim))
         print(f'process {victim} killed: {seconds[-1]:.1f} s', flush=True)
-  print(json.dumps({victim: summary(x) for victim, x in told.items()}))
+  print(json.dumps({victim: summary(x) for victim, x in lost.items()}))
 
 
 def lose(place: pathlib.Path, name: str, victim: int) -> float:
-  """Seconds from the kill of one to the end of the other, with an error."""
+  """Return the seconds from the kill to the end of the other process."""
   started = several.start_small(place, name, before='')
   processes.wait_for(lambda: len(several.rows(place / name)) > 1, started)
   started[victim].send_signal(signal.SIGKILL)
@@ -41,7 +41,7 @@ def lose(place: pathlib.Path, name: str, victim: int) -> float:
   other = started[1 - victim]
   other.communicate(timeout=processes.TIMEOUT)
   if other.returncode == 0:
-    raise RuntimeError('It ended as if nothing had happened.')
+    raise RuntimeError('the other process ended with exit code 0')
   return time.monotonic() - begin
 
 

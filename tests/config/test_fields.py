@@ -23,6 +23,10 @@ class Own:
     pass
 
 
+class Plain:
+  pass
+
+
 class Sharing:
   def __init__(self, *, share=0.5):
     pass
@@ -31,7 +35,7 @@ class Sharing:
 @pytest.fixture(autouse=True)
 def own_module(monkeypatch):
   module = types.ModuleType('own_games')
-  module.Own, module.Sharing = Own, Sharing
+  module.Own, module.Sharing, module.Plain = Own, Sharing, Plain
   monkeypatch.setitem(sys.modules, 'own_games', module)
 
 
@@ -70,7 +74,7 @@ def test_options_are_the_arguments_of_environment_and_players(name):
 def test_numbers_of_an_estimator_are_its_defaults(name):
   algos = [algo for algo in schema.ALGOS if name in schema.ESTIMATORS_OF[algo]]
   assert len(algos) == 1
-  signature = inspect.signature(estimators.ESTIMATORS[name])
+  signature = inspect.signature(estimators.ESTIMATORS[name].compute)
   assert schema.defaults().advantage[name].to_dict() == {
     argument.name: argument.default
     for argument in signature.parameters.values()
@@ -138,11 +142,22 @@ def test_mixture_has_a_section_for_each_environment():
   validate.check(c)
 
 
-def test_own_class_has_its_arguments_as_options():
-  c = schema.defaults('own_games:Own')
-  assert c.env.options.to_dict() == {'depth': 3, 'name': 'x'}
-  assert c.player.name == 'random'
-  assert schema.sections(c)[0].label == 'own'
+@pytest.mark.parametrize('other', [None, 'sokoban'])
+def test_own_class_has_its_arguments_as_options(other):
+  env = 'own_games:Own'
+  c = schema.defaults({env: 1.0, other: 1.0} if other else env)
+  section = schema.sections(c)[0]
+  assert section.options.to_dict() == {'depth': 3, 'name': 'x'}
+  assert section.player.to_dict() == {'name': 'random', 'options': {}}
+  assert section.label == 'own'
+
+
+def test_sections_without_fields_are_there():
+  c = schema.defaults('own_games:Plain')
+  assert c.env.options.to_dict() == c.mixture.to_dict() == {}
+  c = schema.defaults({'own_games:Plain': 1.0, 'sokoban': 1.0})
+  assert c.mixture.plain.options.to_dict() == c.env.options.to_dict() == {}
+  assert c.player.options.to_dict() == {}
 
 
 @pytest.mark.parametrize(
@@ -171,7 +186,7 @@ def test_config_from_json_is_the_same(env):
   again = schema.from_json(flat)
   assert schema.to_json(again) == schema.to_json(c)
   assert again.rollout.lengths == (512, 3600) and again.is_locked
-  assert resume.difference(flat, c) is None
+  assert resume.difference(flat, schema.to_json(c)) is None
   with pytest.raises(errors.UsageError, match='rollout.no_such, which is not'):
     schema.from_json(flat | {'rollout.no_such': 1})
 
@@ -237,9 +252,9 @@ def test_run_continues_with_another_length_but_not_other_weights():
   c.eval.every = 3
   c.checkpoint.keep = 7
   c.mesh.data = 1
-  assert resume.difference(old, c) is None
+  assert resume.difference(old, schema.to_json(c)) is None
   c.weights.alpha = 0.2
-  change = resume.difference(old, c)
+  change = resume.difference(old, schema.to_json(c))
   assert change == 'weights.alpha was 0.1 and is now 0.2'
   c.weights.alpha, c.eval.prompts = 0.1, 8
-  assert 'eval.prompts' in resume.difference(old, c)
+  assert 'eval.prompts' in resume.difference(old, schema.to_json(c))

@@ -68,7 +68,7 @@ def test_options_are_arguments_and_survive_json():
   c.env.options.update(share=0.5, sizes=(3,))
   flat = json.loads(json.dumps(schema.to_json(c)))
   again = schema.from_json(flat)
-  assert resume.difference(flat, again) is None
+  assert resume.difference(flat, schema.to_json(again)) is None
   made = plugins.make(
     'env.name', again.env.name, 'env.options', again.env.options
   )

@@ -277,16 +277,3 @@ def test_sampler_gap_is_measured_on_sampled_tokens(
     np.testing.assert_allclose(
       metrics[f'rollout/sampler_gap_{name}'], value, rtol=1e-4
     )
-
-
-def test_old_logprobs_are_those_that_the_config_names(
-  model, batch, step_config, prepared, score
-):
-  now_BT = score(*model, batch.tokens, batch.valid).logprob_BT
-  sampler, _ = prepared(batch, step_config(learner__old_logprob='sampler'))
-  rescored, _ = prepared(batch, step_config(learner__old_logprob='rescore'))
-  assert np.abs(batch.logprob - now_BT)[batch.sampled].max() > 0.1
-  np.testing.assert_array_equal(sampler.old_logprob_BT, batch.logprob)
-  np.testing.assert_allclose(
-    rescored.old_logprob_BT, np.where(batch.sampled, now_BT, 0), atol=1e-5
-  )

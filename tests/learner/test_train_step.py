@@ -13,7 +13,7 @@ from actfocus_jax.learner import prepare as prepare_lib
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import train_step as step_lib
 from actfocus_jax.parallel import mesh as mesh_lib
-from actfocus_jax.run import compilations
+from actfocus_jax.run import metrics as metrics_lib
 
 # Momentum and decay as AdamW has them, but a step in proportion to the
 # gradient: Adam's first step makes much of a rounding error.
@@ -246,10 +246,10 @@ def test_eight_devices_make_the_same_step(
     assert_same_step(eight, one)
     # Each array stays where it was, so the next step compiles nothing.
     assert shardings(eight[0]) == before
-    compilations.start()
-    count, key = compilations.count(), key_of(1)
+    metrics_lib.count_compilations()
+    count, key = metrics_lib.count_compilations(), key_of(1)
     train_step.fused(eight[0], frozen, rows, key)
-    assert compilations.count() == count
+    assert metrics_lib.count_compilations() == count
 
 
 def test_explain_gives_the_weights_of_training(
@@ -273,21 +273,21 @@ def test_one_compilation_for_each_length(run, train_step, reference, batch):
   def longer(x):
     return x if x.ndim == 1 else np.pad(x, ((0, 0), (0, 8)))
 
-  compilations.start()
+  metrics_lib.count_compilations()
   state, _ = run(batch)
   keys = [key_of(seed) for seed in range(3)]
-  before = compilations.count()
+  before = metrics_lib.count_compilations()
   for key in keys:
     state, _ = train_step.fused(state, reference, batch, key)
-  assert int(state.step) == 4 and compilations.count() == before
+  assert int(state.step) == 4 and metrics_lib.count_compilations() == before
   padded = dataclasses.replace(
     jax.tree.map(longer, batch),
     turn=np.pad(batch.turn, ((0, 0), (0, 8)), constant_values=-1),
   )
   state, _ = train_step.fused(state, reference, padded, key_of())
-  assert compilations.count() == before + 1
+  assert metrics_lib.count_compilations() == before + 1
   train_step.fused(state, reference, padded, key_of())
-  assert compilations.count() == before + 1
+  assert metrics_lib.count_compilations() == before + 1
 
 
 # --- Mini-batches ------------------------------------------------------------

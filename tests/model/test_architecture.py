@@ -107,7 +107,7 @@ def test_rope_theta_is_read_from_either_place():
     ),
   ],
 )
-def test_what_is_not_supported_is_refused(changes, message):
+def test_unsupported_config_is_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     architecture.Config.from_hf(_hf(**changes))
 

@@ -1,7 +1,6 @@
 """Scores against a NumPy log-softmax, at any chunk, without [B, T, V]."""
 
 import dataclasses
-import functools
 import re
 
 import jax
@@ -12,7 +11,6 @@ from flax import nnx
 
 from actfocus_jax.model import scoring, transformer
 from actfocus_jax.parallel import mesh as meshes
-from actfocus_jax.run import compilations
 
 TOKENS = np.random.default_rng(1).integers(0, 96, (4, 10), np.int32)
 VALID = np.arange(10)[None, :] < np.array([10, 7, 1, 4])[:, None]
@@ -71,7 +69,7 @@ def _oracle(graphdef, params, temperature):
 
 @pytest.mark.parametrize('temperature', [1.0, 0.5])
 @pytest.mark.parametrize('chunk', [1, 7, 12, 512])
-def test_scores_equal_the_oracle(tied, chunk, temperature):
+def test_scores_equal_a_numpy_log_softmax(tied, chunk, temperature):
   _, graphdef, params = tied
   found = score(
     graphdef, params, TOKENS, VALID, chunk=chunk, temperature=temperature
@@ -85,17 +83,7 @@ def test_scores_equal_the_oracle(tied, chunk, temperature):
   assert same == (temperature == 1.0)
 
 
-def test_golden_uniform_and_shifted_logits():
-  """Equal logits of 2 over four ids: log 1/4, 2 + log 4, log 4."""
-  logits = jnp.full((1, 1, 4), 2.0)
-  scores = scoring.reduce_logits(logits, jnp.array([[3]]), temperature=0.5)
-  np.testing.assert_allclose(scores.logprob_BT, -np.log(4), rtol=1e-6)
-  np.testing.assert_allclose(scores.logsumexp_BT, 2 + np.log(4), rtol=1e-6)
-  np.testing.assert_allclose(scores.entropy_BT, np.log(4), rtol=1e-6)
-  np.testing.assert_allclose(scores.mean_logit_BT, 2.0, rtol=1e-6)
-
-
-def test_golden_of_two_to_one():
+def test_reduce_logits_by_hand():
   """Logits log 2 and 0: 2/3 and 1/3; at temperature 1/2, 4/5 and 1/5."""
   logits = jnp.array([[[np.log(2.0), 0.0]]], jnp.float32)
   found = scoring.reduce_logits(logits, jnp.array([[1]]), temperature=0.5)
@@ -178,33 +166,6 @@ def test_logits_of_all_positions_never_exist(tied):
   assert _largest(graphdef, params, 1) == (4, 1, 96)
 
 
-def _compiled_logits(step, *args, chunk):
-  """How many vectors of logits the largest array of a program holds."""
-  text = step.lower(*args, chunk=chunk).compile().as_text()
-  shapes = re.findall(r'\w+\[([\d,]+)\]', text)
-  shapes = {tuple(map(int, shape.split(','))) for shape in shapes}
-  # [32, 96] and [96, 32] are the unembedding.
-  return max(
-    np.prod(s) / 96 for s in shapes if 96 in s and sorted(s) != [32, 96]
-  )
-
-
-def test_logits_of_all_marked_positions_never_exist(tied):
-  _, graphdef, params = tied
-  args = (graphdef, params, TOKENS, VALID, MARKS['all'])
-
-  def shape(chunk):
-    step = functools.partial(scoring.score_some, graphdef, chunk=chunk)
-    return _logits_in(step, *args[1:])
-
-  # 36 positions: pieces of 8 rows, as long as all are needed.
-  assert shape(512) == (8, 4, 96) and shape(8) == (8, 1, 96)
-  assert _compiled_logits(some, *args, chunk=512) == 32
-  assert _compiled_logits(some, *args, chunk=8) == 8
-  assert _compiled_logits(score, *args[:-1], chunk=512) == 36
-  assert _compiled_logits(score, *args[:-1], chunk=8) == 8
-
-
 def test_chunk_counts_tokens_of_one_row_block(tied):
   """Four rows over four row shards: one row each, so eight positions of it."""
   _, graphdef, params = tied
@@ -274,7 +235,9 @@ def test_the_unembedding_crosses_devices_once_per_call(untied):
     ('qwen3', 7, 0.5),
   ],
 )
-def test_some_are_all_where_marked(request, kind, chunk, temperature):
+def test_score_some_equals_score_tokens_at_marks(
+  request, kind, chunk, temperature
+):
   _, graphdef, params = request.getfixturevalue(kind)
   args = (graphdef, params, TOKENS, VALID)
   every = score(*args, temperature=temperature)
@@ -284,31 +247,6 @@ def test_some_are_all_where_marked(request, kind, chunk, temperature):
   for mask_BT in MARKS.values():
     found = some(*args, mask_BT, chunk=chunk, temperature=temperature)
     _assert_scores(found, every, mask_BT)
-
-
-def test_some_are_all_in_bfloat16(tied):
-  config, _, params = tied
-  graphdef, _ = transformer.abstract(config, jnp.bfloat16)
-  args = (graphdef, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
-  args = (*args, TOKENS, VALID)
-  every, found = score(*args), some(*args, MARKS['random'], chunk=7)
-  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(found))
-  exact = score(*tied[1:], TOKENS, VALID)
-  assert np.abs(every.logprob_BT - exact.logprob_BT).max() > 1e-3
-  _assert_scores(found, every, MARKS['random'])
-
-
-def test_other_marks_compile_nothing(tied):
-  _, graphdef, params = tied
-  args = (graphdef, params, TOKENS, VALID)
-  compilations.start()
-  before = compilations.count()
-  jax.block_until_ready(some(*args, MARKS['random'], chunk=5))
-  # What is counted is seen.
-  assert compilations.count() == before + 1
-  for mask_BT in MARKS.values():
-    jax.block_until_ready(some(*args, mask_BT, chunk=5))
-  assert compilations.count() == before + 1
 
 
 def _count_pieces(monkeypatch):
@@ -323,7 +261,7 @@ def _count_pieces(monkeypatch):
   return pieces
 
 
-def test_work_grows_with_the_marks(tied, monkeypatch):
+def test_score_some_computes_as_many_pieces_as_marks_need(tied, monkeypatch):
   """Pieces of 6: none, one, and 3 of the 6 that all positions would need."""
   _, graphdef, params = tied
   pieces = _count_pieces(monkeypatch)
@@ -336,20 +274,6 @@ def test_work_grows_with_the_marks(tied, monkeypatch):
     assert len(pieces) == count, name
 
 
-def test_each_device_works_for_its_own_marks(tied, monkeypatch):
-  """One row a device: pieces of 2 out of 0, 1, 9, 6, 0, 0, 5 and 3 tokens."""
-  _, graphdef, params = tied
-  pieces, mesh = _count_pieces(monkeypatch), meshes.make_mesh(data=8)
-  own = (UNEVEN & LONG)[:, 1:].sum(axis=1)
-  np.testing.assert_array_equal(own, [0, 1, 9, 6, 0, 0, 5, 3])
-  step = jax.jit(lambda *args: scoring.score_some(graphdef, *args, chunk=2))
-  with jax.set_mesh(mesh):
-    batch = meshes.put_rows(mesh, (ROWS, LONG, UNEVEN))
-    jax.block_until_ready(step(_spread(mesh, params), *batch))
-  jax.effects_barrier()
-  assert len(pieces) == 0 + 1 + 5 + 3 + 0 + 0 + 3 + 2
-
-
 @pytest.mark.parametrize(
   ('sizes', 'rows'),
   [
@@ -359,7 +283,7 @@ def test_each_device_works_for_its_own_marks(tied, monkeypatch):
     ({'data': 2, 'fsdp': 2, 'tensor': 2}, 7),
   ],
 )
-def test_some_on_eight_devices_equal_all_on_one(untied, sizes, rows):
+def test_score_some_on_eight_devices_equals_one(untied, sizes, rows):
   _, graphdef, params = untied
   mesh = meshes.make_mesh(**sizes)
   batch = (ROWS[:rows], LONG[:rows], UNEVEN[:rows])
@@ -371,35 +295,6 @@ def test_some_on_eight_devices_equal_all_on_one(untied, sizes, rows):
   every = score(graphdef, params, ROWS, LONG)
   every = jax.tree.map(lambda x_BT: x_BT[:rows], every)
   _assert_scores(found, every, UNEVEN[:rows])
-
-
-def test_in_the_loop_only_devices_of_the_same_rows_meet(untied):
-  """Others leave it sooner; to wait for them would be to wait for ever."""
-  _, graphdef, params = untied
-  mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
-  with jax.set_mesh(mesh):
-    batch = meshes.put_rows(mesh, (ROWS, LONG, UNEVEN))
-    step = some.lower(graphdef, _spread(mesh, params), *batch, chunk=2)
-  lines = step.compile().as_text().splitlines()
-  moves = ' (?:all-|reduce-scatter|collective)[a-z-]*\\('
-  moves = [line for line in lines if re.search(moves, line)]
-  inside = [line for line in moves if 'shard_map/while/body' in line]
-  assert 0 < len(inside) < len(moves)
-  # Both are the pairs of neighbours, which share their rows under tensor=2.
-  pairs = ('groups=[4,2]<=[8],', 'groups={{0,1},{2,3},{4,5},{6,7}}')
-  for line in inside:
-    assert any(pair in line for pair in pairs), line
-
-
-def test_some_have_no_gradient(tied):
-  _, graphdef, params = tied
-
-  def total(params):
-    scores = some(graphdef, params, TOKENS, VALID, MARKS['all'])
-    return jnp.sum(scores.logprob_BT)
-
-  with pytest.raises(ValueError, match='Reverse-mode'):
-    jax.grad(total)(params)
 
 
 def test_padding_changes_no_score(tied):
@@ -418,25 +313,8 @@ def test_padding_changes_no_score(tied):
     _assert_scores(jax.tree.map(lambda x_BT: x_BT[:, :10], found), plain)
 
 
-def test_a_single_token_has_no_score(tied):
-  _, graphdef, params = tied
-  scores = score(graphdef, params, TOKENS[:, :1], VALID[:, :1])
-  jax.tree.map(
-    lambda x: np.testing.assert_array_equal(x, np.zeros((4, 1))), scores
-  )
-
-
-def test_a_single_marked_token_has_no_score(tied):
-  _, graphdef, params = tied
-  one = VALID[:, :1]
-  scores = some(graphdef, params, TOKENS[:, :1], one, one)
-  jax.tree.map(
-    lambda x: np.testing.assert_array_equal(x, np.zeros((4, 1))), scores
-  )
-
-
 @pytest.mark.parametrize('bad', [{'temperature': 0.0}, {'chunk': 0}])
-def test_bad_arguments_are_refused(tied, bad):
+def test_nonpositive_arguments_are_refused(tied, bad):
   _, graphdef, params = tied
   with pytest.raises(ValueError, match='must be positive'):
     score(graphdef, params, TOKENS, VALID, **bad)

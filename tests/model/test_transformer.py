@@ -123,13 +123,6 @@ def test_writes_past_the_cache_are_dropped(tied):
   )
 
 
-def test_view_must_be_within_the_cache(tied):
-  config, graphdef, params = tied
-  cache = transformer.init_cache(config, 3, 4, jnp.float32)
-  with pytest.raises(ValueError, match='view=5 .* 4 slots'):
-    extend(graphdef, params, TOKENS[:, :1], jnp.zeros(3, int), cache, 5)
-
-
 def test_padding_changes_nothing(tied):
   _, graphdef, params = tied
   padded = TOKENS.copy()
@@ -178,7 +171,7 @@ def test_remat_changes_memory_not_gradients(tied):
   )
 
 
-def test_bfloat16_is_finite_and_close(tied):
+def test_bfloat16_is_close_to_float64(tied):
   config, _, params = tied
   graphdef, _ = transformer.abstract(config, jnp.bfloat16)
   model = nnx.merge(graphdef, params)
@@ -196,7 +189,7 @@ def test_bfloat16_is_finite_and_close(tied):
   assert np.all(np.isfinite(np.asarray(hidden, np.float32)))
 
 
-def test_an_id_outside_the_vocabulary_is_seen(tied):
+def test_id_outside_the_vocabulary_gives_nan(tied):
   _, graphdef, params = tied
   tokens = np.array([[1, 96, 2]], np.int32)
   assert np.all(np.isnan(np.asarray(logits(graphdef, params, tokens))[0, 1:]))

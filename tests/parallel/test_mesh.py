@@ -16,7 +16,7 @@ CONFIG = architecture.Config(
 )
 
 
-def test_minus_one_takes_the_rest():
+def test_make_mesh_minus_one_is_the_rest():
   mesh = meshes.make_mesh(fsdp=2, tensor=2)
   assert dict(mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
   assert dict(meshes.make_mesh(data=1, fsdp=-1).shape)['fsdp'] == 8
@@ -24,15 +24,7 @@ def test_minus_one_takes_the_rest():
   assert meshes.make_mesh(devices=jax.devices()[:1]).size == 1
 
 
-@pytest.mark.parametrize(
-  'sizes', [{'fsdp': 3}, {'data': 4}, {'fsdp': -1}, {'tensor': 0}]
-)
-def test_an_impossible_shape_is_refused(sizes):
-  with pytest.raises(ValueError, match='does not fit 8 devices'):
-    meshes.make_mesh(**sizes)
-
-
-def test_the_first_rule_that_matches_wins():
+def test_match_rules_first_match_wins():
   params = {'a': {'kernel': jnp.zeros((2, 2))}, 'step': jnp.zeros(())}
   rules = [('a/kernel', P('fsdp')), ('kernel', P('tensor'))]
   assert meshes.match_rules(rules, params) == {
@@ -41,7 +33,7 @@ def test_the_first_rule_that_matches_wins():
   }
 
 
-def test_a_parameter_without_a_rule_is_named():
+def test_match_rules_parameter_without_a_rule_is_named():
   with pytest.raises(ValueError, match=r'parameter a/bias .* no rule'):
     meshes.match_rules([('kernel', P())], {'a': {'bias': jnp.zeros(3)}})
   with pytest.raises(ValueError, match='a/bias .* too long'):
@@ -50,14 +42,13 @@ def test_a_parameter_without_a_rule_is_named():
     )
 
 
-def test_a_size_that_does_not_divide_is_named():
+def test_param_shardings_uneven_parameter_is_named():
   mesh = meshes.make_mesh(fsdp=2)
   with pytest.raises(ValueError, match=r'parameter a of shape \(3,\) cannot'):
     meshes.param_shardings(mesh, [('a', P('fsdp'))], {'a': jnp.zeros(3)})
 
 
-def test_every_kernel_of_the_model_is_split():
-  """The rules leave only norms and biases whole on an fsdp mesh."""
+def test_partition_rules_leave_only_norms_and_biases_whole():
   _, shapes = transformer.abstract(CONFIG, jnp.float32)
   mesh = meshes.make_mesh(fsdp=8)
   named = meshes.param_shardings(mesh, transformer.PARTITION_RULES, shapes)
@@ -83,7 +74,7 @@ def test_put_rows_splits_rows():
     meshes.put_rows(mesh, np.zeros(6))
 
 
-def test_keep_rows_pins_rows_where_it_can():
+def test_constrain_rows_splits_rows_on_a_mesh():
   mesh = meshes.make_mesh(fsdp=2, tensor=2)
   pin = jax.jit(lambda x: meshes.constrain_rows(x) + 1.0)
   with jax.set_mesh(mesh):
@@ -93,8 +84,8 @@ def test_keep_rows_pins_rows_where_it_can():
   np.testing.assert_array_equal(pin(jnp.zeros((8, 2))), 1.0)
 
 
-def test_no_device_makes_the_whole_table_to_look_ids_up():
-  """Neither the embedding nor its gradient, where it lies in columns."""
+def test_embedding_split_by_columns_is_never_gathered():
+  """Neither the table nor its gradient is whole on a device."""
   config = architecture.Config(704, 64, 96, 1, 4, 2, 8)
   mesh = meshes.make_mesh(data=2, fsdp=4)
   graphdef, params = transformer.create(
@@ -110,7 +101,7 @@ def test_no_device_makes_the_whole_table_to_look_ids_up():
   assert 'f32[704,16]' in text and 'f32[704,64]' not in text
 
 
-def test_decode_layout_drops_fsdp_and_casts():
+def test_decode_layout_is_cast_without_fsdp():
   mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
   _, params = transformer.create(
     CONFIG, mesh, jax.random.key(0), dtype=jnp.float32

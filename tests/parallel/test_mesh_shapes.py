@@ -1,4 +1,4 @@
-"""Which shapes are possible, and what a refusal says instead."""
+"""Mesh shapes: possible ones, nearest ones, slices."""
 
 import itertools
 import types
@@ -29,19 +29,19 @@ def near(count, splits=(), **sizes):
   return [shape.inside for shape in shapes]
 
 
-class Pretended(types.SimpleNamespace):
-  """A device by its attributes; a mesh asks for its hash."""
+class FakeDevice(types.SimpleNamespace):
+  """Device by its attributes; a mesh needs its hash."""
 
   __hash__ = object.__hash__
 
 
 def devices(slices, each, processes=1, platform='tpu'):
-  """Things that look like devices of several slices: cubes of TPU, or nodes."""
+  """Fake devices of several slices: cubes of a TPU, or nodes."""
   return [
-    Pretended(
+    FakeDevice(
       id=i,
       platform=platform,
-      device_kind='pretended',
+      device_kind='fake',
       process_index=i // (each // processes),
       coords=(i % 2, i // 2 % 2, i % each // 4),
       core_on_chip=0,
@@ -58,7 +58,7 @@ def ids(array):
 # --- Sizes -------------------------------------------------------------------
 
 
-def test_sizes_over_slices_multiply_those_inside():
+def test_choose_axis_is_the_product_inside_and_over_slices():
   shape = choose(8, 4, fsdp=4, dcn_fsdp=2)
   assert shape.inside == (2, 4, 1) and shape.outside == (2, 2, 1)
   assert shape.total == {'data': 4, 'fsdp': 8, 'tensor': 1}
@@ -79,7 +79,7 @@ def test_sizes_over_slices_multiply_those_inside():
     {'dcn_fsdp': 3},
   ],
 )
-def test_what_does_not_multiply_is_refused(sizes):
+def test_choose_sizes_that_do_not_multiply_are_refused(sizes):
   with pytest.raises(ValueError, match='does not fit 4 slices of 8 devices'):
     choose(8, 4, **sizes)
 
@@ -87,29 +87,29 @@ def test_what_does_not_multiply_is_refused(sizes):
 # --- Nearest -----------------------------------------------------------------
 
 
-def test_the_nearest_come_first():
+def test_nearest_by_hand():
   assert near(8, data=3) == [(8, 1, 1), (4, 2, 1), (4, 1, 2)]
   # An open size is never far.
   assert near(8, fsdp=3)[0] == (2, 4, 1)
-  # Of those equally far, the one with the smaller tensor.
+  # At equal distance the smaller tensor comes first.
   assert near(8, data=2, fsdp=2, tensor=4)[0] == (2, 2, 2)
   assert near(6, data=4, fsdp=1)[0] == (6, 1, 1)
 
 
-def test_the_nearest_are_possible():
+def test_nearest_shapes_fit_the_splits():
   """4 rows over 8 devices: at most 4 shards, the rest is tensor's."""
-  splits = mesh_shapes.of_rows({'learner.microbatch': 4})
+  splits = mesh_shapes.row_splits({'learner.microbatch': 4})
   for data, fsdp, tensor in near(8, splits, data=8):
     assert data * fsdp <= 4 and data * fsdp * tensor == 8
-  # The model asks nothing more of 8: 896 = 2^7 * 7, and 2 key heads of 64 can
-  # be cut in quarters.
+  # The model fits any of these: 896 = 2^7 * 7, and 2 key heads of 64 can be cut
+  # in quarters.
   splits += QWEN.splits
   assert near(8, splits) == [(4, 1, 2), (2, 1, 4), (2, 2, 2)]
-  assert near(24, splits) == []  # the 3 goes neither into rows nor heads
+  assert near(24, splits) == []  # 3 divides neither rows nor heads
 
 
-def test_a_refusal_names_them():
-  splits = mesh_shapes.of_rows({'learner.microbatch': 4})
+def test_choose_refusal_names_the_nearest():
+  splits = mesh_shapes.row_splits({'learner.microbatch': 4})
   with pytest.raises(
     ValueError,
     match=r'mesh data=8, fsdp=1, tensor=1 cannot cut learner.microbatch, 4,'
@@ -125,7 +125,7 @@ def test_a_refusal_names_them():
     choose(4, dcn_data=2)
 
 
-def test_what_no_machine_can_is_refused_before_there_is_one():
+def test_check_sizes_uneven_on_any_machine_are_refused():
   model = QWEN.splits
   mesh_shapes.check(DEFAULT | dict(fsdp=7), model)
   with pytest.raises(ValueError, match='hidden_size, 896, into 3 .* divisors'):
@@ -139,8 +139,7 @@ def test_what_no_machine_can_is_refused_before_there_is_one():
 
 
 @pytest.mark.parametrize('tied', [True, False])
-def test_the_sizes_of_a_model_are_those_of_its_parameters(tied):
-  """What `Config.splits` allows without jax, the rules allow with it."""
+def test_splits_of_a_model_allow_what_its_rules_allow(tied):
   config = architecture.Config(96, 20, 72, 2, 4, 2, 6, tie_word_embeddings=tied)
   _, shapes = transformer.abstract(config, jnp.float32)
   allowed = []
@@ -169,25 +168,25 @@ def test_the_sizes_of_a_model_are_those_of_its_parameters(tied):
 # --- Slices ------------------------------------------------------------------
 
 
-def test_devices_lie_as_the_hybrid_mesh_of_jax_has_them():
+def test_arrange_equals_the_hybrid_mesh_of_jax():
   for inside, outside in (
     ((2, 4, 1), (2, 2, 1)),
     ((1, 4, 2), (4, 1, 1)),
     ((2, 2, 2), (1, 4, 1)),
   ):
     shuffled = np.random.default_rng(0).permutation(devices(4, 8)).tolist()
-    found = meshes.slices(shuffled)
-    assert [d.slice_index for d in sum(found, [])] == sorted([0, 1, 2, 3] * 8)
+    parts = meshes.slices(shuffled)
+    assert [d.slice_index for d in sum(parts, [])] == sorted([0, 1, 2, 3] * 8)
     shape = mesh_shapes.Shape(*inside, *outside[:2])
     wanted = mesh_utils.create_hybrid_device_mesh(inside, outside, shuffled)
-    array = meshes.arrange(found, shape)
+    array = meshes.arrange(parts, shape)
     np.testing.assert_array_equal(ids(array), ids(wanted))
     assert array.shape == tuple(shape.total.values())
     # tensor stays within a slice.
     assert len({d.slice_index for d in array[0, 0]}) == 1
 
 
-def test_processes_are_slices_where_somebody_asks():
+def test_slices_of_processes_if_wanted():
   pool = devices(1, 8, processes=4)
   assert len(meshes.slices(pool)) == 1
   assert [len(part) for part in meshes.slices(pool, 4)] == [2] * 4
@@ -195,15 +194,15 @@ def test_processes_are_slices_where_somebody_asks():
   assert [d.process_index for d in first] == [0, 0, 1, 1]
   with pytest.raises(ValueError, match='dcn_fsdp is 3, but.*a divisor of 4'):
     meshes.slices(pool, 3)
-  with pytest.raises(ValueError, match='processes, 1, do not make 2 equal'):
+  with pytest.raises(ValueError, match='1 processes do not form 2 equal'):
     meshes.make_mesh(dcn_data=2)
 
 
-def test_nodes_of_gpus_are_one_slice_until_somebody_asks():
+def test_slices_gpu_nodes_are_one_slice_by_default():
   nodes = devices(2, 8, platform='gpu')
   assert {d.slice_index for d in nodes} == {0, 1}
   assert [len(part) for part in meshes.slices(nodes)] == [16]
-  # So fsdp may go over nodes without a word about slices.
+  # So fsdp may span nodes without sizes over slices.
   whole = meshes.make_mesh(fsdp=16, devices=nodes)
   assert whole.shape['fsdp'] == 16 and meshes.slice_count(whole) == 1
   assert [len(part) for part in meshes.slices(nodes, 2)] == [8, 8]
@@ -211,7 +210,7 @@ def test_nodes_of_gpus_are_one_slice_until_somebody_asks():
     meshes.make_mesh(fsdp=16, devices=devices(2, 8))
 
 
-def test_what_does_not_divide_over_slices_is_told_shapes_that_slices_have():
+def test_param_shardings_uneven_over_slices_names_the_nearest():
   mesh = meshes.make_mesh(tensor=8, devices=devices(2, 8))
   leaf = jax.ShapeDtypeStruct((12,), np.float32)
   with pytest.raises(
@@ -226,9 +225,7 @@ def test_what_does_not_divide_over_slices_is_told_shapes_that_slices_have():
   [(devices(1, 8), -1, True), (devices(2, 8), -1, False)]
   + [(devices(2, 8, platform='gpu'), n, n < 2) for n in (-1, 1, 2)],
 )
-def test_decoding_ends_early_where_no_slow_network_is_asked(
-  made, dcn_data, ends_early
-):
+def test_decoding_ends_early_only_on_one_slice(made, dcn_data, ends_early):
   c = schema.defaults()
   c.mesh.dcn_data = dcn_data
   mesh = meshes.make_mesh(devices=made, dcn_data=dcn_data)
@@ -236,6 +233,6 @@ def test_decoding_ends_early_where_no_slow_network_is_asked(
   assert collector.ends_early is ends_early
 
 
-def test_unequal_slices_are_refused():
+def test_slices_unequal_are_refused():
   with pytest.raises(ValueError, match=r'\[8, 4\] devices'):
     meshes.slices(devices(2, 8)[:12])

@@ -18,7 +18,7 @@ def test_mean_interval_by_hand():
     comparison.mean_interval([])
 
 
-def test_quantiles_fall_towards_the_normal():
+def test_mean_interval_quantiles_fall_towards_the_normal():
   widths = [
     comparison.mean_interval([0.0, 1.0] * n).high - 0.5 for n in range(1, 20)
   ]
@@ -43,14 +43,12 @@ RESULTS = {
 }
 
 
-def test_table_ranks_and_pairs():
+def test_table_ranks_by_mean_with_differences():
   lines = comparison.table(RESULTS).splitlines()
   assert lines[0] == 'Held-out success after 10 or 20 steps:'
   body = [line for line in lines if line.startswith('| ')][1:]
-  assert [line.split('|')[1].strip() for line in body] == [
-    'actfocus',
-    'uniform',
-  ]
+  names = [line.split('|')[1].strip() for line in body]
+  assert names == ['actfocus', 'uniform']
   first = [cell.strip() for cell in body[0].split('|')[1:-1]]
   assert first[1:4] == ['2', '80.0%, 80.0%', '80.0%']
   # Welch: a = 0, b = 0.01 / 3, so 2 degrees; half = 4.303 * sqrt(b).
@@ -60,7 +58,7 @@ def test_table_ranks_and_pairs():
   assert second[4] == '35.2% to 84.8%' and second[5] == '-'
 
 
-def test_intervals_end_at_0_and_1():
+def test_table_intervals_end_at_0_and_1():
   two = {'a': {0: rows(0.9), 1: rows(1.0)}, 'b': {0: rows(0.0), 1: rows(0.1)}}
   cells = [
     line.split('|')[5].strip()
@@ -70,22 +68,23 @@ def test_intervals_end_at_0_and_1():
   assert cells[2:] == ['31.5% to 100.0%', '0.0% to 68.5%']
 
 
-def test_difference_by_hand():
+def test_difference_interval_by_hand():
   """Variances 2 and 1/2 of two runs: a = 1, b = 1/4, 1.25^2 / 1.0625 = 1.47."""
-  found = comparison.difference_interval([1.0, 3.0], [0.0, 1.0])
+  difference = comparison.difference_interval([1.0, 3.0], [0.0, 1.0])
   half = 12.706 * math.sqrt(1.25)
-  assert found == pytest.approx((1.5, 1.5 - half, 1.5 + half))
+  assert difference == pytest.approx((1.5, 1.5 - half, 1.5 + half))
   assert comparison.difference_interval([1.0], [0.0, 1.0]).low is None
   assert comparison.difference_interval([1, 1], [0, 0]) == (1, 1, 1)
 
 
-def test_equal_variances_have_all_degrees():
+def test_difference_interval_equal_variances_have_all_degrees():
   """Welch's of two equal samples is Student's with m + n - 2 = 4 degrees."""
-  found = comparison.difference_interval([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
-  assert found.high == pytest.approx(2.776 * math.sqrt(2 / 3))
+  runs = [1.0, 2.0, 3.0]
+  difference = comparison.difference_interval(runs, runs)
+  assert difference.high == pytest.approx(2.776 * math.sqrt(2 / 3))
 
 
-def test_a_stalled_run_is_marked():
+def test_table_marks_a_stalled_run():
   stalled = [*rows(0.4, 0.5), {'step': 17, 'success': 1.0, 'stalled': True}]
   text = comparison.table({'a': {0: stalled}, 'b': {0: rows(0.4, 0.5)}})
   assert '| 100.0% at 17* |' in text
@@ -93,22 +92,13 @@ def test_a_stalled_run_is_marked():
   assert '*' not in comparison.table(RESULTS)
 
 
-def test_nothing_to_compare():
+def test_table_without_finished_runs_is_refused():
   with pytest.raises(ValueError, match='no arm has a finished run'):
     comparison.table({'uniform': {}})
 
 
-def test_picture_has_the_mean_and_the_range_at_shared_steps(
-  monkeypatch, tmp_path
-):
-  drawn = {}
-  monkeypatch.setattr(
-    comparison.plots, 'overlay', lambda curves, **kwargs: drawn.update(curves)
-  )
-  late = {0: rows(0.4, 0.6, 0.8), 1: rows(0.2, 0.8)}
-  comparison.picture({'a': late, 'b': {}}, path=tmp_path / 'x.png')
-  (start, end) = drawn.pop('a')
-  assert not drawn
+def test_curve_has_mean_and_range_at_shared_steps():
+  start, end = comparison._curve({0: rows(0.4, 0.6, 0.8), 1: rows(0.2, 0.8)})
   assert start['success'] == pytest.approx(0.3)
   assert end == pytest.approx(
     {'step': 10, 'success': 0.7, 'success_low': 0.6, 'success_high': 0.8}

@@ -1,4 +1,4 @@
-"""Intervals against hand-worked numbers, a search, and reductions."""
+"""Intervals by hand, against a search, and in known cases."""
 
 import math
 
@@ -24,7 +24,7 @@ def test_wilson_is_exact_at_both_ends():
     assert intervals.wilson(n, n)[1] == 1.0
 
 
-def test_wilson_holds_the_proportions_that_the_score_test_accepts():
+def test_wilson_contains_what_the_score_test_accepts():
   successes, n = 7, 40
   grid = np.linspace(0, 1, 1_000_001)[1:-1]
   z = np.abs(successes / n - grid) / np.sqrt(grid * (1 - grid) / n)
@@ -33,7 +33,7 @@ def test_wilson_holds_the_proportions_that_the_score_test_accepts():
   np.testing.assert_allclose([low, high], accepted[[0, -1]], atol=2e-6)
 
 
-def test_wilson_with_another_z_and_without_trials():
+def test_wilson_other_z_and_no_trials():
   assert intervals.wilson(3, 10, z=0.0) == pytest.approx((0.3, 0.3))
   assert intervals.wilson(0, 0) == (0.0, 1.0)
   for successes in (-1, 11):
@@ -54,10 +54,10 @@ def test_newcombe_matches_his_own_examples():
     np.testing.assert_allclose(got, golden, atol=5e-5)
 
 
-def test_newcombe_turns_its_sign_when_the_two_change_places():
-  one, low, high = intervals.newcombe(30, 64, 12, 50)
+def test_newcombe_swapped_changes_sign():
+  change, low, high = intervals.newcombe(30, 64, 12, 50)
   other = intervals.newcombe(12, 50, 30, 64)
-  np.testing.assert_allclose(other, (-one, -high, -low), rtol=1e-12)
+  np.testing.assert_allclose(other, (-change, -high, -low), rtol=1e-12)
   with pytest.raises(ValueError, match='no trials'):
     intervals.newcombe(1, 2, 0, 0)
 

@@ -1,4 +1,4 @@
-"""Pictures have the right size and the right lines in them."""
+"""Plots: sizes, lines and labels."""
 
 import matplotlib.image
 import numpy as np
@@ -26,7 +26,7 @@ STEPS = [
 
 @pytest.fixture
 def drawn(monkeypatch):
-  """Collects the figures, which are otherwise gone once written."""
+  """Figures drawn in a test."""
   figures = []
   original = figure.Figure.__init__
 
@@ -47,7 +47,7 @@ def size(path):
   return width, height
 
 
-def test_learning_curve_has_three_panels_and_says_all(drawn, tmp_path):
+def test_learning_curve_has_three_panels_with_labels(drawn, tmp_path):
   path = tmp_path / 'report' / 'curve.png'
   plots.learning_curve(
     EVALS, STEPS, random_success=0.24, warm_start_success=0.3, path=path
@@ -69,7 +69,7 @@ def test_learning_curve_has_three_panels_and_says_all(drawn, tmp_path):
 
 
 @pytest.mark.parametrize('evals', [[], EVALS[:1]])
-def test_a_run_that_has_hardly_begun(drawn, tmp_path, evals):
+def test_learning_curve_of_a_run_that_has_just_begun(drawn, tmp_path, evals):
   path = tmp_path / 'curve.png'
   steps = [{'step': 0, 'train/success': None, 'signal/mean': None}]
   plots.learning_curve(evals, steps, random_success=0.0, path=path)
@@ -79,7 +79,7 @@ def test_a_run_that_has_hardly_begun(drawn, tmp_path, evals):
   assert not any('warm start' in text for text in texts(axes))
 
 
-def test_overlay_names_every_run(drawn, tmp_path):
+def test_overlay_labels_every_run(drawn, tmp_path):
   path = tmp_path / 'curves.png'
   other = [row | {'success': 0.45} for row in EVALS]
   plots.overlay([('a', EVALS), ('b', other)], random_success=0.2, path=path)
@@ -100,7 +100,7 @@ def test_smooth_against_a_loop(window):
   np.testing.assert_allclose(plots.smooth(values, window), expected, rtol=1e-12)
 
 
-def test_spread_leaves_alone_what_does_not_touch():
+def test_spread_labels_apart_stay():
   wanted = [0.9, 0.1, 0.5]
   np.testing.assert_allclose(plots.spread(wanted, [0.1] * 3), wanted)
 

@@ -1,15 +1,11 @@
-"""The report says what the files of a run say, and refuses other folders."""
+"""The report shows the numbers of a run and refuses other directories."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import pytest
+from command import assert_refused, command
 
 from actfocus_jax.report import rows, summary
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def evaluation(step, success, low, high):
@@ -59,7 +55,7 @@ def workdir(tmp_path):
   return run
 
 
-def test_report_holds_the_numbers_of_the_run(workdir):
+def test_report_shows_the_numbers_of_the_run(workdir):
   path = summary.write_report(workdir)
   assert path == workdir / 'report' / 'summary.md'
   text = path.read_text()
@@ -80,7 +76,7 @@ def test_report_holds_the_numbers_of_the_run(workdir):
   assert names == {'summary.md', 'curve.png', 'trajectories.html'}
 
 
-def test_the_difference_is_last_minus_first(workdir):
+def test_success_difference_is_last_minus_first(workdir):
   text = summary.write_report(workdir).read_text()
   # 55 and 30 of 100: Wilson (0.4524, 0.6438) and (0.2189, 0.3958), so
   # 25 - 100 sqrt(0.0976^2 + 0.0958^2) and 25 + 100 sqrt(0.0938^2 + 0.0811^2).
@@ -91,21 +87,7 @@ def test_the_difference_is_last_minus_first(workdir):
   assert 'which includes 0' in text
 
 
-def test_warm_start_is_the_evaluation_before_the_first_step(
-  workdir, monkeypatch
-):
-  seen = []
-  monkeypatch.setattr(
-    summary.plots, 'learning_curve', lambda *args, **kwargs: seen.append(kwargs)
-  )
-  summary.write_report(workdir)
-  write_lines(workdir / 'eval.jsonl', EVALS[1:])
-  summary.write_report(workdir)
-  assert [kwargs['warm_start_success'] for kwargs in seen] == [0.3, None]
-  assert seen[0]['random_success'] == 0.24
-
-
-def test_a_run_that_has_only_begun(tmp_path):
+def test_report_before_the_first_evaluation(tmp_path):
   (tmp_path / 'config.json').write_text('{}')
   (tmp_path / 'eval.jsonl').write_text('')
   text = summary.write_report(tmp_path).read_text()
@@ -113,7 +95,7 @@ def test_a_run_that_has_only_begun(tmp_path):
   assert (tmp_path / 'report' / 'curve.png').exists()
 
 
-def test_a_mixture_has_a_row_for_each_environment(workdir):
+def test_mixture_has_rows_for_each_environment(workdir):
   rows = []
   for whole, low in ((EVALS[0], 0.1), (EVALS[2], 0.5)):
     of = {k: v for k, v in whole.items() if k not in ('step', 'success')}
@@ -134,12 +116,10 @@ def test_a_mixture_has_a_row_for_each_environment(workdir):
   assert 'shop, random play' not in text
 
 
-def test_what_the_environment_told(workdir):
-  told = {'failed': 0.0, 'info/bought': 0.25, 'shop/info/mine': 2.0}
-  write_lines(
-    workdir / 'eval.jsonl',
-    [EVALS[0] | told, EVALS[2] | told | {'failed': 0.5, 'info/bought': 1.0}],
-  )
+def test_episode_numbers_first_and_last_with_their_meaning(workdir):
+  first = {'failed': 0.0, 'info/bought': 0.25, 'shop/info/mine': 2.0}
+  last = first | {'failed': 0.5, 'info/bought': 1.0}
+  write_lines(workdir / 'eval.jsonl', [EVALS[0] | first, EVALS[2] | last])
   text = summary.write_report(workdir).read_text()
   assert '| `failed` | 0 | 0.5 | share of episodes that the env' in text
   assert '| `info/bought` | 0.25 | 1 | purchase rate' in text
@@ -147,7 +127,7 @@ def test_what_the_environment_told(workdir):
   assert '`success`' not in text
 
 
-def test_several_runs(workdir, tmp_path):
+def test_several_runs_have_mean_and_deviation(workdir, tmp_path):
   runs = []
   for name, success in (('a', 0.5), ('b', 0.6), ('c', 0.7)):
     run = tmp_path / name
@@ -164,68 +144,52 @@ def test_several_runs(workdir, tmp_path):
     summary.write_report(workdir, workdirs=[tmp_path / 'missing'])
 
 
-def test_runs_on_several_tasks_have_no_mean(workdir, tmp_path, monkeypatch):
-  runs, drawn = [], []
-  for name, chance in (('a', 0.1), ('b', 0.2)):
+def test_several_runs_on_different_tasks_have_no_mean(workdir, tmp_path):
+  runs = []
+  for name in ('a', 'b'):
     run = tmp_path / name
     run.mkdir()
     config = {'env.name': name, 'seed': 0}
     (run / 'config.json').write_text(json.dumps(config))
-    baselines = {'random_success': chance, 'random_episodes': 10}
-    (run / 'baselines.json').write_text(json.dumps(baselines))
     write_lines(run / 'eval.jsonl', EVALS)
     runs.append(run)
-  monkeypatch.setattr(
-    summary.plots, 'overlay', lambda _, **kwargs: drawn.append(kwargs)
-  )
   text = summary.write_report(workdir, workdirs=runs).read_text()
   assert '| b | 10 |' in text and 'Mean' not in text
   text = summary.write_report(workdir, workdirs=runs[:1] * 2).read_text()
   assert 'Mean 55.0%' in text
-  assert [one['random_success'] for one in drawn] == [None, 0.1]
 
 
-def test_cells_are_escaped():
+def test_markdown_escapes_cells():
   table = summary.markdown([('a', 'b'), ('x|y', '1')])
   assert table == '| a | b |\n|---|---|\n| x\\|y | 1 |'
 
 
-def test_rows_names_the_damaged_line(tmp_path):
+def test_rows_damaged_line_is_named(tmp_path):
   path = tmp_path / 'eval.jsonl'
   assert rows.read(path) == []
   path.write_bytes('{"step": 0, "text": "\u00e9'.encode()[:-1])
   assert rows.read(path) == []
   path.write_text('{"step": 0}\nnothing\n{"step": 2}\n')
-  with pytest.raises(ValueError, match='eval.jsonl:2 is no JSON object'):
+  with pytest.raises(ValueError, match='eval.jsonl:2 is not a JSON object'):
     rows.read(path)
 
 
-def test_column_leaves_out_what_is_missing_or_null():
+def test_column_without_missing_and_null_values():
   given = [{'step': 1, 'x': 0}, {'step': 2, 'x': None}, {'step': 3}]
   assert rows.column(given, 'x') == ([1], [0.0])
 
 
-def report(*arguments):
-  return subprocess.run(
-    [sys.executable, '-m', 'actfocus_jax.report', *arguments],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
-
-
-def test_command_prints_paths(workdir):
-  done = report(f'--workdir={workdir}')
-  assert done.returncode == 0, done.stderr
+def test_command_prints_the_files(workdir):
+  result = command('report', f'--workdir={workdir}')
+  assert result.returncode == 0, result.stderr
   out = workdir / 'report'
   names = ('curve.png', 'summary.md', 'trajectories.html')
-  assert done.stdout.splitlines() == [str(out / name) for name in names]
+  assert result.stdout.splitlines() == [str(out / name) for name in names]
 
 
-def test_command_refuses_what_is_no_run(tmp_path):
-  done = report(f'--workdir={tmp_path}')
-  assert done.returncode == 2
-  assert done.stderr == (
-    f'error: --workdir is {tmp_path}, which holds no run: no config.json.\n'
+def test_command_directory_without_a_run_is_refused(tmp_path):
+  result = command('report', f'--workdir={tmp_path}')
+  assert_refused(
+    result, f'--workdir is {tmp_path}, which is not a run', 'config'
   )
   assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The page holds every episode as data, and no text can become markup."""
+"""The page holds every episode as data; no text can become markup."""
 
 import html.parser
 import json
@@ -32,7 +32,7 @@ def episode(step=10, group=0, member=0, response=TOKENS, prompt='board'):
 
 
 class Page(html.parser.HTMLParser):
-  """Reads a page as a browser does: script contents end at `</script`."""
+  """Page as a browser reads it: script contents end at `</script`."""
 
   def __init__(self, page):
     super().__init__()
@@ -55,7 +55,7 @@ def data_of(page):
   return json.loads(Page(page).text['data'])
 
 
-def test_tokens_are_packed_in_the_order_the_script_reads():
+def test_render_packs_tokens_in_the_order_of_the_script():
   (packed,) = data_of(viewer.render([episode()], title='run'))
   assert packed['turns'][0]['response'] == [
     ['<think>', 0, -0.1235, 0.1, None],
@@ -65,7 +65,7 @@ def test_tokens_are_packed_in_the_order_the_script_reads():
   assert packed['turns'][0]['penalty'] == -0.1
 
 
-def test_rewards_that_cancel_are_zero():
+def test_render_rewards_that_cancel_are_zero():
   cancelled = episode() | {'return': 0.1 + 0.2 - 0.3}
   assert cancelled['return'] != 0
   (packed,) = data_of(viewer.render([cancelled], title='run'))
@@ -82,7 +82,7 @@ def test_rewards_that_cancel_are_zero():
     '\ufffd\u2028\ud83d',
   ],
 )
-def test_no_text_becomes_markup_or_is_changed(text):
+def test_render_hostile_text_is_unchanged_and_no_markup(text):
   plain = Page(viewer.render([episode()], title='run'))
   token = {'text': text, 'logprob': 0.0, 'action': True}
   hostile = viewer.render(
@@ -96,19 +96,16 @@ def test_no_text_becomes_markup_or_is_changed(text):
   assert packed['turns'][0]['prompt'] == text
 
 
-def test_the_script_never_parses_text_as_markup():
-  for way in ('innerHTML', 'outerHTML', 'insertAdjacentHTML', 'document.write'):
-    assert way not in viewer.render([episode()], title='run')
-
-
-def test_nothing_is_loaded_from_elsewhere():
+def test_render_parses_no_text_as_markup_and_loads_nothing():
   page = viewer.render([episode()], title='run')
+  for way in ('innerHTML', 'outerHTML', 'insertAdjacentHTML', 'document.write'):
+    assert way not in page
   assert Page(page).links == []
   assert 'url(' not in page
   assert 'http' not in page
 
 
-def test_episodes_are_read_in_order_and_a_torn_line_is_left_out(tmp_path):
+def test_read_episodes_in_order_without_a_torn_line(tmp_path):
   rollouts = tmp_path / 'rollouts'
   rollouts.mkdir()
   late = [episode(10, 1, 0), episode(10, 0, 1)]
@@ -127,7 +124,7 @@ def test_episodes_are_read_in_order_and_a_torn_line_is_left_out(tmp_path):
   assert '<title>run &lt;1&gt;</title>' in page
 
 
-def test_a_run_without_rollouts_still_has_a_page(tmp_path):
+def test_write_page_without_rollouts_is_empty(tmp_path):
   path = tmp_path / 'page.html'
   assert viewer.write_page(tmp_path / 'rollouts', path, title='run') == 0
   assert data_of(path.read_text()) == []

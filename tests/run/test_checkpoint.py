@@ -1,4 +1,4 @@
-"""Checkpoints come back bit for bit, elsewhere if asked, and never in part."""
+"""Checkpoints: bit for bit on any mesh, rotated, whole or absent."""
 
 import pathlib
 import queue
@@ -31,7 +31,7 @@ def bits(x):
 
 
 def train_state():
-  """Every kind of leaf a run saves, with values that rounding would change."""
+  """State with every kind of leaf, and values that rounding would change."""
   sharding = NamedSharding(mesh_of((8,), ('fsdp',)), PartitionSpec('fsdp'))
   model = nnx.Linear(16, 8, rngs=nnx.Rngs(0))
   params = nnx.split(model, nnx.Param)[1]
@@ -62,7 +62,7 @@ def small(step):
   return {'a': jnp.full((4,), step, jnp.float32), 'step': step}
 
 
-def test_roundtrip_is_bitwise_on_another_mesh(tmp_path):
+def test_restore_on_another_mesh_is_bitwise(tmp_path):
   state = train_state()
   store = checkpoint.Checkpoints(tmp_path / 'checkpoints')
   store.save(7, state, {'metrics_lines': 7, 'seeds': [3, 4]}, success=0.5)
@@ -91,26 +91,7 @@ def test_roundtrip_is_bitwise_on_another_mesh(tmp_path):
   assert state['odd'].sharding != restored['odd'].sharding
 
 
-def test_typed_keys_and_numpy_arrays_come_back(tmp_path):
-  store = checkpoint.Checkpoints(tmp_path)
-  key, table = jax.random.key(3), np.arange(5, dtype=np.int64)
-  store.save(1, {'key': key, 'table': table}, {})
-  wanted = {'key': jax.random.key(0), 'table': np.zeros(5, np.int64)}
-  restored, _ = store.restore(1, wanted)
-  store.close()
-  draws = [jax.random.bits(k, (4,)) for k in (key, restored['key'])]
-  np.testing.assert_array_equal(*draws)
-  assert isinstance(restored['table'], np.ndarray)
-  assert restored['table'].dtype == np.int64
-  np.testing.assert_array_equal(restored['table'], table)
-
-
-def test_keeping_none_is_refused(tmp_path):
-  with pytest.raises(ValueError, match='at least 1, got 0'):
-    checkpoint.Checkpoints(tmp_path, keep=0)
-
-
-def test_nothing_on_disk_before_the_first_save(tmp_path):
+def test_before_the_first_save_nothing_is_on_disk(tmp_path):
   store = checkpoint.Checkpoints(tmp_path / 'checkpoints')
   assert store.latest_step() is None
   store.wait()
@@ -121,7 +102,7 @@ def test_nothing_on_disk_before_the_first_save(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_donated_buffers_do_not_reach_the_checkpoint(tmp_path):
+def test_save_then_donated_buffers_do_not_reach_the_checkpoint(tmp_path):
   @jax.jit
   def initial():
     return jnp.arange(1 << 18, dtype=jnp.float32)
@@ -157,7 +138,7 @@ def test_rotation_keeps_the_newest_and_the_best_over_a_restart(tmp_path):
   store.close()
 
 
-def test_a_checkpoint_without_success_is_never_the_best(tmp_path):
+def test_rotation_checkpoint_without_success_is_never_the_best(tmp_path):
   store = checkpoint.Checkpoints(tmp_path, keep=1)
   kept = []
   for step, success in enumerate([None, None, 0.0, None], 1):
@@ -169,14 +150,14 @@ def test_a_checkpoint_without_success_is_never_the_best(tmp_path):
 
 
 class Full:
-  """What waits for a write finds the disk full."""
+  """Future of a write to a full disk."""
 
   def result(self, timeout=None):
     raise OSError(28, 'No space left on device')
 
 
 def fill_the_disk(monkeypatch):
-  """Every save fails in the background from now on."""
+  """Make every save from now on fail in the background."""
   handler = ocp.PyTreeCheckpointHandler
   save = handler.async_save
 
@@ -186,21 +167,21 @@ def fill_the_disk(monkeypatch):
   monkeypatch.setattr(handler, 'async_save', async_save)
 
 
-def test_a_save_that_fails_in_the_background_is_told_at_once_and_raised(
+def test_save_that_fails_in_the_background_is_reported_and_raised(
   tmp_path, monkeypatch
 ):
   fill_the_disk(monkeypatch)
-  told = queue.SimpleQueue()
-  store = checkpoint.Checkpoints(tmp_path, on_failure=told.put)
+  reported = queue.SimpleQueue()
+  store = checkpoint.Checkpoints(tmp_path, on_failure=reported.put)
   store.save(1, small(1), {})
-  error = told.get(timeout=20)  # Before anybody asks.
+  error = reported.get(timeout=20)  # Before `wait`.
   with pytest.raises(OSError, match='No space') as raised:
     store.wait()
   assert raised.value is error
   assert not (tmp_path / '1').exists()
 
 
-def test_a_step_is_saved_once_and_never_backwards(tmp_path):
+def test_save_same_step_is_declined_and_older_is_an_error(tmp_path):
   store = checkpoint.Checkpoints(tmp_path)
   assert store.save(5, small(5), {'first': True})
   assert not store.save(5, small(6), {'first': False})
@@ -212,12 +193,12 @@ def test_a_step_is_saved_once_and_never_backwards(tmp_path):
 
 
 @pytest.mark.parametrize('success', [float('nan'), 1.5, -0.1])
-def test_success_outside_of_0_1_is_refused(tmp_path, success):
+def test_save_success_outside_of_0_1_is_refused(tmp_path, success):
   with pytest.raises(ValueError, match='not in'):
     checkpoint.Checkpoints(tmp_path).save(1, {}, {}, success=success)
 
 
-def test_restore_of_a_part_and_of_what_does_not_fit(tmp_path):
+def test_restore_part_is_read_and_misfit_is_refused(tmp_path):
   store = checkpoint.Checkpoints(tmp_path)
   store.save(1, {'actor': small(1), 'critic': small(2)}, {})
   part, _ = store.restore(1, {'actor': small(0)})
@@ -245,7 +226,7 @@ while True:
 
 
 def kill_inside_a_save(directory):
-  """Starts saving and kills -9 when a third save is half on disk."""
+  """Start saving and kill -9 when a third save is half on disk."""
   process = subprocess.Popen(
     [sys.executable, '-c', _SAVE_FOREVER, str(directory)], cwd=ROOT
   )
@@ -261,7 +242,7 @@ def kill_inside_a_save(directory):
   assert process.wait() == -signal.SIGKILL
 
 
-def test_kill_9_inside_a_save_leaves_a_whole_checkpoint(tmp_path):
+def test_kill_9_inside_a_save_leaves_whole_checkpoints(tmp_path):
   directory = tmp_path / 'checkpoints'
   for _ in range(5):
     kill_inside_a_save(directory)
@@ -276,7 +257,7 @@ def test_kill_9_inside_a_save_leaves_a_whole_checkpoint(tmp_path):
   assert extra == {'step': step}
   for leaf in state.values():
     np.testing.assert_array_equal(leaf, np.full(1 << 18, step))
-  # The next run goes on from there and clears what was left half done.
+  # The next run goes on from there and removes the temporary folder.
   store.save(step + 10, state, {})
   store.close()
   assert not any('tmp' in path.name for path in directory.iterdir())

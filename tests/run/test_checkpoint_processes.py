@@ -1,4 +1,4 @@
-"""A checkpoint of two processes is that of one, and the other way round."""
+"""Checkpoints of two processes are those of one, and vice versa."""
 
 import time
 
@@ -9,7 +9,7 @@ SECONDS = 90  # for what takes 5
 
 # what, folder, shapes of meshes as 4x2,4x1, and which process of several
 _PROCESS = """
-import sys
+import pathlib, sys
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 what, folder, shapes, *who = sys.argv[1:]
@@ -19,9 +19,8 @@ if who:
     coordinator, int(count), int(index), heartbeat_timeout_seconds=6
   )
   assert jax.process_count() == 2 and len(jax.local_devices()) == 4
-from actfocus_jax.parallel import processes
 from actfocus_jax.config import schema
-from actfocus_jax.run import checkpoint, directory
+from actfocus_jax.run import directory
 
 def leaf(mesh, shape, spec, seed):
   rng = np.random.default_rng(seed)
@@ -48,15 +47,8 @@ def abstract(leaves):
   }
 
 def run_directory():
-  import pathlib
-  c = schema.defaults()
-  return directory.RunDirectory(
-    pathlib.Path(folder),
-    c,
-    {'sha256': ''},
-    writes=processes.is_first(),
-    on_failure=processes.abort,
-  )
+  config = schema.to_json(schema.defaults())
+  return directory.RunDirectory(pathlib.Path(folder), config, {'sha256': ''})
 
 def arrays(leaves):
   return {
@@ -102,7 +94,7 @@ for shape in shapes.split(','):
 
 
 def run(count, what, folder, *shapes):
-  """What processes of eight devices together print while they save or read."""
+  """Return what processes print that save or read on eight devices."""
   arguments = (what, folder, ','.join(shapes))
   started = processes.start(count, arguments, code=_PROCESS)
   return ''.join(processes.finished(started, SECONDS))
@@ -115,34 +107,32 @@ def by_two(tmp_path_factory):
   return folder
 
 
-def test_two_processes_leave_one_run(by_two):
-  assert sorted(p.name for p in (by_two / 'checkpoints').iterdir()) == [
-    '2',
-    '3',
-  ]
+def test_two_processes_save_one_run(by_two):
+  folders = sorted(p.name for p in (by_two / 'checkpoints').iterdir())
+  assert folders == ['2', '3']
   lines = (by_two / 'metrics.jsonl').read_text().splitlines()
   assert lines == [f'{{"step": {step}}}' for step in (1, 2, 3)]
 
 
-def test_one_process_reads_what_two_wrote(by_two):
+def test_one_process_restores_what_two_saved(by_two):
   shapes = ('4x2', '4x1', '1x2', '1x1')
-  told = run(1, 'read', by_two, *shapes)
-  assert all(f'read {shape} in process 0' in told for shape in shapes)
+  printed = run(1, 'read', by_two, *shapes)
+  assert all(f'read {shape} in process 0' in printed for shape in shapes)
 
 
-def test_two_processes_read_what_one_wrote(tmp_path):
+def test_two_processes_restore_what_one_saved(tmp_path):
   run(1, 'save', tmp_path, '4x2')
-  told = run(2, 'read', tmp_path, '4x2')
-  assert all(f'read 4x2 in process {i}' in told for i in (0, 1))
+  printed = run(2, 'read', tmp_path, '4x2')
+  assert all(f'read 4x2 in process {i}' in printed for i in (0, 1))
 
 
-def test_a_save_that_fails_in_one_process_ends_both(tmp_path):
+def test_failed_save_in_one_process_ends_both(tmp_path):
   begin = time.monotonic()
   started = processes.start(2, ['fail', tmp_path, '4x2'], code=_PROCESS)
-  (code, heard), (other, said) = processes.finish(started, SECONDS)
-  assert other == 1 and said.count('goes on') == 1
-  assert said.rstrip().endswith('OSError: [Errno 28] No space left on device')
-  assert code not in (0, None) and 'goes on' in heard
+  (code, output), (other, failed) = processes.finish(started, SECONDS)
+  assert other == 1 and failed.count('goes on') == 1
+  assert failed.rstrip().endswith('OSError: [Errno 28] No space left on device')
+  assert code not in (0, None) and 'goes on' in output
   assert time.monotonic() - begin < SECONDS - 30
   folders = [p.name for p in (tmp_path / 'checkpoints').iterdir()]
   assert '1' in folders and '2' not in folders

@@ -1,4 +1,4 @@
-"""Rows survive what JSON cannot hold, a kill, and a resume."""
+"""Rows survive non-finite numbers, a kill, and a resume."""
 
 import json
 
@@ -9,7 +9,7 @@ import pytest
 from actfocus_jax.run import metrics
 
 
-def test_rows_come_back_and_are_on_disk_at_once(tmp_path):
+def test_append_is_on_disk_at_once(tmp_path):
   file = metrics.MetricsFile(tmp_path / 'run' / 'metrics.jsonl')
   rows = [{'step': 0, 'train/success': 0.5}, {'step': 1, 'note': None}]
   for count, row in enumerate(rows, start=1):
@@ -18,7 +18,7 @@ def test_rows_come_back_and_are_on_disk_at_once(tmp_path):
   file.close()
 
 
-def test_numpy_and_jax_scalars_become_numbers(tmp_path):
+def test_append_numpy_and_jax_scalars_become_numbers(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   row = {
     'step': np.int64(3),
@@ -30,13 +30,13 @@ def test_numpy_and_jax_scalars_become_numbers(tmp_path):
   assert path.read_text() == '{"step": 3, "a": 0.25, "b": 0.5, "c": true}\n'
 
 
-def test_what_is_not_finite_is_null_and_named(tmp_path):
+def test_append_nonfinite_number_is_null_and_named(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   row = {'step': 1, 'loss': float('nan'), 'a': float('-inf'), 'b': 2.0}
   metrics.MetricsFile(path).append(row)
 
   def refuse(constant):
-    raise AssertionError(f'{constant} is no JSON')
+    raise AssertionError(f'{constant} is not JSON')
 
   written = json.loads(path.read_text(), parse_constant=refuse)
   assert written == {
@@ -53,16 +53,16 @@ def test_what_is_not_finite_is_null_and_named(tmp_path):
   ('row', 'message'),
   [
     ({'loss': 1.0}, "needs 'step'"),
-    ({'step': 1, 'loss': np.ones(2)}, "'loss' is no scalar"),
+    ({'step': 1, 'loss': np.ones(2)}, "'loss' is not a scalar"),
   ],
 )
-def test_bad_rows_are_refused_and_leave_no_trace(tmp_path, row, message):
+def test_append_bad_row_is_refused_before_a_write(tmp_path, row, message):
   with pytest.raises(ValueError, match=message):
     metrics.MetricsFile(tmp_path / 'metrics.jsonl').append(row)
   assert list(tmp_path.iterdir()) == []
 
 
-def test_truncate_drops_the_step_and_later_and_a_torn_line(tmp_path):
+def test_truncate_drops_later_steps_and_a_torn_line(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   file = metrics.MetricsFile(path)
   for step in range(5):
@@ -81,7 +81,7 @@ def test_truncate_without_a_file_makes_none(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_append_after_a_torn_line_starts_a_line_of_its_own(tmp_path):
+def test_append_after_a_torn_line_starts_a_new_line(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   path.write_text('{"step": 0}\n{"step": 1, "x"')
   assert metrics.read(path) == [{'step': 0}]
@@ -90,12 +90,12 @@ def test_append_after_a_torn_line_starts_a_line_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize('line', ['{"step": 1', '[1]', '{"x": 1}'])
-def test_damage_in_the_middle_is_an_error_that_names_the_line(tmp_path, line):
+def test_read_damaged_line_is_named_and_kept(tmp_path, line):
   path = tmp_path / 'metrics.jsonl'
   text = f'{{"step": 0}}\n{line}\n{{"step": 2}}\n'
   path.write_text(text)
-  with pytest.raises(ValueError, match=r'metrics.jsonl:2 is no row'):
+  with pytest.raises(ValueError, match=r'metrics.jsonl:2 is not a row'):
     metrics.read(path)
-  with pytest.raises(ValueError, match=r'metrics.jsonl:2 is no row'):
+  with pytest.raises(ValueError, match=r'metrics.jsonl:2 is not a row'):
     metrics.MetricsFile(path).truncate(1)
   assert path.read_text() == text

@@ -11,7 +11,7 @@ import transformers
 from actfocus_jax import build
 from actfocus_jax.config import presets, schema
 from actfocus_jax.model import hf
-from actfocus_jax.run import directory
+from actfocus_jax.run import locks
 from actfocus_jax.text import chat as chat_lib
 from actfocus_jax.warmstart import demonstrations
 from actfocus_jax.warmstart import model as warm_model
@@ -78,7 +78,7 @@ def test_ensure_waits_for_the_same_warm_start_only(tmp_path, monkeypatch):
   here = build.warm_start(config(tmp_path))
   other = build.warm_start(config(tmp_path, seed=1))
   waiting = threading.Thread(target=warm_model.ensure, args=(here,))
-  with directory.lock(here.directory.with_suffix('.lock'), wait=False):
+  with locks.lock_file(here.directory.with_suffix('.lock'), wait=False):
     waiting.start()
     warm_model.ensure(other)
     waiting.join(0.2)

@@ -9,9 +9,9 @@ import pytest
 from trajectory_check import check_trajectory
 
 from actfocus_jax.model import scoring
-from actfocus_jax.rollout import collector, env_pool, sampling, statistics
+from actfocus_jax.rollout import collector, env_pool, statistics
 from actfocus_jax.rollout import games as games_lib
-from actfocus_jax.run import compilations
+from actfocus_jax.run import metrics
 from actfocus_jax.text import chat as chat_lib
 
 
@@ -50,7 +50,7 @@ def full_pass(graphdef, params, batch, temperature, chunk=4096):
 # --- Who wrote what ----------------------------------------------------------
 
 
-def test_the_rollout_is_rich_enough(played, chat):
+def test_rollout_has_each_kind_of_turn_and_end(played, chat):
   """What the tests below rely on: each kind of turn and of end happens."""
   episodes = played.episodes
   turns = [turn for episode in episodes for turn in episode.turns]
@@ -64,12 +64,12 @@ def test_the_rollout_is_rich_enough(played, chat):
   assert {turn.result.done for turn in turns} == {False, True}
 
 
-def test_batch_keeps_its_promises(batch):
+def test_batch_passes_the_trajectory_check(batch):
   check_trajectory(batch)
   assert 4 < batch.action.sum() < batch.sampled.sum() / 2
 
 
-def test_a_conversation_is_what_the_environment_says(
+def test_prompts_and_rewards_follow_from_the_executed_answers(
   played, lake, limits, chat, batch
 ):
   """Each prompt and reward again, from the executed answers alone."""
@@ -121,7 +121,7 @@ def test_prompts_begin_with_the_ids_sampled_before(played):
     )
 
 
-def test_sampled_ids_are_those_of_the_responses(played, batch):
+def test_sampled_mask_holds_the_responses(played, batch):
   for row, turns in enumerate(responses_of(played)):
     sampled = batch.tokens[row][batch.sampled[row]].tolist()
     assert sampled == [index for response in turns for index in response]
@@ -133,7 +133,7 @@ def test_sampled_ids_are_those_of_the_responses(played, batch):
     ]
 
 
-def test_stop_ids_are_trained_and_forced_ones_are_not(
+def test_stop_ids_are_sampled_and_forced_ids_are_not(
   played, chat, limits, batch
 ):
   (stop,) = chat.stop_ids
@@ -151,7 +151,7 @@ def test_stop_ids_are_trained_and_forced_ones_are_not(
         assert (batch.tokens[row, turn.stop] == stop) == (not is_stopped)
 
 
-def test_turn_numbers(played, batch, chat):
+def test_turn_numbers_and_ends_cover_the_conversation(played, batch, chat):
   start = chat.tokenizer.convert_tokens_to_ids('<|im_start|>')
   for row, episode in enumerate(played.episodes):
     expected = [-1] * episode.ids.index(start, 1)
@@ -167,7 +167,7 @@ def test_turn_numbers(played, batch, chat):
 
 
 @pytest.mark.parametrize('temperature', [1.0, 0.5])
-def test_emitted_logprobs_are_those_of_a_full_pass(
+def test_sampler_logprobs_equal_a_full_pass(
   collect, played, pad, policy, temperature
 ):
   """Over several turns: a cache that went wrong would show here."""
@@ -185,7 +185,7 @@ def test_emitted_logprobs_are_those_of_a_full_pass(
   np.testing.assert_allclose(emitted, right[batch.sampled], atol=2e-4)
 
 
-def test_each_token_before_matters(policy, batch):
+def test_logprobs_depend_on_an_early_token(policy, batch):
   """So the equality above would see a cache that forgot one."""
   changed = dataclasses.replace(batch, tokens=batch.tokens.copy())
   changed.tokens[:, 1] = 300
@@ -221,9 +221,7 @@ def test_samples_do_not_depend_on_scheduling(collect, played, shapes):
     assert other.row_steps == sampled < played.row_steps
 
 
-def test_samples_do_not_depend_on_how_much_of_the_cache_is_read(
-  collect, played
-):
+def test_samples_do_not_depend_on_the_cache_view(collect, played):
   """The first responses cross the end of the first block."""
   block = played.episodes[0].turns[0].start + 4
   other = collect(observation_block=48, cache_block=block)
@@ -250,7 +248,7 @@ def test_compaction_of_idle_slots_leaves_episodes_as_they_are(
   )
 
 
-def test_same_key_same_samples_other_key_other_samples(collect, played):
+def test_samples_follow_the_key(collect, played):
   again, other = collect(), collect(key=1)
   assert ids_of(again) == ids_of(played)
   assert logprobs_of(again).tolist() == logprobs_of(played).tolist()
@@ -258,25 +256,10 @@ def test_same_key_same_samples_other_key_other_samples(collect, played):
     assert ours != theirs
 
 
-def test_members_of_a_group_differ(played):
-  """They start from one prompt and go their own ways."""
-  for group in range(3):
-    members = [
-      episode
-      for episode, its in zip(played.episodes, played.groups, strict=True)
-      if its == group
-    ]
-    prompts = {tuple(e.ids[: e.turns[0].start]) for e in members}
-    assert len(members) == 4 and len(prompts) == 1
-    assert len({tuple(e.ids) for e in members}) == 4
-  first = [turns[0] for turns in responses_of(played)]
-  assert len(set(first)) > 8  # Also from group to group.
-
-
 # --- Limits ------------------------------------------------------------------
 
 
-def test_budgets_and_context_hold(played, limits):
+def test_episodes_stay_within_all_limits(played, limits):
   for episode in played.episodes:
     assert episode.over and len(episode.ids) <= limits.context
     assert len(episode.turns) <= limits.turns and episode.actions_left >= 0
@@ -289,44 +272,20 @@ def test_budgets_and_context_hold(played, limits):
   assert max(lengths) == limits.context
 
 
-def test_a_prompt_that_fills_the_context_is_refused(collect, played, limits):
+def test_prompt_that_fills_the_context_is_refused(collect, played, limits):
   length = played.episodes[0].turns[0].start
   with pytest.raises(ValueError, match=f'context is {length}.*{length} tokens'):
     collect(seeds=(3,), limits=dataclasses.replace(limits, context=length))
 
 
 def test_a_second_collect_compiles_nothing(collect, played):
-  compilations.start()
+  metrics.count_compilations()
   jax.jit(lambda x: x * 3)(np.ones(17))
-  before = compilations.count()
+  before = metrics.count_compilations()
   assert before > 0  # It does count.
   for _ in range(2):
     collect(key=0)
-  assert compilations.count() == before
-
-
-def test_turns_that_end_together_are_prefilled_by_quarters(
-  collect, played, monkeypatch
-):
-  """All slots at once would need their caches twice."""
-  calls, rows = [], set()
-
-  def record(name):
-    plain = getattr(sampling, name)
-
-    def called(graphdef, params, slots, tokens, *rest, **static):
-      calls.append(name)
-      if name == 'prefill':
-        rows.add((len(slots.last_B), len(tokens)))
-      return plain(graphdef, params, slots, tokens, *rest, **static)
-
-    monkeypatch.setattr(sampling, name, called)
-
-  record('prefill')
-  record('decode')
-  assert ids_of(collect()) == ids_of(played)
-  assert rows == {(12, 3)}
-  assert ('prefill', 'prefill') in zip(calls, calls[1:], strict=False)
+  assert metrics.count_compilations() == before
 
 
 # --- Several games, and environments that fail -------------------------------
@@ -351,7 +310,7 @@ class Brittle:
 
 
 @pytest.mark.parametrize('threads', [0, 2])
-def test_a_failing_environment_costs_its_own_episodes(
+def test_failing_environment_loses_only_its_episodes(
   collect, played, pad, lake, limits, threads
 ):
   games = (games_lib.Game('brittle', Brittle(lake), limits),)
@@ -375,38 +334,7 @@ def test_a_failing_environment_costs_its_own_episodes(
   check_trajectory(pad(found))
 
 
-class Garbled(Brittle):
-  """What it gives on seed 4, and after `Up`, is no text."""
-
-  def reset(self, seed):
-    state, text = self.lake.reset(seed)
-    return (state, text + '\udc80') if seed == 4 else (state, text)
-
-  def step(self, state, action):
-    state, step = self.lake.step(state, action)
-    text = step.text + '\ud800' if action == 'Up' else step.text
-    return state, dataclasses.replace(step, text=text)
-
-
-def test_an_unreadable_text_costs_its_own_episodes(
-  collect, played, lake, limits
-):
-  games = (games_lib.Game('garbled', Garbled(lake), limits),)
-  found = collect(played=games)
-  lost = [one.failure is not None for one in found.episodes]
-  assert any(lost) and not all(lost)
-  for one, whole, group in zip(
-    found.episodes, played.episodes, found.groups, strict=True
-  ):
-    if group == 1 or one.failure:
-      assert 'which UTF-8 cannot write' in one.failure.reason
-    else:
-      assert one.ids == whole.ids
-
-
-def test_a_mixture_plays_every_game_within_its_own_limits(
-  collect, lake, limits
-):
+def test_mixture_plays_each_game_within_its_limits(collect, lake, limits):
   short = dataclasses.replace(limits, turns=1)
   games = (
     games_lib.Game('long', lake, limits),
@@ -417,7 +345,7 @@ def test_a_mixture_plays_every_game_within_its_own_limits(
   for one, group in zip(found.episodes, found.groups, strict=True):
     assert one.game is games_lib.pick(games, seeds[group])
     assert len(one.turns) <= one.game.limits.turns
-  parts = statistics.by_game(found)
+  parts = statistics.rollouts_by_game(found)
   assert set(parts) == {'long', 'short'}
   assert sum(len(part.episodes) for part in parts.values()) == 12
   assert max(len(one.turns) for one in parts['long'].episodes) > 1

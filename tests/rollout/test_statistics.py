@@ -42,8 +42,8 @@ def finished(chat):
   )
 
 
-def test_statistics_by_hand(finished):
-  found = statistics_lib.statistics(finished)
+def test_episode_means_by_hand(finished):
+  found = statistics_lib.episode_means(finished)
   tokens = [episode.sampled_count for episode in finished.episodes]
   assert tokens[0] > tokens[3] == 4
   assert found == pytest.approx(
@@ -62,7 +62,7 @@ def test_statistics_by_hand(finished):
   )
 
 
-def test_a_game_that_gives_no_number_does_not_dilute_one(finished, chat):
+def test_info_means_count_only_games_that_report(finished, chat):
   """Shops and lakes in one batch: the purchase rate is that of the shops."""
 
   def episode(game, *infos):
@@ -81,13 +81,13 @@ def test_a_game_that_gives_no_number_does_not_dilute_one(finished, chat):
     episode('shop', {'bought': 1.0}),
     *[episode('lake', {'steps': 2.0})] * 2,
   ]
-  found = statistics_lib._info(played)
+  found = statistics_lib._info_means(played)
   assert found == {'bought': 2 / 4, 'price': 3 / 4, 'steps': 2.0}
 
 
-def test_speed_by_hand(finished):
+def test_throughput_by_hand(finished):
   tokens = sum(episode.sampled_count for episode in finished.episodes)
-  assert statistics_lib.speed(finished) == pytest.approx(
+  assert statistics_lib.throughput(finished) == pytest.approx(
     {
       'tokens_per_second': tokens / 2.0,
       'row_steps_per_token': 500 / tokens,
@@ -96,16 +96,10 @@ def test_speed_by_hand(finished):
   )
 
 
-def test_truncated_episodes_are_counted(played):
-  share = statistics_lib.statistics(played)['truncated']
-  assert share == np.mean([episode.truncated for episode in played.episodes])
-  assert share > 0
-
-
-def test_json_of_an_episode(finished, chat):
+def test_viewer_record_by_hand(finished, chat):
   one = finished.episodes[1]
   position_T = np.arange(len(one.ids) + 9, dtype=np.float32)
-  record = statistics_lib.to_json(
+  record = statistics_lib.viewer_record(
     one,
     chat,
     step=7,
@@ -140,19 +134,3 @@ def test_json_of_an_episode(finished, chat):
   positions = list(range(turn.start, turn.stop))
   assert [-token['signal'] for token in second['response']] == positions
   assert [8 * token['weight'] for token in second['response']] == positions
-
-
-def test_bytes_that_are_no_text_can_be_written(played, chat):
-  """Random ids are often no UTF-8; the viewer's file must hold them all."""
-  for row, episode in enumerate(played.episodes):
-    zero_T = np.zeros(len(episode.ids), np.float32)
-    record = statistics_lib.to_json(
-      episode,
-      chat,
-      step=0,
-      group=0,
-      member=row,
-      signal_T=zero_T,
-      weight_T=zero_T,
-    )
-    assert json.loads(json.dumps(record).encode()) == record

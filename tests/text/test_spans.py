@@ -106,7 +106,7 @@ def oracle_mask(pieces):
   return mask
 
 
-def test_two_thousand_random_responses():
+def test_random_responses_match_the_byte_scan():
   rng = np.random.default_rng(0)
   seen = {'malformed': 0, 'empty': 0, 'shared': 0, 'bad utf-8': 0, 'answer': 0}
   for _ in range(2000):
@@ -150,7 +150,7 @@ def test_two_thousand_random_responses():
     ('', None),
   ],
 )
-def test_golden_answers(text, actions):
+def test_parse_answer_by_hand(text, actions):
   assert chat_lib.parse_answer(text) == actions
 
 
@@ -168,12 +168,12 @@ def test_golden_answers(text, actions):
     ([], ''),
   ],
 )
-def test_golden_masks(pieces, mask):
+def test_action_mask_by_hand(pieces, mask):
   found = chat_lib.action_mask([piece.encode() for piece in pieces])
   assert ''.join('-x'[flag] for flag in found) == mask
 
 
-def test_a_character_over_three_tokens():
+def test_action_mask_covers_a_character_over_three_tokens():
   pieces = [b'</think><answer>', b'\xe2', b'\x88', b'\x9a', b'</answer>']
   assert chat_lib.action_mask(pieces) == [False, True, True, True, False]
 
@@ -183,7 +183,7 @@ def random_text(rng):
 
 
 @pytest.mark.parametrize('name', ['chat', 'qwen'])
-def test_ids_read_as_their_bytes_say(name, request):
+def test_read_of_ids_matches_the_byte_scan(name, request):
   """Encoded text, and ids drawn at random, which no encoder would give."""
   bridge = request.getfixturevalue(name)
   rng = np.random.default_rng(1)
@@ -205,7 +205,7 @@ def test_ids_read_as_their_bytes_say(name, request):
 
 
 @pytest.mark.parametrize('name', ['chat', 'qwen'])
-def test_special_ids_have_no_bytes(name, request):
+def test_special_and_unused_ids_have_no_bytes(name, request):
   bridge = request.getfixturevalue(name)
   size = len(bridge.tokenizer)
   special = bridge.tokenizer.convert_tokens_to_ids(
@@ -217,19 +217,7 @@ def test_special_ids_have_no_bytes(name, request):
   assert pieces == [b'', b'', b'', b'a', b'']
 
 
-def test_tags_are_no_tokens_of_qwen(qwen):
-  """Why spans come from bytes: tags are split, and glued to what they hold."""
-  ids = qwen.tokenizer.encode(
-    'so</think><answer>Ice</answer>', add_special_tokens=False
-  )
-  pieces = chat_lib.token_bytes(qwen.tokenizer, ids)
-  assert not {b'</think>', b'<answer>', b'</answer>'} & set(pieces)
-  assert any(re.search(b'>.', piece) for piece in pieces)
-  marked = zip(pieces, chat_lib.action_mask(pieces), strict=True)
-  assert b'Ice' in b''.join(piece for piece, flag in marked if flag)
-
-
-def test_an_answer_that_is_no_text_can_be_written(chat):
+def test_answer_of_broken_bytes_can_be_encoded(chat):
   """The answer is text; which ids it is made of is known by their bytes."""
   head = chat.tokenizer.encode('</think><answer>', add_special_tokens=False)
   tail = chat.tokenizer.encode('||Up</answer>', add_special_tokens=False)
@@ -366,7 +354,7 @@ def what_occurs(pieces, data, mask):
 
 
 @pytest.mark.slow
-def test_ten_thousand_responses_through_episodes(qwen):
+def test_episodes_keep_ids_and_mark_spans_of_qwen(qwen):
   """Spans as the rules say, byte by byte, and not one sampled id changed."""
   rng = np.random.default_rng(3)
   lake = frozen_lake.FrozenLake()

@@ -100,7 +100,7 @@ def test_malformed_turns_cost_a_penalty_and_a_turn(chat):
     (('',), (0, 0), 0, -0.1),
   ],
 )
-def test_one_turn(chat, actions, player, used, penalty):
+def test_turn_by_hand(chat, actions, player, used, penalty):
   episode = start(chat)
   say(episode, chat, *actions)
   (turn,) = episode.turns
@@ -109,7 +109,7 @@ def test_one_turn(chat, actions, player, used, penalty):
   assert any(turn.response.action) == bool(''.join(actions))
 
 
-def test_context_ends_where_the_next_prompt_leaves_no_room(chat):
+def test_context_without_room_truncates_the_episode(chat):
   roomy = start(chat)
   say(roomy, chat, 'Right')
   length = len(roomy.ids)
@@ -124,16 +124,6 @@ def test_context_ends_where_the_next_prompt_leaves_no_room(chat):
   assert not enough.over and enough.token_budget == 1
 
 
-def test_goal_on_a_full_context_is_no_truncation(chat):
-  roomy = start(chat)
-  say(roomy, chat, 'Right', 'Right')
-  tight = start(chat, context=len(roomy.ids) + 20)
-  say(tight, chat, 'Right', 'Right')
-  assert tight.token_budget == 20
-  say(tight, chat, 'Right')
-  assert tight.success and not tight.truncated
-
-
 def test_anchor_of_a_state_met_again_is_that_of_its_first_turn(chat):
   """The anchor of a turn names the state at its beginning."""
   episode = start(chat)
@@ -146,12 +136,6 @@ def test_anchor_of_a_state_met_again_is_that_of_its_first_turn(chat):
   batch = episode_lib.to_trajectory([episode], [0], length=999, pad=0)
   for turn in episode.turns:
     assert set(batch.anchor[0, turn.start : turn.stop]) == {turn.anchor}
-
-
-def test_token_budget_is_the_smaller_of_two_limits(chat):
-  episode = start(chat)
-  assert episode.token_budget == LIMITS.response_tokens
-  assert start(chat, context=len(episode.ids) + 7).token_budget == 7
 
 
 def play_two_turns(chat):
@@ -218,7 +202,7 @@ def test_turn_numbers_by_hand(chat):
   assert batch.turn[0].tolist() == expected
 
 
-def test_a_cut_response_is_closed_by_a_token_nobody_sampled(chat):
+def test_closing_id_of_a_cut_response_is_not_sampled(chat):
   episode = start(chat)
   say(episode, chat)
   (turn,) = episode.turns
@@ -247,14 +231,14 @@ def test_a_cut_response_is_closed_by_a_token_nobody_sampled(chat):
     ((['Down', 'Up'], None), {}),  # The environment fails.
   ],
 )
-def test_who_follows_holds_the_same_row(chat, moves, limits):
+def test_sync_in_another_process_gives_the_same_row(chat, moves, limits):
   own, other = start(chat, **limits), start(chat, **limits)
   for actions in moves:
     ids = chat.respond('so', actions or ['Up'])
     said = ids, logprobs_of(len(own.turns), len(ids))
     own.add_response(*said)
     other.add_response(*said)
-    call = own.turn()
+    call = own.env_call()
     outcome = call() if actions is not None else env_pool.Failed('boom')
     other.sync(pickle.loads(pickle.dumps(own.apply(outcome))))
     assert other.ids == own.ids and other.over == own.over
@@ -274,7 +258,7 @@ def test_who_follows_holds_the_same_row(chat, moves, limits):
 # --- Environments that fail --------------------------------------------------
 
 
-def test_a_failed_turn_ends_the_episode_and_teaches_nothing(chat):
+def test_failed_turn_ends_the_episode_without_sampled_tokens(chat):
   whole, lost, other = start(chat), start(chat), start(chat)
   say(other, chat)
   say(whole, chat, 'Right', 'Right')
@@ -283,7 +267,7 @@ def test_a_failed_turn_ends_the_episode_and_teaches_nothing(chat):
   ids = chat.respond('so', ['Right'])
   failure = env_pool.Failed('boom')
   lost.add_response(ids, [0.0] * len(ids))
-  lost.turn()
+  lost.env_call()
   assert lost.apply(failure).ids is None
   assert lost.over and lost.failure is failure and not lost.success
   assert lost.ids[-len(ids) :] == ids and len(lost.turns) == 1
@@ -298,7 +282,7 @@ def test_a_failed_turn_ends_the_episode_and_teaches_nothing(chat):
   assert batch.valid[1].sum() == len(lost.ids)
 
 
-def test_a_failed_reset_is_an_episode_that_is_over(chat):
+def test_failed_reset_gives_a_finished_episode(chat):
   game = games.Game('lake', LAKE, LIMITS)
   opening = episode_lib.opening(chat, game, env_pool.Failed('boom'))
   episode = episode_lib.Episode(chat, opening)

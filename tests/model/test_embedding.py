@@ -23,13 +23,13 @@ def placed(shape):
   rng = np.random.default_rng(0)
   table_VD = rng.normal(size=(VOCABULARY, WIDTH)).astype(np.float32)
   tokens_BT = rng.integers(0, VOCABULARY, (8, 5)).astype(np.int32)
-  table_VD = jax.device_put(table_VD, NamedSharding(mesh, embedding.TABLE))
+  table_VD = jax.device_put(table_VD, NamedSharding(mesh, embedding.TABLE_SPEC))
   return mesh, table_VD, meshes.put_rows(mesh, tokens_BT)
 
 
 @pytest.mark.parametrize('shape', MESHES)
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-def test_is_take_and_so_is_its_gradient(shape, dtype):
+def test_embed_equals_take_and_its_gradient_a_loop(shape, dtype):
   mesh, table_VD, tokens_BT = placed(shape)
   up_BTD = np.random.default_rng(1).normal(size=(*tokens_BT.shape, WIDTH))
 
@@ -57,7 +57,7 @@ def test_is_take_and_so_is_its_gradient(shape, dtype):
 
 
 @pytest.mark.parametrize('shape', [(1, 1, 1), (2, 2, 2)])
-def test_an_id_past_the_vocabulary_is_nan_and_no_other(shape):
+def test_embed_gives_nan_only_past_the_vocabulary(shape):
   mesh, table_VD, tokens_BT = placed(shape)
   tokens_BT = tokens_BT.at[3, 2].set(VOCABULARY)
   with jax.set_mesh(mesh):
@@ -67,7 +67,7 @@ def test_an_id_past_the_vocabulary_is_nan_and_no_other(shape):
   assert is_nan_BTD.sum() == WIDTH
 
 
-def test_rows_that_do_not_divide_are_looked_up_too():
+def test_embed_of_uneven_rows_equals_take():
   mesh, table_VD, tokens_BT = placed((2, 2, 2))
   with jax.set_mesh(mesh):
     x_BTD = embedding.embed(table_VD, np.asarray(tokens_BT)[:3], jnp.float32)
@@ -75,7 +75,7 @@ def test_rows_that_do_not_divide_are_looked_up_too():
   np.testing.assert_array_equal(x_BTD, table[tokens[:3]])
 
 
-def test_no_program_gathers_the_table():
+def test_embed_gathers_no_table():
   mesh, table_VD, tokens_BT = placed((2, 2, 2))
 
   def loss(table_VD, tokens_BT):

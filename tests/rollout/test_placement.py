@@ -19,7 +19,7 @@ CONFIG = architecture.Config(96, 32, 48, 2, 4, 2, 8, rope_theta=100.0)
 SLOTS, LENGTH = 16, 24
 
 
-def test_rows_are_spread_over_shards_in_their_order():
+def test_placement_of_three_groups_by_hand():
   """Three groups of four on two shards of two processes, by hand."""
   groups = [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
   made = placement.ShardPlacement.of(groups, [0, 1])
@@ -31,15 +31,8 @@ def test_rows_are_spread_over_shards_in_their_order():
   assert made.owners_of_groups(groups) == [{0}, {0, 1}, {1}]
 
 
-def test_shards_without_a_row_get_some_prompt():
-  made = placement.ShardPlacement.of([0, 1], [0, 0, 0, 0])
-  assert made.shard == [0, 2]
-  assert len(made.groups) == 4
-  assert [made.groups[s] for s in made.shard] == [0, 1]
-
-
 @pytest.mark.parametrize('shards', [1, 2, 3, 8])
-def test_every_row_finds_its_group_in_its_shard(shards):
+def test_prompt_index_finds_the_group_in_its_shard(shards):
   groups = [g for g in range(5) for _ in range(7)]
   made = placement.ShardPlacement.of(groups, list(range(shards)))
   each = len(made.groups) // shards

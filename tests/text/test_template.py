@@ -1,11 +1,6 @@
 """Templates as increments: plain rendering, errors, prompts, dates."""
 
-import copy
-
 import pytest
-
-from actfocus_jax.text import chat as chat_lib
-from actfocus_jax.text import tokenizer as tokenizer_lib
 
 
 @pytest.mark.parametrize(
@@ -20,35 +15,21 @@ from actfocus_jax.text import tokenizer as tokenizer_lib
       '<|im_start|>system\nRules<|im_end|>\n',
     ),
     (
-      *('gemma', 'gemma'),
-      '<bos><start_of_turn>user\nRules\n\none<end_of_turn>\n'
-      '<start_of_turn>model\n<think>',
-      '<end_of_turn>\n<start_of_turn>user\ntwo<end_of_turn>\n'
-      '<start_of_turn>model\n<think>',
-      '',
-    ),
-    (
-      *('metaspace', 'llama2'),
+      *('mistral', 'llama2'),
       '<s>[INST] <<SYS>>\nRules\n<</SYS>>\n\none [/INST] <think>',
       '</s>[INST] two [/INST] <think>',
       '',
     ),
     (
-      *('metaspace', 'mistral'),
-      '<s>[INST] Rules\n\none [/INST] <think>',
-      '</s>[INST] two [/INST] <think>',
-      '',
-    ),
-    (
-      *('metaspace', 'mistral3'),
+      *('mistral', 'mistral'),
       '<s>[INST]Rules\n\none[/INST]<think>',
       '</s>[INST]two[/INST]<think>',
       '',
     ),
     # The dummy space stands behind every special token here.
     (
-      *('legacy', 'mistral'),
-      '<s> [INST] Rules\n\none [/INST] <think>',
+      *('llama2', 'llama2'),
+      '<s> [INST] <<SYS>>\nRules\n<</SYS>>\n\none [/INST] <think>',
       '</s> [INST] two [/INST] <think>',
       '',
     ),
@@ -69,17 +50,6 @@ def test_plain_rendering_by_hand(
     make_chat(kind, template)
 
 
-def test_a_template_that_drops_thoughts_is_refused(tokenizer):
-  other = copy.deepcopy(tokenizer)
-  other.chat_template = tokenizer_lib.CHAT_TEMPLATE.replace(
-    'message.content',
-    "(message.content.split('</think>')[-1] if not loop.last"
-    ' else message.content)',
-  )
-  with pytest.raises(ValueError, match='drops earlier thoughts'):
-    chat_lib.Chat(other)
-
-
 def chatml(templates, old='m.content', new='m.content'):
   assert old in templates['chatml']
   return templates['chatml'].replace(old, new)
@@ -94,7 +64,6 @@ SECOND = "(m.content if loop.index0 != 2 else m.content.split('</think>')[-1])"
   [
     ('m.content', SECOND, 'drops earlier thoughts', False),
     ('m.content', f'({LAST})', 'changes the text of a message', False),
-    ('m.content', 'm.content.upper()', 'changes the text of a message', True),
     ('m.content', "'one'", 'changes the text of a message', True),
     (
       "'<|im_start|>' + m.role",
@@ -127,12 +96,6 @@ SECOND = "(m.content if loop.index0 != 2 else m.content.split('</think>')[-1])"
       'raises an error (Never.)',
       True,
     ),
-    (
-      "{{ '<|im_start|>' + m.role",
-      "{{ 1 + m.role }}{{ '<|im_start|>' + m.role",
-      'raises an error (unsupported operand',
-      True,
-    ),
     ("'<|im_end|>\n'", "'\n<|im_end|>\n'", 'white space between', False),
     ("'<|im_end|>\n'", "'</turn>'", "plain text ('</turn>", True),
     (
@@ -143,7 +106,7 @@ SECOND = "(m.content if loop.index0 != 2 else m.content.split('</think>')[-1])"
     ),
   ],
 )
-def test_refusals_say_why(
+def test_unusable_template_is_refused_with_the_reason(
   old, new, reason, is_plain_refused, make_chat, templates
 ):
   template = chatml(templates, old, new)
@@ -164,12 +127,7 @@ def test_refusals_say_why(
   assert 'model.rendering' not in str(refused.value)
 
 
-def test_an_unknown_rendering_is_refused(tokenizer):
-  with pytest.raises(ValueError, match="'html'; allowed: template, plain"):
-    chat_lib.Chat(tokenizer, rendering='html')
-
-
-def test_an_error_at_a_later_turn_is_one_sentence(make_chat, templates):
+def test_template_error_at_a_later_turn_is_a_value_error(make_chat, templates):
   """The start-up check cannot know every message."""
   new = "(raise_exception('Not this.') if 'bad' in m.content else m.content)"
   bridge = make_chat('qwen3', chatml(templates, 'm.content', new))
@@ -181,8 +139,10 @@ def test_an_error_at_a_later_turn_is_one_sentence(make_chat, templates):
       ask()
 
 
-def test_a_template_that_wants_a_user_message(make_chat, templates):
-  """A system message alone cannot be rendered, so it is not told apart."""
+def test_template_that_requires_a_user_message_counts_zero(
+  make_chat, templates
+):
+  """A system message alone cannot be rendered, so its ids are not counted."""
   check = "{{ raise_exception('Who asks?') if messages | length < 2 }}"
   bridge = make_chat('qwen3', check + templates['chatml'])
   usual = make_chat('qwen3', 'chatml')
@@ -192,7 +152,9 @@ def test_a_template_that_wants_a_user_message(make_chat, templates):
 
 @pytest.mark.parametrize('end', ['<think>', '<think>\n', '\n<think>\n\n'])
 @pytest.mark.parametrize('rendering', ['template', 'plain'])
-def test_a_prompt_that_opens_the_thought(end, rendering, make_chat, templates):
+def test_generation_prompt_with_think_opens_it_once(
+  end, rendering, make_chat, templates
+):
   new = f"assistant\n{end}' }}}}"
   template = chatml(templates, "assistant\n' }}", new)
   bridge = make_chat('qwen3', template, rendering=rendering)
@@ -203,7 +165,9 @@ def test_a_prompt_that_opens_the_thought(end, rendering, make_chat, templates):
   assert shown.count('<think>') == later.count('<think>') == 1
 
 
-def test_a_template_that_opens_every_thought(make_chat, templates):
+def test_template_with_think_before_responses_opens_it_once(
+  make_chat, templates
+):
   opened = "(('<think>\n' if m.role == 'assistant' else '') + m.content)"
   template = chatml(templates, 'm.content', opened)
   template = template.replace("assistant\n' }}", "assistant\n<think>\n' }}")
@@ -224,25 +188,9 @@ def test_a_template_that_opens_every_thought(make_chat, templates):
     "date_string if date_string is defined else strftime_now('%d %b %Y')",
   ],
 )
-def test_the_date_is_always_the_same(date, make_chat, templates):
+def test_date_in_a_template_is_fixed(date, make_chat, templates):
   """A run that goes on tomorrow equals one that was never stopped."""
   template = f'Today: {{{{ {date} }}}}. {templates["chatml"]}'
   bridge = make_chat('qwen3', template)
   shown = bridge.text(bridge.opening('Rules', 'one')[0])
   assert shown.startswith('Today: 26 Jul 2024. <|im_start|>system')
-
-
-@pytest.mark.parametrize('front', ['', '\n', '  {%- if 1 %} {% endif %}', ' x'])
-def test_more_forms_of_the_date(front, make_chat, templates):
-  """The pinned day changes nothing else, white space of the template least."""
-  day = 'Friday 26 July, 2024-07-26 00:00'
-  fixed = f"{front}{{{{ '{day}' }}}}\n  {{% if 1 %}}\n{templates['chatml']}"
-  fixed += '{% endif %}'
-  asking = fixed.replace(
-    f"{{{{ '{day}' }}}}",
-    "{% macro day() %}{{ strftime_now('%A %-d %B, %Y-%m-%d %H:%M') }}"
-    '{% endmacro %}{{ day() if strftime_now is defined }}',
-  )
-  one, two = make_chat('qwen3', fixed), make_chat('qwen3', asking)
-  assert one.opening('Rules', 'one') == two.opening('Rules', 'one')
-  assert 'Friday 26' in two.text(two.opening('Rules', 'one')[0])
