@@ -57,8 +57,7 @@ def shortest_path(
     most: number of nodes after which the search is given up.
 
   Returns:
-    Actions of a shortest path, empty if `start` is a goal; None without a path,
-    or if none was found in time.
+    Its actions; None without a path, or if none was found in time.
   """
   if is_goal(start):
     return []

@@ -222,14 +222,7 @@ def solve(state: State, *, most: int | None = None) -> list[str] | None:
   """Find a shortest solution by breadth-first search over all states.
 
   A room of 4 x 4 floor cells has 240 states with one box, 1,680 with two.
-
-  Args:
-    state: the state.
-    most: states after which the search is given up.
-
-  Returns:
-    Canonical action names, empty if it is solved already; None if there is no
-    solution, or none was found within `most` states.
+  None if there is no solution, or if none was found within `most` states.
   """
 
   def successors(state):

@@ -61,13 +61,8 @@ def generate(
 ) -> Level:
   """Generate a room that can be solved and is not solved yet.
 
-  Args:
-    seed: fixes the room, at least 0.
-    rows: height with the border.
-    cols: width with the border.
-    boxes: number of boxes and of targets.
-    search_depth: longest reverse play, in moves.
-    walk_steps: steps of the walk that digs the floor.
+  `search_depth` is the longest reverse play in moves, `walk_steps` the steps
+  of the walk that digs the floor; rows and columns include the border.
 
   Raises:
     RuntimeError: no room found; there is too little floor for the boxes.

@@ -46,10 +46,7 @@ class Puzzle:
 def generate(rng: np.random.Generator, *, size: int, blanks: int) -> Puzzle:
   """Draw a board; its solution is the grid it was made from.
 
-  Args:
-    rng: random numbers; advanced.
-    size: 4 or 9.
-    blanks: cells to blank, at most size * size.
+  `size` is 4 or 9; at most size * size cells are blanked.
   """
   solution = next(completions((0,) * size**2, rng))
   blanked = set(rng.choice(size**2, size=blanks, replace=False).tolist())
@@ -122,9 +119,7 @@ def completions(
 ) -> Iterator[Cells]:
   """Yield the completions of a board, each once.
 
-  Args:
-    cells: the board.
-    rng: draws the order in which numbers are tried; None for ascending.
+  `rng` draws the order in which numbers are tried; None is ascending.
 
   Raises:
     TooHard: the search takes too many steps.

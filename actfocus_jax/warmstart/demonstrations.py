@@ -151,13 +151,7 @@ def train_tokenizer(
   """Train a tokenizer on the conversations of environments and players.
 
   The conversations are first encoded as plain bytes, by the same renderer;
-  token limits are not applied.
-
-  Args:
-    cast: games and their players.
-    seeds: seeds of the conversations.
-    vocab_size: upper limit.
-    pool: pool that runs the environments; by default this thread does.
+  token limits are not applied. `vocab_size` is an upper limit.
   """
   in_bytes = Chat(tokenizer_lib.train([]))
   roomy = []

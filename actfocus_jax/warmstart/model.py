@@ -124,10 +124,6 @@ def tokenizer(plan: WarmStart):
 def make(plan: WarmStart, directory: pathlib.Path):
   """Play, train and write; the directory stays empty until all is done.
 
-  Args:
-    plan: plan of the warm start.
-    directory: new or empty directory.
-
   Raises:
     UsageError: the limits are too tight, or the environment fails.
     Stopped: SIGINT or SIGTERM arrived.

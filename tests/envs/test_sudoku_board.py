@@ -160,16 +160,6 @@ def test_parse_reads_digits_and_dots(text):
   assert puzzle.solution == cells_of('1234 3412 2143 4321')
 
 
-def test_parse_keeps_a_given_solution():
-  # Four solutions: the board alone does not say which.
-  board = '1234 3412 0000 0000'
-  solutions = [tuple(grid.tolist()) for grid in agreeing(cells_of(board))]
-  assert len(solutions) == 4
-  for solution in solutions:
-    text = f'{board}/{"".join(map(str, solution))}'
-    assert sudoku_board.parse(text, 4).solution == solution
-
-
 BAD_BOARDS = {
   '120034102143432': 'a 4x4 board has 16 cells, got 15',
   EASY.replace('4', '5'): r"unknown symbols \['5'\]; .* has 0 to 4 and \.",

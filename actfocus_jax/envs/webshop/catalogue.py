@@ -80,10 +80,7 @@ class Files:
 def find(directory: str, *, human: bool, full: bool = False) -> Files:
   """Find the public files; the 1,000-product set goes before the full one.
 
-  Args:
-    directory: directory of the files.
-    human: True if the human instructions are needed.
-    full: take the full files even if the small ones are there.
+  With `full` the full files are taken even if the small ones are there.
 
   Raises:
     ValueError: no directory, or a file is missing.
@@ -223,11 +220,7 @@ def read_products(
   """Yield the products in the order of the file, cleaned.
 
   Of several products with one ASIN all come; the first of them counts.
-
-  Args:
-    files: the public files.
-    notes_of: gives the notes on an ASIN, or an empty mapping.
-    on_read: called with the bytes read so far, now and then.
+  `notes_of` gives the notes on an ASIN, `on_read` gets the bytes read so far.
 
   Raises:
     ValueError: the file is broken, or holds something else.

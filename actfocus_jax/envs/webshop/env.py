@@ -63,8 +63,9 @@ class WebShop:
   ):
     """Open a shop, which is kept for all environments of the process.
 
-    configs/README.md explains the fields. `progress` is called with the
-    progress of building a shop on disk; None draws a bar on stderr.
+    configs/README.md explains the fields. The 1,000-product set is read into
+    memory; the full files are made into a shop on disk once, with `progress`
+    called meanwhile (None draws a bar on stderr).
 
     Raises:
       ValueError: a value out of range; files or libraries are missing.
@@ -115,11 +116,7 @@ class WebShop:
     return state, self.render(state)
 
   def load(self, board: str, *, seed: int = 0) -> tuple[State, str]:
-    """Take a goal by its number.
-
-    Args:
-      board: a number below `goal_count`, in digits.
-      seed: unused; a shop has no noise.
+    """Take a goal by its number, in digits and below `goal_count`.
 
     Raises:
       ValueError: no such number.

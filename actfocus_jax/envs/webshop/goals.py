@@ -150,11 +150,7 @@ class Schedule:
   """
 
   def __init__(self, goal: Callable[[int], Goal], count: int):
-    """Split the goals.
-
-    Args:
-      goal: number -> goal.
-      count: number of goals; a third, at most 500, is for evaluation.
+    """Split `count` goals, of which a third, at most 500, is for evaluation.
 
     Raises:
       ValueError: too few goals to split.

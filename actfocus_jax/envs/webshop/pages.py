@@ -23,13 +23,8 @@ Chosen = tuple[tuple[str, str], ...]
 class State:
   """Position of the customer in the shop.
 
-  Attributes:
-    goal: number of the goal.
-    page: 'search', 'results', 'item', one of `SUB_PAGES`, or 'done'.
-    query: keywords of the last search.
-    number: number of the page of results, from 1.
-    asin: id of the product on the page, or of the one bought.
-    chosen: options chosen for the product, (name, value).
+  `page` is 'search', 'results', 'item', one of `SUB_PAGES`, or 'done'; `number`
+  counts pages of results from 1; `asin` is the product on the page or bought.
   """
 
   goal: int

@@ -79,16 +79,7 @@ def open_shop(
   products: int,
   progress: Callable[[str, float], None],
 ) -> Shop:
-  """Open a shop, once per process.
-
-  Args:
-    data: directory of the public files; '' for the built-in shop.
-    human: use the human instructions as goals.
-    index: directory of the shop on disk that is made of the full files; ''
-      for one beside them, where the small files are missing.
-    shop_seed: fixes the built-in shop.
-    products: number of products of the built-in shop.
-    progress: called with the progress of building a shop on disk.
+  """Open a shop, once per process; the arguments are those of `WebShop`.
 
   Raises:
     ValueError: files or libraries are missing, or something does not fit.
