@@ -1,10 +1,8 @@
 """Environments of the user's own, mixtures and failures, in whole runs."""
 
 import json
-import os
 import pathlib
 import re
-import subprocess
 import sys
 import textwrap
 import types
@@ -50,13 +48,6 @@ class Closed(Guess):
       time.sleep(60)
     return super().reset(seed)
 
-
-class Stepless(Guess):
-  step = None
-
-
-class Silent:
-  """A player without the method `respond`."""
 '''
 
 
@@ -79,19 +70,6 @@ def own(tmp_path_factory):
   sys.path.insert(0, str(folder))
   yield folder
   sys.path.remove(str(folder))
-
-
-def command(module, *arguments, folder, **kwargs):
-  return subprocess.run(
-    [sys.executable, '-m', f'actfocus_jax.{module}', *arguments],
-    cwd=ROOT,
-    env={**os.environ, 'PYTHONPATH': str(folder)},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-    **kwargs,
-  )
 
 
 def test_example_of_the_page_plays_as_it_says(own):
@@ -197,18 +175,6 @@ def test_run_stops_if_every_episode_of_a_step_fails():
     report(lost, lost)
 
 
-def test_play_by_hand_prints_the_prompts_of_the_model(own):
-  done = command(
-    'play', '--env=guessing:Guess', '--seed=3', folder=own, input='9\n1 || 2\n'
-  )
-  assert done.returncode == 0, done.stderr
-  assert '<|im_start|>system\nGuess a number from 1 to 9.' in done.stdout
-  assert 'Actions left: 10\n' in done.stdout
-  assert done.stdout.count('<|im_start|>assistant\n<think>') == 3
-  assert "read: ['1', '2'], 2 run, reward 0" in done.stdout
-  assert 'left after 2 turns' in done.stdout
-
-
 @pytest.mark.parametrize('threads', [0, 2])
 def test_first_prompts_are_checked_where_resets_may_fail(threads):
   """One board that can be reset is enough to measure the first prompt."""
@@ -238,17 +204,12 @@ def test_first_prompts_are_checked_where_resets_may_fail(threads):
       check()
 
 
-def shop_config(prompts):
-  c = schema.defaults('webshop')
-  c.env.options.products = 10
-  c.eval.prompts = prompts
-  return c
-
-
 def test_evaluation_of_more_goals_than_the_shop_has_is_refused():
   """10 products give 61 goals, of which a third is for evaluation."""
-  (game,) = build.games(shop_config(20))
-  first = schema.defaults().eval.first_seed
+  c = schema.defaults('webshop')
+  c.env.options.products, c.eval.prompts = 10, 20
+  (game,) = build.games(c)
+  first, c.eval.prompts = c.eval.first_seed, 21
   goals = {game.env.reset(seed)[0].goal for seed in range(first, first + 21)}
   assert len(goals) == game.env.evaluation_boards == 20
   sentence = (
@@ -256,25 +217,4 @@ def test_evaluation_of_more_goals_than_the_shop_has_is_refused():
     r'different boards for evaluation; allowed: 1 to 20\.'
   )
   with pytest.raises(ValueError, match=sentence):
-    build.games(shop_config(21))
-
-
-@pytest.mark.parametrize(
-  ('env', 'player', 'words'),
-  [
-    (
-      'brittle:Stepless',
-      'random',
-      'env.name .*Stepless.* has no method `step`',
-    ),
-    ('guessing:Guess', 'brittle:Silent', 'player.name .* no method `respond`'),
-    ('guessing:Guess', 'grandmaster', "player.name is 'grandmaster'; allowed"),
-  ],
-)
-def test_unusable_environment_or_player_is_refused(own, env, player, words):
-  c = schema.defaults(env)
-  c.player.name = player
-  (section,) = schema.sections(c)
-  with pytest.raises(ValueError, match=words):
-    build.environment(c, section)
-    build.player(section)
+    build.games(c)

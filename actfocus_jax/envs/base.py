@@ -108,8 +108,7 @@ class TurnResult:
 
 def find_action(actions: Sequence[str], name: str) -> str | None:
   """Return the canonical spelling of a name, or None if it is unknown."""
-  folded = name.lower()
-  return next((known for known in actions if known.lower() == folded), None)
+  return next((a for a in actions if a.lower() == name.lower()), None)
 
 
 def require_action(actions: Sequence[str], name: str) -> str:
@@ -121,14 +120,7 @@ def require_action(actions: Sequence[str], name: str) -> str:
 
 
 def reset(env: Environment, seed: int) -> tuple[State, str]:
-  """Reset an environment and check the result.
-
-  Args:
-    env: the environment.
-    seed: seed of the state, at least 0.
-
-  Returns:
-    The state and its text.
+  """Reset an environment.
 
   Raises:
     ValueError: the result is not a state and a text.
@@ -173,7 +165,10 @@ def play_turn(
       f'budget and max_actions must be >= 1, got {budget} and {max_actions}'
     )
   names = list(answer or ())[: min(budget, max_actions)]
-  known = _known_actions(env, names)
+  known = names
+  if env.actions:  # Without a table the environment judges the strings.
+    found = (find_action(env.actions, name) for name in names)
+    known = [action for action in found if action is not None]
   is_bad_format = not known or len(known) < len(names)
   state, steps = _run(env, state, known)
   return state, TurnResult(
@@ -194,13 +189,6 @@ def play_turn(
   )
 
 
-def _known_actions(env: Environment, names: Sequence[str]) -> list[str]:
-  if not env.actions:  # no table of names: the environment judges the strings
-    return list(names)
-  found = (find_action(env.actions, name) for name in names)
-  return [action for action in found if action is not None]
-
-
 def _run(
   env: Environment, state: State, actions: Sequence[str]
 ) -> tuple[State, list[Step]]:
@@ -217,8 +205,8 @@ def _run(
 
 
 def _check_pair(method: str, wanted: str, given):
-  if not isinstance(given, (tuple, list)) or len(given) != 2:
-    is_sequence = isinstance(given, (tuple, list))
+  is_sequence = isinstance(given, (tuple, list))
+  if not is_sequence or len(given) != 2:
     found = f'{len(given)} values' if is_sequence else type(given).__name__
     raise ValueError(f'{method} returned {found}; allowed: {wanted}.')
 

@@ -31,16 +31,10 @@ class Written(NamedTuple):
 class OnBoards:
   """An environment whose boards come from a file.
 
-  Every fourth board is held out; the seeds of evaluation give these in order.
-  All other seeds go through the rest in order, so a run on this environment
-  alone takes each board once before any is repeated. Repeated boards of the
-  file count once. Other attributes are those of the environment.
-
-  Attributes:
-    env: the environment; it has `load(board, seed=...)`.
-    train: boards of all seeds but those of evaluation.
-    test: boards of evaluation.
-    held_out: seeds of evaluation.
+  Every fourth board is held out (`test`); the seeds of evaluation (`held_out`)
+  give these in order. All other seeds go through the rest (`train`) in order: a
+  run on this environment alone takes each board once before any is repeated.
+  Repeated boards of the file count once. All other members are those of `env`.
   """
 
   env: base.Environment
@@ -58,7 +52,7 @@ class OnBoards:
     held_out: range,
     few: bool = False,
   ) -> 'OnBoards':
-    """Read and checks every board.
+    """Read a file and check every board.
 
     Args:
       env: the environment. Boards for which its `is_solved(state)` or
@@ -68,9 +62,6 @@ class OnBoards:
       held_out: seeds of evaluation.
       few: accept any number of boards. Then several seeds of evaluation share
         one, and share it with training if no board is held out.
-
-    Returns:
-      The environment.
 
     Raises:
       ValueError: the file cannot be read, an entry is not a board, or there
@@ -100,16 +91,6 @@ class OnBoards:
       )
     return cls(env, train, test, held_out)
 
-  @property
-  def instructions(self) -> str:
-    """Instructions of the environment."""
-    return self.env.instructions
-
-  @property
-  def actions(self) -> tuple[str, ...]:
-    """Action names of the environment."""
-    return self.env.actions
-
   def __getattr__(self, name: str):
     if name == 'env' or name.startswith('__'):  # Not set while unpickled.
       raise AttributeError(name)
@@ -123,26 +104,17 @@ class OnBoards:
       board = self.train[seed % len(self.train)]
     return self.env.load(board, seed=seed)
 
-  def step(
-    self, state: base.State, action: str
-  ) -> tuple[base.State, base.Step]:
-    """Run one action of the environment."""
-    return self.env.step(state, action)
-
 
 def split(
   text: str, *, lines: bool | Callable[[Sequence[str]], bool] = False
 ) -> list[Written]:
-  """Cut a file into boards.
+  """Cut the text of a file into boards.
 
   Args:
     text: text of the file.
     lines: True if every line is a board, or a function (lines between two blank
       ones) -> bool. Otherwise blank lines and lines that begin with `;`
       separate the boards.
-
-  Returns:
-    The boards.
   """
   boards, block = [], []
   for number, line in enumerate([*text.splitlines(), ''], 1):
@@ -161,14 +133,6 @@ def split(
 def _different(env, written: Sequence[Written], file: str) -> list[str]:
   """Return the boards that differ in the text that the model would see.
 
-  Args:
-    env: the environment.
-    written: the boards as they stand in the file.
-    file: beginning of a sentence on the file.
-
-  Returns:
-    Their texts in the file.
-
   Raises:
     ValueError: an entry is not a board, is solved or cannot be solved.
   """
@@ -180,8 +144,10 @@ def _different(env, written: Sequence[Written], file: str) -> list[str]:
       if not isinstance(seen, str):
         raise TypeError(f'`load` gave {type(seen).__name__} as its text')
       is_new = seen not in found
-      is_solved = is_new and getattr(env, 'is_solved', _no)(state)
-      is_unsolvable = is_new and getattr(env, 'is_unsolvable', _no)(state)
+      is_solved, is_unsolvable = (
+        is_new and hasattr(env, name) and getattr(env, name)(state)
+        for name in ('is_solved', 'is_unsolvable')
+      )
     except ValueError as error:
       reason = ' '.join(str(error).split())
       raise ValueError(
@@ -201,8 +167,3 @@ def _different(env, written: Sequence[Written], file: str) -> list[str]:
       )
     found.setdefault(seen, board)
   return [*found.values()]
-
-
-def _no(state: base.State) -> bool:
-  del state
-  return False

@@ -48,10 +48,6 @@ class Lake:
   goal: grid.Cell
   holes: frozenset[grid.Cell]
 
-  def contains(self, cell: grid.Cell) -> bool:
-    """Return whether a cell lies inside the grid."""
-    return 0 <= cell[0] < self.rows and 0 <= cell[1] < self.cols
-
 
 @dataclasses.dataclass(frozen=True)
 class State:
@@ -76,17 +72,7 @@ class FrozenLake:
     success_probability: float = 0.8,
     instructions: str | None = None,
   ):
-    """Fix the kind of lake.
-
-    Args:
-      size: rows and columns, one number for both or a pair.
-      frozen_probability: probability of each tile to be ice, in (0, 1].
-      success_probability: probability of the intended direction, in [0, 1].
-      instructions: text for the model; None for this module's own.
-
-    Raises:
-      ValueError: a value out of range.
-    """
+    """Fix the kind of lake; configs/README.md explains the fields."""
     rows, cols = (size, size) if isinstance(size, int) else size
     if min(rows, cols) < 1 or rows * cols < 2:
       raise ValueError(f'size needs at least two cells, got {size}')
@@ -108,12 +94,6 @@ class FrozenLake:
   def reset(self, seed: int) -> tuple[State, str]:
     """Draw a lake whose goal can be reached.
 
-    Args:
-      seed: fixes the lake and the ice, at least 0.
-
-    Returns:
-      The state and its text.
-
     Raises:
       RuntimeError: no such lake found; frozen_probability is too small.
     """
@@ -134,9 +114,6 @@ class FrozenLake:
     Args:
       board: rows of S (start), F (ice), H (hole) and G (goal).
       seed: fixes the ice.
-
-    Returns:
-      The state and its text.
 
     Raises:
       ValueError: not a rectangle of these letters with one S and one G.
@@ -176,21 +153,11 @@ class FrozenLake:
     ]
 
   def step(self, state: State, action: str) -> tuple[State, base.Step]:
-    """Run one action. A state that is done stays as it is, with reward 0.
-
-    Args:
-      state: the state.
-      action: one of `actions`, in any case.
-
-    Returns:
-      The next state and the result.
-
-    Raises:
-      ValueError: unknown action.
-    """
+    """Run one action. A state that is done stays as it is, with reward 0."""
     outcomes = self.transitions(state, action)
     was_done = is_done(state)
-    player = state.player if was_done else _pick(outcomes, _noise(state))
+    rng = _generator(state.seed, 1, state.actions_taken)
+    player = state.player if was_done else _pick(outcomes, rng.random())
     following = dataclasses.replace(
       state, player=player, actions_taken=state.actions_taken + 1
     )
@@ -206,12 +173,14 @@ class FrozenLake:
   def render(self, state: State) -> str:
     """Write the coordinates, then the map; no trailing blanks."""
     lake = state.lake
+    place = ' on goal' if state.player == lake.goal else ''
+    place = ' in hole' if state.player in lake.holes else place
     lines = [
       'Coordinates:',
       f'Board size: {lake.rows} rows x {lake.cols} cols (zero-indexed).',
       f'Start: {lake.start}',
       f'Goal: {lake.goal}',
-      f'{_player_label(state)}: {state.player}',
+      f'Player{place}: {state.player}',
     ]
     if lake.holes:
       holes = ', '.join(str(cell) for cell in sorted(lake.holes))
@@ -238,18 +207,15 @@ def is_done(state: State) -> bool:
 
 def slide(lake: Lake, cell: grid.Cell, action: str) -> grid.Cell:
   """Return the cell where a move ends if the ice does not turn it."""
-  following = grid.neighbour(cell, action)
-  return following if lake.contains(following) else cell
+  row, col = grid.neighbour(cell, action)
+  is_inside = 0 <= row < lake.rows and 0 <= col < lake.cols
+  return (row, col) if is_inside else cell
 
 
 def shortest_path(state: State) -> list[str] | None:
   """Return the fewest actions to the goal around all holes, on firm ice.
 
-  Args:
-    state: the state; the player may stand anywhere.
-
-  Returns:
-    Canonical action names, or None if the goal cannot be reached.
+  None if the goal cannot be reached. The player may stand anywhere.
   """
   lake = state.lake
 
@@ -270,10 +236,6 @@ def _generator(seed: int, *stream: int) -> np.random.Generator:
   return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=stream))
 
 
-def _noise(state: State) -> float:
-  return _generator(state.seed, 1, state.actions_taken).random()
-
-
 def _pick(outcomes: list[tuple[float, grid.Cell]], uniform: float) -> grid.Cell:
   for probability, cell in outcomes:
     if uniform < probability:
@@ -281,12 +243,6 @@ def _pick(outcomes: list[tuple[float, grid.Cell]], uniform: float) -> grid.Cell:
     uniform -= probability
   # The probabilities add up to 1 only up to rounding.
   return outcomes[-1][1]
-
-
-def _player_label(state: State) -> str:
-  if state.player == state.lake.goal:
-    return 'Player on goal'
-  return 'Player in hole' if state.player in state.lake.holes else 'Player'
 
 
 def _symbol(state: State, cell: grid.Cell) -> str:

@@ -21,14 +21,7 @@ def distance(a: Cell, b: Cell) -> int:
 
 
 def parse(board: str, symbols: str) -> dict[Cell, str]:
-  """Read a board: rows of symbols without blanks, one row per line.
-
-  Args:
-    board: the rows; white space around them is ignored.
-    symbols: the symbols that may stand in a cell.
-
-  Returns:
-    Symbol of each cell, row by row.
+  """Read a board, one row of symbols per line; return the symbol of each cell.
 
   Raises:
     ValueError: no rows, rows of unequal length, or an unknown symbol.
@@ -64,8 +57,7 @@ def shortest_path(
     most: number of nodes after which the search is given up.
 
   Returns:
-    Actions of a shortest path, empty if `start` is a goal; None without a path,
-    or if none was found in time.
+    Its actions; None without a path, or if none was found in time.
   """
   if is_goal(start):
     return []
@@ -78,14 +70,10 @@ def shortest_path(
         continue
       came_from[following] = (node, action)
       if is_goal(following):
-        return _trace(came_from, following)
+        actions = []
+        while came_from[following] is not None:
+          following, action = came_from[following]
+          actions.append(action)
+        return actions[::-1]
       queue.append(following)
   return None
-
-
-def _trace(came_from: dict, node: Hashable) -> list[str]:
-  actions = []
-  while came_from[node] is not None:
-    node, action = came_from[node]
-    actions.append(action)
-  return actions[::-1]

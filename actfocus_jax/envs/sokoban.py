@@ -12,7 +12,6 @@ One step:
 
 import dataclasses
 import math
-from collections.abc import Iterator
 
 from actfocus_jax.envs import base, grid, sokoban_generator
 
@@ -21,6 +20,10 @@ STEP_REWARD = -0.1
 BOX_REWARD = 1.0
 SOLVED_REWARD = 10.0
 _SEARCHED = 1_000  # states of a room that is small enough to be searched
+
+_SYMBOLS = '#_O√XPS'
+_PUBLIC = frozenset('-.$*@+')
+_TRANSLATION = str.maketrans(' -.$*@+', '__OX√PS')
 
 _INSTRUCTIONS = """\
 You play Sokoban. Push every box onto a target.
@@ -67,19 +70,7 @@ class Sokoban:
     walk_steps: int = 20,
     instructions: str | None = None,
   ):
-    """Fix the kind of room.
-
-    Args:
-      rows: height with the border walls, at least 3.
-      cols: width with the border walls, at least 3.
-      boxes: number of boxes and targets, at least 1.
-      search_depth: longest reverse play of the generator, in moves.
-      walk_steps: steps of the walk that digs the floor.
-      instructions: text for the model; None for this module's own.
-
-    Raises:
-      ValueError: a value out of range, or boxes that cannot fit.
-    """
+    """Fix the kind of room; configs/README.md explains the fields."""
     if min(rows, cols) < 3:
       raise ValueError(f'rows and cols must be >= 3, got {rows} and {cols}')
     if min(boxes, search_depth, walk_steps) < 1:
@@ -90,30 +81,23 @@ class Sokoban:
     # Boxes off their targets, the targets, and the player: all on floor.
     if (rows - 2) * (cols - 2) < 2 * boxes + 1:
       raise ValueError(f'{boxes} boxes do not fit into {rows} x {cols} cells')
-    self.rows, self.cols, self.boxes = rows, cols, boxes
-    self.search_depth, self.walk_steps = search_depth, walk_steps
+    self.rows, self.cols = rows, cols
+    self._kind = dict(
+      rows=rows,
+      cols=cols,
+      boxes=boxes,
+      search_depth=search_depth,
+      walk_steps=walk_steps,
+    )
     self.instructions = _INSTRUCTIONS if instructions is None else instructions
 
   def reset(self, seed: int) -> tuple[State, str]:
     """Generate a room that can be solved.
 
-    Args:
-      seed: fixes the room, at least 0.
-
-    Returns:
-      The state and its text.
-
     Raises:
       RuntimeError: no such room found; it is too small for its boxes.
     """
-    level = sokoban_generator.generate(
-      seed,
-      rows=self.rows,
-      cols=self.cols,
-      boxes=self.boxes,
-      search_depth=self.search_depth,
-      walk_steps=self.walk_steps,
-    )
+    level = sokoban_generator.generate(seed, **self._kind)
     room = Room(self.rows, self.cols, level.floor, frozenset(level.targets))
     state = State(room, level.player, frozenset(level.boxes))
     return state, self.render(state)
@@ -128,9 +112,6 @@ class Sokoban:
         on target), @ (player), + (player on target), where blanks outside of
         the walls are walls and rows may be of several lengths.
       seed: unused; a room has no noise.
-
-    Returns:
-      The state and its text.
 
     Raises:
       ValueError: not a rectangle of these symbols with one player, at least one
@@ -165,22 +146,19 @@ class Sokoban:
     return is_solved(state)
 
   def is_unsolvable(self, state: State) -> bool:
-    """Return whether a short search proves that there is no solution."""
-    return is_unsolvable(state)
+    """Return whether a short search proves that there is no solution.
+
+    True if a box could not be pushed onto any target even if it were alone, or
+    if the room has few states and none of them is solved. False leaves it open.
+    """
+    if not state.boxes <= _within_reach(state.room):
+      return True
+    cells, boxes = len(state.room.floor), len(state.boxes)
+    is_small = cells * math.comb(cells, boxes) <= _SEARCHED
+    return is_small and solve(state) is None
 
   def step(self, state: State, action: str) -> tuple[State, base.Step]:
-    """Run one action.
-
-    Args:
-      state: the state.
-      action: one of `actions`, in any case.
-
-    Returns:
-      The next state and the result; info has `boxes_on_targets`.
-
-    Raises:
-      ValueError: unknown action.
-    """
+    """Run one action; the info has `boxes_on_targets`."""
     following = push(state, base.require_action(ACTIONS, action))
     before, after = boxes_on_targets(state), boxes_on_targets(following)
     solved = is_solved(following)
@@ -223,11 +201,6 @@ def boxes_on_targets(state: State) -> int:
   return len(state.boxes & state.room.targets)
 
 
-_SYMBOLS = '#_O√XPS'
-_PUBLIC = frozenset('-.$*@+')
-_TRANSLATION = str.maketrans(' -.$*@+', '__OX√PS')
-
-
 def _from_public(board: str) -> str:
   """Translate a room from the symbols of public level files."""
   rows = [line.rstrip() for line in board.splitlines() if line.strip()]
@@ -249,33 +222,13 @@ def solve(state: State, *, most: int | None = None) -> list[str] | None:
   """Find a shortest solution by breadth-first search over all states.
 
   A room of 4 x 4 floor cells has 240 states with one box, 1,680 with two.
-
-  Args:
-    state: the state.
-    most: states after which the search is given up.
-
-  Returns:
-    Canonical action names, empty if it is solved already; None if there is no
-    solution, or none was found within `most` states.
+  None if there is no solution, or if none was found within `most` states.
   """
-  return grid.shortest_path(state, _successors, is_solved, most)
 
+  def successors(state):
+    return ((action, push(state, action)) for action in ACTIONS)
 
-def is_unsolvable(state: State) -> bool:
-  """Return whether a short search proves that a room has no solution.
-
-  Args:
-    state: the state.
-
-  Returns:
-    True if a box could not be pushed onto any target even if it were alone, or
-    if the room has few states and none of them is solved. False leaves it open.
-  """
-  if not state.boxes <= _within_reach(state.room):
-    return True
-  cells, boxes = len(state.room.floor), len(state.boxes)
-  is_small = cells * math.comb(cells, boxes) <= _SEARCHED
-  return is_small and solve(state) is None
+  return grid.shortest_path(state, successors, is_solved, most)
 
 
 def _within_reach(room: Room) -> set[grid.Cell]:
@@ -290,10 +243,6 @@ def _within_reach(room: Room) -> set[grid.Cell]:
         found.add(before)
         queue.append(before)
   return found
-
-
-def _successors(state: State) -> Iterator[tuple[str, State]]:
-  return ((action, push(state, action)) for action in ACTIONS)
 
 
 def _symbol(state: State, cell: grid.Cell) -> str:

@@ -21,20 +21,13 @@ import numpy as np
 from actfocus_jax.envs import grid
 
 _TURN_PROBABILITY = 0.35
-_MASKS = tuple(
-  tuple(
-    (row - 1, col - 1)
-    for row, line in enumerate(mask.split())
-    for col, symbol in enumerate(line)
-    if symbol == '1'
-  )
-  for mask in (
-    '000 111 000',
-    '010 010 010',
-    '000 110 010',
-    '000 110 110',
-    '000 011 010',
-  )
+# Cells of each mask, (row, column) from its middle.
+_MASKS = (
+  ((0, -1), (0, 0), (0, 1)),
+  ((-1, 0), (0, 0), (1, 0)),
+  ((0, -1), (0, 0), (1, 0)),
+  ((0, -1), (0, 0), (1, -1), (1, 0)),
+  ((0, 0), (0, 1), (1, 0)),
 )
 # The closing walk is likelier where the box is only one push from its target.
 _WALK_PROBABILITY = 0.5
@@ -68,16 +61,8 @@ def generate(
 ) -> Level:
   """Generate a room that can be solved and is not solved yet.
 
-  Args:
-    seed: fixes the room, at least 0.
-    rows: height with the border.
-    cols: width with the border.
-    boxes: number of boxes and of targets.
-    search_depth: longest reverse play, in moves.
-    walk_steps: steps of the walk that digs the floor.
-
-  Returns:
-    The room.
+  `search_depth` is the longest reverse play in moves, `walk_steps` the steps
+  of the walk that digs the floor; rows and columns include the border.
 
   Raises:
     RuntimeError: no room found; there is too little floor for the boxes.
@@ -126,15 +111,15 @@ def _draw_cells(
 
 def _play_backwards(start: Level, search_depth: int) -> Level:
   best, best_score = start, 0
-  seen = set()
-  stack = [(start, search_depth)]
+  seen, stack = set(), [(start, search_depth)]
   while stack and len(seen) < _MAX_STATES:
     level, depth = stack.pop()
     if (level.player, level.boxes) in seen:
       continue
     seen.add((level.player, level.boxes))
     score = _displacement(level)
-    if score > best_score and _targets_are_free(level):
+    on_targets = {level.player, *level.boxes} & set(level.targets)
+    if score > best_score and not on_targets:
       best, best_score = level, score
     if depth > 0:
       # Reversed, so that the first action is the first to be popped.
@@ -156,10 +141,6 @@ def _pulls(level: Level) -> Iterator[Level]:
 def _displacement(level: Level) -> int:
   pairs = zip(level.boxes, level.targets, strict=True)
   return sum(grid.distance(box, target) for box, target in pairs)
-
-
-def _targets_are_free(level: Level) -> bool:
-  return not {level.player, *level.boxes} & set(level.targets)
 
 
 def _walk_away(rng: np.random.Generator, level: Level) -> Level:

@@ -64,14 +64,7 @@ _REFILL = 'You may change a cell that you filled, which gives {}.'
 
 @dataclasses.dataclass(frozen=True)
 class State:
-  """The board, the number of actions taken, and feedback on the last one.
-
-  Attributes:
-    puzzle: the given numbers and the stored solution.
-    cells: the numbers row by row, 0 for empty.
-    steps: actions taken, valid or not.
-    feedback: a sentence on the last action, empty before the first.
-  """
+  """The board, the number of actions taken, and feedback on the last one."""
 
   puzzle: sudoku_board.Puzzle
   cells: sudoku_board.Cells
@@ -93,21 +86,7 @@ class Sudoku:
     allow_refill_reward: bool = False,
     instructions: str | None = None,
   ):
-    """Fix the kind of board.
-
-    Args:
-      size: rows, columns and numbers, 4 or 9.
-      blanks: empty cells of a generated board, 1 to size * size. In 4x4 boards
-        6 are easy, 8 medium and 9 hard.
-      max_steps: actions in an episode, valid or not, at least 1. A board with
-        more empty cells cannot be solved.
-      allow_refill_reward: whether another valid number in a cell that was
-        filled before is paid again, which can be farmed.
-      instructions: text for the model; None for this module's own.
-
-    Raises:
-      ValueError: a value out of range.
-    """
+    """Fix the kind of board; configs/README.md explains the fields."""
     if size not in sudoku_board.BOX_SIZES:
       raise ValueError(f'size must be 4 or 9, got {size}')
     if not 1 <= blanks <= size**2:
@@ -122,14 +101,7 @@ class Sudoku:
     self.instructions = default if instructions is None else instructions
 
   def reset(self, seed: int) -> tuple[State, str]:
-    """Draw a board that can be solved.
-
-    Args:
-      seed: fixes the board, at least 0.
-
-    Returns:
-      The state and its text.
-    """
+    """Draw a board that can be solved."""
     sequence = np.random.SeedSequence(seed, spawn_key=(0,))
     puzzle = sudoku_board.generate(
       np.random.default_rng(sequence), size=self.size, blanks=self.blanks
@@ -140,16 +112,8 @@ class Sudoku:
     """Read a board of this environment's size, with any number of blanks.
 
     Args:
-      board: digits row by row, 0 or . for an empty cell, white space anywhere;
-        optionally `/` and the solution.
+      board: see `sudoku_board.parse`, which raises the ValueErrors.
       seed: unused; a board has no noise.
-
-    Returns:
-      The state and its text.
-
-    Raises:
-      ValueError: no such board, one that cannot be solved, or a solution that
-        is not one of it.
     """
     del seed
     return self._start(sudoku_board.parse(board, self.size))
@@ -157,11 +121,7 @@ class Sudoku:
   def boards_are_lines(self, lines: Sequence[str]) -> bool:
     """Return whether each line of a file is a board and not a row of one.
 
-    Args:
-      lines: lines between two blank ones; see boards.py.
-
-    Returns:
-      False for as many lines as a board has rows, with as many cells in each.
+    False for as many lines as a board has rows, with as many cells in each.
     """
     widths = {len(''.join(line.split())) for line in lines}
     return len(lines) != self.size or widths != {self.size}
@@ -173,14 +133,8 @@ class Sudoku:
   def step(self, state: State, action: str) -> tuple[State, base.Step]:
     """Run one action. A state that is done stays as it is, with reward 0.
 
-    Args:
-      state: the state.
-      action: any string.
-
-    Returns:
-      The next state and the result. Its info has `cells_placed`, the cells
-      filled by now that were not given, and `cells_correct`, those of them that
-      agree with the stored solution.
+    The info has `cells_placed`, the cells filled by now that were not given,
+    and `cells_correct`, those of them that agree with the stored solution.
     """
     following, reward = state, 0.0
     if not self._is_done(state):
@@ -233,14 +187,18 @@ class Sudoku:
   def _judge(self, state: State, action: str) -> tuple[State, float]:
     """Return the state after an action, and its reward."""
     placement = read(action)
+    state = dataclasses.replace(state, steps=state.steps + 1)
     problem = self._problem(state, placement)
     if problem:
-      return _after(state, state.cells, f'Invalid: {problem}'), INVALID_REWARD
+      feedback = f'Invalid: {problem}'
+      return dataclasses.replace(state, feedback=feedback), INVALID_REWARD
     row, col, value = placement
     index = (row - 1) * self.size + col - 1
     was_empty = not state.cells[index]
     cells = (*state.cells[:index], value, *state.cells[index + 1 :])
-    following = _after(state, cells, f'{value} placed at ({row},{col}).')
+    following = dataclasses.replace(
+      state, cells=cells, feedback=f'{value} placed at ({row},{col}).'
+    )
     reward = 0.0
     if was_empty or self.allow_refill_reward:
       is_stored = value == state.puzzle.solution[index]
@@ -254,8 +212,8 @@ class Sudoku:
   ) -> str | None:
     """Return a sentence on an invalid placement, or None if it is valid.
 
-    Of the model's own words a sentence repeats nothing but small numbers: they
-    must not come back to it as the words of the environment.
+    Of the model's own words it repeats only small numbers: they must not come
+    back to the model as the words of the environment.
     """
     if placement is None:
       return 'no placement found.'
@@ -272,18 +230,15 @@ class Sudoku:
 
 
 def read(action: str) -> tuple[int, int, int] | None:
-  """Find a placement in a string.
+  """Return row, column and number of a placement in a string, in range or not.
 
-  Args:
-    action: any string.
-
-  Returns:
-    Row, column and number, in range or not; None without a placement.
+  None without a placement.
   """
   for pattern in _PATTERNS:
     match = pattern.search(action)
     if match:
-      row, col, value = (_number(match[name]) for name in 'RCV')
+      digits = (match[name].lstrip('0')[:_DIGITS] for name in 'RCV')
+      row, col, value = (int(number or '0') for number in digits)
       return row, col, value
   return None
 
@@ -300,7 +255,7 @@ def own_cells(state: State) -> list[int]:
 
 
 def _pattern(form: str) -> re.Pattern[str]:
-  """Return a regular expression of a form, with white space around signs."""
+  """Return the regular expression of a form."""
   parts = {
     ' ': r'\s+',
     '(': r'\(\s*',
@@ -317,16 +272,6 @@ def _pattern(form: str) -> re.Pattern[str]:
 _PATTERNS = tuple(_pattern(form) for form in FORMS)
 
 
-def _number(digits: str) -> int:
-  return int(digits.lstrip('0')[:_DIGITS] or '0')
-
-
-def _after(state: State, cells: sudoku_board.Cells, feedback: str) -> State:
-  return dataclasses.replace(
-    state, cells=cells, steps=state.steps + 1, feedback=feedback
-  )
-
-
 def _rows(state: State, size: int) -> list[str]:
   """Return the lines of the grid, with rules between the boxes."""
   box = sudoku_board.BOX_SIZES[size]
@@ -336,13 +281,9 @@ def _rows(state: State, size: int) -> list[str]:
       lines.append('-' * (3 * size + 2 * (box - 1)))
     line = ''
     for col in range(size):
-      bar = '| ' if col and col % box == 0 else ''
-      line += bar + _symbol(state, row * size + col)
+      index = row * size + col
+      value = state.cells[index] or '.'
+      line += '| ' if col and col % box == 0 else ''
+      line += f'[{value}]' if state.puzzle.given[index] else f' {value} '
     lines.append(line.rstrip())
   return lines
-
-
-def _symbol(state: State, index: int) -> str:
-  if state.puzzle.given[index]:
-    return f'[{state.cells[index]}]'
-  return f' {state.cells[index] or "."} '

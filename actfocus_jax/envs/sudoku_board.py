@@ -44,15 +44,9 @@ class Puzzle:
 
 
 def generate(rng: np.random.Generator, *, size: int, blanks: int) -> Puzzle:
-  """Draw a board.
+  """Draw a board; its solution is the grid it was made from.
 
-  Args:
-    rng: random numbers; advanced.
-    size: 4 or 9.
-    blanks: cells to blank, at most size * size.
-
-  Returns:
-    The board, with the grid it was made from as its solution.
+  `size` is 4 or 9; at most size * size cells are blanked.
   """
   solution = next(completions((0,) * size**2, rng))
   blanked = set(rng.choice(size**2, size=blanks, replace=False).tolist())
@@ -66,26 +60,21 @@ def generate(rng: np.random.Generator, *, size: int, blanks: int) -> Puzzle:
 
 
 @functools.cache
-def units(size: int) -> tuple[tuple[int, ...], ...]:
-  """Return the indices of each row, then of each column, then of each box."""
+def units(size: int) -> tuple[dict[str, tuple[int, ...]], ...]:
+  """Return the cells of each cell's row, column and box, by these names."""
   box = BOX_SIZES[size]
-  rows = np.arange(size**2).reshape(size, size)
-  boxes = rows.reshape(box, box, box, box).swapaxes(1, 2).reshape(size, size)
-  return tuple(tuple(u) for u in np.concatenate([rows, rows.T, boxes]).tolist())
-
-
-@functools.cache
-def units_of(size: int) -> tuple[dict[str, tuple[int, ...]], ...]:
-  """Return, for each cell, its row, its column and its box by these names."""
-  names = ('row', 'column', 'box')
+  kinds = {
+    'row': lambda row, col: row,
+    'column': lambda row, col: col,
+    'box': lambda row, col: (row // box, col // box),
+  }
+  cells = [divmod(index, size) for index in range(size**2)]
   return tuple(
     {
-      name: unit
-      for kind, name in enumerate(names)
-      for unit in units(size)[kind * size : (kind + 1) * size]
-      if index in unit
+      name: tuple(i for i, a in enumerate(cells) if unit(*a) == unit(*cell))
+      for name, unit in kinds.items()
     }
-    for index in range(size**2)
+    for cell in cells
   )
 
 
@@ -94,13 +83,13 @@ def _peers(size: int) -> tuple[tuple[int, ...], ...]:
   """Return for each cell the cells that must differ from it."""
   return tuple(
     tuple(sorted({*itertools.chain(*around.values())} - {index}))
-    for index, around in enumerate(units_of(size))
+    for index, around in enumerate(units(size))
   )
 
 
 def conflict(cells: Cells, index: int, value: int) -> str | None:
   """Return `row`, `column` or `box` where another cell has the number."""
-  for name, unit in units_of(_size(cells))[index].items():
+  for name, unit in units(_size(cells))[index].items():
     if any(cells[other] == value for other in unit if other != index):
       return name
   return None
@@ -128,14 +117,9 @@ def _size(cells: Cells) -> int:
 def completions(
   cells: Cells, rng: np.random.Generator | None = None
 ) -> Iterator[Cells]:
-  """Yield the completions of a board one by one.
+  """Yield the completions of a board, each once.
 
-  Args:
-    cells: the board.
-    rng: draws the order in which numbers are tried; None for ascending.
-
-  Yields:
-    Full boards that obey the rules, each once.
+  `rng` draws the order in which numbers are tried; None is ascending.
 
   Raises:
     TooHard: the search takes too many steps.
@@ -183,15 +167,12 @@ def _placed(options: list[int], index: int, bit: int) -> list[int]:
 
 
 def parse(board: str, size: int) -> Puzzle:
-  """Read a board.
+  """Read a board; without a solution it gets one.
 
   Args:
     board: digits row by row, 0 or . for an empty cell, white space anywhere;
       optionally `/` and the solution.
     size: 4 or 9.
-
-  Returns:
-    The board; without a solution it gets one.
 
   Raises:
     ValueError: not a board, without a solution, or with a wrong one.
@@ -201,7 +182,15 @@ def parse(board: str, size: int) -> Puzzle:
     raise ValueError(f'a board has at most one /, got {len(parts) - 1}')
   given = _read_cells(parts[0], size, 'board')
   if len(parts) == 1:
-    return Puzzle(given, _solved(given))
+    try:
+      solution = next(completions(given), None)
+    except TooHard as error:
+      raise ValueError(
+        f'the board is too hard to solve ({error}); add / and the solution'
+      ) from error
+    if solution is None:
+      raise ValueError('the board cannot be solved')
+    return Puzzle(given, solution)
   solution = _read_cells(parts[1], size, 'solution of the board')
   if 0 in solution:
     raise ValueError('the solution of the board has empty cells')
@@ -240,15 +229,3 @@ def _read_cells(text: str, size: int, what: str) -> Cells:
         f'the {what} has {value} twice in the {unit} of {place(index, size)}'
       )
   return cells
-
-
-def _solved(given: Cells) -> Cells:
-  try:
-    solution = next(completions(given), None)
-  except TooHard as error:
-    raise ValueError(
-      f'the board is too hard to solve ({error}); add / and the solution'
-    ) from error
-  if solution is None:
-    raise ValueError('the board cannot be solved')
-  return solution

@@ -78,15 +78,17 @@ class _Tally:
 
   def count(self, episode: episode_lib.Episode, too_long: int | None):
     self.played += 1
-    self.failures += [episode.failure] if episode.failure else []
-    self.too_long += [too_long] if too_long else []
+    self.failures += filter(None, [episode.failure])
+    self.too_long += filter(None, [too_long])
     if max(len(self.failures), len(self.too_long)) >= _SOON:
       self._check()
 
   def close(self, report: Callable[[str], Any]):
     self._check()
-    for line in filter(None, (self._lost(), self._cut())):
-      report(line)
+    if self.failures:
+      report(self._lost())
+    if self.too_long:
+      report(self._cut())
 
   def _check(self):
     if len(self.failures) > _MOST_LOST * self.played:
@@ -98,16 +100,12 @@ class _Tally:
       )
 
   def _lost(self) -> str:
-    if not self.failures:
-      return ''
     return (
       f'{self.game.name}: the environment failed in {len(self.failures)} of '
       f'{self.played} demonstrations, first: {self.failures[0].reason}'
     )
 
   def _cut(self) -> str:
-    if not self.too_long:
-      return ''
     return (
       f'limits.response_tokens is {self.game.limits.response_tokens}, which '
       f'cuts {len(self.too_long)} of {self.played} demonstrations of '
@@ -152,19 +150,16 @@ def train_tokenizer(
 ):
   """Train a tokenizer on the conversations of environments and players.
 
-  The conversations are first encoded as plain bytes, by the same renderer.
-
-  Args:
-    cast: games and their players; token limits are not applied.
-    seeds: seeds of the conversations.
-    vocab_size: upper limit.
-    pool: pool that runs the environments; by default this thread does.
-
-  Returns:
-    A transformers tokenizer.
+  The conversations are first encoded as plain bytes, by the same renderer;
+  token limits are not applied. `vocab_size` is an upper limit.
   """
   in_bytes = Chat(tokenizer_lib.train([]))
-  roomy = [(_roomy(game), player) for game, player in cast]
+  roomy = []
+  for game, player in cast:
+    limits = dataclasses.replace(
+      game.limits, response_tokens=10**6, context=10**8
+    )
+    roomy.append((dataclasses.replace(game, limits=limits), player))
   episodes = play(in_bytes, roomy, seeds, pool=pool)
   texts = (
     piece
@@ -172,10 +167,3 @@ def train_tokenizer(
     for piece in tokenizer_lib.split_markup(in_bytes.text(episode.ids))
   )
   return tokenizer_lib.train(texts, vocab_size=vocab_size)
-
-
-def _roomy(game: games.Game) -> games.Game:
-  limits = dataclasses.replace(
-    game.limits, response_tokens=10**6, context=10**8
-  )
-  return dataclasses.replace(game, limits=limits)

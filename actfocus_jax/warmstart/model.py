@@ -55,20 +55,11 @@ class WarmStart:
       for the directory's name.
     cast: pairs of a game and the player that demonstrates it.
     pool: pool that runs the environments.
-    cache: folder of all warm starts.
-    episodes: number of demonstrations.
-    steps: number of optimizer steps.
-    batch: conversations per step.
     learning_rate: peak of the learning rate, after a warm-up of 5 % of the
       steps; a cosine leads from it to 5 % of it.
     observation_weight: see `supervised.step`.
-    vocab_size: size of the tokenizer's vocabulary without set phrases, at most.
-    hidden_size: width of the model, as in `architecture.Config`.
-    intermediate_size: width of the MLP.
-    num_layers: number of layers.
-    num_heads: number of query heads.
-    num_key_value_heads: number of key heads.
     seed: seed of the demonstrations, the initial weights and the batches.
+    cache and all others: fields of the config section warm_start.
   """
 
   name: str
@@ -101,9 +92,16 @@ class WarmStart:
     return pathlib.Path(self.cache) / f'{self.name}-{digest.hexdigest()[:12]}'
 
   @property
-  def first_seed(self) -> int:
-    """Seed of the first demonstration."""
-    return _FIRST_SEED + self.seed * _SEEDS
+  def seeds(self) -> range:
+    """Seeds of the demonstrations that the model learns from."""
+    first = _FIRST_SEED + self.seed * _SEEDS
+    return range(first, first + self.episodes)
+
+  @property
+  def tokenizer_seeds(self) -> range:
+    """Seeds of the demonstrations that the tokenizer is trained on."""
+    first = self.seeds.start + _SEEDS // 2
+    return range(first, first + _TOKENIZER_EPISODES)
 
 
 def ensure(plan: WarmStart) -> pathlib.Path:
@@ -118,34 +116,25 @@ def ensure(plan: WarmStart) -> pathlib.Path:
 
 def tokenizer(plan: WarmStart):
   """Train the tokenizer, on demonstrations of its own."""
-  first = plan.first_seed + _SEEDS // 2
   return demonstrations.train_tokenizer(
-    plan.cast,
-    range(first, first + _TOKENIZER_EPISODES),
-    plan.vocab_size,
-    pool=plan.pool,
+    plan.cast, plan.tokenizer_seeds, plan.vocab_size, pool=plan.pool
   )
 
 
 def make(plan: WarmStart, directory: pathlib.Path):
   """Play, train and write; the directory stays empty until all is done.
 
-  Args:
-    plan: plan of the warm start.
-    directory: new or empty directory.
-
   Raises:
     UsageError: the limits are too tight, or the environment fails.
     Stopped: SIGINT or SIGTERM arrived.
   """
-  seeds = range(plan.first_seed, plan.first_seed + plan.episodes)
   try:
     tokens = tokenizer(plan)
     chat = chat_lib.Chat(tokens)
     played = [game for game, _ in plan.cast]
-    collector.check_first_prompts(chat, played, plan.pool, seeds)
+    collector.check_first_prompts(chat, played, plan.pool, plan.seeds)
     episodes = demonstrations.play(
-      chat, plan.cast, seeds, pool=plan.pool, report=print
+      chat, plan.cast, plan.seeds, pool=plan.pool, report=print
     )
   except ValueError as error:
     raise errors.UsageError(str(error)) from error
@@ -153,7 +142,13 @@ def make(plan: WarmStart, directory: pathlib.Path):
   graphdef, params = transformer.create(
     config, mesh, jax.random.key(plan.seed), dtype=jnp.float32, remat=True
   )
-  tx = _optimizer(plan)
+  peak, warmup = plan.learning_rate, max(plan.steps // 20, 1)
+  rate = optax.warmup_cosine_decay_schedule(
+    peak / warmup, peak, warmup, plan.steps, peak / 20
+  )
+  tx = state_lib.optimizer(
+    learning_rate=rate, b1=0.9, b2=0.98, weight_decay=0.01, clip_norm=1.0
+  )
   state = state_lib.create_model_state(params, tx)
   solved = np.mean([episode.success for episode in episodes])
   with (
@@ -184,16 +179,6 @@ def make(plan: WarmStart, directory: pathlib.Path):
       if step % 10 == 0 or step == plan.steps:
         display.update(step, loss=float(metrics['loss']))
   hf.save(directory, config, state.params, tokenizer=tokens)
-
-
-def _optimizer(plan: WarmStart) -> optax.GradientTransformation:
-  peak, warmup = plan.learning_rate, max(plan.steps // 20, 1)
-  rate = optax.warmup_cosine_decay_schedule(
-    peak / warmup, peak, warmup, plan.steps, peak / 20
-  )
-  return state_lib.optimizer(
-    learning_rate=rate, b1=0.9, b2=0.98, weight_decay=0.01, clip_norm=1.0
-  )
 
 
 def _model_config(plan: WarmStart, vocab_size: int) -> architecture.Config:

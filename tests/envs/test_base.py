@@ -14,20 +14,13 @@ CASES = {
   'one': ((['Right'], 10, 2), (1, 0.0, 0.0, False, 1, True, 1)),
   'any case': ((['right', 'LEFT'], 10, 2), (0, 0.0, 0.0, False, 2, True, 2)),
   'no effect': ((['Up', 'Right'], 10, 2), (1, 0.0, 0.0, False, 2, True, 1)),
-  'dropped': ((['Right'] * 3, 10, 2), (2, 0.0, 0.0, False, 2, True, 2)),
   'dropped unknown': (
     (['Right', 'Right', 'Jump'], 10, 2),
     (2, 0.0, 0.0, False, 2, True, 2),
   ),
   'budget': ((['Right', 'Right'], 1, 2), (1, 0.0, 0.0, False, 1, True, 1)),
-  'mixed': (
-    (['Jump', 'Right'], 10, 2),
-    (1, 0.0, UNKNOWN, False, 1, True, 1),
-  ),
-  'all unknown': (
-    (['Jump', 'Fly'], 10, 2),
-    (0, 0.0, UNKNOWN, False, 0, False, 0),
-  ),
+  'mixed': ((['Jump', 'Right'], 10, 2), (1, 0.0, UNKNOWN, False, 1, True, 1)),
+  'unknown': ((['Jump', 'Fly'], 10, 2), (0, 0.0, UNKNOWN, False, 0, False, 0)),
   'empty': (([], 10, 2), (0, 0.0, UNKNOWN, False, 0, False, 0)),
   'malformed': ((None, 10, 2), (0, 0.0, UNKNOWN, False, 0, False, 0)),
   'done within': ((['Right'] * 4, 10, 4), (3, 1.0, 0.0, True, 3, True, 3)),
@@ -60,15 +53,6 @@ def test_turn_by_hand(name):
   assert isinstance(turn.reward, float)
 
 
-def test_turn_into_a_hole_is_done_without_success():
-  env = frozen_lake.FrozenLake(success_probability=1.0)
-  state, text = env.load('SHG')
-  _, turn = base.play_turn(
-    env, state, text, ['Right', 'Right'], budget=10, max_actions=2
-  )
-  assert (turn.done, turn.success, turn.actions_used) == (True, False, 1)
-
-
 def test_turn_reward_is_the_sum_of_the_actions_run():
   env = sokoban.Sokoban()
   state, _ = env.load('P_XO')
@@ -86,16 +70,6 @@ def test_turn_penalty_is_an_argument():
     env, state, '', None, budget=1, max_actions=1, format_penalty=-0.5
   )
   assert (turn.reward, turn.penalty) == (0.0, -0.5)
-
-
-@pytest.mark.parametrize('limits', [(0, 2), (2, 0)])
-def test_turn_limits_below_one_raise(limits):
-  env = sokoban.Sokoban()
-  state, _ = env.load('P_XO')
-  with pytest.raises(ValueError, match='>= 1'):
-    base.play_turn(
-      env, state, '', ['Up'], budget=limits[0], max_actions=limits[1]
-    )
 
 
 class Judge:
@@ -117,7 +91,6 @@ class Judge:
   'answer, expected',
   [
     (['Good', 'nonsense', 'dropped'], (0.75, 0.0, 2, True, 1)),
-    (['nonsense'], (-0.25, 0.0, 1, True, 0)),
     (['GOOD'], (-0.25, 0.0, 1, True, 0)),
     ([], (0.0, UNKNOWN, 0, False, 0)),
     (None, (0.0, UNKNOWN, 0, False, 0)),
@@ -164,7 +137,6 @@ def go(step):
   ('reset', 'words'),
   [
     ((1,), 'reset returned 1 values; allowed: a state and a text'),
-    (None, 'reset returned NoneType'),
     ((1, 'x\udc80'), r"The text of a reset has '\\udc80', which UTF-8"),
   ],
 )
@@ -180,7 +152,6 @@ def test_reset_of_a_wrong_kind_raises(reset, words):
     (given()[1], 'step returned Step; allowed: a state and a Step'),
     (given(text=None), 'The text of a step is of NoneType'),
     (given(reward=float('nan')), 'The reward of a step is nan'),
-    (given(reward=None), 'The reward of a step is None'),
     (given(done=1), 'Step.done is 1; allowed: True and False'),
     (given(info={'x': float('nan')}), r"Step.info\['x'\] is nan"),
     (given(info={3: 1.0}), 'A name in Step.info is of int'),

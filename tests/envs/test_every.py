@@ -87,8 +87,25 @@ def test_action_names_match_in_any_case(env):
     assert not step.info['effective'] and not step.done
 
 
-def test_instructions_are_an_argument(game):
-  assert ENVS[game](instructions='Play.').instructions == 'Play.'
+@pytest.mark.parametrize(
+  'name, field, wrong',
+  [
+    ('frozen_lake', 'size', 1),
+    ('frozen_lake', 'frozen_probability', 0.0),
+    ('frozen_lake', 'success_probability', 1.1),
+    ('sokoban', 'rows', 2),
+    ('sokoban', 'boxes', 8),
+    ('sudoku', 'size', 3),
+    ('sudoku', 'blanks', 17),
+    ('sudoku', 'max_steps', 0),
+    ('webshop', 'reward', ''),
+    ('webshop', 'products', 9),
+    ('webshop', 'data', '/nowhere'),
+  ],
+)
+def test_argument_out_of_range_raises(name, field, wrong):
+  with pytest.raises(ValueError, match=f'{field}.*{wrong}|^{wrong} {field}'):
+    ENVS[name](**{field: wrong})
 
 
 # --- Anything may come -------------------------------------------------------
@@ -114,14 +131,14 @@ def nonsense(rng, answers):
   return bytes(data).decode('utf-8', errors='replace')
 
 
-def fuzz(env, game, count):
+def test_turn_takes_any_response(env, game):
   limits = fields.limits(game)
   budget, most = limits['action_budget'], limits['max_actions']
   answers = [action for _, _, action in visited(env, game)]
   rng = np.random.default_rng(7)
   start, start_text = env.reset(123)
   state, text = start, start_text
-  read = ran = 0
+  read, ran, count = 0, 0, 2000
   for _ in range(count):
     answer = chat_lib.parse_answer(nonsense(rng, answers))
     before = hash(state)
@@ -136,7 +153,3 @@ def fuzz(env, game, count):
       assert after == state and turn.reward == 0.0
     state, text = (start, start_text) if turn.done else (after, turn.text)
   assert 0.2 < read / count < 0.9 and 0.05 < ran / count < 0.9
-
-
-def test_turn_takes_any_response(env, game):
-  fuzz(env, game, 2000)

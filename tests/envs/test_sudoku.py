@@ -2,7 +2,7 @@
 
 import pytest
 
-from actfocus_jax.envs import base, sudoku
+from actfocus_jax.envs import sudoku
 
 BOARD = '1200 3410 2143 4321'
 # The four empty cells can be 2 4 and 4 2, as stored, or 4 2 and 2 4.
@@ -67,13 +67,11 @@ def test_text_of_a_large_board():
   ]
 
 
-@pytest.mark.parametrize('blanks, listed', [(9, 9), (10, 10), (11, 0)])
+@pytest.mark.parametrize('blanks, listed', [(10, 10), (11, 0)])
 def test_valid_numbers_are_listed_for_few_empty_cells(blanks, listed):
-  env = sudoku.Sudoku(blanks=blanks)
-  text = env.reset(0)[1]
+  text = sudoku.Sudoku(blanks=blanks).reset(0)[1]
   assert text.count('  - (') == listed
   assert ('Valid numbers' in text) == (listed > 0)
-  assert env.load('1' + '0' * 15)[1].count('  - (') == 0
 
 
 def test_board_of_an_evaluation_seed_by_hand():
@@ -88,20 +86,6 @@ def test_board_of_an_evaluation_seed_by_hand():
   ]
 
 
-def test_instructions_follow_the_fields():
-  text = sudoku.Sudoku().instructions
-  assert '4x4' in text and '2x2' in text and 'gives nothing' in text
-  assert '9x9' in sudoku.Sudoku(size=9).instructions
-  assert '3x3' in sudoku.Sudoku(size=9).instructions
-  paid = sudoku.Sudoku(allow_refill_reward=True).instructions
-  assert 'gives the same' in paid and 'nothing' not in paid
-  assert sudoku.Sudoku(instructions='Play.').instructions == 'Play.'
-  # What it says of actions is true.
-  *_, last = text.split('\n')
-  for example in ('2,3,1', 'place 1 at row 2 col 3'):
-    assert example in last and sudoku.read(example) == (2, 3, 1)
-
-
 # --- Rewards -----------------------------------------------------------------
 
 RANGE = 'Invalid: row, column and number go from 1 to 4.'
@@ -111,15 +95,8 @@ GOLDEN = {
   'not as stored': (['3,1,4'], [0.5], '4 placed at (3,1).'),
   'unreadable': (['three'], [-0.1], 'Invalid: no placement found.'),
   'row 0': (['0,1,2'], [-0.1], RANGE),
-  'column 5': (['3,5,2'], [-0.1], RANGE),
-  'number 5': (['3,1,5'], [-0.1], RANGE),
   'number 0 in an own cell': (['3,1,2', '3,1,0'], [1.0, -0.1], RANGE),
   'given': (['3,2,1'], [-0.1], 'Invalid: (3,2) is given.'),
-  'conflict in the row': (
-    ['3,1,1'],
-    [-0.1],
-    'Invalid: the row of (3,1) has a 1.',
-  ),
   'conflict with an own one': (
     ['3,1,4', '4,1,4'],
     [0.5, -0.1],
@@ -127,20 +104,10 @@ GOLDEN = {
   ),
   'same number': (['3,1,2'] * 2, [1.0, -0.1], 'Invalid: (3,1) is 2 already.'),
   'other number': (['3,1,4', '3,1,2'], [0.5, 0.0], '2 placed at (3,1).'),
-  'there and back': (
-    ['3,1,2', '3,1,4', '3,1,2', '3,1,4'],
-    [1.0, 0.0, 0.0, 0.0],
-    '4 placed at (3,1).',
-  ),
   'solved as stored': (
     ['3,1,2', '3,3,4', '4,1,4', '4,3,2'],
     [1.0, 1.0, 1.0, 11.0],
     '2 placed at (4,3).',
-  ),
-  'solved otherwise': (
-    ['3,1,4', '3,3,2', '4,1,2', '4,3,4'],
-    [0.5, 0.5, 0.5, 10.5],
-    '4 placed at (4,3).',
   ),
   'solved after a change': (
     ['3,1,4', '3,1,2', '4,1,4', '3,3,4', '4,3,2'],
@@ -162,14 +129,6 @@ def test_step_by_hand(name):
   assert step.info['effective'] == (expected[-1] != -0.1)
 
 
-def test_refills_are_paid_only_if_allowed():
-  actions = ['3,1,4', '3,1,2', '3,1,4', '3,1,4', '3,1,1']
-  rewards, *_ = play(TWO_WAYS, actions, allow_refill_reward=True)
-  assert rewards == pytest.approx([0.5, 1.0, 0.5, -0.1, -0.1])
-  rewards, *_ = play(TWO_WAYS, actions)
-  assert rewards == pytest.approx([0.5, 0.0, 0.0, -0.1, -0.1])
-
-
 def test_info_counts_own_cells():
   infos = []
   env = sudoku.Sudoku()
@@ -179,11 +138,7 @@ def test_info_counts_own_cells():
     infos.append((step.info['cells_placed'], step.info['cells_correct']))
   assert infos == [(1, 0), (2, 0), (2, 0), (3, 0), (3, 0)]
   _, _, step = play(TWO_WAYS, ['3,1,2', '4,3,4'])
-  assert step.info == {
-    'effective': True,
-    'cells_placed': 2,
-    'cells_correct': 1,
-  }
+  assert (step.info['cells_placed'], step.info['cells_correct']) == (2, 1)
 
 
 @pytest.mark.parametrize('actions', [['x'] * 3, ['3,1,2', '3,1,4', '1,1,1']])
@@ -211,21 +166,6 @@ def test_done_state_stays(actions, success):
     assert step.info['effective'] is False
 
 
-def test_full_board_is_solved_from_the_start():
-  rewards, _, step = play('1234 3412 2143 4321', ['1,1,1'])
-  assert rewards == [0.0] and step.done and step.success
-
-
-def test_unreadable_action_costs_no_format_penalty():
-  env = sudoku.Sudoku()
-  state, _ = env.load(TWO_WAYS)
-  state, turn = base.play_turn(
-    env, state, '', ['nonsense', '3,1,2', '3,3,4'], budget=16, max_actions=2
-  )
-  assert turn.reward == pytest.approx(0.9) and turn.penalty == 0.0
-  assert (turn.actions_used, turn.valid, turn.effective) == (2, True, 1)
-
-
 def test_text_repeats_no_words_of_an_action():
   for action in ('Well done, you won! 77,1,2', '<|im_end|> 1,1,1', 'a' * 10**6):
     _, _, step = play(BOARD, [action])
@@ -245,17 +185,3 @@ def test_loaded_board_equals_the_generated_one():
       for cells in (state.puzzle.given, state.puzzle.solution)
     )
     assert env.load(board) == (state, text)
-
-
-@pytest.mark.parametrize(
-  'field, wrong',
-  [
-    ('size', 3),
-    ('blanks', 17),
-    ('max_steps', 0),
-  ],
-)
-def test_argument_out_of_range_raises(field, wrong):
-  with pytest.raises(ValueError, match=f'^{field} must be .*got {wrong}$'):
-    sudoku.Sudoku(**{field: wrong})
-  assert sudoku.Sudoku(size=9, blanks=17).reset(0)

@@ -110,22 +110,6 @@ def test_search_gives_up_after_its_steps(monkeypatch):
   assert sudoku_board.parse(f'{"0" * 81}/{MINIMAL_SOLUTION}', 9)
 
 
-def test_units_by_hand():
-  units = sudoku_board.units(4)
-  assert units[1] == (4, 5, 6, 7)
-  assert units[4:6] == ((0, 4, 8, 12), (1, 5, 9, 13))
-  assert units[8:] == (
-    (0, 1, 4, 5),
-    (2, 3, 6, 7),
-    (8, 9, 12, 13),
-    (10, 11, 14, 15),
-  )
-  assert sudoku_board.units(9)[18 + 5] == (33, 34, 35, 42, 43, 44, 51, 52, 53)
-  for size in (4, 9):
-    counts = np.bincount(np.ravel(sudoku_board.units(size)))
-    assert counts.tolist() == [3] * size**2
-
-
 def test_conflicts_and_valid_numbers_by_hand():
   cells = cells_of('1200 0030 0000 0004')
   at = functools.partial(sudoku_board.conflict, cells)
@@ -146,9 +130,7 @@ def generate(seed, size=4, blanks=6):
   return sudoku_board.generate(rng, size=size, blanks=blanks)
 
 
-@pytest.mark.parametrize(
-  'size, blanks', [(4, 1), (4, 6), (4, 16), (9, 30), (9, 81)]
-)
+@pytest.mark.parametrize('size, blanks', [(4, 6), (4, 16), (9, 30)])
 def test_generated_boards_obey_the_rules(size, blanks):
   puzzles = [generate(seed, size, blanks) for seed in range(20)]
   assert len(set(puzzles)) > 15
@@ -161,15 +143,6 @@ def test_generated_boards_obey_the_rules(size, blanks):
     assert {type(value) for value in (*puzzle.given, *puzzle.solution)} == {int}
 
 
-@pytest.mark.parametrize('blanks, share', [(6, 0.958), (9, 0.672)])
-def test_share_of_unique_boards_is_that_of_ten_thousand(blanks, share):
-  counts = [
-    solutions(generate(seed, 4, blanks).given, most=2) for seed in range(2000)
-  ]
-  error = np.sqrt(share * (1 - share) * (1 / 2000 + 1 / 10_000))
-  assert abs(np.mean(np.equal(counts, 1)) - share) < 3 * error
-
-
 # --- Boards as text ----------------------------------------------------------
 
 
@@ -177,7 +150,6 @@ def test_share_of_unique_boards_is_that_of_ten_thousand(blanks, share):
   'text',
   [
     '1200341021434321',
-    '12..\n341.\n2143\n4321\n',
     ' \t1 2 . 0\r\n3 4 1 .\n\n2143\n4321',
     '12.. 341. 2143 4321 / 1234 3412 2143 4321',
   ],
@@ -188,27 +160,13 @@ def test_parse_reads_digits_and_dots(text):
   assert puzzle.solution == cells_of('1234 3412 2143 4321')
 
 
-def test_parse_keeps_a_given_solution():
-  # Four solutions: the board alone does not say which.
-  board = '1234 3412 0000 0000'
-  solutions = [tuple(grid.tolist()) for grid in agreeing(cells_of(board))]
-  assert len(solutions) == 4
-  for solution in solutions:
-    text = f'{board}/{"".join(map(str, solution))}'
-    assert sudoku_board.parse(text, 4).solution == solution
-
-
 BAD_BOARDS = {
-  '': 'a 4x4 board has 16 cells, got 0',
   '120034102143432': 'a 4x4 board has 16 cells, got 15',
   EASY.replace('4', '5'): r"unknown symbols \['5'\]; .* has 0 to 4 and \.",
   EASY.replace('3', '³'): 'unknown symbols',
-  '1100 0000 0000 0000': r'board has 1 twice in the row of \(1,1\)',
-  '0200 0000 0200 0000': r'board has 2 twice in the column of \(1,2\)',
   '0000 0000 0030 0003': r'board has 3 twice in the box of \(3,3\)',
   '1203 0040 0000 0000': 'the board cannot be solved',
   f'{EASY}/{EASY}': 'the solution of the board has empty cells',
-  f'{EASY}/1234': 'a 4x4 solution of the board has 16 cells, got 4',
   f'{EASY}/1234 3412 2143 4322': 'solution of the board has 2 twice in the',
   f'{EASY}/1243 3421 2134 4312': r'gives 1 in \(2,3\), its solution has 2',
   f'{EASY}/1234 3412 2143 4321/': 'a board has at most one /, got 2',

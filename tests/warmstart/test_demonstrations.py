@@ -89,12 +89,10 @@ def test_tokenizer_is_trained_without_the_failed():
   assert made.get_vocab() == other.get_vocab()
 
 
-@pytest.mark.parametrize(('lost', 'is_refused'), [(18, False), (19, True)])
-def test_more_than_nine_in_ten_lost_is_refused(plain, lost, is_refused):
-  env = Counting(resets=range(lost))
-  if not is_refused:
-    assert len(demonstrations.play(plain, cast(env), range(20))) == 2
-    return
+def test_more_than_nine_in_ten_lost_is_refused(plain):
+  env = Counting(resets=range(18))
+  assert len(demonstrations.play(plain, cast(env), range(20))) == 2
+  env = Counting(resets=range(19))
   with pytest.raises(ValueError, match='19 of 20 .*RuntimeError: no more n'):
     demonstrations.play(plain, cast(env), range(20))
 
@@ -151,14 +149,3 @@ def test_too_long_response_ends_its_demonstration(plain):
 def test_limit_that_most_responses_break_is_refused(plain, count):
   with pytest.raises(ValueError, match=r'limits.response_tokens is \d+, which'):
     wordy(plain, every=1, count=count)
-
-
-class Broken:
-  def respond(self, env, state, rng):
-    raise KeyError('plan')
-
-
-def test_failing_player_is_named(plain):
-  game = games.Game('counting', Counting(), LIMITS)
-  with pytest.raises(ValueError, match='player Broken .* seed 7, Key'):
-    demonstrations.play(plain, [(game, Broken())], [7])

@@ -8,7 +8,7 @@ import pytest
 
 from actfocus_jax.config import fields
 from actfocus_jax.envs import ENVS, frozen_lake, sokoban, sudoku, webshop
-from actfocus_jax.envs.webshop import catalogue, goals, pages
+from actfocus_jax.envs.webshop import catalogue, goals
 from actfocus_jax.rollout import env_pool
 from actfocus_jax.warmstart import players
 
@@ -36,12 +36,6 @@ def success_rate(
     assert not isinstance(played, env_pool.Failed), played.details
     solved += played
   return np.mean(solved)
-
-
-def check_share(hits, expected, errors=3.0):
-  """Compare a frequency with a probability."""
-  error = np.sqrt(expected * (1 - expected) / len(hits))
-  assert abs(np.mean(hits) - expected) <= errors * error
 
 
 def answer(player, env, board, seed=0, moves=()):
@@ -96,45 +90,7 @@ def test_success_is_that_of_the_measurement(game, name):
   assert abs(rate - expected) <= 3 * error
 
 
-@pytest.mark.parametrize(
-  'game, expected', [('frozen_lake', 0.243), ('sokoban', 0.180)]
-)
-def test_random_play_succeeds_as_often_as_on_the_reference(game, expected):
-  random = players.FOR_ALL['random']
-  rate = success_rate(
-    ENVS[game](), random, range(2000), turns=10, max_actions=1
-  )
-  assert abs(rate - expected) < 3 * np.sqrt(expected * (1 - expected) / 2000)
-
-
 # --- play --------------------------------------------------------------------
-
-
-class OneLake(frozen_lake.FrozenLake):
-  """The same board for every seed, on firm ice."""
-
-  def __init__(self, board):
-    super().__init__(success_probability=1.0)
-    self.board = board
-
-  def reset(self, seed):
-    return self.load(self.board, seed=seed)
-
-
-@pytest.mark.parametrize(
-  'turns, budget, expected', [(2, 2, 1.0), (1, 2, 0.0), (2, 1, 0.0)]
-)
-def test_play_stops_at_the_limits(turns, budget, expected):
-  player = LAKES.FrozenLakeCareless(skill=1.0, length=1)
-  env = OneLake('SFG')
-  assert success_rate(env, player, [0], turns=turns, budget=budget) == expected
-
-
-@pytest.mark.parametrize('turns, expected', [(1, 0.25), (2, 0.4375)])
-def test_random_play_by_hand(turns, expected):
-  random, limits = players.FOR_ALL['random'], dict(turns=turns, max_actions=1)
-  rate = success_rate(OneLake('SG'), random, range(1000), repeats=2, **limits)
-  assert abs(rate - expected) < 3 * np.sqrt(expected * (1 - expected) / 2000)
 
 
 def test_perfect_players_win_what_can_be_won():
@@ -159,11 +115,6 @@ def test_perfect_players_win_what_can_be_won():
       frozen_lake.FrozenLake(),
       'FFFF\nFFHS\nGFFF\nFFFF',
       'I am at (1, 3), the goal is at (2, 0): 1 down, 3 left.',
-    ),
-    (
-      frozen_lake.FrozenLake(),
-      'S\nF\nG',
-      'I am at (0, 0), the goal is at (2, 0): 2 down.',
     ),
     (
       sokoban.Sokoban(),
@@ -206,20 +157,30 @@ def test_second_action_starts_where_the_first_leads():
   assert answer(pusher, sokoban.Sokoban(), 'PXO')[1] == ['Right']
 
 
-@pytest.mark.parametrize('skill, habit', [(0.0, 0.0), (0.3, 0.4), (1.0, 0.0)])
 @pytest.mark.parametrize(
-  'make, env, board',
+  'make, env, board, good, habitual, other',
   [
-    (LAKES.FrozenLakeCareless, frozen_lake.FrozenLake(), 'SFFG'),
-    (ROOMS.SokobanCareless, sokoban.Sokoban(), 'PX_O'),
+    (
+      LAKES.FrozenLakeCareless,
+      frozen_lake.FrozenLake(),
+      *('SFFG', 'Right', 'Up', 'Left'),
+    ),
+    (
+      NUMBERS.SudokuCareless,
+      sudoku.Sudoku(),
+      *('1230 3412 2143 4321', '1,4,4', '1,4,1', '1,4,2'),
+    ),
   ],
 )
-def test_skill_and_habit_are_probabilities(make, env, board, skill, habit):
-  player = make(skill=skill, habit=habit, length=1)
+def test_skill_and_habit_are_probabilities(
+  make, env, board, good, habitual, other
+):
+  player = make(skill=0.3, habit=0.4, length=1)
   actions = [answer(player, env, board, seed)[1] for seed in range(2000)]
-  rest = (1 - skill - habit) / 4
-  for action, share in (('Right', skill), ('Up', habit), ('Left', 0.0)):
-    check_share([one == [action] for one in actions], share + rest)
+  for action, share in ((good, 0.375), (habitual, 0.475), (other, 0.075)):
+    hits = [chosen == [action] for chosen in actions]
+    error = np.sqrt(share * (1 - share) / len(hits))
+    assert abs(np.mean(hits) - share) <= 3.5 * error
 
 
 # --- Sudoku ------------------------------------------------------------------
@@ -239,7 +200,6 @@ GOLDEN = {
     'Empty (4,4): [3].',
     ['4,4,3'],
   ),
-  'one with several': (TWO_WAYS, [], 'Empty (3,1): [2, 4].', ['3,1,2']),
   'not as stored': (
     TWO_WAYS,
     ['3,1,4'],
@@ -291,25 +251,6 @@ def test_sudoku_number_is_changed_where_nothing_fits():
   }
 
 
-@pytest.mark.parametrize('skill, habit', [(0.4, 0.0), (0.3, 0.4), (0.0, 1.0)])
-def test_sudoku_skill_and_habit_are_probabilities(skill, habit):
-  """Only 4 is valid, and habit plays 1."""
-  player = NUMBERS.SudokuCareless(skill=skill, habit=habit, length=1)
-  env, board = sudoku.Sudoku(), '1230 3412 2143 4321'
-  actions = [answer(player, env, board, seed)[1] for seed in range(2000)]
-  rest = (1 - skill - habit) / 4
-  for value, share in ((1, habit), (2, 0.0), (3, 0.0), (4, skill)):
-    hits = [one == [f'1,4,{value}'] for one in actions]
-    check_share(hits, share + rest, errors=3.5)
-
-
-@pytest.mark.parametrize('blanks', [1, 6, 9])
-def test_sudoku_skill_one_solves_every_board(blanks):
-  env, limits = sudoku.Sudoku(blanks=blanks), dict(turns=8, budget=16)
-  player = NUMBERS.SudokuCareless(skill=1.0)
-  assert success_rate(env, player, range(200), **limits) == 1.0
-
-
 # --- WebShop -----------------------------------------------------------------
 
 EPISODE = {'turns': 9, 'max_actions': 1, 'budget': 9}
@@ -349,53 +290,6 @@ def test_perfect_shopper_by_hand(shop):
   assert step.success
 
 
-def test_hasty_shopper_opens_the_first_result_and_buys_it(shop):
-  player = SHOPPERS.WebShopCareless(skill=0.0, habit=1.0)
-  state, _ = shop.reset(3)
-  thought, (searched,) = player.respond(shop, state, rng())
-  assert thought.startswith('I look for') and ' ' not in searched
-  assert searched.removeprefix('search[').removesuffix(']') in thought
-  state, _ = shop.step(state, 'search[candle]')
-  first = shop.page(state).texts[1].lower()
-  thought, (clicked,) = player.respond(shop, state, rng())
-  assert clicked == f'click[{first}]'
-  state, _ = shop.step(state, clicked)
-  assert player.respond(shop, state, rng())[1] == ['click[buy now]']
-  state, _ = shop.step(state, 'click[description]')
-  assert player.respond(shop, state, rng())[1] == ['click[back to search]']
-
-
-@pytest.mark.parametrize('skill', [0.0, 0.55, 1.0])
-def test_shopper_skill_is_the_probability_of_the_right_action(shop, skill):
-  state, _ = shop.reset(1)
-  state, _ = shop.step(state, f'search[{shop.goal(state).title}]')
-  right = SHOPPERS.WebShopCareful(1.0).respond(shop, state, rng())[1]
-  player = SHOPPERS.WebShopCareful(skill)
-  hits = [
-    player.respond(shop, state, rng(seed))[1] == right for seed in range(2000)
-  ]
-  check_share(hits, skill + (1 - skill) / len(shop.page(state).links))
-
-
-def test_shopper_goes_on_where_nothing_fits(shop):
-  player = SHOPPERS.WebShopCareless(1.0)
-  state, _ = shop.reset(0)
-  # Four or more of a kind, three results a page.
-  other = 'tea' if 'sock' in shop.goal(state).query else 'sock'
-  state, _ = shop.step(state, f'search[{other}]')
-  answers = []
-  while state.page == 'results':
-    thought, (action,) = player.respond(shop, state, rng())
-    assert thought == 'Nothing here fits.'
-    answers.append(action)
-    state, _ = shop.step(state, action)
-  assert answers[-1] == 'click[back to search]' and len(answers) >= 2
-  assert {*answers[:-1]} == {'click[next >]'}
-  name = 'B097' if other == 'tea' else 'B840'
-  here = pages.State(state.goal, 'features', 'tea', 1, name)
-  assert player.respond(shop, here, rng()) == ('I go back.', ['click[< prev]'])
-
-
 def test_choices_prefer_equal_names_and_values():
   product = catalogue.Product(
     'B01',
@@ -415,12 +309,6 @@ def test_choices_prefer_equal_names_and_values():
   assert wish(('style', '9'), ('size', '9')) == {'style': '9', 'size': '9'}
   assert wish(('size', '7')) == {}
   assert wish(('', '9'), ('', '9')) == {'size': '9', 'style': '9'}
-
-
-def test_perfect_shoppers_buy_what_is_asked_for(shop):
-  seeds = [*range(123, 223), *range(10_000, 10_100)]
-  for player in (SHOPPERS.WebShopCareful(), SHOPPERS.WebShopCareless(1.0)):
-    assert success_rate(shop, player, seeds, **EPISODE) == 1.0
 
 
 def test_perfect_shoppers_buy_on_the_public_set():

@@ -121,12 +121,6 @@ def test_padding_is_never_learned(run, batch):
   assert_equal(run(tokens=other)[0].params, state.params)
 
 
-def test_batch_without_a_response_has_no_loss(run, batch):
-  state, metrics = run(sampled=np.zeros_like(batch.sampled))
-  assert float(metrics['loss']) == 0.0
-  assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(state))
-
-
 def test_observations_add_the_mean_of_all_other_tokens(run, model, batch):
   """With plain gradients the two parts of the loss add up."""
   before = model[1]

@@ -17,7 +17,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 # The name of an option, and its values in the order of the shop.
@@ -37,10 +37,6 @@ class Product:
   """A product of the shop.
 
   Attributes:
-    asin: its id in the shop, at most ten characters.
-    title: its name.
-    description: one text, often long, sometimes empty.
-    bullets: its features.
     options: what can be chosen, in lower case.
     price: the price that a cap is compared with; one in the range if the shop
       gives a range.
@@ -48,7 +44,6 @@ class Product:
     query: the search that the product was collected with, in lower case.
     categories: from the widest to the narrowest.
     attributes: attributes that goals may name; the page does not list them.
-    rating: average rating as text, or empty.
     instruction: the beginning of a synthetic goal's text, or empty.
     wanted: the attributes that this instruction names.
   """
@@ -70,13 +65,10 @@ class Product:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-  """The public files of a directory.
+  """The public files of a directory: `items_shuffle*.json` and so on.
 
-  Attributes:
-    products: `items_shuffle*.json`.
-    notes: `items_ins_v2*.json`, attributes and synthetic instructions.
-    human: `items_human_ins*.json`, or None if there is none.
-    is_full: True for the files of all 1.18 million products.
+  `human` is None if there is none; `is_full` is True for the files of all
+  1.18 million products.
   """
 
   products: pathlib.Path
@@ -88,13 +80,7 @@ class Files:
 def find(directory: str, *, human: bool, full: bool = False) -> Files:
   """Find the public files; the 1,000-product set goes before the full one.
 
-  Args:
-    directory: directory of the files.
-    human: True if the human instructions are needed.
-    full: take the full files even if the small ones are there.
-
-  Returns:
-    The files.
+  With `full` the full files are taken even if the small ones are there.
 
   Raises:
     ValueError: no directory, or a file is missing.
@@ -138,19 +124,17 @@ def hashed(*parts: object) -> int:
 def product_of(
   record: Mapping[str, Any], notes: Mapping[str, Any]
 ) -> Product | None:
-  """Clean one product.
+  """Clean one product; None if its ASIN is missing or too long.
 
   Args:
     record: an element of `items_shuffle*.json`.
     notes: the notes of its ASIN in `items_ins_v2*.json`, or an empty mapping.
-
-  Returns:
-    The product, or None if its ASIN is missing or too long.
   """
   asin = _clean(record.get('asin'))
   if not 0 < len(asin) <= _LONGEST_ASIN or asin == 'nan':
     return None
   price, price_text = read_price(record.get('pricing'), asin)
+  categories = _clean(record.get('product_category')).split('›')
   return Product(
     asin=asin,
     title=_clean(record.get('name')),
@@ -160,7 +144,7 @@ def product_of(
     price=price,
     price_text=price_text,
     query=_clean(record.get('query')).lower(),
-    categories=_categories(record.get('product_category')),
+    categories=tuple(filter(None, map(str.strip, categories))),
     attributes=texts_of(notes.get('attributes')),
     rating=_clean(record.get('average_rating')),
     instruction=_clean(notes.get('instruction')),
@@ -169,15 +153,12 @@ def product_of(
 
 
 def read_price(pricing: Any, asin: str) -> tuple[float, str]:
-  """Read a price or a range of prices.
+  """Return a price, and how the shop shows it.
 
   Args:
     pricing: e.g. `$9.99`, `$1,299.00` or `$19.99 to $27.99`; a number; or
       nothing, which means 100.
     asin: id of the product; it fixes the price within a range.
-
-  Returns:
-    The price, and how the shop shows it.
   """
   is_number = isinstance(pricing, (int, float))
   texts = [str(pricing)] if is_number else _PRICE.findall(str(pricing or ''))
@@ -200,20 +181,20 @@ def _clean(text: Any) -> str:
 
 def texts_of(texts: Any) -> tuple[str, ...]:
   """Return the cleaned texts, of one or a list, that are not empty."""
-  many = texts if isinstance(texts, (list, tuple)) else [texts]
-  return tuple(text for text in map(_clean, many) if text)
+  return tuple(text for text in map(_clean, _list(texts)) if text)
 
 
-def _categories(path: Any) -> tuple[str, ...]:
-  return tuple(filter(None, map(str.strip, _clean(path).split('›'))))
+def _list(value: Any) -> Sequence[Any]:
+  return value if isinstance(value, (list, tuple)) else [value]
 
 
 def _options(given: Any) -> Options:
   """Return options in lower case; `/` is ` | `, as in the public shop."""
   options = {}
   for name, values in given.items() if isinstance(given, dict) else ():
-    many = values if isinstance(values, (list, tuple)) else [values]
-    texts = (v.get('value') if isinstance(v, dict) else v for v in many)
+    texts = (
+      v.get('value') if isinstance(v, dict) else v for v in _list(values)
+    )
     kept = [t for t in map(_option_value, texts) if t]
     if kept:
       options[_clean(name).lower()] = tuple(kept)
@@ -236,15 +217,10 @@ def read_products(
   notes_of: Callable[[str], Mapping[str, Any]],
   on_read: Callable[[int], None] = lambda done: None,
 ) -> Iterator[Product]:
-  """Read the products in the order of the file, cleaned.
+  """Yield the products in the order of the file, cleaned.
 
-  Args:
-    files: the public files.
-    notes_of: gives the notes on an ASIN, or an empty mapping.
-    on_read: called with the bytes read so far, now and then.
-
-  Yields:
-    Products; those with one ASIN all come, and the first of them counts.
+  Of several products with one ASIN all come; the first of them counts.
+  `notes_of` gives the notes on an ASIN, `on_read` gets the bytes read so far.
 
   Raises:
     ValueError: the file is broken, or holds something else.
@@ -262,14 +238,7 @@ def read_products(
 def read_notes(
   path: pathlib.Path, on_read: Callable[[int], None] = lambda done: None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Read the attributes and synthetic instructions, by ASIN.
-
-  Args:
-    path: path of `items_ins_v2*.json`.
-    on_read: called with the bytes read so far, now and then.
-
-  Yields:
-    Pairs of an ASIN and its notes.
+  """Yield pairs of an ASIN and its attributes and synthetic instructions.
 
   Raises:
     ValueError: the file is broken, or holds something else.
@@ -283,13 +252,7 @@ def read_notes(
 def read_instructions(
   path: pathlib.Path,
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-  """Read the human instructions, by ASIN.
-
-  Args:
-    path: path of `items_human_ins*.json`.
-
-  Yields:
-    Pairs of an ASIN and its instructions.
+  """Yield pairs of an ASIN and its human instructions.
 
   Raises:
     ValueError: the file is broken, or holds something else.
@@ -328,7 +291,11 @@ def stream(
     if window.peek() == closing:
       return
     while True:
-      yield window.value() if opening == '[' else window.pair()
+      element = window.value()
+      if opening == '{':
+        window.take(':')
+        element = element, window.value()
+      yield element
       if window.take(f',{closing}') == closing:
         return
 
@@ -376,12 +343,6 @@ class _Window:
       if self._ended or len(self._text) - self._at > _LARGEST_ELEMENT:
         raise self._broken()
       self._read()
-
-  def pair(self) -> tuple[str, Any]:
-    """Consume the next key and its value."""
-    key = self.value()
-    self.take(':')
-    return key, self.value()
 
   def _read(self):
     data = self._file.read(_CHUNK)

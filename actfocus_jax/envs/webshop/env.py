@@ -14,8 +14,8 @@ and its parts `r_type`, `attributes`, `options`, `price`, each in [0, 1]; all 0
 before it. The purchase rate is the share of the episodes with a purchase.
 """
 
+import dataclasses
 import functools
-from typing import Any
 
 from actfocus_jax.envs import base
 from actfocus_jax.envs.webshop import catalogue, pages, shops, store
@@ -63,29 +63,28 @@ class WebShop:
   ):
     """Open a shop, which is kept for all environments of the process.
 
-    Args:
-      data: directory with the public WebShop files; '' for a small shop of this
-        project's own. The 1,000-product set is read into memory. The full files
-        are made into a shop on disk once.
-      goals: 'synthetic', or 'human' for the instructions of people.
-      reward: 'strict' or 'graded'.
-      index: directory of the shop on disk, for the full files; '' is
-        `webshop_index` beside them.
-      results_per_page: at least 1.
-      shop_seed: fixes the small shop, at least 0.
-      products: number of products of the small shop, 10 to 10,000.
-      instructions: text for the model; None for this module's own.
-      progress: called with the progress of building the shop on disk; None
-        draws a bar on stderr.
+    configs/README.md explains the fields. The 1,000-product set is read into
+    memory; the full files are made into a shop on disk once, with `progress`
+    called meanwhile (None draws a bar on stderr).
 
     Raises:
       ValueError: a value out of range; files or libraries are missing.
     """
-    _check_choice('goals', goals, _GOALS)
-    _check_choice('reward', reward, _REWARDS)
-    _check_number('results_per_page', results_per_page, 1, 50)
-    _check_number('shop_seed', shop_seed, 0, 2**63)
-    _check_number('products', products, 10, 10_000)
+    for name, value, choices in (
+      ('goals', goals, _GOALS),
+      ('reward', reward, _REWARDS),
+    ):
+      if value not in choices:
+        raise ValueError(
+          f'{name} must be one of {list(choices)}, got {value!r}'
+        )
+    for name, value, low, high in (
+      ('results_per_page', results_per_page, 1, 50),
+      ('shop_seed', shop_seed, 0, 2**63),
+      ('products', products, 10, 10_000),
+    ):
+      if not low <= value <= high:
+        raise ValueError(f'{name} must be {low} to {high}, got {value}')
     self.results_per_page = results_per_page
     self._is_strict = reward == 'strict'
     self._shop = shops.open_shop(
@@ -112,26 +111,12 @@ class WebShop:
     return self._schedule.held_out
 
   def reset(self, seed: int) -> tuple[State, str]:
-    """Take the goal of a seed.
-
-    Args:
-      seed: at least 0; below 10,000 for evaluation, from there on for training.
-
-    Returns:
-      The state and its text.
-    """
+    """Take the goal of a seed: below 10,000 for evaluation, else training."""
     state = State(self._schedule.number(seed))
     return state, self.render(state)
 
   def load(self, board: str, *, seed: int = 0) -> tuple[State, str]:
-    """Take a goal by its number.
-
-    Args:
-      board: a number below `goal_count`, in digits.
-      seed: unused; a shop has no noise.
-
-    Returns:
-      The state and its text.
+    """Take a goal by its number, in digits and below `goal_count`.
 
     Raises:
       ValueError: no such number.
@@ -148,32 +133,18 @@ class WebShop:
     return state, self.render(state)
 
   def step(self, state: State, action: str) -> tuple[State, base.Step]:
-    """Run one action. A state that is done stays as it is, with reward 0.
-
-    Args:
-      state: the state.
-      action: any string.
-
-    Returns:
-      The next state and the result; the module describes its info.
-    """
+    """Run one action. A state that is done stays as it is, with reward 0."""
     following = self._follow(state, action)
     is_done = following.page == 'done'
-    info: dict[str, Any] = {'effective': following != state, **_NO_PURCHASE}
+    info = {'effective': following != state, **_NO_PURCHASE}
     reward, success = 0.0, False
     if is_done:
       score = self.score(following)
       success = score.is_perfect
     if is_done and state.page != 'done':
       reward = float(success) if self._is_strict else score.raw
-      info |= {
-        'bought': 1.0,
-        'reward': score.raw,
-        'r_type': score.r_type,
-        'attributes': score.attributes,
-        'options': score.options,
-        'price': score.price,
-      }
+      parts = dataclasses.asdict(score)
+      info |= {'bought': 1.0, 'reward': parts.pop('raw'), **parts}
     return following, base.Step(
       text=self.render(following),
       reward=reward,
@@ -211,7 +182,7 @@ class WebShop:
     if not argument or state.page == 'done':
       return state
     if name.lower() == 'search':
-      return pages.search(state, argument[:_LONGEST_QUERY])
+      return State(state.goal, 'results', argument[:_LONGEST_QUERY])
     if name.lower() == 'click':
       return self.page(state).links.get(argument.lower(), state)
     return state
@@ -224,13 +195,3 @@ class WebShop:
     actions = ('search[keywords]', *(f'click[{name}]' for name in page.links))
     available = f'Available actions: {", ".join(actions)}'
     return page, f'{text}\n{_ADVICE}\n{available}'
-
-
-def _check_choice(name: str, value: str, allowed):
-  if value not in allowed:
-    raise ValueError(f'{name} must be one of {list(allowed)}, got {value!r}')
-
-
-def _check_number(name: str, value: int, low: int, high: int):
-  if not low <= value <= high:
-    raise ValueError(f'{name} must be {low} to {high}, got {value}')

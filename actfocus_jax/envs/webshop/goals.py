@@ -38,9 +38,7 @@ class Goal:
     options: what must be chosen, as (name, value); a human goal has values
       only, with empty names.
     price_cap: highest price in dollars, or None.
-    title: title of that product, for the comparison of kinds.
-    query: query of that product, for the same.
-    categories: categories of that product, for the same.
+    title, query, categories: those of that product; they tell its kind.
   """
 
   asin: str
@@ -66,15 +64,12 @@ def synthetic_count(product: catalogue.Product) -> int:
 
 
 def synthetic(product: catalogue.Product, number: int) -> Goal:
-  """Make one of the synthetic goals of a product.
+  """Make one of the synthetic goals of a product, which has an instruction.
 
   Args:
-    product: has an instruction.
+    product: the product.
     number: number of the combination, below `synthetic_count(product)`. The
       option whose name is last in the alphabet changes fastest.
-
-  Returns:
-    The goal.
   """
   chosen = []
   for name, values in reversed(sorted(product.options)):
@@ -89,34 +84,21 @@ def synthetic(product: catalogue.Product, number: int) -> Goal:
 def human(
   product: catalogue.Product, instruction: Mapping[str, Any]
 ) -> Goal | None:
-  """Make a goal of a human instruction; None if it names no attribute.
-
-  Args:
-    product: the product it is about.
-    instruction: an entry of `items_human_ins*.json`.
-  """
+  """Make a goal of a human instruction; None if it names no attribute."""
   attributes = catalogue.texts_of(instruction.get('instruction_attributes'))
   text = ' '.join(catalogue.texts_of(instruction.get('instruction')))
   if not (attributes and text):
     return None
   options = catalogue.texts_of(instruction.get('instruction_options'))
-  return _goal(
-    product,
-    text.strip('.'),
-    attributes,
-    tuple(('', value) for value in options),
-  )
+  values = tuple(('', value) for value in options)
+  return _goal(product, text.strip('.'), attributes, values)
 
 
 def price_cap(price: float, key: object) -> float | None:
   """Return the larger of two draws from the next four multiples of 10.
 
-  Args:
-    price: price of the product; multiples above it and below 1000 are drawn.
-    key: key of the draw.
-
-  Returns:
-    The cap, or None if fewer than two multiples are left.
+  Multiples above the price and below 1000 are drawn. None if fewer than two
+  are left.
   """
   above = [cap for cap in _CAPS if cap > price][:4]
   pairs = list(itertools.combinations(above, 2))
@@ -143,8 +125,7 @@ def _goal(product, text, attributes, options) -> Goal:
 class Numbering:
   """Numbering of the synthetic goals of a list of products, product by product.
 
-  Attributes:
-    count: number of goals.
+  `count` is the number of goals.
   """
 
   def __init__(self, counts: Sequence[int] | np.ndarray):
@@ -164,18 +145,12 @@ class Schedule:
 
   Seeds below 10,000 are for evaluation, those from there on for training and
   demonstrations. Each side follows the order of a fixed shuffle, so consecutive
-  seeds give different goals until all have been used.
-
-  Attributes:
-    held_out: number of goals for evaluation.
+  seeds give different goals until all have been used. `held_out` is the number
+  of goals for evaluation.
   """
 
   def __init__(self, goal: Callable[[int], Goal], count: int):
-    """Split the goals.
-
-    Args:
-      goal: number -> goal.
-      count: number of goals; a third, at most 500, is for evaluation.
+    """Split `count` goals, of which a third, at most 500, is for evaluation.
 
     Raises:
       ValueError: too few goals to split.
@@ -186,23 +161,21 @@ class Schedule:
         f'the shop gives {count} goals; evaluation and training need 3 or more'
       )
     self._goal, self._count, self.held_out = goal, count, held_out
-    self._texts = {goal(self._at(place)).text for place in range(held_out)}
+    first = (shuffled(place, count) for place in range(held_out))
+    self._texts = {goal(number).text for number in first}
 
   def number(self, seed: int) -> int:
     """Return the number of the goal of a seed (>= 0)."""
     if seed < FIRST_TRAINING_SEED:
-      return self._at(seed % self.held_out)
+      return shuffled(seed % self.held_out, self._count)
     others = self._count - self.held_out
     for step in range(others):
       place = (seed - FIRST_TRAINING_SEED + step) % others
-      number = self._at(self.held_out + place)
+      number = shuffled(self.held_out + place, self._count)
       # A shop that lists a value twice makes the same goal twice.
       if self._goal(number).text not in self._texts:
         return number
     raise ValueError('every goal for training equals one for evaluation')
-
-  def _at(self, place: int) -> int:
-    return shuffled(place, self._count)
 
 
 def shuffled(place: int, count: int) -> int:
@@ -210,13 +183,6 @@ def shuffled(place: int, count: int) -> int:
 
   A Feistel network permutes the numbers of an even count of bits; a result
   that is too large goes through it again. Nothing of size `count` is stored.
-
-  Args:
-    place: at least 0 and below `count`.
-    count: number of shuffled places.
-
-  Returns:
-    A number below `count`; different for different places.
   """
   half = max(1, ((count - 1).bit_length() + 1) // 2)
   mask = (1 << half) - 1

@@ -10,7 +10,7 @@ can be clicked, with the state that it leads to.
 
 import dataclasses
 
-from actfocus_jax.envs.webshop import catalogue, goals, shops
+from actfocus_jax.envs.webshop import catalogue, shops
 
 SEPARATOR = ' [SEP] '
 BACK, PREVIOUS, NEXT, BUY = 'back to search', '< prev', 'next >', 'buy now'
@@ -23,13 +23,8 @@ Chosen = tuple[tuple[str, str], ...]
 class State:
   """Position of the customer in the shop.
 
-  Attributes:
-    goal: number of the goal.
-    page: 'search', 'results', 'item', one of `SUB_PAGES`, or 'done'.
-    query: keywords of the last search.
-    number: number of the page of results, from 1.
-    asin: id of the product on the page, or of the one bought.
-    chosen: options chosen for the product, (name, value).
+  `page` is 'search', 'results', 'item', one of `SUB_PAGES`, or 'done'; `number`
+  counts pages of results from 1; `asin` is the product on the page or bought.
   """
 
   goal: int
@@ -42,12 +37,7 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-  """A page as the customer sees it.
-
-  Attributes:
-    texts: the pieces of the page's text.
-    links: element in lower case -> the state behind it, in the page's order.
-  """
+  """Pieces of a text, and the state behind each element (in lower case)."""
 
   texts: tuple[str, ...]
   links: dict[str, State]
@@ -56,7 +46,7 @@ class Page:
 def show(shop: shops.Shop, state: State, results_per_page: int) -> Page:
   """Return the page that belongs to a state."""
   if state.page == 'search':
-    return _search(shop.goal(state.goal))
+    return Page((f'Instruction: {shop.goal(state.goal).text}',), {})
   if state.page == 'results':
     return _results(shop, state, results_per_page)
   product = shop.product(state.asin)
@@ -65,15 +55,6 @@ def show(shop: shops.Shop, state: State, results_per_page: int) -> Page:
   if state.page == 'done':
     return Page((f'You bought: {product.title}',), {})
   return _sub_page(product, state)
-
-
-def search(state: State, query: str) -> State:
-  """Return the first page of results of a search."""
-  return State(state.goal, 'results', query)
-
-
-def _search(goal: goals.Goal) -> Page:
-  return Page((f'Instruction: {goal.text}',), {})
 
 
 def _results(shop: shops.Shop, state: State, per_page: int) -> Page:
@@ -117,8 +98,8 @@ def _item(product: catalogue.Product, state: State) -> Page:
 def _choices(product: catalogue.Product, state: State) -> dict[str, State]:
   """Return the state behind each option value, in the page's order.
 
-  Two options may have the same value. A click then means the first of them
-  without a choice, or else the first of them with another choice.
+  A value of two options means the first of them without a choice, or else the
+  first of them with another choice.
   """
   chosen = dict(state.chosen)
   following = {v: state for _, values in product.options for v in values}

@@ -70,16 +70,7 @@ class Score:
 def score(
   goal: goals.Goal, bought: catalogue.Product, chosen: Iterable[str]
 ) -> Score:
-  """Judge a purchase.
-
-  Args:
-    goal: the goal.
-    bought: the product.
-    chosen: the values of its options that were chosen.
-
-  Returns:
-    The score and its parts.
-  """
+  """Judge a purchase of a product with the chosen values of its options."""
   attributes = sum(has_attribute(bought, name) for name in goal.attributes)
   values = tuple(chosen)
   options = sum(
@@ -92,8 +83,8 @@ def score(
   return Score(
     raw=r_type * (attributes + options + price) / wishes,
     r_type=r_type,
-    attributes=_share(attributes, len(goal.attributes)),
-    options=_share(options, len(goal.options)),
+    attributes=attributes / len(goal.attributes) if goal.attributes else 1.0,
+    options=options / len(goal.options) if goal.options else 1.0,
     price=price,
   )
 
@@ -133,16 +124,10 @@ def has_attribute(product: catalogue.Product, name: str) -> bool:
 
 
 def option_matches(option: tuple[str, str], value: str) -> bool:
-  """Return whether a chosen value fits an option of a goal.
+  """Return whether a chosen value fits an option (name, value) of a goal.
 
-  Args:
-    option: (name, value) of the goal. The name counts as part of the text: it
-      keeps apart many values that differ in one word only.
-    value: the chosen value.
-
-  Returns:
-    True if the texts are similar. A text with a colour word is first reduced to
-    its first one.
+  The name counts as part of the text: it keeps apart many values that differ
+  in one word only. A text with a colour word is first reduced to its first one.
   """
   wanted = ' '.join(filter(None, option))
   return value == option[1] or _are_similar(_colour(wanted), _colour(value))
@@ -158,7 +143,3 @@ def _are_similar(one: str, other: str) -> bool:
 
   ratio = fuzz.token_set_ratio(one, other, processor=utils.default_process)
   return ratio > _SIMILAR
-
-
-def _share(hits: int, wanted: int) -> float:
-  return hits / wanted if wanted else 1.0

@@ -123,10 +123,9 @@ def _bm25s():
 
 
 class DiskWriter:
-  """Writer of an index in a directory.
+  """Writer of an index in a directory, a context manager.
 
-  A context manager: after it has ended, with an error or without, nothing
-  writes into the directory any more.
+  After its end, with an error or without, nothing writes there any more.
   """
 
   def __init__(self, directory: pathlib.Path):
@@ -195,7 +194,11 @@ class DiskIndex:
     if not words:
       return []
     documents = self._words_of(self._candidates(words))
-    weights = {word: n * self._rarity(word) for word, n in words.items()}
+    count = self._searcher.num_docs
+    weights = {
+      word: n * rarity(self._searcher.doc_freq('text', word), count)
+      for word, n in words.items()
+    }
     scores = {
       number: round(relevance(weights, words, self._mean_length), _DECIMALS)
       for number, words in documents.items()
@@ -212,10 +215,6 @@ class DiskIndex:
     addresses = [address for _, address in hits]
     return self._searcher.fast_field_values('number', addresses)
 
-  def _rarity(self, word: str) -> float:
-    holders = self._searcher.doc_freq('text', word)
-    return rarity(holders, self._searcher.num_docs)
-
 
 def rarity(holders: int, documents: int) -> float:
   """Return the weight of a term that `holders` of the documents hold."""
@@ -231,9 +230,6 @@ def relevance(
     weights: weight of each term of the query, rarity times count.
     words: terms of the text.
     mean_length: mean count of terms of all texts.
-
-  Returns:
-    The score, at least 0.
   """
   norm = K1 * (1.0 - B + B * len(words) / mean_length)
   counts = ((weight, words.count(word)) for word, weight in weights.items())

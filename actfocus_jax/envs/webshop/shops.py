@@ -1,9 +1,9 @@
-"""The interface of a shop, a shop in memory, and the choice of a shop."""
+"""A shop in memory, and the choice of a shop."""
 
 import functools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from actfocus_jax.envs.webshop import (
   catalogue,
@@ -14,28 +14,6 @@ from actfocus_jax.envs.webshop import (
 )
 
 _INDEX_NAME = 'webshop_index'
-
-
-class Shop(Protocol):
-  """Products, a search, and goals by number.
-
-  Attributes:
-    goal_count: number of goals.
-  """
-
-  goal_count: int
-
-  def product(self, asin: str) -> catalogue.Product | None:
-    """Return the product with an ASIN, or None."""
-    ...
-
-  def find(self, query: str) -> tuple[str, ...]:
-    """Return the ASINs that a search finds, best first, at most 50."""
-    ...
-
-  def goal(self, number: int) -> goals.Goal:
-    """Return the goal of a number below `goal_count`."""
-    ...
 
 
 class MemoryShop:
@@ -56,38 +34,40 @@ class MemoryShop:
     for product in products:
       self._products.setdefault(product.asin, product)
     self._asins = list(self._products)
-    self._human = None
+    self._numbering = goals.Numbering(
+      [*map(goals.synthetic_count, self._products.values())]
+    )
+    self.goal_count, self._human = self._numbering.count, None
     if instructions is not None:
-      self._human = [*self._human_goals(instructions)]
-    counts = [*map(goals.synthetic_count, self._products.values())]
-    self._numbering = goals.Numbering(counts)
-    is_human = self._human is not None
-    self.goal_count = len(self._human) if is_human else self._numbering.count
+      every = (
+        goals.human(product, instruction)
+        for asin, product in self._products.items()
+        for instruction in instructions.get(asin, ())
+      )
+      self._human = [goal for goal in every if goal is not None]
+      self.goal_count = len(self._human)
     # Not at the first search: many threads may make that one at once.
     texts = map(search.text_of, self._products.values())
     self._index = search.MemoryIndex([*texts])
     self.find = functools.lru_cache(maxsize=1 << 14)(self._find)
 
   def product(self, asin: str) -> catalogue.Product | None:
-    """See `Shop`."""
+    """Return the product with an ASIN, or None."""
     return self._products.get(asin)
 
   def goal(self, number: int) -> goals.Goal:
-    """See `Shop`."""
+    """Return the goal with a number below `goal_count`."""
     if self._human is not None:
       return self._human[number]
     place, own = self._numbering.place(number)
     return goals.synthetic(self._products[self._asins[place]], own)
 
   def _find(self, query: str) -> tuple[str, ...]:
+    """Return the ASINs that a search finds, best first, at most 50."""
     return tuple(self._asins[place] for place in self._index.best(query))
 
-  def _human_goals(self, instructions):
-    for asin, product in self._products.items():
-      for instruction in instructions.get(asin, ()):
-        goal = goals.human(product, instruction)
-        if goal is not None:
-          yield goal
+
+Shop = MemoryShop | store.DiskShop  # with the same methods
 
 
 def open_shop(
@@ -99,19 +79,7 @@ def open_shop(
   products: int,
   progress: Callable[[str, float], None],
 ) -> Shop:
-  """Open a shop, once per process.
-
-  Args:
-    data: directory of the public files; '' for the built-in shop.
-    human: use the human instructions as goals.
-    index: directory of the shop on disk that is made of the full files; ''
-      for one beside them, where the small files are missing.
-    shop_seed: fixes the built-in shop.
-    products: number of products of the built-in shop.
-    progress: called with the progress of building a shop on disk.
-
-  Returns:
-    The shop.
+  """Open a shop, once per process; the arguments are those of `WebShop`.
 
   Raises:
     ValueError: files or libraries are missing, or something does not fit.
@@ -127,7 +95,10 @@ def open_shop(
     return _on_disk(place.resolve(), human, data)
   files = catalogue.find(data, human=human, full=bool(index))
   if not files.is_full:
-    return _in_memory(files, human, _stamps(files))
+    paths = [files.products, files.notes, *filter(None, [files.human])]
+    stats = [path.stat() for path in paths]
+    stamps = tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
+    return _in_memory(files, human, stamps)
   place = place or files.products.parent / _INDEX_NAME
   if not store.is_built(place):
     store.build(files, place, progress)
@@ -153,9 +124,3 @@ def _in_memory(files: catalogue.Files, human: bool, stamps) -> MemoryShop:
 def _on_disk(place: pathlib.Path, human: bool, data: str) -> store.DiskShop:
   store.check_source(place, pathlib.Path(data).expanduser())
   return store.DiskShop(place, human=human)
-
-
-def _stamps(files: catalogue.Files):
-  paths = [files.products, files.notes, *filter(None, [files.human])]
-  stats = [path.stat() for path in paths]
-  return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)

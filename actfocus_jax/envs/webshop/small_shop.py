@@ -13,6 +13,7 @@ them or to two. Which one fits also depends on the option values and the price.
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -21,25 +22,12 @@ from actfocus_jax.envs.webshop import catalogue
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """A kind of product.
-
-  Attributes:
-    department: the wide category.
-    name: name in the singular; an s at the end makes the plural.
-    attributes: possible attributes.
-    options: names of its options, keys of `VALUES`.
-  """
+  """A kind of product; its options are keys of `VALUES`."""
 
   department: str
   name: str
   attributes: tuple[str, ...]
   options: tuple[str, ...]
-
-
-def _kind(department: str, name: str, attributes: str, options: str) -> Kind:
-  return Kind(
-    department, name, tuple(attributes.split(', ')), tuple(options.split())
-  )
 
 
 # No value is similar to another one by the measure of the reward, and neither
@@ -53,152 +41,57 @@ VALUES = {
   'pack': ('single', 'double', 'family'),
   'length': ('short', 'long', 'half'),
 }
-KINDS = (
-  _kind(
-    'clothing',
-    'shirt',
-    'soft cotton, slim fit, long sleeve, quick dry, button down, high collar',
-    'color size',
-  ),
-  _kind(
-    'clothing',
-    'jacket',
-    'waterproof, hooded, fleece lined, light weight, slim fit, wind proof',
-    'color size',
-  ),
-  _kind(
-    'clothing',
-    'skirt',
-    'high waist, pleated, stretchy, soft cotton, side pocket, quick dry',
-    'color size',
-  ),
-  _kind(
-    'clothing',
-    'sock',
-    'soft cotton, non slip, thick wool, quick dry, arch support, seamless',
-    'color pack',
-  ),
-  _kind(
-    'shoes',
-    'sneaker',
-    'non slip, arch support, memory foam, rubber sole, light weight, vegan',
-    'color number',
-  ),
-  _kind(
-    'shoes',
-    'boot',
-    'waterproof, steel toe, rubber sole, fleece lined, non slip, side zip',
-    'color number',
-  ),
-  _kind(
-    'shoes',
-    'sandal',
-    'arch support, open toe, vegan, quick dry, ankle strap, memory foam',
-    'color number',
-  ),
-  _kind(
-    'home',
-    'lamp',
-    'dimmable, solar powered, touch control, energy saving, foldable, cordless',
-    'color size',
-  ),
-  _kind(
-    'home',
-    'rug',
-    'non slip, machine washable, thick wool, hand woven, stain proof, vegan',
-    'color size',
-  ),
-  _kind(
-    'home',
-    'pillow',
-    'memory foam, machine washable, cooling gel, soft cotton, firm, foldable',
-    'size',
-  ),
-  _kind(
-    'home',
-    'curtain',
-    'blackout, machine washable, noise reducing, pleated, sheer, stain proof',
-    'color length',
-  ),
-  _kind(
-    'kitchen',
-    'mug',
-    'dishwasher safe, double wall, hand painted, spill proof, lead free, tall',
-    'color pack',
-  ),
-  _kind(
-    'kitchen',
-    'pan',
-    'non stick, dishwasher safe, cast iron, lead free, glass lid, oven safe',
-    'size',
-  ),
-  _kind(
-    'kitchen',
-    'bottle',
-    'spill proof, double wall, wide mouth, lead free, light weight, foldable',
-    'color size',
-  ),
-  _kind(
-    'electronics',
-    'speaker',
-    'waterproof, wireless, deep bass, solar powered, voice control, foldable',
-    'color',
-  ),
-  _kind(
-    'electronics',
-    'charger',
-    'fast charging, wireless, foldable, dual port, solar powered, travel ready',
-    'color length',
-  ),
-  _kind(
-    'electronics',
-    'keyboard',
-    'wireless, back lit, silent keys, spill proof, foldable, wrist rest',
-    'color',
-  ),
-  _kind(
-    'beauty',
-    'soap',
-    'sulfate free, cruelty free, vegan, dry skin, hand made, deep cleansing',
-    'scent pack',
-  ),
-  _kind(
-    'beauty',
-    'lotion',
-    'dry skin, fast absorbing, vegan, cruelty free, oil free, sun protection',
-    'scent size',
-  ),
-  _kind(
-    'beauty',
-    'candle',
-    'soy wax, hand made, long burning, smoke free, lead free, gift boxed',
-    'scent size',
-  ),
-  _kind(
-    'food',
-    'tea',
-    'caffeine free, organic, loose leaf, sugar free, fair trade, gift boxed',
-    'flavor pack',
-  ),
-  _kind(
-    'food',
-    'cookie',
-    'gluten free, sugar free, vegan, organic, nut free, hand made',
-    'flavor pack',
-  ),
-  _kind(
-    'outdoor',
-    'tent',
-    'waterproof, wind proof, light weight, easy setup, fire proof, solar roof',
-    'color size',
-  ),
-  _kind(
-    'outdoor',
-    'backpack',
-    'waterproof, laptop sleeve, light weight, side pocket, lockable, foldable',
-    'color size',
-  ),
-)
+# Department and name: options of a kind, then its attributes.
+_KINDS = """\
+clothing shirt: color size
+  soft cotton, slim fit, long sleeve, quick dry, button down, high collar
+clothing jacket: color size
+  waterproof, hooded, fleece lined, light weight, slim fit, wind proof
+clothing skirt: color size
+  high waist, pleated, stretchy, soft cotton, side pocket, quick dry
+clothing sock: color pack
+  soft cotton, non slip, thick wool, quick dry, arch support, seamless
+shoes sneaker: color number
+  non slip, arch support, memory foam, rubber sole, light weight, vegan
+shoes boot: color number
+  waterproof, steel toe, rubber sole, fleece lined, non slip, side zip
+shoes sandal: color number
+  arch support, open toe, vegan, quick dry, ankle strap, memory foam
+home lamp: color size
+  dimmable, solar powered, touch control, energy saving, foldable, cordless
+home rug: color size
+  non slip, machine washable, thick wool, hand woven, stain proof, vegan
+home pillow: size
+  memory foam, machine washable, cooling gel, soft cotton, firm, foldable
+home curtain: color length
+  blackout, machine washable, noise reducing, pleated, sheer, stain proof
+kitchen mug: color pack
+  dishwasher safe, double wall, hand painted, spill proof, lead free, tall
+kitchen pan: size
+  non stick, dishwasher safe, cast iron, lead free, glass lid, oven safe
+kitchen bottle: color size
+  spill proof, double wall, wide mouth, lead free, light weight, foldable
+electronics speaker: color
+  waterproof, wireless, deep bass, solar powered, voice control, foldable
+electronics charger: color length
+  fast charging, wireless, foldable, dual port, solar powered, travel ready
+electronics keyboard: color
+  wireless, back lit, silent keys, spill proof, foldable, wrist rest
+beauty soap: scent pack
+  sulfate free, cruelty free, vegan, dry skin, hand made, deep cleansing
+beauty lotion: scent size
+  dry skin, fast absorbing, vegan, cruelty free, oil free, sun protection
+beauty candle: scent size
+  soy wax, hand made, long burning, smoke free, lead free, gift boxed
+food tea: flavor pack
+  caffeine free, organic, loose leaf, sugar free, fair trade, gift boxed
+food cookie: flavor pack
+  gluten free, sugar free, vegan, organic, nut free, hand made
+outdoor tent: color size
+  waterproof, wind proof, light weight, easy setup, fire proof, solar roof
+outdoor backpack: color size
+  waterproof, laptop sleeve, light weight, side pocket, lockable, foldable
+"""
 _NAMES = """\
 Norvik Altus Bramo Cordal Delmar Ekko Fenwick Galvo Hartel Isko Jorvan Kelso
 Lumera Mondo Nexa Orbit Pavo Quill Ravik Solano Tarn Umber Veltro Wexa Yarrow
@@ -207,16 +100,20 @@ Zeno
 BRANDS = tuple(_NAMES.split())
 
 
+def _kinds() -> Iterator[Kind]:
+  lines = iter(_KINDS.splitlines())
+  for heading, attributes in zip(lines, lines, strict=True):
+    department, name, *options = heading.replace(':', '').split()
+    yield Kind(
+      department, name, tuple(attributes.strip().split(', ')), tuple(options)
+    )
+
+
+KINDS = tuple(_kinds())
+
+
 def make(seed: int, count: int) -> tuple[catalogue.Product, ...]:
-  """Make the products of a shop.
-
-  Args:
-    seed: fixes them.
-    count: number of products.
-
-  Returns:
-    The products, kinds mixed.
-  """
+  """Make the products of a shop, kinds mixed."""
   rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(3,)))
   digits = max(3, len(str(2 * count)))
   numbers = rng.choice(10**digits, size=count, replace=False)

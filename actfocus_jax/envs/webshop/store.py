@@ -71,8 +71,14 @@ def build(files: catalogue.Files, directory: pathlib.Path, progress: Progress):
         f'index is {str(directory)!r}, which is not an index of this version; '
         'delete it or name a new directory'
       )
-    _delete_parts(directory)
-    part = _make_part(directory)
+    # Delete the remains of builds whose processes were killed.
+    name = glob.escape(f'{directory.name}.') + '[a-z0-9_]' * 8 + '.part'
+    for part in directory.parent.glob(name):
+      shutil.rmtree(part, ignore_errors=True)
+    with _making(directory):
+      name = tempfile.mkdtemp('.part', f'{directory.name}.', directory.parent)
+      os.chmod(name, 0o755)
+    part = pathlib.Path(name)
     try:
       _write(files, part, progress)
       os.rename(part, directory)
@@ -111,15 +117,14 @@ class Bar:
 
   def __call__(self, what: str, share: float):
     """Draw the bar if it has grown; over itself on a terminal."""
-    step = int(100 * share) if sys.stderr.isatty() else int(10 * share) * 10
+    is_terminal = sys.stderr.isatty()
+    step = int(100 * share) if is_terminal else int(10 * share) * 10
     if (what, step) == self._drawn:
       return
     self._drawn = (what, step)
-    line = f'{what} [{"#" * (step // 5):<20}] {step} %'
-    start, end = ('\r', '' if step < 100 else '\n')
-    if not sys.stderr.isatty():
-      start, end = '', '\n'
-    print(f'{start}{line}', end=end, file=sys.stderr, flush=True)
+    start, end = ('\r', '\n' * (step >= 100)) if is_terminal else ('', '\n')
+    line = f'{start}{what} [{"#" * (step // 5):<20}] {step} %'
+    print(line, end=end, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -145,30 +150,10 @@ def _lock(path: pathlib.Path, progress: Progress) -> IO[str]:
       progress('Waiting for another build', 0.0)
       fcntl.flock(file, fcntl.LOCK_EX)
     # The last owner has deleted the file; a lock on it has no effect.
-    if _is_at(path, file):
-      return file
+    with contextlib.suppress(FileNotFoundError):
+      if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+        return file
     file.close()
-
-
-def _is_at(path: pathlib.Path, file: IO[str]) -> bool:
-  try:
-    return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-  except FileNotFoundError:
-    return False
-
-
-def _delete_parts(directory: pathlib.Path):
-  """Delete the remains of builds whose processes were killed."""
-  name = glob.escape(f'{directory.name}.') + '[a-z0-9_]' * 8 + '.part'
-  for part in directory.parent.glob(name):
-    shutil.rmtree(part, ignore_errors=True)
-
-
-def _make_part(directory: pathlib.Path) -> pathlib.Path:
-  with _making(directory):
-    name = tempfile.mkdtemp('.part', f'{directory.name}.', directory.parent)
-    os.chmod(name, 0o755)
-  return pathlib.Path(name)
 
 
 @contextlib.contextmanager
@@ -185,7 +170,12 @@ def _making(directory: pathlib.Path) -> Iterator[None]:
 def _write(files: catalogue.Files, part: pathlib.Path, progress: Progress):
   with _opened(part / _NOTES) as notes:
     on_read = _share(files.notes, 'Reading notes', progress)
-    _fill_notes(notes, catalogue.read_notes(files.notes, on_read))
+    pairs = catalogue.read_notes(files.notes, on_read)
+    notes.execute('CREATE TABLE notes (asin TEXT PRIMARY KEY, text BLOB)')
+    notes.executemany(
+      'INSERT OR REPLACE INTO notes VALUES (?, ?)',
+      ((asin, _pack(note)) for asin, note in pairs),
+    )
     notes_of = functools.partial(_notes_of, notes)
     on_read = _share(files.products, 'Indexing products', progress)
     products = catalogue.read_products(files, notes_of, on_read)
@@ -226,7 +216,10 @@ def _write_products(
       if not _insert(database, len(counts), product, words):
         continue
       index.add(len(counts), words)
-      _insert_human(database, product, instructions.get(product.asin, ()))
+      for instruction in instructions.get(product.asin, ()):
+        if goals.human(product, instruction) is not None:
+          row = (product.asin, _pack(instruction))
+          database.execute('INSERT INTO human (asin, text) VALUES (?, ?)', row)
       counts.append(goals.synthetic_count(product))
       length += len(words)
     database.commit()
@@ -243,21 +236,6 @@ def _insert(database, number: int, product, words: list[str]) -> bool:
   return database.execute(statement, row).rowcount > 0
 
 
-def _insert_human(database, product, instructions):
-  for instruction in instructions:
-    if goals.human(product, instruction) is not None:
-      row = (product.asin, _pack(instruction))
-      database.execute('INSERT INTO human (asin, text) VALUES (?, ?)', row)
-
-
-def _fill_notes(database, notes: Iterator[tuple[str, dict[str, Any]]]):
-  database.execute('CREATE TABLE notes (asin TEXT PRIMARY KEY, text BLOB)')
-  database.executemany(
-    'INSERT OR REPLACE INTO notes VALUES (?, ?)',
-    ((asin, _pack(note)) for asin, note in notes),
-  )
-
-
 def _notes_of(database, asin: str) -> dict[str, Any]:
   row = database.execute(
     'SELECT text FROM notes WHERE asin = ?', (asin,)
@@ -269,17 +247,13 @@ def _notes_of(database, asin: str) -> dict[str, Any]:
 
 
 class DiskShop:
-  """A shop that `build` made; see `shops.Shop` for its methods."""
+  """A shop that `build` made, with the methods of `shops.MemoryShop`."""
 
   def __init__(self, directory: pathlib.Path, *, human: bool):
-    """Open a shop.
-
-    Args:
-      directory: directory that `build` made.
-      human: use the human instructions as goals.
+    """Open a shop in a directory that `build` made.
 
     Raises:
-      ValueError: it holds no human instructions.
+      ValueError: it holds no human instructions, but `human` is true.
     """
     self._own = _Connection(directory / _DATABASE)
     self._is_human = human
@@ -299,7 +273,7 @@ class DiskShop:
     self.product = functools.lru_cache(maxsize=1 << 14)(self._product)
 
   def goal(self, number: int) -> goals.Goal:
-    """See `shops.Shop`."""
+    """Return the goal with a number below `goal_count`."""
     if self._is_human:
       asin, text = self._one(
         'SELECT asin, text FROM human WHERE number = ?', number + 1
@@ -315,8 +289,7 @@ class DiskShop:
 
   def _find(self, query: str) -> tuple[str, ...]:
     numbers = self._index.best(query)
-    rows = self._many('number, asin', numbers)
-    asins = dict(rows)
+    asins = dict(self._many('number, asin', numbers))
     return tuple(asins[number] for number in numbers)
 
   def _words_of(self, numbers: Sequence[int]) -> dict[int, list[str]]:
@@ -335,12 +308,10 @@ class DiskShop:
 class _Connection(threading.local):
   """A connection per thread: two that share one would get wrong rows.
 
-  Attributes:
-    database: connection of the current thread.
+  Python calls `__init__` in every thread, for a `database` of its own.
   """
 
   def __init__(self, path: pathlib.Path):
-    """Open a database for reading; Python calls this in every thread."""
     uri = f'{path.as_uri()}?mode=ro&immutable=1'
     self.database = sqlite3.connect(uri, uri=True)
 

@@ -59,11 +59,7 @@ PLAYERS = {
 
 
 def random_player(env: base.Environment) -> Player | None:
-  """Return the player of uniformly random actions, or None if there is none.
-
-  Args:
-    env: the environment; one on boards from a file counts as the one it plays.
-  """
+  """Return the player of uniformly random actions, or None if there is none."""
   if env.actions:
     return FOR_ALL['random']
   kind = type(env.env if isinstance(env, boards.OnBoards) else env)
@@ -100,7 +96,11 @@ def play(
   Returns:
     Success of each episode, or the failure that ended them all.
   """
-  rngs = [_generator(seed, repeat) for seed in seeds]
+  # Apart from the streams with which environments make boards and slips.
+  rngs = [
+    np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2, repeat)))
+    for seed in seeds
+  ]
   seen = pool.run([functools.partial(base.reset, env, seed) for seed in seeds])
   solved, left = [False] * len(seen), [budget] * len(seen)
   if failure := _failure(seen):
@@ -132,10 +132,3 @@ def play(
 def _failure(outcomes) -> env_pool.Failed | None:
   failures = (x for x in outcomes if isinstance(x, env_pool.Failed))
   return next(failures, None)
-
-
-def _generator(seed: int, repeat: int) -> np.random.Generator:
-  # Apart from the streams with which environments make boards and slips.
-  return np.random.default_rng(
-    np.random.SeedSequence(seed, spawn_key=(2, repeat))
-  )

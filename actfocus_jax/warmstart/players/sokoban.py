@@ -1,9 +1,7 @@
 """Scripted player of Sokoban."""
 
-import dataclasses
 import functools
-
-import numpy as np
+from collections.abc import Sequence
 
 from actfocus_jax.envs import grid, sokoban
 from actfocus_jax.warmstart.players import uniform
@@ -13,56 +11,30 @@ from actfocus_jax.warmstart.players import uniform
 _MOST_STATES = 2000
 
 
-@dataclasses.dataclass(frozen=True)
-class SokobanCareless:
-  """Follows a shortest solution now and then.
+class SokobanCareless(uniform.Careless):
+  """Follows a shortest solution now and then."""
 
-  Attributes:
-    skill: probability, per action, of the next action of a shortest solution;
-      where none is found the action is uniformly random.
-    length: most actions in one turn.
-    habit: probability, per action, of `Up`, whatever the room; what remains of
-      1 is a uniformly random action.
-  """
+  def _is_solved(self, state: sokoban.State) -> bool:
+    return sokoban.is_solved(state)
 
-  skill: float = 0.4
-  length: int = 2
-  habit: float = 0.0
+  def _good_actions(self, state: sokoban.State) -> Sequence[str]:
+    return (_solution(state) or ())[:1]
 
-  def respond(
-    self, env: sokoban.Sokoban, state: sokoban.State, rng: np.random.Generator
-  ) -> tuple[str, list[str]]:
-    """Return e.g. `I am at (2, 2), ... Push Up from (3, 3): Down, Right.`.
-
-    The thought ends in the next push of a shortest solution and in its first
-    actions, even if others are played. The second action starts from where
-    the first leads; if that solves the room, there is none.
-    """
-    here, actions = state, []
-    while len(actions) < self.length and not sokoban.is_solved(here):
-      actions.append(self._act(env, here, rng))
-      here = sokoban.push(here, actions[-1])
-    return self._thought(state), actions
-
-  def _act(self, env, state: sokoban.State, rng) -> str:
-    luck = rng.random()
-    if luck < self.skill:
-      solution = _solution(state)
-      return uniform.draw(rng, solution[:1] if solution else env.actions)
-    if luck < self.skill + self.habit:
-      return 'Up'
-    return uniform.draw(rng, env.actions)
+  def _after(self, state: sokoban.State, action: str) -> sokoban.State:
+    return sokoban.push(state, action)
 
   def _thought(self, state: sokoban.State) -> str:
+    """Return e.g. `I am at (2, 2), ... Push Up from (3, 3): Down, Right.`.
+
+    It ends in the next push of a shortest solution and in its first actions,
+    even if others are played.
+    """
     boxes = _at('box', 'boxes', state.boxes)
     targets = _at('target', 'targets', state.room.targets)
     seen = f'I am at {state.player}, the {boxes}, the {targets}.'
-    return f'{seen} {self._plan(state)}'
-
-  def _plan(self, state: sokoban.State) -> str:
     solution = _solution(state)
     if not solution:
-      return 'No way.'
+      return f'{seen} No way.'
     here = state
     for action in solution:
       after = sokoban.push(here, action)
@@ -70,7 +42,7 @@ class SokobanCareless:
         break
       here = after
     steps = ', '.join(solution[: self.length])
-    return f'Push {action} from {here.player}: {steps}.'
+    return f'{seen} Push {action} from {here.player}: {steps}.'
 
 
 @functools.lru_cache(maxsize=64)  # For the thought and for the action.

@@ -1,8 +1,7 @@
 """Scripted players of Sudoku.
 
-They read the board well and choose numbers badly: a thought names the cells
-with the fewest valid numbers, and these numbers as the state's text lists them.
-The action often plays another number.
+They read the board well and choose numbers badly: a thought names cells and
+their valid numbers, and the action often plays another number.
 """
 
 import dataclasses
@@ -85,8 +84,7 @@ class SudokuCareless:
 class SudokuOrderly(SudokuCareless):
   """Fills the cells in the order of the state's list, one per turn.
 
-  It is easier to imitate than `SudokuCareless`, which compares the cells: its
-  thought is copied from one place of the text.
+  It is easier to imitate: its thought is copied from one place of the text.
   """
 
   length: int = 1

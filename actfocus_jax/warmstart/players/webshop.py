@@ -6,6 +6,7 @@ import numpy as np
 
 from actfocus_jax.envs.webshop import catalogue, goals, pages, reward
 from actfocus_jax.envs.webshop import env as webshop
+from actfocus_jax.warmstart.players import uniform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +41,12 @@ class WebShopCareless:
     if luck < self.skill:
       return thought, [action]
     if not page.links:
-      return thought, [f'search[{_draw(rng, self._keywords(goal).split())}]']
+      word = uniform.draw(rng, self._keywords(goal).split())
+      return thought, [f'search[{word}]']
     links = [*page.links]
     if luck < self.skill + self.habit:
       links = [_hasty(page)]
-    return thought, [f'click[{_draw(rng, links)}]']
+    return thought, [f'click[{uniform.draw(rng, links)}]']
 
   def _right(self, env, goal, state, page: pages.Page) -> tuple[str, str]:
     if state.page == 'search':
@@ -54,7 +56,11 @@ class WebShopCareless:
       return self._open_one(env, goal, page)
     product = env.product(state.asin)
     if state.page == 'item' and self._fits(goal, product):
-      return _choose(choices(goal, product), dict(state.chosen))
+      chosen = dict(state.chosen)
+      for name, value in choices(goal, product).items():
+        if chosen.get(name) != value:
+          return f'Next {name}: {value}.', f'click[{value}]'
+      return 'All is chosen.', f'click[{pages.BUY}]'
     return 'I go back.', f'click[{pages.PREVIOUS}]'
 
   def _open_one(self, env, goal, page: pages.Page) -> tuple[str, str]:
@@ -91,12 +97,8 @@ class WebShopCareful(WebShopCareless):
 def choices(goal: goals.Goal, product: catalogue.Product) -> dict[str, str]:
   """Return the option values of a product that a goal names, by option.
 
-  Args:
-    goal: the goal; a wish that the product cannot meet is left out.
-    product: the product.
-
-  Returns:
-    Values by option name. Equal names and values go before similar ones.
+  A wish that the product cannot meet is left out. Equal names and values go
+  before similar ones.
   """
   chosen: dict[str, str] = {}
   for wish in goal.options:
@@ -112,13 +114,6 @@ def choices(goal: goals.Goal, product: catalogue.Product) -> dict[str, str]:
   return chosen
 
 
-def _choose(wanted: dict[str, str], chosen: dict[str, str]) -> tuple[str, str]:
-  for name, value in wanted.items():
-    if chosen.get(name) != value:
-      return f'Next {name}: {value}.', f'click[{value}]'
-  return 'All is chosen.', f'click[{pages.BUY}]'
-
-
 def _hasty(page: pages.Page) -> str:
   if pages.BUY in page.links:
     return pages.BUY
@@ -126,7 +121,3 @@ def _hasty(page: pages.Page) -> str:
   return next(
     (name for name in page.links if name not in ways), [*page.links][0]
   )
-
-
-def _draw(rng: np.random.Generator, names: list[str]) -> str:
-  return names[rng.integers(len(names))]

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from actfocus_jax.envs import base, webshop
-from actfocus_jax.envs.webshop import catalogue, pages, reward
 from actfocus_jax.envs.webshop import env as env_lib
+from actfocus_jax.envs.webshop import pages, reward
 
 UNBOUGHT = dict.fromkeys(
   ('bought', 'reward', 'r_type', 'attributes', 'options', 'price'), 0.0
@@ -56,32 +56,22 @@ def test_episode_by_hand(kit, tmp_path):
     f'{ADVICE}\n'
     'Available actions: search[keywords]'
   )
+  item = 'Acme Soft Shirt [SEP] Price: $995.00 [SEP] color: red, blue'
+  back = 'click[back to search], '
+  buttons = (
+    f'{back}click[< prev], click[description], click[features], '
+    'click[red], click[blue], click[buy now]'
+  )
   episode = [
     (
       'search[soft shirt]',
       'Page 1 (Total results: 1) [SEP] B01 [SEP] Acme Soft Shirt [SEP] $995.00',
-      'click[back to search], click[b01]',
+      f'{back}click[b01]',
     ),
-    (
-      'Click[B01]',
-      'Acme Soft Shirt [SEP] Price: $995.00 [SEP] color: red, blue',
-      'click[back to search], click[< prev], click[description], '
-      'click[features], click[red], click[blue], click[buy now]',
-    ),
-    ('click[features]', 'Washable.', 'click[back to search], click[< prev]'),
-    (
-      ' CLICK[ <  Prev ] ',
-      'Acme Soft Shirt [SEP] Price: $995.00 [SEP] color: red, blue',
-      'click[back to search], click[< prev], click[description], '
-      'click[features], click[red], click[blue], click[buy now]',
-    ),
-    (
-      'click[blue]',
-      'Acme Soft Shirt [SEP] Price: $995.00 [SEP] color: red, blue'
-      ' [SEP] Chosen color: blue',
-      'click[back to search], click[< prev], click[description], '
-      'click[features], click[red], click[blue], click[buy now]',
-    ),
+    ('Click[B01]', item, buttons),
+    ('click[features]', 'Washable.', f'{back}click[< prev]'),
+    (' CLICK[ <  Prev ] ', item, buttons),
+    ('click[blue]', f'{item} [SEP] Chosen color: blue', buttons),
   ]
   for action, shown, available in episode:
     state, step = env.step(state, action)
@@ -115,7 +105,6 @@ def test_episode_by_hand(kit, tmp_path):
   'actions, raw, parts',
   [
     (('search[shirt]', 'click[b01]', 'click[red]'), 3 / 4, (1, 1, 0, 1)),
-    (('search[shirt]', 'click[b01]'), 3 / 4, (1, 1, 0, 1)),
     (('search[hat]', 'click[b02]'), 0.0, (0, 0, 0, 1)),
   ],
 )
@@ -156,7 +145,6 @@ def test_malformed_action_changes_nothing(kit, tmp_path, action):
     ('search[hat]', 'hat'),
     ('SEARCH[Red  Hat]', 'Red Hat'),
     ('search[a[b]c]', 'a[b]c'),
-    ('search[]]', ']'),
     ('  search[\thi\n]\n', 'hi'),
     (f'search[{"x" * 600}]', 'x' * 500),
   ],
@@ -172,12 +160,6 @@ def test_search_works_from_every_page(env, action, query):
     assert (step.reward, step.info) == (0.0, {'effective': True, **UNBOUGHT})
 
 
-def test_repeated_search_changes_nothing(env):
-  state, _ = play(env, env.load('0')[0], 'search[lamp]')
-  following, step = env.step(state, 'search[lamp]')
-  assert following == state and step.info['effective'] is False
-
-
 # --- Seeds and boards --------------------------------------------------------
 
 
@@ -190,24 +172,6 @@ def test_load_takes_the_number_of_a_goal(env):
       env.load(board)
 
 
-# --- Arguments ---------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-  'field, wrong',
-  [
-    ('goals', 'both'),
-    ('reward', ''),
-    ('results_per_page', 51),
-    ('products', 9),
-    ('data', '/nowhere'),
-  ],
-)
-def test_argument_out_of_range_raises(field, wrong):
-  with pytest.raises(ValueError, match=f'^{field} .*{wrong}'):
-    webshop.WebShop(**{field: wrong})
-
-
 # --- The public set ----------------------------------------------------------
 
 
@@ -216,9 +180,6 @@ def test_public_set_has_6910_goals(public):
   assert env.goal_count == 6910
   human = webshop.WebShop(data=public, goals='human')
   assert human.goal_count == 13
-  for seed in range(30):
-    for kind in (env, human):
-      assert kind.reset(seed)[1].startswith('Instruction: ')
 
 
 def test_public_products_can_be_bought_as_asked(public):
@@ -228,6 +189,5 @@ def test_public_products_can_be_bought_as_asked(public):
     product = env.product(goal.asin)
     wishes = [value for _, value in goal.options]
     assert reward.score(goal, product, wishes).is_perfect
-    assert isinstance(product, catalogue.Product)
     offered = pages.State(number, 'item', asin=goal.asin)
     assert {*wishes} <= {*env.page(offered).links}

@@ -1,9 +1,7 @@
 """The reward: a table by hand, an independent score, and the edges."""
 
 import dataclasses
-import itertools
 import random
-import string
 
 import pytest
 from rapidfuzz import fuzz
@@ -38,7 +36,6 @@ def changed(**fields):
 # bought, chosen -> r_type, attribute hits, option hits, price; of 2, 2 and 1.
 TABLE = [
   (WANTED, RIGHT, (1.0, 2, 2, 1)),
-  (WANTED, ('navy blue',), (1.0, 2, 1, 1)),
   (WANTED, ('navy | white', 'large'), (1.0, 2, 2, 1)),  # navy comes first
   (WANTED, ('blue', 'large'), (1.0, 2, 1, 1)),  # and blue does not
   (WANTED, ('navy blue', 'small'), (1.0, 2, 1, 1)),
@@ -46,12 +43,8 @@ TABLE = [
   (changed(attributes=('soft',)), RIGHT, (1.0, 1, 2, 1)),
   # By the texts: in any case, and as a part of a word.
   (changed(attributes=(), description='Softly SOFT'), RIGHT, (1.0, 1, 2, 1)),
-  (changed(attributes=(), bullets=('Easy', 'Machine Washable')), RIGHT)
-  + ((1.0, 1, 2, 1),),
   (changed(attributes=('machine washing',)), RIGHT, (1.0, 1, 2, 1)),  # 88.9
   (changed(attributes=('washing by machine',)), RIGHT, (1.0, 0, 2, 1)),
-  # 'machine' and 'wash' in any order, with more around them.
-  (changed(attributes=('can wash by machine',)), RIGHT, (1.0, 1, 2, 1)),
   # Another kind: brand, cotton, shirt, men are the nouns of the goal.
   (changed(title='Wool hat', query='hats'), RIGHT, (0.0, 2, 2, 1)),
   (changed(title='Men', query='hats', categories=()), RIGHT, (1.0, 2, 2, 1)),
@@ -72,44 +65,6 @@ def test_score_by_hand(bought, chosen, expected):
   assert score.is_perfect is (expected == (1.0, 2, 2, 1))
 
 
-@pytest.mark.parametrize(
-  'shared, nouns, query, categories, expected',
-  [
-    (0, 5, True, 3, 0.0),
-    (1, 11, True, 3, 0.1),
-    (1, 10, True, 0, 1.0),
-    (1, 10, False, 0, 0.5),
-    (1, 10, False, 2, 1.0),
-    (2, 10, False, 0, 0.5),
-    (3, 10, False, 0, 1.0),
-    (0, 0, False, 0, 0.5),
-    (0, 0, True, 0, 1.0),
-  ],
-)
-def test_type_score_by_hand(shared, nouns, query, categories, expected):
-  words = [a + b for a, b in itertools.product('qx', string.ascii_lowercase)]
-  levels = ('a', 'b', 'c')
-  goal = dataclasses.replace(
-    GOAL, title=' '.join(words[:nouns]) + ' of 4', categories=levels
-  )
-  bought = changed(
-    title=f'{" ".join(words[:shared])} and Something else',
-    query='shirts' if query else 'hats',
-    categories=('z', *levels[:categories]),
-  )
-  assert reward.type_score(goal, bought) == expected
-  wished = reward.score(goal, bought, RIGHT)
-  assert wished.raw == expected
-
-
-def test_nouns_by_hand():
-  title = "The Men's 4k TV, x 2-Pack of Été & Über-Socks with a Bag"
-  assert reward.nouns(title) == {'men', 'tv', 'pack', 'été', 'über'} | {
-    'socks',
-    'bag',
-  }
-
-
 def test_goal_without_wishes_is_met():
   goal = dataclasses.replace(GOAL, attributes=(), options=(), price_cap=None)
   score = reward.score(goal, changed(price=10**6), ())
@@ -121,23 +76,15 @@ def test_goal_without_wishes_is_met():
   [
     (('size', 'large'), 'large', True),
     (('size', 'large'), 'x-large', False),  # values alone: 100
-    (('size', '9'), '9.5', False),
     (('color', 'light gray'), 'gray-striped', True),
-    (('color', 'b07-black'), 'black', True),
     (('color', 'black1901'), 'black1902', False),
     (('style', 'standard'), 'tan', False),  # a colour is a whole word
-    (('size', '+'), '-', False),
     (('', 'pecan'), 'pecan (pack of 12)', True),
     (('', 'xx-large'), 'x-large', True),  # 93.3: a person's goal has no name
   ],
 )
 def test_option_matches_by_hand(option, value, expected):
   assert reward.option_matches(option, value) is expected
-
-
-def test_one_value_may_meet_two_wishes():
-  goal = dataclasses.replace(GOAL, options=(('', 'red'), ('', 'dark red')))
-  assert reward.score(goal, WANTED, ('x', 'red')).options == 1.0
 
 
 # --- An independent score ----------------------------------------------------
@@ -231,9 +178,5 @@ def test_score_agrees_with_an_independent_one():
     chosen = some(3, lambda: words(3))
     score = reward.score(goal, bought, chosen)
     assert score.raw == pytest.approx(restated(goal, bought, chosen), abs=1e-12)
-    assert all(
-      0.0 <= part <= 1.0
-      for part in (score.raw, score.attributes, score.options, score.price)
-    )
     seen.add(score.r_type)
   assert seen == {0.0, 0.1, 0.5, 1.0}

@@ -1,16 +1,11 @@
-"""Search: terms, scores against loops, no import of jax."""
+"""Search: terms, and scores against loops."""
 
 import math
-import pathlib
 import random
-import subprocess
-import sys
 
 import pytest
 
 from actfocus_jax.envs.webshop import search
-
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize(
@@ -117,21 +112,7 @@ def test_equal_scores_keep_the_order_of_the_shop(tmp_path):
   assert disk_index(tmp_path / 'index', documents).best('mug red') == found
 
 
-def test_k1_and_b_rank_a_long_text_first():
-  # A long text with the word twice goes before a short one with it once for
-  # k1 0.9, b 0.4, and behind it for k1 1.5, b 0.75.
-  documents = ['lamp tea', 'lamp lamp' + ' mug' * 3, *['tea'] * 7]
-  assert search.MemoryIndex(documents).best('lamp') == [1, 0]
-
-
-def test_query_is_cut_after_its_first_terms():
-  documents = ['lamp', 'mug']
-  query = ' '.join(f'word{i}' for i in range(200)) + ' lamp'
-  assert search.MemoryIndex(documents).best(query) == []
-  assert search.MemoryIndex(documents).best('lamp ' + query) == [0]
-
-
-def test_disk_finds_what_memory_finds_among_long_texts(tmp_path, monkeypatch):
+def test_disk_finds_what_memory_finds_among_long_texts(tmp_path):
   pytest.importorskip('tantivy')
   rng = random.Random(4)
   words = [f'w{i}' for i in range(30)]
@@ -139,46 +120,9 @@ def test_disk_finds_what_memory_finds_among_long_texts(tmp_path, monkeypatch):
     ' '.join(rng.choices(words, k=int(rng.lognormvariate(3, 1)) + 1))
     for _ in range(1500)
   ]
-  disk, memory = (
-    disk_index(tmp_path / 'index', documents),
-    search.MemoryIndex(documents),
-  )
+  disk = disk_index(tmp_path / 'index', documents)
+  memory = search.MemoryIndex(documents)
   queries = [' '.join(rng.sample(words, 3)) for _ in range(20)]
-
-  def shared():
-    pairs = [(disk.best(query), memory.best(query)) for query in queries]
-    return sum(len(set(a) & set(b)) for a, b in pairs) / (search.TOP * 20)
-
-  assert shared() > 0.99
-  # With as many candidates as results the order of tantivy shows.
-  monkeypatch.setattr(search, 'CANDIDATES', search.TOP)
-  assert shared() < 0.9
-
-
-# --- Libraries ---------------------------------------------------------------
-
-
-def test_search_never_imports_jax():
-  pytest.importorskip('jax')
-  code = (
-    'import sys\n'
-    'def loaded():\n'
-    '  names = {name.split(".")[0] for name in sys.modules}\n'
-    '  print(sorted({"jax", "jaxlib", "bm25s", "Stemmer"} & names))\n'
-    'from actfocus_jax.envs import webshop\n'
-    'loaded()\n'
-    'env = webshop.WebShop()\n'
-    'state, _ = env.step(env.reset(0)[0], "search[red lamp]")\n'
-    'env.step(state, next(iter(env.page(state).links)))\n'
-    'loaded()\n'
-    'import jax.numpy\n'
-    'print(jax.numpy.ones(2).sum())\n'
-  )
-  result = subprocess.run(
-    [sys.executable, '-c', code],
-    capture_output=True,
-    text=True,
-    check=True,
-    cwd=ROOT,
-  )
-  assert result.stdout == "[]\n['Stemmer', 'bm25s']\n2.0\n"
+  pairs = [(disk.best(query), memory.best(query)) for query in queries]
+  shared = sum(len(set(a) & set(b)) for a, b in pairs)
+  assert shared / (search.TOP * 20) > 0.99

@@ -15,16 +15,6 @@ def some(kit, count=4):
   return records, notes
 
 
-def test_first_of_two_products_with_one_asin_counts(kit, tmp_path):
-  records, notes = some(kit)
-  again = kit.record('B1', name='Another thing')
-  data = kit.write(tmp_path, [*records, again], notes, ending='_1000.json')
-  env = webshop.WebShop(data=data)
-  assert env.goal_count == 4
-  assert env.product('B1').title == 'Thing 1'
-  assert env.product('B9') is None
-
-
 def test_changed_files_are_read_again(kit, tmp_path):
   records, notes = some(kit)
   kit.write(tmp_path, records, notes, ending='_1000.json')
