@@ -1,8 +1,6 @@
 """Demonstrations: failures lose their own episode, limits are refused."""
 
 import dataclasses
-import threading
-import time
 
 import pytest
 
@@ -68,18 +66,6 @@ def test_failing_episodes_are_dropped_and_reported(plain, threads):
   ]
   demonstrations.play(plain, cast(Counting()), range(8), report=lines.append)
   assert len(lines) == 1
-
-
-def test_hanging_episodes_end_at_the_time_limit(plain):
-  end = threading.Event()
-  env = Counting([1], [3], fail=lambda: end.wait(20))
-  pool = env_pool.EnvPool(2, time_limit=0.2)
-  begin = time.monotonic()
-  played = demonstrations.play(plain, cast(env), range(5), pool=pool)
-  assert time.monotonic() - begin < 10
-  assert seeds_of(plain, played) == [0, 2, 4]
-  end.set()
-  pool.close()
 
 
 def test_tokenizer_is_trained_without_the_failed():

@@ -1,6 +1,5 @@
 """The warm start: a Hugging Face directory, named by what it is made from."""
 
-import shutil
 import threading
 
 import jax
@@ -102,12 +101,3 @@ def test_directory_name_follows_the_content(made, tmp_path):
   others[4].env.options.instructions = 'Reach G.'
   names = {build.warm_start(other).directory.name for other in others}
   assert len(names | {name}) == 6
-
-
-def test_stop_ids_come_from_the_generation_config(made, tmp_path):
-  c, _, path = made
-  model = tmp_path / 'model'
-  shutil.copytree(path, model)
-  before = build.chat(c, model).stop_ids
-  (model / 'generation_config.json').write_text('{"eos_token_id": [0, 2]}')
-  assert build.chat(c, model).stop_ids == (0, 2) != before
