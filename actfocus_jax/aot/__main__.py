@@ -137,7 +137,7 @@ def _scale(c: ml_collections.ConfigDict, answer):
         changed = copy.deepcopy(c)
         with changed.unlocked():
           changed.update_from_flattened_dict(
-            report.growing(count) if grows else {}
+            report.growing(c, count) if grows else {}
           )
         found = answer(topology, changed)
       print(report.row(f'{line}, {count}', found), flush=True)

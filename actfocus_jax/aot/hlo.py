@@ -29,6 +29,7 @@ _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$')
 # A computation of another core ends with `}, execution_thread="sparsecore"`.
 _END = re.compile(r'^\}(, execution_thread="\w+")?$')
 _CALLED = re.compile(r'(?:calls|to_apply|condition|body)=%?([\w.\-]+)')
+_CALLS = ('while', 'call', 'call-start', 'async-start', 'fusion')
 _BRANCH = re.compile(r'(?:_computations?=\{?|, )%([\w.\-]+)')
 
 
@@ -168,15 +169,14 @@ def _executed(
     called, often = [], times
     if _kind(line):
       yield line, times
-    elif line.opcode == 'while':
-      number = trips(text, line)
-      often = times * (data_trips if number is None else number)
-      called = _CALLED.findall(line.attributes)
-    elif line.opcode in ('call', 'call-start', 'async-start', 'fusion'):
+    elif line.opcode in _CALLS:
       called = _CALLED.findall(line.attributes)
     elif line.opcode == 'conditional':
       # The last branch is the one that works.
       called = _BRANCH.findall(line.attributes)[-1:]
+    if line.opcode == 'while':
+      number = trips(text, line)
+      often = times * (data_trips if number is None else number)
     for inner in called:
       for found, count in _executed(text, inner, often, data_trips):
         if inner.startswith('all-reduce-scatter'):

@@ -275,14 +275,15 @@ LINES = (
 )
 
 
-def growing(count: int) -> dict[str, int]:
-  """Fields of a batch with 16 episodes and 4 trained rows on every chip."""
-  prompts = max(8, count)
+def growing(c: ml_collections.ConfigDict, count: int) -> dict[str, int]:
+  """Return the fields of a batch with a prompt or more for every chip."""
+  times = max(1, -(-count // c.rollout.prompts))
+  prompts = times * c.rollout.prompts
   return {
     'rollout.prompts': prompts,
-    'rollout.slots': 16 * prompts,
-    'learner.minibatch': 4 * prompts,
-    'eval.prompts': max(32, prompts),
+    'rollout.slots': times * c.rollout.slots,
+    'learner.minibatch': times * c.learner.minibatch,
+    'eval.prompts': max(c.eval.prompts, prompts),
   }
 
 

@@ -191,9 +191,11 @@ def test_smallest_slice_is_the_first_that_fits():
 
 
 def test_growing_batch_keeps_the_share_of_each_chip():
-  four, thousand = report.growing(4), report.growing(1024)
-  assert four['rollout.prompts'] == 8  # The paper's is the least.
+  c = config()
+  four, thousand = report.growing(c, 4), report.growing(c, 1024)
+  assert four['rollout.prompts'] == c.rollout.prompts == 8
   assert thousand['rollout.prompts'] == 1024
+  assert thousand['rollout.slots'] == 16 * 1024
   # A quarter of the groups of 16 is kept: one update of all of them.
   assert thousand['learner.minibatch'] == 0.25 * 1024 * 16
 
