@@ -35,13 +35,7 @@ _HUB_ID = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
 
 
 class Tensor(NamedTuple):
-  """Place of one tensor.
-
-  Attributes:
-    file: the safetensors file.
-    dtype: dtype as safetensors names it: F32, BF16, F16, ...
-    shape: shape in the file.
-  """
+  """Place of one tensor: its file, dtype (F32, BF16, ...) and shape there."""
 
   file: pathlib.Path
   dtype: str
@@ -58,10 +52,7 @@ def locate(path: str, revision: str = '') -> pathlib.Path:
   An existing directory is used as it is. Otherwise `ORGANISATION/NAME` is a
   Hugging Face hub id: huggingface_hub finds it in its cache or downloads it
   (HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE keep their meaning).
-
-  Args:
-    path: a directory or a hub id.
-    revision: a branch, tag or commit of a hub id; '' is its main branch.
+  `revision` is a branch, tag or commit of it; '' is its main branch.
 
   Raises:
     ValueError: if there is no such directory and the hub has no such model or
@@ -115,8 +106,8 @@ def how_to_fetch(name: str, revision: str = '') -> str:
 
 def is_hub_id(path: str) -> bool:
   """Returns whether a `model.path` is a hub id and not a directory."""
-  here = pathlib.Path(path).expanduser()
-  return not here.is_dir() and bool(_HUB_ID.fullmatch(path))
+  is_directory = pathlib.Path(path).expanduser().is_dir()
+  return not is_directory and bool(_HUB_ID.fullmatch(path))
 
 
 def _reason(error: Exception) -> str:
@@ -132,9 +123,6 @@ def _reason(error: Exception) -> str:
 
 def check(directory: pathlib.Path) -> architecture.Config:
   """Returns the architecture if the directory is complete.
-
-  Args:
-    directory: from `locate`.
 
   Raises:
     ValueError: if a file is missing, is cut or cannot be read, or the
@@ -156,11 +144,7 @@ def check(directory: pathlib.Path) -> architecture.Config:
 
 
 def config(directory: pathlib.Path) -> architecture.Config:
-  """Returns the architecture that the config.json of a directory describes.
-
-  Raises:
-    ValueError: if there is none, or it is not supported.
-  """
+  """Returns the architecture in a directory, or raises ValueError."""
   raw = read_json(directory / 'config.json')
   try:
     return architecture.Config.from_hf(raw)
@@ -210,11 +194,7 @@ def commit(directory: pathlib.Path) -> str:
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
-  """Returns the JSON object in a file.
-
-  Raises:
-    ValueError: if there is none.
-  """
+  """Returns the JSON object in a file; ValueError if there is none."""
   try:
     content = json.loads(file.read_text())
   except (ValueError, OSError) as error:

@@ -51,14 +51,7 @@ LEAST_TO_COMPACT = 32
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """A model ready to sample.
-
-  Attributes:
-    config: architecture of the model.
-    graphdef: graph definition of the model.
-    params: parameters in the decode layout.
-    dtype: dtype of the KV cache.
-  """
+  """Model and its `params` in the decode layout; `dtype` of the cache."""
 
   config: architecture.Config
   graphdef: Any
@@ -157,11 +150,8 @@ class Collector:
       key: PRNG key. The random number of an id depends on the key, the row of
         the episode and the position of the id.
       members: G.
-      temperature: sampling temperature.
+      temperature: divides the logits.
       game: the game of all groups, or None to select by seed.
-
-    Returns:
-      The finished episodes.
 
     Raises:
       ValueError: if the first prompt leaves no room in the context.
@@ -175,9 +165,13 @@ class Collector:
     episodes = [Episode(self.chat, openings[p]) for p in groups]
     run = _Run(self, policy, key, temperature, openings, episodes, placement)
     run.play()
-    seconds = time.perf_counter() - begin
-    env_seconds = self.pool.seconds - env_begin
-    return Rollout(episodes, groups, run.row_steps, seconds, env_seconds)
+    return Rollout(
+      episodes,
+      groups,
+      run.row_steps,
+      seconds=time.perf_counter() - begin,
+      env_seconds=self.pool.seconds - env_begin,
+    )
 
   def open(
     self,
@@ -210,13 +204,7 @@ def check_first_prompts(
   pool: env_pool_lib.EnvPool,
   seeds: Sequence[int],
 ):
-  """Refuse a context that a first prompt fills, before a run is touched.
-
-  Args:
-    chat: tokenizer bridge.
-    games: games of the run.
-    pool: pool that resets the environments.
-    seeds: seeds of boards; the first `_FIRST_PROMPTS` are tried.
+  """Refuse a context that one of the first 32 prompts fills.
 
   Raises:
     ValueError: a prompt is too long, or every reset of a game fails.
@@ -282,7 +270,7 @@ class _Run:
   def _admit(self):
     if not any(self.waiting):
       return
-    group_B, row_B, budget_B = self._int_rows(3)
+    group_B, row_B, budget_B = np.zeros((3, len(self.host_slots)), np.int32)
     group_B -= 1
     for slot in (~self.host_slots.live_B).nonzero()[0].tolist():
       waiting = self.waiting[self._shard(slot)]
@@ -338,8 +326,7 @@ class _Run:
   def _play_turns(self, rows: list[int]) -> dict[int, episode_lib.TurnOutcome]:
     """Play the turns of these rows; return the outcome of each.
 
-    Each process plays and renders its own rows and receives the outcomes of
-    the others.
+    Each process plays its own rows and receives the outcomes of the others.
     """
     if not rows:
       return {}
@@ -380,9 +367,8 @@ class _Run:
     width = double_up(width, self.c.observation_block)
     rows = self.c.shards * size
     tokens_MT = np.zeros((rows, width), np.int32)
-    count_M = np.ones((rows,), np.int32)
-    slot_M = np.full((rows,), each, np.int32)
-    budget_M = np.zeros((rows,), np.int32)
+    count_M, slot_M, budget_M = np.zeros((3, rows), np.int32)
+    count_M[:], slot_M[:] = 1, each  # A padding row has an id and no slot.
     for shard, slots in enumerate(by_shard):
       for i, slot in enumerate(slots, shard * size):
         ids = observations[slot]
@@ -446,9 +432,6 @@ class _Run:
   def _view(self, longest: int) -> int:
     view = double_up(min(longest, self.c.context), self.c.cache_block)
     return min(view, self.slots.cache.k_BLSN.shape[2])
-
-  def _int_rows(self, count: int) -> list[np.ndarray]:
-    return [np.zeros((len(self.host_slots),), np.int32) for _ in range(count)]
 
   def _rows(self, *arrays):
     return mesh_lib.put_rows(self.c.mesh, arrays)

@@ -21,12 +21,7 @@ _POLL = 0.01  # seconds between two checks of the time limit
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-  """A failed call.
-
-  Attributes:
-    reason: one line of text.
-    details: traceback, or '' if the call took too long.
-  """
+  """A failed call: one line of text, and a traceback unless it was too slow."""
 
   reason: str
   details: str = ''
@@ -35,10 +30,7 @@ class Failed:
 class EnvPool:
   """Runs batches of calls, in the caller's thread or in its own threads.
 
-  Also a context manager that closes the pool at its end.
-
-  Attributes:
-    seconds: wall time of all batches so far.
+  A context manager; `seconds` is the wall time of all batches so far.
   """
 
   def __init__(self, threads: int = 0, time_limit: float | None = None):
@@ -77,14 +69,9 @@ class EnvPool:
     self.close()
 
   def run(self, calls: Sequence[Callable[[], Any]]) -> list[Any | Failed]:
-    """Run every call in this process.
+    """Run pure calls; return the result of each in order, or `Failed`.
 
-    Args:
-      calls: pure functions without arguments; several run at once, and a
-        failed one is not repeated.
-
-    Returns:
-      The result of each call in order, or `Failed`.
+    Several run at once, and a failed one is not repeated.
     """
     begin = time.perf_counter()
     if self._threads:

@@ -23,12 +23,7 @@ class ShardPlacement:
 
   @classmethod
   def of(cls, groups: Sequence[int], owners: Sequence[int]) -> 'ShardPlacement':
-    """Spread rows evenly over shards.
-
-    Args:
-      groups: group of each row.
-      owners: process of each shard.
-    """
+    """Spread the rows of `groups` evenly over shards with these `owners`."""
     shards = len(owners)
     shard = [row * shards // len(groups) for row in range(len(groups))]
     # Per shard: group -> index of its prompt there.

@@ -7,6 +7,7 @@ joined increments equal the rendered whole, and gives the reason if they do not.
 """
 
 import datetime
+import re
 from collections.abc import Sequence
 
 THINK = '<think>'
@@ -41,10 +42,6 @@ class Increments:
 
   def __init__(self, tokenizer, *, rendering: str = 'template'):
     """Check the template; see `chat.Chat` for the renderings.
-
-    Args:
-      tokenizer: transformers tokenizer with a chat template.
-      rendering: 'template' or 'plain'.
 
     Raises:
       ValueError: if the template cannot be rendered so; gives the reason.
@@ -118,12 +115,9 @@ class Increments:
         chat_template=self._template,
         date_string=_DAY.strftime('%d %b %Y'),
       )
-    except (
-      Exception
-    ) as error:  # A template is a program and may raise anything.
-      raise ValueError(
-        f'The chat template cannot be rendered: {error}.'
-      ) from error
+    except Exception as error:  # A template may raise anything.
+      message = f'The chat template cannot be rendered: {error}.'
+      raise ValueError(message) from error
 
   # --- The start-up check: each part returns a reason, or None ---------------
 
@@ -156,7 +150,7 @@ class Increments:
 
   def _prompt_problem(self) -> str | None:
     """Return the reason why the generation prompt does not fit, or None."""
-    before, prompt = self._opening(_SYSTEM, _USERS[0]), self._prompt()
+    before, prompt = self._prompts()
     if before.startswith(prompt.rstrip()) or prompt == before + self.think:
       return None
     return (
@@ -164,13 +158,15 @@ class Increments:
       f'{before[-40:]!r} before an earlier response'
     )
 
-  def _prompt(self) -> str:
+  def _prompts(self) -> tuple[str, str]:
+    """Return the text before an earlier response, and before a new one."""
     messages = self._messages(_SYSTEM, _USERS[0])
-    return self._render(messages, generation=True)
+    new = self._render(messages, generation=True)
+    return self._opening(_SYSTEM, _USERS[0]), new
 
   def _thinking(self) -> str:
     """Return the text that is still missing before a response."""
-    before, prompt = self._opening(_SYSTEM, _USERS[0]), self._prompt()
+    before, prompt = self._prompts()
     if before.rstrip().endswith(THINK):
       return ''
     tail = prompt[len(before) :] if prompt.startswith(before) else ''
@@ -193,10 +189,4 @@ def _pinned(template: str) -> str:
 
 def _stand_in_order(texts: Sequence[str], rendered: str) -> bool:
   """Return whether all texts occur, each behind the one before it."""
-  end = 0
-  for text in texts:
-    start = rendered.find(text, end)
-    if start < 0:
-      return False
-    end = start + len(text)
-  return True
+  return bool(re.search('.*?'.join(map(re.escape, texts)), rendered, re.DOTALL))

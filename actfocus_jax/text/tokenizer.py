@@ -35,16 +35,12 @@ _COMMON = 0.02
 
 
 def train(texts: Iterable[str], *, vocab_size: int = 768):
-  """Train the tokenizer.
+  """Train the tokenizer: a Qwen2Tokenizer with template, eos and pad token.
 
   Args:
     texts: documents without chat markup, one per message.
     vocab_size: upper limit of the vocabulary without the phrases: 256 bytes,
       3 special tokens, merges. Merging stops earlier when no pair occurs twice.
-
-  Returns:
-    A transformers Qwen2Tokenizer with chat template, eos `<|im_end|>` and pad
-    `<|endoftext|>`.
   """
   import transformers
 
