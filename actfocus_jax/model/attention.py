@@ -116,8 +116,8 @@ def attend_in_blocks(
   Queries go in at most 8 blocks of at least `block`, each against the keys up
   to its own end. The scores of one block exist at a time and are recomputed in
   the backward pass. Memory grows with T * T / 8, and no work is spent on keys
-  that no query of the block may see. On CPU, where the scores of a block stay in
-  the processor's cache, this is also 3 to 4 times faster than one product.
+  that no query of the block may see. On CPU, where the scores of a block stay
+  in the processor's cache, this is also 3 to 4 times faster than one product.
   """
   B, T, H, C = q_BTHC.shape
   J = k_BTJC.shape[2]

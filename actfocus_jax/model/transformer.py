@@ -200,8 +200,8 @@ class Transformer(nnx.Module):
     """Full causal forward pass over positions 0..T-1.
 
     Rows are padded on the right, so the causal mask is enough: no token sees
-    the padding, and the outputs at padding are never read. Padding must be ids of
-    the vocabulary too: others give NaN, which no mask can hide (0 * NaN).
+    the padding, and the outputs at padding are never read. Padding must be ids
+    of the vocabulary too: others give NaN, which no mask can hide (0 * NaN).
 
     Returns:
       hidden_BTD after the last norm; `unembed` of [:, t] predicts token t+1.
@@ -356,8 +356,8 @@ def create(
   """Returns (graphdef, params), the parameters created sharded.
 
   Kernels and embeddings are N(0, initializer_range), norms 1, biases 0. They
-  are sharded by PARTITION_RULES and depend on the key, not on the mesh. `kwargs`
-  are param_dtype, remat, attention and is_critic of Transformer.
+  are sharded by PARTITION_RULES and depend on the key, not on the mesh.
+  `kwargs` are param_dtype, remat, attention and is_critic of Transformer.
   """
   graphdef, shapes = abstract(config, dtype, **kwargs)
   shardings = meshes.param_shardings(mesh, PARTITION_RULES, shapes)

@@ -123,18 +123,6 @@ def test_writes_past_the_cache_are_dropped(tied):
   )
 
 
-def test_padding_changes_nothing(tied):
-  _, graphdef, params = tied
-  padded = TOKENS.copy()
-  padded[:, 7:] = 3
-  assert np.any(padded != TOKENS)
-  np.testing.assert_allclose(
-    logits(graphdef, params, padded)[:, :7],
-    logits(graphdef, params, TOKENS[:, :7]),
-    atol=2e-5,
-  )
-
-
 def test_causality_by_gradient(tied):
   """What is read at position 4 moves with inputs 0..4 and with no other."""
   _, graphdef, params = tied
@@ -187,12 +175,6 @@ def test_bfloat16_is_close_to_float64(tied):
   )
   assert hidden.dtype == cache.k_BLSN.dtype == jnp.bfloat16
   assert np.all(np.isfinite(np.asarray(hidden, np.float32)))
-
-
-def test_id_outside_the_vocabulary_gives_nan(tied):
-  _, graphdef, params = tied
-  tokens = np.array([[1, 96, 2]], np.int32)
-  assert np.all(np.isnan(np.asarray(logits(graphdef, params, tokens))[0, 1:]))
 
 
 def test_initialisation(untied):

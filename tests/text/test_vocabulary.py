@@ -78,18 +78,12 @@ def test_bytes_of_random_ids_equal_the_librarys_decoding(kind, load):
   [
     ('llama3', 'Ġthink', b' think'),
     ('llama3', 'Ċ', b'\n'),
-    ('llama3', 'Ń', b'\xad'),
     ('llama3', 'é', b'\xe9'),
     ('llama3', '<|eot_id|>', b''),
-    ('llama3', '<|begin_of_text|>', b''),
     ('qwen3', '<think>', b'<think>'),
-    ('qwen3', '</think>', b'</think>'),
-    ('llama2', '▁', b' '),
     ('llama2', '▁You', b' You'),
-    ('mistral', '<0x0A>', b'\n'),
     ('mistral', '<0xE2>', b'\xe2'),
     ('mistral', '</s>', b''),
-    ('mistral', '<unk>', b''),
     ('llama2', 'ü', 'ü'.encode()),
   ],
 )
@@ -105,11 +99,9 @@ def test_every_byte_has_an_id(kind, load):
   pieces = chat_lib.token_bytes(tokenizer, ids)
   assert {p for p in pieces if len(p) == 1} == {bytes([b]) for b in range(256)}
   assert pieces[-3:] == [b''] * 3
-  unseen = [
-    tokenizer.convert_ids_to_tokens(i) for i in ids[:-3] if not pieces[i]
-  ]
-  added = tokenizer.added_tokens_decoder.values()
-  assert sorted(unseen) == sorted(t.content for t in added if t.special)
+  unseen = {i for i in ids[:-3] if not pieces[i]}
+  added = tokenizer.added_tokens_decoder.items()
+  assert unseen == {i for i, token in added if token.special}
 
 
 @pytest.mark.parametrize('kind', LEVEL + FALLBACK)
@@ -131,21 +123,17 @@ def test_inside_encoder_drops_only_the_dummy_space(kind, load):
     assert b''.join(pieces) == text.encode()
 
 
-def with_a_space_in_front(described):
-  (to_bytes,) = described['pre_tokenizer']['pretokenizers'][1:]
-  to_bytes['add_prefix_space'] = True
-
-
 def test_inside_encoder_drops_a_byte_level_prefix_space(tokenizer_dir):
-  directory = tokenizer_dir('llama3', edit=with_a_space_in_front)
+  def put_space(described):
+    (to_bytes,) = described['pre_tokenizer']['pretokenizers'][1:]
+    to_bytes['add_prefix_space'] = True
+
+  directory = tokenizer_dir('llama3', edit=put_space)
   other = chat_lib.load_tokenizer(directory)
   usual = other.encode('Up1', add_special_tokens=False)
   assert chat_lib.token_bytes(other, usual)[0][:1] == b' '
   inside = vocabulary.inside_encoder(other)('Up1')
   assert b''.join(chat_lib.token_bytes(other, inside)) == b'Up1'
-
-
-# --- The table ---------------------------------------------------------------
 
 
 def test_token_added_later_has_bytes(load):
@@ -169,17 +157,8 @@ def without_last_byte(described):
   vocab['other'] = vocab.pop('<0xFF>')
 
 
-def without_fallback(described):
-  described['model']['byte_fallback'] = False
-
-
 def with_another_mark(described):
   described['decoder']['decoders'][0]['pattern'] = {'String': '_'}
-
-
-def of_whole_words(described):
-  vocab = described['model']['vocab']
-  described['model'] = {'type': 'WordLevel', 'vocab': vocab, 'unk_token': 'a'}
 
 
 def with_a_plain_token(described):
@@ -196,9 +175,7 @@ def with_two_meanings(described):
   ('kind', 'edit', 'words'),
   [
     ('llama2', without_last_byte, "its token '<0xFF>' is missing"),
-    ('llama2', without_fallback, "its token '<0x00>' is missing or never used"),
     ('llama2', with_another_mark, 'nor has it byte fallback'),
-    ('llama3', of_whole_words, 'neither byte-level BPE'),
     ('llama3', with_a_plain_token, "its token 'a b' stands for no exact bytes"),
     ('llama3', with_two_meanings, "its added token 'é' stands for no exact"),
   ],
@@ -215,11 +192,10 @@ def test_tokenizer_without_exact_bytes_is_refused(
   assert message.count('. ') == 0 and message.endswith('.')
 
 
-@pytest.mark.parametrize('kind', LEVEL + FALLBACK)
-@pytest.mark.parametrize('named', ['LlamaTokenizerFast', 'Qwen2Tokenizer'])
-def test_load_ignores_the_named_class(kind, named, tokenizer_dir):
+@pytest.mark.parametrize('kind', ['qwen3', 'mistral'])
+def test_load_ignores_the_named_class(kind, tokenizer_dir):
   """Some classes rebuild the tokenizer and would encode differently."""
-  directory = tokenizer_dir(kind, tokenizer_class=named)
+  directory = tokenizer_dir(kind, tokenizer_class='LlamaTokenizerFast')
   loaded = chat_lib.load_tokenizer(directory)
   file = tokenizers.Tokenizer.from_file(str(directory / 'tokenizer.json'))
   for text in TEXTS:
