@@ -25,7 +25,7 @@ of its own rows and sends the outcomes to the others.
 import collections
 import dataclasses
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -161,7 +161,11 @@ class Collector:
     placement = placement_lib.ShardPlacement.of(
       groups, mesh_lib.row_owners(self.mesh)
     )
-    openings = self.open(seeds, game, placement.owners_of_groups(groups))
+    played = [game or games_lib.pick(self.games, seed) for seed in seeds]
+    owners = placement.owners_of_groups(groups)
+    openings = episode_lib.open_all(self.chat, self.pool, played, seeds, owners)
+    for opening in openings:
+      check_opening(opening)
     episodes = [Episode(self.chat, openings[p]) for p in groups]
     run = _Run(self, policy, key, temperature, openings, episodes, placement)
     run.play()
@@ -172,19 +176,6 @@ class Collector:
       seconds=time.perf_counter() - begin,
       env_seconds=self.pool.seconds - env_begin,
     )
-
-  def open(
-    self,
-    seeds: Sequence[int],
-    game: games_lib.Game | None = None,
-    owners: Sequence[Collection[int]] | None = None,
-  ) -> list[episode_lib.Opening]:
-    """Reset the environments and render the first prompts."""
-    played = [game or games_lib.pick(self.games, seed) for seed in seeds]
-    openings = episode_lib.open_all(self.chat, self.pool, played, seeds, owners)
-    for opening in openings:
-      check_opening(opening)
-    return openings
 
 
 def check_opening(opening: episode_lib.Opening):
@@ -226,21 +217,12 @@ class _Run:
   """State of one `Collector.collect` call: slots on the device and the host."""
 
   def __init__(
-    self,
-    collector: Collector,
-    policy,
-    key,
-    temperature,
-    openings,
-    episodes,
-    placement,
+    self, collector, policy, key, temperature, openings, episodes, placement
   ):
-    self.c = collector
-    self.policy = policy
-    self.key = key
+    self.c: Collector = collector
+    self.policy, self.key = policy, key
     self.temperature = np.float32(temperature)
-    self.episodes = episodes
-    self.placement = placement
+    self.episodes, self.placement = episodes, placement
     self.waiting = [collections.deque() for _ in range(collector.shards)]
     for row, episode in enumerate(episodes):
       if not episode.over:

@@ -63,7 +63,13 @@ class Increments:
     self.think = self._thinking()
     if not self._is_plain:
       self._refuse(self._problem([self.think + r for r in _RESPONSES]))
-      self._refuse(self._prompt_problem())
+      before, prompt = self._prompts()
+      is_same = before.startswith(prompt.rstrip())
+      if not is_same and prompt != before + self.think:
+        self._refuse(
+          f'ends its generation prompt with {prompt[-40:]!r} but writes '
+          f'{before[-40:]!r} before an earlier response'
+        )
 
   def opening(self, system: str, user: str) -> str:
     """Return the text before the first response, `think` included."""
@@ -147,16 +153,6 @@ class Increments:
     if not _stand_in_order(texts, rendered):
       return 'leaves out, moves or changes the text of a message'
     return 'changes earlier turns when a new one is added'
-
-  def _prompt_problem(self) -> str | None:
-    """Return the reason why the generation prompt does not fit, or None."""
-    before, prompt = self._prompts()
-    if before.startswith(prompt.rstrip()) or prompt == before + self.think:
-      return None
-    return (
-      f'ends its generation prompt with {prompt[-40:]!r} but writes '
-      f'{before[-40:]!r} before an earlier response'
-    )
 
   def _prompts(self) -> tuple[str, str]:
     """Return the text before an earlier response, and before a new one."""

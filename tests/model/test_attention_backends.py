@@ -13,12 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from actfocus_jax.model import (
-  attention,
-  kernels,
-  scoring,
-  transformer,
-)
+from actfocus_jax.model import attention, kernels, scoring, transformer
 from actfocus_jax.parallel import mesh as meshes
 
 interpreted = functools.partial(kernels.splash, interpret=True)

@@ -208,12 +208,7 @@ def test_the_unembedding_crosses_devices_once_per_call(untied):
 
 @pytest.mark.parametrize(
   ('kind', 'chunk', 'temperature'),
-  [
-    ('tied', 1, 1.0),
-    ('tied', 6, 0.5),
-    ('untied', 512, 0.5),
-    ('qwen3', 7, 0.5),
-  ],
+  [('tied', 1, 1.0), ('tied', 6, 0.5), ('untied', 512, 0.5), ('qwen3', 7, 0.5)],
 )
 def test_score_some_equals_score_tokens_at_marks(
   request, kind, chunk, temperature
