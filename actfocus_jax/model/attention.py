@@ -48,17 +48,9 @@ def attend(
 
   out[t, h] = sum_s softmax_s(q[t, h] . k[s, j] / sqrt(C)) v[s, j], over
   s <= position[t], with the key head j = h // (H / J) that H / J query heads
-  share. Scores and softmax are float32 whatever the inputs are.
-
-  Args:
-    q_BTHC: queries, already rotated.
-    k_BSJC: keys, already rotated; the index s is the key's position.
-    v_BSJC: values.
-    position_BT: int32, the position of every query, not below 0. A position
-      past the last key sees all of them.
-
-  Returns:
-    out_BTHC in the dtype of the queries.
+  share. Queries and keys are already rotated; s is the position of a key. A
+  query past the last key sees all of them. Scores and softmax are float32; the
+  result has the dtype of the queries.
 
   Raises:
     ValueError: if the query heads are not a multiple of the key heads.

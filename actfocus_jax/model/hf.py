@@ -60,17 +60,11 @@ _DTYPES = ('F32', 'BF16', 'F16')
 
 
 class TensorSpec(NamedTuple):
-  """Tensors in the files that hold one parameter.
+  """Tensors in the files that hold one parameter."""
 
-  Attributes:
-    names: names of the tensors: one, or one per layer.
-    stacked: whether the tensors are layers of one array.
-    transposed: whether the files hold [out, in] for our [in, out].
-  """
-
-  names: tuple[str, ...]
-  stacked: bool
-  transposed: bool
+  names: tuple[str, ...]  # One, or one per layer.
+  stacked: bool  # The tensors are layers of one array.
+  transposed: bool  # The files hold [out, in] for our [in, out].
 
 
 # Parameter path -> (spec, leaf).
@@ -163,9 +157,6 @@ def load(
     dtype: dtype of the computation.
     param_dtype: dtype of the parameters, independent of that of the files.
     remat: see transformer.Transformer.
-
-  Returns:
-    (config, graphdef, params), as transformer.create gives them.
 
   Raises:
     ValueError: if the config is not supported, a tensor is missing, unexpected,
@@ -274,8 +265,8 @@ def save(
       config.json, tokenizer, chat template and generation config are copied
       unchanged, except for the dtype.
     dtype: float dtype of the files; None: that of the parameters.
-    max_shard_bytes: weights above this are split into files of at most this
-      size (a single tensor above it has its own file), with an index.
+    max_shard_bytes: size above which the weights are split into several files,
+      with an index. A larger tensor has its own file.
 
   Raises:
     ValueError: if the directory exists and is not empty, `source` has another

@@ -20,23 +20,14 @@ from actfocus_jax.text import chat as chat_lib
 
 @dataclasses.dataclass(frozen=True)
 class Opening:
-  """The start of an episode, shared by all members of its group.
-
-  Attributes:
-    game: environment and limits.
-    state: first state of the environment.
-    text: text of the state.
-    ids: ids of the first prompt.
-    system_count: number of ids of the system message.
-    failure: reason why the reset failed, or None.
-  """
+  """The start of an episode, shared by all members of its group."""
 
   game: games.Game
   state: object
-  text: str
-  ids: tuple[int, ...]
-  system_count: int
-  failure: env_pool.Failed | None = None
+  text: str  # Text of the state.
+  ids: tuple[int, ...]  # First prompt.
+  system_count: int  # Number of ids of the system message.
+  failure: env_pool.Failed | None = None  # Reason why the reset failed.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,18 +96,13 @@ def anchor_of(text: str) -> int:
 class TurnOutcome:
   """Outcome of a turn, as sent to processes that do not play it.
 
-  Attributes:
-    response: the parsed response; None if the environment failed.
-    result: result of the environment; None if it failed.
-    ids: next prompt increment, or None when the episode is over.
-    truncated: whether the context ended the episode.
-    failure: reason why the environment failed, or None.
+  If the environment failed, `failure` is set and the rest is empty.
   """
 
   response: chat_lib.Response | None = None
   result: base.TurnResult | None = None
-  ids: list[int] | None = None
-  truncated: bool = False
+  ids: list[int] | None = None  # Next prompt; None: the episode is over.
+  truncated: bool = False  # The context ended the episode.
   failure: env_pool.Failed | None = None
 
 

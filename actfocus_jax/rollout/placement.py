@@ -6,19 +6,13 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class ShardPlacement:
-  """Row shard and process of each episode, and the prompts of each shard.
+  """Row shard and process of each episode, and the prompts of each shard."""
 
-  Attributes:
-    shard: row shard of each row; consecutive rows share one.
-    owner: process that runs the environment of each row.
-    prompt: for each row, the index of its prompt within its shard.
-    groups: group of each prompt, shard after shard. All shards have the same
-      number of prompts; repetitions fill up the shorter ones.
-  """
-
-  shard: list[int]
-  owner: list[int]
-  prompt: list[int]
+  shard: list[int]  # Row shard of each row; consecutive rows share one.
+  owner: list[int]  # Process that runs the environment of each row.
+  prompt: list[int]  # For each row, the index of its prompt in its shard.
+  # Group of each prompt, shard after shard. All shards have the same number of
+  # prompts; repetitions fill up the shorter ones.
   groups: list[int]
 
   @classmethod

