@@ -72,23 +72,18 @@ def locate(path: str, revision: str = '') -> pathlib.Path:
       f' hub id; allowed: a model directory with {_NEEDED}, or an id such as'
       ' Qwen/Qwen2.5-0.5B-Instruct.'
     )
-  return _download(path, revision)
-
-
-def _download(name: str, revision: str) -> pathlib.Path:
-  """Returns the hub's directory in the cache, downloaded if needed."""
   import huggingface_hub
   from huggingface_hub import constants
 
   try:
     found = huggingface_hub.snapshot_download(
-      name, revision=revision or None, allow_patterns=list(_DOWNLOADED)
+      path, revision=revision or None, allow_patterns=list(_DOWNLOADED)
     )
   except Exception as error:  # A network may raise anything.
     raise ValueError(
-      f'model.path is {name!r}, which is not a directory, is not in the cache'
+      f'model.path is {path!r}, which is not a directory, is not in the cache'
       f' {constants.HF_HUB_CACHE}, and cannot be downloaded'
-      f' ({_reason(error)}). {how_to_fetch(name, revision)}'
+      f' ({_reason(error)}). {how_to_fetch(path, revision)}'
     ) from error
   return pathlib.Path(found)
 
@@ -228,7 +223,10 @@ def tensors(directory: pathlib.Path) -> dict[str, Tensor]:
       ' weights are not read.'
     )
   listed = read_json(index).get('weight_map')
-  if not isinstance(listed, dict) or not all(map(_is_name, listed.values())):
+  if not isinstance(listed, dict) or not all(
+    isinstance(file, str) and pathlib.Path(file).name == file != ''
+    for file in listed.values()
+  ):
     raise ValueError(
       f'{index} cannot be read: it has no weight_map from tensors to files'
       ' beside it.'
@@ -252,10 +250,6 @@ def tensors(directory: pathlib.Path) -> dict[str, Tensor]:
       ' index says it is.'
     )
   return found
-
-
-def _is_name(file: Any) -> bool:
-  return isinstance(file, str) and pathlib.Path(file).name == file != ''
 
 
 def _header(file: pathlib.Path) -> dict[str, Tensor]:

@@ -75,7 +75,12 @@ class EnvPool:
     """
     begin = time.perf_counter()
     if self._threads:
-      outcomes = self._run_in_threads(calls)
+      while len(self._workers) < min(self._threads, len(calls)):
+        self._start_thread()
+      jobs = [_Job(call) for call in calls]
+      for job in jobs:
+        self._jobs.put(job)
+      outcomes = [self._wait(job) for job in jobs]
     else:
       outcomes = [_attempt(call, KeyboardInterrupt) for call in calls]
     self.seconds += time.perf_counter() - begin
@@ -114,14 +119,6 @@ class EnvPool:
       state = own[i][0] if i in own and not failed else None
       outcomes.append(failed or (state, results[0]))
     return outcomes
-
-  def _run_in_threads(self, calls):
-    while len(self._workers) < min(self._threads, len(calls)):
-      self._start_thread()
-    jobs = [_Job(call) for call in calls]
-    for job in jobs:
-      self._jobs.put(job)
-    return [self._wait(job) for job in jobs]
 
   def _wait(self, job: '_Job') -> Any | Failed:
     if self._time_limit is None:

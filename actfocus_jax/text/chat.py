@@ -18,7 +18,6 @@ from actfocus_jax.text import template, vocabulary
 
 # Public names of this module.
 load_tokenizer = vocabulary.load_tokenizer
-token_bytes = vocabulary.token_bytes
 
 _ANSWER = re.compile(r'</think>\s*<answer>(.*?)</answer>', re.DOTALL)
 _TAGS = re.compile(r'</?(?:think|answer)>')

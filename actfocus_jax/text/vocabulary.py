@@ -124,16 +124,6 @@ def of(tokenizer) -> Vocabulary:
   return _known[tokenizer][1]
 
 
-def token_bytes(tokenizer, ids: Sequence[int]) -> list[bytes]:
-  """Return the exact bytes of each id; b'' for special and unused ids.
-
-  Joined, they are the text; a character may be spread over several ids. Ids
-  past the vocabulary are unused: models pad theirs.
-  """
-  vocabulary = of(tokenizer)
-  return [vocabulary.bytes_of(index) for index in ids]
-
-
 def _vocabulary(tokenizer) -> Vocabulary:
   description = json.loads(tokenizer.backend_tokenizer.to_str())
   added = tokenizer.added_tokens_decoder

@@ -57,13 +57,6 @@ def test_load_of_save_is_bitwise(kind, request, mesh, tmp_path):
   ).read_bytes()
 
 
-def test_sharded_files_are_read(saved, mesh, untied):
-  tensors = _read(saved)
-  _shard(saved, tensors)
-  _, _, params = hf.load(saved, mesh, dtype=jnp.float32)
-  _equal(params, untied[2])
-
-
 def _shard(directory, tensors):
   """Splits model.safetensors into two files and an index."""
   names = sorted(tensors)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from actfocus_jax.text import chat as chat_lib
+from actfocus_jax.text import vocabulary
 
 TAGS = (b'<think>', b'</think>', b'<answer>', b'</answer>')
 # What adversarial responses are made of: whole, glued, broken and upper-case
@@ -21,6 +22,10 @@ FRAGMENTS = (
   *('√', 'é', '😀', 'Uр', '<answer>√', '√</answer>'),
   *(b'\xff', b'\xe2\x88', b'\x9a', b'\xf0\x9f', b'\xed\xa0\x80', b'\xc2'),
 )
+
+
+def token_bytes(tokenizer, ids):
+  return list(map(vocabulary.of(tokenizer).bytes_of, ids))
 
 
 def random_bytes(rng):
@@ -182,7 +187,7 @@ def test_read_of_ids_matches_the_byte_scan(name, request):
     if rng.random() < 0.2:
       parts.insert(rng.integers(len(parts) + 1), [bridge.stop_ids[0]])
     ids = [index for part in parts for index in part]
-    pieces = chat_lib.token_bytes(bridge.tokenizer, ids)
+    pieces = token_bytes(bridge.tokenizer, ids)
     assert b''.join(pieces) == data
     response = bridge.read(ids)
     assert response.answer == oracle_answer(data)
@@ -205,7 +210,7 @@ def test_special_and_unused_ids_have_no_bytes(name, request):
   )
   plain = bridge.tokenizer.encode('a', add_special_tokens=False)
   ids = [*special, *plain, size + 5]  # Models pad their vocabulary.
-  pieces = chat_lib.token_bytes(bridge.tokenizer, ids)
+  pieces = token_bytes(bridge.tokenizer, ids)
   assert pieces == [b'', b'', b'', b'a', b'']
 
 
@@ -226,5 +231,5 @@ def test_answer_of_broken_bytes_can_be_encoded(chat):
 
 def id_of_byte(bridge):
   ids = range(len(bridge.tokenizer))
-  pieces = chat_lib.token_bytes(bridge.tokenizer, ids)
+  pieces = token_bytes(bridge.tokenizer, ids)
   return {p[0]: i for i, p in zip(ids, pieces, strict=True) if len(p) == 1}

@@ -17,6 +17,10 @@ TEXTS = (
 )
 
 
+def token_bytes(tokenizer, ids):
+  return list(map(vocabulary.of(tokenizer).bytes_of, ids))
+
+
 @pytest.fixture(scope='module')
 def load(tokenizer_dir):
   """Loaded once per kind."""
@@ -55,7 +59,7 @@ def test_bytes_of_random_ids_equal_the_librarys_decoding(kind, load):
   seen = {'specials': 0, 'spread': 0, 'space first': 0, 'compared': 0}
   for _ in range(1500):
     ids = random_ids(rng, tokenizer)
-    pieces = chat_lib.token_bytes(tokenizer, ids)
+    pieces = token_bytes(tokenizer, ids)
     assert len(pieces) == len(ids)
     data = b''.join(pieces)
     if kind in FALLBACK:
@@ -89,14 +93,14 @@ def test_bytes_of_random_ids_equal_the_librarys_decoding(kind, load):
 )
 def test_token_bytes_by_hand(kind, token, data, load):
   index = load(kind).get_vocab()[token]
-  assert chat_lib.token_bytes(load(kind), [index]) == [data]
+  assert token_bytes(load(kind), [index]) == [data]
 
 
 @pytest.mark.parametrize('kind', LEVEL + FALLBACK)
 def test_every_byte_has_an_id(kind, load):
   tokenizer = load(kind)
   ids = range(len(tokenizer) + 3)
-  pieces = chat_lib.token_bytes(tokenizer, ids)
+  pieces = token_bytes(tokenizer, ids)
   assert {p for p in pieces if len(p) == 1} == {bytes([b]) for b in range(256)}
   assert pieces[-3:] == [b''] * 3
   unseen = {i for i in ids[:-3] if not pieces[i]}
@@ -108,7 +112,7 @@ def test_every_byte_has_an_id(kind, load):
 def test_inside_encoder_drops_only_the_dummy_space(kind, load):
   encode = vocabulary.inside_encoder(load(kind))
   usual = load(kind).encode('Up 1', add_special_tokens=False)
-  text = b''.join(chat_lib.token_bytes(load(kind), usual)).decode()
+  text = b''.join(token_bytes(load(kind), usual)).decode()
   adds = kind in ('llama2', 'mistral')
   assert text == (' Up 1' if adds else 'Up 1')
   assert vocabulary.of(load(kind)).adds_space == adds
@@ -119,7 +123,7 @@ def test_inside_encoder_drops_only_the_dummy_space(kind, load):
   for _ in range(100):
     picks = rng.integers(len(TEXTS), size=5)
     text = ''.join(TEXTS[i] for i in picks).replace('▁', '')
-    pieces = chat_lib.token_bytes(load(kind), encode(text))
+    pieces = token_bytes(load(kind), encode(text))
     assert b''.join(pieces) == text.encode()
 
 
@@ -131,22 +135,22 @@ def test_inside_encoder_drops_a_byte_level_prefix_space(tokenizer_dir):
   directory = tokenizer_dir('llama3', edit=put_space)
   other = chat_lib.load_tokenizer(directory)
   usual = other.encode('Up1', add_special_tokens=False)
-  assert chat_lib.token_bytes(other, usual)[0][:1] == b' '
+  assert token_bytes(other, usual)[0][:1] == b' '
   inside = vocabulary.inside_encoder(other)('Up1')
-  assert b''.join(chat_lib.token_bytes(other, inside)) == b'Up1'
+  assert b''.join(token_bytes(other, inside)) == b'Up1'
 
 
 def test_token_added_later_has_bytes(load):
   other = copy.deepcopy(load('llama3'))
   size = len(other)
-  assert chat_lib.token_bytes(other, [size]) == [b'']
+  assert token_bytes(other, [size]) == [b'']
   other.add_tokens(['later √'])
-  assert chat_lib.token_bytes(other, [size]) == ['later √'.encode()]
+  assert token_bytes(other, [size]) == ['later √'.encode()]
   (index,) = other.encode('A', add_special_tokens=False)
-  assert chat_lib.token_bytes(other, [index]) == [b'A']
+  assert token_bytes(other, [index]) == [b'A']
   other.pad_token = 'A'
-  assert chat_lib.token_bytes(other, [index]) == [b'']
-  assert chat_lib.token_bytes(load('llama3'), [index, size]) == [b'A', b'']
+  assert token_bytes(other, [index]) == [b'']
+  assert token_bytes(load('llama3'), [index, size]) == [b'A', b'']
 
 
 # --- Directories -------------------------------------------------------------
