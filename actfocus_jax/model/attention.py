@@ -190,11 +190,10 @@ def choose(
   Raises:
     ValueError: if the wanted backend does not support this.
   """
+  no_tpu = f'the devices are {platform}, and splash is for tpu'
   problems = {
     'xla': '',
-    'splash': ''
-    if platform == 'tpu'
-    else f'the devices are {platform}, and splash is for tpu',
+    'splash': '' if platform == 'tpu' else no_tpu,
     'cudnn': _cudnn_problem(platform, dtype, size, capability),
   }
   fits = [name for name, problem in problems.items() if not problem]
