@@ -122,15 +122,14 @@ class Config:
     """Sizes that `transformer.PARTITION_RULES` split, and their mesh axes."""
     query = self.num_heads * self.head_dim
     key = self.num_key_value_heads * self.head_dim
-    return (
-      mesh_shapes.Split('hidden_size', self.hidden_size, ('fsdp',)),
-      mesh_shapes.Split('vocab_size', self.vocab_size, ('tensor',)),
-      mesh_shapes.Split(
-        'intermediate_size', self.intermediate_size, ('tensor',)
-      ),
-      mesh_shapes.Split('num_attention_heads * head_dim', query, ('tensor',)),
-      mesh_shapes.Split('num_key_value_heads * head_dim', key, ('tensor',)),
+    sizes = (
+      ('hidden_size', self.hidden_size, 'fsdp'),
+      ('vocab_size', self.vocab_size, 'tensor'),
+      ('intermediate_size', self.intermediate_size, 'tensor'),
+      ('num_attention_heads * head_dim', query, 'tensor'),
+      ('num_key_value_heads * head_dim', key, 'tensor'),
     )
+    return tuple(mesh_shapes.Split(*size, (axis,)) for *size, axis in sizes)
 
   def key_repeats(self, tensor: int) -> int:
     """Returns `key_repeats` for the heads of this model."""
@@ -191,14 +190,13 @@ class Config:
     # The base is written twice: transformers 5 reads the second place, older
     # versions the first.
     rope = {'rope_type': 'default', 'rope_theta': self.rope_theta}
+    same = ('num_key_value_heads', 'head_dim', 'rope_theta')
     return {
       'architectures': [self.family.class_name],
       'model_type': self.model_type,
       **required,
       **named,
-      'num_key_value_heads': self.num_key_value_heads,
-      'head_dim': self.head_dim,
-      'rope_theta': self.rope_theta,
+      **{name: getattr(self, name) for name in same},
       'rope_parameters': rope,
     }
 
@@ -206,20 +204,17 @@ class Config:
 def _check_value(name: str, kind: type, value: Any) -> None:
   """Raises ValueError unless a field has its type, and numbers are above 0."""
   is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  right = {
-    int: is_number and isinstance(value, int) and value > 0,
-    float: is_number and value > 0,
-    bool: isinstance(value, bool),
-    str: isinstance(value, str),
-  }
-  words = {
-    int: 'a positive whole number',
-    float: 'a positive number',
-    bool: 'true or false',
-    str: 'a text',
-  }
-  if not right[kind]:
-    raise ValueError(f'{name}={value!r}; it must be {words[kind]}.')
+  is_right, words = {
+    int: (
+      is_number and isinstance(value, int) and value > 0,
+      'a positive whole number',
+    ),
+    float: (is_number and value > 0, 'a positive number'),
+    bool: (isinstance(value, bool), 'true or false'),
+    str: (isinstance(value, str), 'a text'),
+  }[kind]
+  if not is_right:
+    raise ValueError(f'{name}={value!r}; it must be {words}.')
 
 
 def _unsupported(field: str, value: Any, allowed: Any) -> str:
@@ -278,14 +273,8 @@ def _rope_theta(raw: Mapping[str, Any]) -> float:
 def key_repeats(heads: int, key_heads: int, tensor: int) -> int:
   """Returns how often key heads are repeated to split over `tensor` devices.
 
-  Args:
-    heads: H, query heads; several share a key head.
-    key_heads: J.
-    tensor: size of the mesh axis.
-
-  Returns:
-    The smallest number that lets the devices share the key heads evenly, each
-    query head with its key head; 1 if the query heads cannot be split.
+  The smallest number that lets the devices share the key heads evenly, each
+  query head with its key head; 1 if the query heads cannot be split.
   """
   if heads % tensor:
     return 1

@@ -19,13 +19,8 @@ def rotary(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns (cos, sin) of the rotary angles position * theta^(-2c/C).
 
-  Args:
-    position_BT: int32 positions.
-    size: C, the head size.
-    theta: the rotary base.
-
-  Returns:
-    Two float32 arrays [B, T, 1, C / 2], one angle per pair of channels.
+  `size` is C, the head size; float32 [B, T, 1, C / 2], an angle per pair of
+  channels.
   """
   exponent = jnp.arange(0, size, 2, dtype=jnp.float32) / size
   frequency = (theta**-exponent)[None, None, None, :]
@@ -53,17 +48,9 @@ def attend(
 
   out[t, h] = sum_s softmax_s(q[t, h] . k[s, j] / sqrt(C)) v[s, j], over
   s <= position[t], with the key head j = h // (H / J) that H / J query heads
-  share. Scores and softmax are float32 whatever the inputs are.
-
-  Args:
-    q_BTHC: queries, already rotated.
-    k_BSJC: keys, already rotated; the index s is the key's position.
-    v_BSJC: values.
-    position_BT: int32, the position of every query, not below 0. A position
-      past the last key sees all of them.
-
-  Returns:
-    out_BTHC in the dtype of the queries.
+  share. Queries and keys are already rotated; s is the position of a key. A
+  query past the last key sees all of them. Scores and softmax are float32; the
+  result has the dtype of the queries.
 
   Raises:
     ValueError: if the query heads are not a multiple of the key heads.
@@ -76,7 +63,12 @@ def attend(
   chex.assert_shape(position_BT, (B, T))
   q_BTJGC = q_BTHC.reshape(B, T, J, H // J, C)
   inputs = (q_BTJGC, k_BSJC, v_BSJC, position_BT)
-  out_BTJGC = _attend_matmul(*inputs) if T > 1 else _attend_one(*inputs)
+  if T > 1:
+    out_BTJGC = _attend_matmul(*inputs)
+  else:
+    out_BTJGC = jax.lax.platform_dependent(
+      *inputs, cpu=_attend_sums, default=_attend_matmul
+    )
   return out_BTJGC.reshape(B, T, H, C).astype(q_BTHC.dtype)
 
 
@@ -108,37 +100,16 @@ def _attend_sums(q_BTJGC, k_BSJC, v_BSJC, position_BT) -> jax.Array:
   return jnp.sum(weight_BSJG[..., None] * v_BSJ1C, axis=1, keepdims=True)
 
 
-def _attend_one(q_BTJGC, k_BSJC, v_BSJC, position_BT) -> jax.Array:
-  """Attention of one query per row, in the form for the lowered platform."""
-  return jax.lax.platform_dependent(
-    q_BTJGC,
-    k_BSJC,
-    v_BSJC,
-    position_BT,
-    cpu=_attend_sums,
-    default=_attend_matmul,
-  )
-
-
 def attend_in_blocks(
   q_BTHC: jax.Array, k_BTJC: jax.Array, v_BTJC: jax.Array, *, block: int = 64
 ) -> jax.Array:
   """Causal attention of whole rows to themselves, as plain matrix products.
 
-  Queries go in at most 8 blocks, each against the keys up to its own end. The
-  scores of one block exist at a time and are recomputed in the backward pass.
-  Memory grows with T * T / 8, and no work is spent on keys that no query of the
-  block may see. On CPU, where the scores of a block stay in the
-  processor's cache, this is also 3 to 4 times faster than one product.
-
-  Args:
-    q_BTHC: queries.
-    k_BTJC: keys; H is a multiple of J.
-    v_BTJC: values.
-    block: least number of queries in a block.
-
-  Returns:
-    out_BTHC, in the dtype of the queries.
+  Queries go in at most 8 blocks of at least `block`, each against the keys up
+  to its own end. The scores of one block exist at a time and are recomputed in
+  the backward pass. Memory grows with T * T / 8, and no work is spent on keys
+  that no query of the block may see. On CPU, where the scores of a block stay
+  in the processor's cache, this is also 3 to 4 times faster than one product.
   """
   B, T, H, C = q_BTHC.shape
   J = k_BTJC.shape[2]
@@ -187,14 +158,8 @@ def attend_self(
 ) -> jax.Array:
   """Causal attention of whole rows to themselves, from position 0 on.
 
-  Args:
-    q_BTHC: queries.
-    k_BTJC: keys; H is a multiple of J.
-    v_BTJC: values.
-    backend: a key of BACKENDS, as `choose` gives it.
-
-  Returns:
-    out_BTHC, in the dtype of the queries.
+  `backend` is a key of BACKENDS, as `choose` gives it. The result has the dtype
+  of the queries.
 
   Raises:
     ValueError: if the query heads are not a multiple of the key heads.
@@ -225,9 +190,10 @@ def choose(
   Raises:
     ValueError: if the wanted backend does not support this.
   """
+  no_tpu = f'the devices are {platform}, and splash is for tpu'
   problems = {
     'xla': '',
-    'splash': _splash_problem(platform),
+    'splash': '' if platform == 'tpu' else no_tpu,
     'cudnn': _cudnn_problem(platform, dtype, size, capability),
   }
   fits = [name for name, problem in problems.items() if not problem]
@@ -239,12 +205,6 @@ def choose(
       f'{", ".join(fits)}.'
     )
   return wanted
-
-
-def _splash_problem(platform: str) -> str:
-  if platform == 'tpu':
-    return ''
-  return f'the devices are {platform}, and splash is for tpu'
 
 
 def _cudnn_problem(

@@ -27,13 +27,9 @@ TABLE_SPEC = P('tensor', 'fsdp')
 def embed(table_VD: jax.Array, tokens_BT: jax.Array, dtype: Any) -> jax.Array:
   """Returns x_BTD, the rows of the table at the ids, in `dtype`.
 
-  Without an ambient mesh (`jax.set_mesh`), or with a batch that does not divide
-  over it, this is `jnp.take`.
-
-  Args:
-    table_VD: embedding table, sharded as `TABLE_SPEC` under a mesh.
-    tokens_BT: int32 ids from 0 on; ids past the vocabulary give NaN.
-    dtype: dtype of the result.
+  The table is sharded as `TABLE_SPEC` under a mesh. Without an ambient mesh
+  (`jax.set_mesh`), or with a batch that does not divide over it, this is
+  `jnp.take`. Ids past the vocabulary give NaN.
   """
   mesh = jax.sharding.get_abstract_mesh()
   is_local = mesh.empty or mesh.size == 1
@@ -57,9 +53,8 @@ def _local_rows(table_VD, tokens_BT, dtype: Any) -> jax.Array:
   all_BT = jax.lax.all_gather(tokens_BT, 'fsdp', tiled=True)
   index_BT = all_BT - jax.lax.axis_index('tensor') * count
   is_own_BT = (index_BT >= 0) & (index_BT < count)
-  index_BT = jnp.where(
-    is_own_BT, index_BT, count
-  )  # Negative indices would wrap.
+  # Negative indices would wrap.
+  index_BT = jnp.where(is_own_BT, index_BT, count)
   x_BTD = jnp.take(table_VD, index_BT, axis=0, mode='fill', fill_value=0)
   x_BTD = jax.lax.all_to_all(
     x_BTD.astype(dtype), 'fsdp', split_axis=0, concat_axis=2, tiled=True

@@ -35,13 +35,7 @@ _HUB_ID = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
 
 
 class Tensor(NamedTuple):
-  """Place of one tensor.
-
-  Attributes:
-    file: the safetensors file.
-    dtype: dtype as safetensors names it: F32, BF16, F16, ...
-    shape: shape in the file.
-  """
+  """Place of one tensor: its file, dtype (F32, BF16, ...) and shape there."""
 
   file: pathlib.Path
   dtype: str
@@ -58,10 +52,7 @@ def locate(path: str, revision: str = '') -> pathlib.Path:
   An existing directory is used as it is. Otherwise `ORGANISATION/NAME` is a
   Hugging Face hub id: huggingface_hub finds it in its cache or downloads it
   (HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE keep their meaning).
-
-  Args:
-    path: a directory or a hub id.
-    revision: a branch, tag or commit of a hub id; '' is its main branch.
+  `revision` is a branch, tag or commit of it; '' is its main branch.
 
   Raises:
     ValueError: if there is no such directory and the hub has no such model or
@@ -81,23 +72,18 @@ def locate(path: str, revision: str = '') -> pathlib.Path:
       f' hub id; allowed: a model directory with {_NEEDED}, or an id such as'
       ' Qwen/Qwen2.5-0.5B-Instruct.'
     )
-  return _download(path, revision)
-
-
-def _download(name: str, revision: str) -> pathlib.Path:
-  """Returns the hub's directory in the cache, downloaded if needed."""
   import huggingface_hub
   from huggingface_hub import constants
 
   try:
     found = huggingface_hub.snapshot_download(
-      name, revision=revision or None, allow_patterns=list(_DOWNLOADED)
+      path, revision=revision or None, allow_patterns=list(_DOWNLOADED)
     )
   except Exception as error:  # A network may raise anything.
     raise ValueError(
-      f'model.path is {name!r}, which is not a directory, is not in the cache'
+      f'model.path is {path!r}, which is not a directory, is not in the cache'
       f' {constants.HF_HUB_CACHE}, and cannot be downloaded'
-      f' ({_reason(error)}). {how_to_fetch(name, revision)}'
+      f' ({_reason(error)}). {how_to_fetch(path, revision)}'
     ) from error
   return pathlib.Path(found)
 
@@ -115,8 +101,8 @@ def how_to_fetch(name: str, revision: str = '') -> str:
 
 def is_hub_id(path: str) -> bool:
   """Returns whether a `model.path` is a hub id and not a directory."""
-  here = pathlib.Path(path).expanduser()
-  return not here.is_dir() and bool(_HUB_ID.fullmatch(path))
+  is_directory = pathlib.Path(path).expanduser().is_dir()
+  return not is_directory and bool(_HUB_ID.fullmatch(path))
 
 
 def _reason(error: Exception) -> str:
@@ -132,9 +118,6 @@ def _reason(error: Exception) -> str:
 
 def check(directory: pathlib.Path) -> architecture.Config:
   """Returns the architecture if the directory is complete.
-
-  Args:
-    directory: from `locate`.
 
   Raises:
     ValueError: if a file is missing, is cut or cannot be read, or the
@@ -156,11 +139,7 @@ def check(directory: pathlib.Path) -> architecture.Config:
 
 
 def config(directory: pathlib.Path) -> architecture.Config:
-  """Returns the architecture that the config.json of a directory describes.
-
-  Raises:
-    ValueError: if there is none, or it is not supported.
-  """
+  """Returns the architecture in a directory, or raises ValueError."""
   raw = read_json(directory / 'config.json')
   try:
     return architecture.Config.from_hf(raw)
@@ -210,11 +189,7 @@ def commit(directory: pathlib.Path) -> str:
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
-  """Returns the JSON object in a file.
-
-  Raises:
-    ValueError: if there is none.
-  """
+  """Returns the JSON object in a file; ValueError if there is none."""
   try:
     content = json.loads(file.read_text())
   except (ValueError, OSError) as error:
@@ -248,7 +223,10 @@ def tensors(directory: pathlib.Path) -> dict[str, Tensor]:
       ' weights are not read.'
     )
   listed = read_json(index).get('weight_map')
-  if not isinstance(listed, dict) or not all(map(_is_name, listed.values())):
+  if not isinstance(listed, dict) or not all(
+    isinstance(file, str) and pathlib.Path(file).name == file != ''
+    for file in listed.values()
+  ):
     raise ValueError(
       f'{index} cannot be read: it has no weight_map from tensors to files'
       ' beside it.'
@@ -272,10 +250,6 @@ def tensors(directory: pathlib.Path) -> dict[str, Tensor]:
       ' index says it is.'
     )
   return found
-
-
-def _is_name(file: Any) -> bool:
-  return isinstance(file, str) and pathlib.Path(file).name == file != ''
 
 
 def _header(file: pathlib.Path) -> dict[str, Tensor]:

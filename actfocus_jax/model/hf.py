@@ -60,17 +60,11 @@ _DTYPES = ('F32', 'BF16', 'F16')
 
 
 class TensorSpec(NamedTuple):
-  """Tensors in the files that hold one parameter.
+  """Tensors in the files that hold one parameter."""
 
-  Attributes:
-    names: names of the tensors: one, or one per layer.
-    stacked: whether the tensors are layers of one array.
-    transposed: whether the files hold [out, in] for our [in, out].
-  """
-
-  names: tuple[str, ...]
-  stacked: bool
-  transposed: bool
+  names: tuple[str, ...]  # One, or one per layer.
+  stacked: bool  # The tensors are layers of one array.
+  transposed: bool  # The files hold [out, in] for our [in, out].
 
 
 # Parameter path -> (spec, leaf).
@@ -89,17 +83,15 @@ def _tensor_spec(path: str, num_layers: int) -> TensorSpec:
 
 def _name_map(params: Any, config: architecture.Config) -> NameMap:
   """Returns the name map of all parameters."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-  paths = [meshes.path_name(path) for path, _ in leaves]
-  return {
-    path: (_tensor_spec(path, config.num_layers), leaf)
-    for path, (_, leaf) in zip(paths, leaves, strict=True)
+  leaves = {
+    meshes.path_name(path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
+  layers = config.num_layers
+  return {path: (_tensor_spec(path, layers), x) for path, x in leaves.items()}
 
 
-def _shapes(
-  name_map: NameMap,
-) -> dict[str, tuple[int, ...]]:
+def _shapes(name_map: NameMap) -> dict[str, tuple[int, ...]]:
   """Returns name -> shape of the expected tensors, in order."""
   expected = {}
   for spec, leaf in name_map.values():
@@ -109,11 +101,7 @@ def _shapes(
   return expected
 
 
-def _check_tensors(
-  name_map: NameMap,
-  tensors: dict[str, files.Tensor],
-  config: architecture.Config,
-) -> None:
+def _check_tensors(name_map: NameMap, tensors, config) -> None:
   """Raises ValueError unless model and files hold the same tensors."""
   expected = _shapes(name_map)
   for name, shape in expected.items():
@@ -137,14 +125,13 @@ def _check_tensors(
 
 def _check_tied(tensors: dict[str, files.Tensor], *, rows: int = 8192) -> None:
   """Raises ValueError unless a tied head equals the embedding."""
-  embedding, head = tensors[_TOP['embedding'][0]], tensors[_HEAD]
-  same = embedding.shape == head.shape
-  for start in range(0, embedding.shape[0] if same else 0, rows):
-    block = (slice(start, min(start + rows, embedding.shape[0])),)
-    same = same and np.array_equal(
-      _slice(tensors, _TOP['embedding'][0], block),
-      _slice(tensors, _HEAD, block),
-    )
+  name = _TOP['embedding'][0]
+  count = tensors[name].shape[0]
+  same = tensors[name].shape == tensors[_HEAD].shape
+  for start in range(0, count if same else 0, rows):
+    block = (slice(start, min(start + rows, count)),)
+    pair = [_slice(tensors, each, block) for each in (name, _HEAD)]
+    same = same and np.array_equal(*pair)
   if not same:
     raise ValueError(
       f'tensor {_HEAD} differs from the embedding, but the config ties them.'
@@ -171,13 +158,10 @@ def load(
     param_dtype: dtype of the parameters, independent of that of the files.
     remat: see transformer.Transformer.
 
-  Returns:
-    (config, graphdef, params), as transformer.create gives them.
-
   Raises:
-    ValueError: if the config is not supported, or a tensor is missing,
-      unexpected, duplicated, of another shape, not of a float type or not
-      finite, or if tied weights differ. One sentence that names the tensor.
+    ValueError: if the config is not supported, a tensor is missing, unexpected,
+      duplicated, of another shape, not of a float type or not finite, or tied
+      weights differ. One sentence that names the tensor.
   """
   directory = pathlib.Path(directory)
   config = files.config(directory)
@@ -188,11 +172,10 @@ def load(
   name_map = _name_map(shapes, config)
   tensors = files.tensors(directory)
   _check_tensors(name_map, tensors, config)
+  places = jax.tree.leaves(shardings)
   leaves = [
     _read(spec, leaf, sharding, tensors)
-    for (spec, leaf), sharding in zip(
-      name_map.values(), jax.tree.leaves(shardings), strict=True
-    )
+    for (spec, leaf), sharding in zip(name_map.values(), places, strict=True)
   ]
   _check_finite(name_map, leaves, mesh)
   params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
@@ -200,22 +183,17 @@ def load(
 
 
 def _check_finite(
-  name_map: NameMap,
-  leaves: list[jax.Array],
-  mesh: Mesh,
+  name_map: NameMap, leaves: list[jax.Array], mesh: Mesh
 ) -> None:
   """Raises ValueError naming the first tensor with a NaN or an infinity."""
+  specs = [spec for spec, _ in name_map.values()]
   sums = [
     jnp.sum(leaf, axis=range(spec.stacked, leaf.ndim), dtype=jnp.float32)
-    for (spec, _), leaf in zip(name_map.values(), leaves, strict=True)
+    for spec, leaf in zip(specs, leaves, strict=True)
   ]
-  for (spec, _), total in zip(
-    name_map.values(), meshes.fetch(mesh, sums), strict=True
-  ):
-    for name, is_finite in zip(
-      spec.names, np.atleast_1d(np.isfinite(total)), strict=True
-    ):
-      if not is_finite:
+  for spec, total in zip(specs, meshes.fetch(mesh, sums), strict=True):
+    for name, number in zip(spec.names, np.atleast_1d(total), strict=True):
+      if not np.isfinite(number):
         raise ValueError(f'tensor {name} holds numbers that are not finite.')
 
 
@@ -232,20 +210,17 @@ def _slice(
 
 
 def _read(
-  spec: TensorSpec,
-  leaf: Any,
-  sharding: NamedSharding,
-  tensors: dict[str, files.Tensor],
+  spec: TensorSpec, leaf: Any, sharding: NamedSharding, tensors
 ) -> jax.Array:
   """Returns one parameter; each device reads its own slices once."""
   parts = {}
 
-  def tensor(name: str, index: tuple[slice, ...]) -> np.ndarray:
+  def tensor(name, index):
     if not spec.transposed:
       return _slice(tensors, name, index)
     return _slice(tensors, name, index[::-1]).T
 
-  def read(index: tuple[slice, ...]) -> np.ndarray:
+  def read(index):
     bounds = [s.indices(n) for s, n in zip(index, leaf.shape, strict=True)]
     key = tuple(bounds)
     if key not in parts:
@@ -290,8 +265,8 @@ def save(
       config.json, tokenizer, chat template and generation config are copied
       unchanged, except for the dtype.
     dtype: float dtype of the files; None: that of the parameters.
-    max_shard_bytes: weights above this are split into files of at most this
-      size (a single tensor above it has its own file), with an index.
+    max_shard_bytes: size above which the weights are split into several files,
+      with an index. A larger tensor has its own file.
 
   Raises:
     ValueError: if the directory exists and is not empty, `source` has another
@@ -315,10 +290,7 @@ def save(
 
 
 def _write_weights(
-  partial: pathlib.Path,
-  name_map: NameMap,
-  dtype: np.dtype,
-  limit: int,
+  partial: pathlib.Path, name_map: NameMap, dtype: np.dtype, limit: int
 ) -> None:
   """Writes one shard after the other, and the index of several."""
   sizes = {
@@ -337,8 +309,8 @@ def _write_weights(
   if len(shards) > 1:
     listed = {name: file for file, names in shards.items() for name in names}
     total = {'total_size': sum(sizes.values())}
-    content = {'metadata': total, 'weight_map': listed}
-    _write_json(partial / files.INDEX, content)
+    index = {'metadata': total, 'weight_map': listed}
+    _write_json(partial / files.INDEX, index)
 
 
 def _shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
@@ -390,8 +362,7 @@ def _cast(name: str, part: np.ndarray, dtype: np.dtype) -> np.ndarray:
 @contextlib.contextmanager
 def _renamed_when_complete(directory: pathlib.Path) -> Iterator[pathlib.Path]:
   """Yields a sibling that is renamed to the directory if nothing fails."""
-  name = f'.{directory.name}.{secrets.token_hex(4)}'
-  partial = directory.with_name(name)
+  partial = directory.with_name(f'.{directory.name}.{secrets.token_hex(4)}')
   partial.mkdir(parents=True)
   try:
     yield partial
@@ -401,13 +372,7 @@ def _renamed_when_complete(directory: pathlib.Path) -> Iterator[pathlib.Path]:
     raise
 
 
-def _write_companions(
-  partial: pathlib.Path,
-  config: architecture.Config,
-  dtype: np.dtype,
-  tokenizer: Any,
-  source: str | pathlib.Path | None,
-) -> None:
+def _write_companions(partial, config, dtype, tokenizer, source) -> None:
   """Writes config.json, tokenizer and generation config."""
   raw = config.to_hf()
   if source is not None:
@@ -421,10 +386,8 @@ def _write_companions(
   _write_json(partial / 'config.json', raw)
   if tokenizer is not None:
     tokenizer.save_pretrained(partial)
-    ends = {
-      'eos_token_id': tokenizer.eos_token_id,
-      'pad_token_id': tokenizer.pad_token_id,
-    }
+    names = ('eos_token_id', 'pad_token_id')
+    ends = {name: getattr(tokenizer, name) for name in names}
     _write_json(partial / 'generation_config.json', ends)
 
 

@@ -42,14 +42,8 @@ def splash(
 ) -> jax.Array:
   """Causal attention of whole rows to themselves by TPU's splash kernel.
 
-  Args:
-    q_BTHC: queries.
-    k_BTJC: keys; H is a multiple of J.
-    v_BTJC: values.
-    interpret: run the kernel as ordinary operations, on any platform.
-
-  Returns:
-    out_BTHC, in the dtype of the queries.
+  H is a multiple of J; the result has the dtype of the queries. `interpret`
+  runs the kernel as ordinary operations, on any platform.
   """
   kernel = functools.partial(_splash, interpret=interpret)
   return per_device(kernel, q_BTHC, k_BTJC, v_BTJC)
@@ -58,13 +52,7 @@ def splash(
 def cudnn(q_BTHC: jax.Array, k_BTJC: jax.Array, v_BTJC: jax.Array) -> jax.Array:
   """Causal attention of whole rows to themselves by cuDNN, for NVIDIA GPUs.
 
-  Args:
-    q_BTHC: queries, bfloat16 or float16.
-    k_BTJC: keys; H is a multiple of J.
-    v_BTJC: values.
-
-  Returns:
-    out_BTHC, in the dtype of the queries.
+  The inputs are bfloat16 or float16; H is a multiple of J.
   """
   kernel = functools.partial(
     jax.nn.dot_product_attention, is_causal=True, implementation='cudnn'
@@ -80,23 +68,15 @@ def per_device(
   Rows are split over `data` and `fsdp`, heads over `tensor`. If only the query
   heads divide over `tensor`, each key head is repeated as often as needed; if
   neither do, every device of the axis computes all heads. Without an ambient
-  mesh the kernel is called directly.
-
-  Args:
-    kernel: (q_BTHC, k_BTJC, v_BTJC) -> out_BTHC, independent per row and per
-      key head with its query heads.
-    q_BTHC: queries.
-    k_BTJC: keys.
-    v_BTJC: values.
-
-  Returns:
-    out_BTHC.
+  mesh the kernel is called directly. The kernel must be independent per row and
+  per key head with its query heads.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return kernel(q_BTHC, k_BTJC, v_BTJC)
   B, H, J = q_BTHC.shape[0], q_BTHC.shape[2], k_BTJC.shape[2]
-  repeat, is_split = _heads(H, J, mesh.shape.get('tensor', 1))
+  devices = mesh.shape.get('tensor', 1)
+  repeat = architecture.key_repeats(H, J, devices)
   fill = -B % meshes.row_shards(mesh)
   q, k, v = (
     jnp.pad(x, ((0, fill), (0, 0), (0, 0), (0, 0)))
@@ -106,18 +86,13 @@ def per_device(
       jnp.repeat(v_BTJC, repeat, axis=2),
     )
   )
-  spec = P(*meshes.ROWS, None, 'tensor' if is_split else None)
+  spec = P(*meshes.ROWS, None, None if H % devices else 'tensor')
   # All axes are manual, so the compiler never splits the kernel. Kernels do not
   # declare over which axes their results vary, hence no check.
   out_BTHC = jax.shard_map(
     kernel, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
   )(q, k, v)
   return out_BTHC[:B]
-
-
-def _heads(H: int, J: int, devices: int) -> tuple[int, bool]:
-  """Returns the repeats of J key heads, and whether the heads are split."""
-  return architecture.key_repeats(H, J, devices), H % devices == 0
 
 
 def _splash(q_BTHC, k_BTJC, v_BTJC, *, interpret: bool) -> jax.Array:

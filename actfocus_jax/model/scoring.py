@@ -46,10 +46,8 @@ def reduce_logits(
 ) -> Scores:
   """Reduces logits to the scores of the tokens they predict.
 
-  Args:
-    logits_BTV: float32; [:, t] predicts target[:, t]: already shifted.
-    target_BT: int32 ids.
-    temperature: divides the logits of the log-probability, of nothing else.
+  `logits_BTV[:, t]`, float32, predicts `target_BT[:, t]`: already shifted. The
+  temperature divides the logits of the log-probability, of nothing else.
   """
   chex.assert_shape(target_BT, logits_BTV.shape[:2])
   logsumexp_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
@@ -75,9 +73,7 @@ def score_tokens(
   temperature: float = 1.0,
   chunk: int = 512,
 ) -> Scores:
-  """Returns log-probability, logsumexp and entropy for every token.
-
-  Differentiable in the parameters.
+  """Returns the scores of every token; differentiable in the parameters.
 
   Args:
     graphdef: graph definition of a Transformer.
@@ -89,9 +85,6 @@ def score_tokens(
     chunk: tokens that have logits at one time in one block of rows (at least
       one position of each row). Under `jax.set_mesh` a block is the rows of one
       row shard; without, it is the batch. Memory: a few times chunk * V floats.
-
-  Returns:
-    Scores, aligned with the tokens.
 
   Raises:
     ValueError: if temperature or chunk is not positive.
@@ -119,20 +112,9 @@ def score_some(
 ) -> Scores:
   """Returns the scores of some tokens; 0 at all others. Not differentiable.
 
-  Every token goes through the layers, but only the marked ones through the
-  unembedding. Its work grows with their number, which is not static.
-
-  Args:
-    graphdef: graph definition of a Transformer.
-    params: parameters of the model.
-    tokens_BT: int32 ids, rows padded on the right.
-    valid_BT: bool, False at padding.
-    mask_BT: bool, True at the tokens to score.
-    temperature: see `score_tokens`.
-    chunk: tokens that have logits at one time in one block of rows.
-
-  Returns:
-    Scores, aligned with the tokens.
+  Every token goes through the layers, but only those of `mask_BT` through the
+  unembedding. Its work grows with their number, which is not static. The other
+  arguments are those of `score_tokens`.
 
   Raises:
     ValueError: if temperature or chunk is not positive.
@@ -157,19 +139,10 @@ def value_tokens(
   tokens_BT: jax.Array,
   valid_BT: jax.Array,
 ) -> jax.Array:
-  """Returns value_BT, the critic's value before token t.
+  """Returns value_BT, the critic's value before token t, in float32.
 
-  Differentiable in the parameters.
-
-  Args:
-    graphdef: graph definition of a Transformer with a value head.
-    params: parameters of the model.
-    tokens_BT: int32 ids, rows padded on the right.
-    valid_BT: bool, False at padding.
-
-  Returns:
-    value_BT, float32, a function of the tokens before t; 0 at t = 0 and at
-    padding.
+  A function of the tokens before t; 0 at t = 0 and at padding. Differentiable
+  in the parameters. The arguments are those of `score_tokens`.
   """
   chex.assert_equal_shape((tokens_BT, valid_BT))
   model = nnx.merge(graphdef, params)

@@ -50,12 +50,7 @@ def init_cache(
 ) -> Cache:
   """Returns an empty cache: `length` slots for each of `batch` rows.
 
-  Args:
-    config: the architecture.
-    batch: B.
-    length: S.
-    dtype: dtype of keys and values.
-    repeat: copies of each key head, from `Config.key_repeats`.
+  `repeat` is the number of copies of each key head, from `Config.key_repeats`.
   """
   heads, size = config.num_key_value_heads * repeat, config.head_dim
   shape = (batch, config.num_layers, length, heads * size)
@@ -205,11 +200,8 @@ class Transformer(nnx.Module):
     """Full causal forward pass over positions 0..T-1.
 
     Rows are padded on the right, so the causal mask is enough: no token sees
-    the padding, and the outputs at padding are never read.
-
-    Args:
-      tokens_BT: int32 ids. Padding must be ids of the vocabulary too: others
-        give NaN, which no mask can hide (0 * NaN).
+    the padding, and the outputs at padding are never read. Padding must be ids
+    of the vocabulary too: others give NaN, which no mask can hide (0 * NaN).
 
     Returns:
       hidden_BTD after the last norm; `unembed` of [:, t] predicts token t+1.
@@ -342,25 +334,14 @@ PARTITION_RULES = (
 
 
 def abstract(
-  config: architecture.Config,
-  dtype: Any,
-  *,
-  param_dtype: Any = jnp.float32,
-  remat: bool = False,
-  attention: str = 'xla',
-  is_critic: bool = False,
+  config: architecture.Config, dtype: Any, **kwargs: Any
 ) -> tuple[nnx.GraphDef, nnx.State]:
-  """Returns (graphdef, params of ShapeDtypeStructs); allocates nothing."""
-  kwargs = dict(
-    param_dtype=param_dtype,
-    dtype=dtype,
-    remat=remat,
-    attention=attention,
-    is_critic=is_critic,
-  )
-  model = nnx.eval_shape(
-    lambda: Transformer(config, rngs=nnx.Rngs(0), **kwargs)
-  )
+  """Returns (graphdef, params of ShapeDtypeStructs); allocates nothing.
+
+  `kwargs` are param_dtype, remat, attention and is_critic of Transformer.
+  """
+  make = functools.partial(Transformer, config, dtype=dtype, **kwargs)
+  model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
   return nnx.split(model, nnx.Param)
 
 
@@ -374,14 +355,9 @@ def create(
 ) -> tuple[nnx.GraphDef, nnx.State]:
   """Returns (graphdef, params), the parameters created sharded.
 
-  Kernels and embeddings are N(0, initializer_range), norms 1, biases 0.
-
-  Args:
-    config: the architecture.
-    mesh: mesh of the parameters, sharded by PARTITION_RULES.
-    key: PRNG key; the parameters depend on it, not on the mesh.
-    dtype: dtype of the computation.
-    **kwargs: param_dtype, remat, attention and is_critic of Transformer.
+  Kernels and embeddings are N(0, initializer_range), norms 1, biases 0. They
+  are sharded by PARTITION_RULES and depend on the key, not on the mesh.
+  `kwargs` are param_dtype, remat, attention and is_critic of Transformer.
   """
   graphdef, shapes = abstract(config, dtype, **kwargs)
   shardings = meshes.param_shardings(mesh, PARTITION_RULES, shapes)
@@ -396,10 +372,8 @@ def create(
 def critic_from(params: nnx.State, shapes: nnx.State) -> nnx.State:
   """Returns critic parameters copied from a policy, with a zero value head.
 
-  Args:
-    params: parameters of the policy, copied because both models are trained
-      and donated.
-    shapes: shapes of the critic, from `abstract(..., is_critic=True)`.
+  Copied, because both models are trained and donated. `shapes` are those of the
+  critic, from `abstract(..., is_critic=True)`.
   """
   policy = {
     meshes.path_name(path): leaf

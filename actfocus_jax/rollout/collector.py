@@ -25,7 +25,7 @@ of its own rows and sends the outcomes to the others.
 import collections
 import dataclasses
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -51,14 +51,7 @@ LEAST_TO_COMPACT = 32
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """A model ready to sample.
-
-  Attributes:
-    config: architecture of the model.
-    graphdef: graph definition of the model.
-    params: parameters in the decode layout.
-    dtype: dtype of the KV cache.
-  """
+  """Model and its `params` in the decode layout; `dtype` of the cache."""
 
   config: architecture.Config
   graphdef: Any
@@ -157,11 +150,8 @@ class Collector:
       key: PRNG key. The random number of an id depends on the key, the row of
         the episode and the position of the id.
       members: G.
-      temperature: sampling temperature.
+      temperature: divides the logits.
       game: the game of all groups, or None to select by seed.
-
-    Returns:
-      The finished episodes.
 
     Raises:
       ValueError: if the first prompt leaves no room in the context.
@@ -171,26 +161,21 @@ class Collector:
     placement = placement_lib.ShardPlacement.of(
       groups, mesh_lib.row_owners(self.mesh)
     )
-    openings = self.open(seeds, game, placement.owners_of_groups(groups))
-    episodes = [Episode(self.chat, openings[p]) for p in groups]
-    run = _Run(self, policy, key, temperature, openings, episodes, placement)
-    run.play()
-    seconds = time.perf_counter() - begin
-    env_seconds = self.pool.seconds - env_begin
-    return Rollout(episodes, groups, run.row_steps, seconds, env_seconds)
-
-  def open(
-    self,
-    seeds: Sequence[int],
-    game: games_lib.Game | None = None,
-    owners: Sequence[Collection[int]] | None = None,
-  ) -> list[episode_lib.Opening]:
-    """Reset the environments and render the first prompts."""
     played = [game or games_lib.pick(self.games, seed) for seed in seeds]
+    owners = placement.owners_of_groups(groups)
     openings = episode_lib.open_all(self.chat, self.pool, played, seeds, owners)
     for opening in openings:
       check_opening(opening)
-    return openings
+    episodes = [Episode(self.chat, openings[p]) for p in groups]
+    run = _Run(self, policy, key, temperature, openings, episodes, placement)
+    run.play()
+    return Rollout(
+      episodes,
+      groups,
+      run.row_steps,
+      seconds=time.perf_counter() - begin,
+      env_seconds=self.pool.seconds - env_begin,
+    )
 
 
 def check_opening(opening: episode_lib.Opening):
@@ -210,13 +195,7 @@ def check_first_prompts(
   pool: env_pool_lib.EnvPool,
   seeds: Sequence[int],
 ):
-  """Refuse a context that a first prompt fills, before a run is touched.
-
-  Args:
-    chat: tokenizer bridge.
-    games: games of the run.
-    pool: pool that resets the environments.
-    seeds: seeds of boards; the first `_FIRST_PROMPTS` are tried.
+  """Refuse a context that one of the first 32 prompts fills.
 
   Raises:
     ValueError: a prompt is too long, or every reset of a game fails.
@@ -238,21 +217,12 @@ class _Run:
   """State of one `Collector.collect` call: slots on the device and the host."""
 
   def __init__(
-    self,
-    collector: Collector,
-    policy,
-    key,
-    temperature,
-    openings,
-    episodes,
-    placement,
+    self, collector, policy, key, temperature, openings, episodes, placement
   ):
-    self.c = collector
-    self.policy = policy
-    self.key = key
+    self.c: Collector = collector
+    self.policy, self.key = policy, key
     self.temperature = np.float32(temperature)
-    self.episodes = episodes
-    self.placement = placement
+    self.episodes, self.placement = episodes, placement
     self.waiting = [collections.deque() for _ in range(collector.shards)]
     for row, episode in enumerate(episodes):
       if not episode.over:
@@ -282,7 +252,7 @@ class _Run:
   def _admit(self):
     if not any(self.waiting):
       return
-    group_B, row_B, budget_B = self._int_rows(3)
+    group_B, row_B, budget_B = np.zeros((3, len(self.host_slots)), np.int32)
     group_B -= 1
     for slot in (~self.host_slots.live_B).nonzero()[0].tolist():
       waiting = self.waiting[self._shard(slot)]
@@ -338,8 +308,7 @@ class _Run:
   def _play_turns(self, rows: list[int]) -> dict[int, episode_lib.TurnOutcome]:
     """Play the turns of these rows; return the outcome of each.
 
-    Each process plays and renders its own rows and receives the outcomes of
-    the others.
+    Each process plays its own rows and receives the outcomes of the others.
     """
     if not rows:
       return {}
@@ -380,9 +349,8 @@ class _Run:
     width = double_up(width, self.c.observation_block)
     rows = self.c.shards * size
     tokens_MT = np.zeros((rows, width), np.int32)
-    count_M = np.ones((rows,), np.int32)
-    slot_M = np.full((rows,), each, np.int32)
-    budget_M = np.zeros((rows,), np.int32)
+    count_M, slot_M, budget_M = np.zeros((3, rows), np.int32)
+    count_M[:], slot_M[:] = 1, each  # A padding row has an id and no slot.
     for shard, slots in enumerate(by_shard):
       for i, slot in enumerate(slots, shard * size):
         ids = observations[slot]
@@ -446,9 +414,6 @@ class _Run:
   def _view(self, longest: int) -> int:
     view = double_up(min(longest, self.c.context), self.c.cache_block)
     return min(view, self.slots.cache.k_BLSN.shape[2])
-
-  def _int_rows(self, count: int) -> list[np.ndarray]:
-    return [np.zeros((len(self.host_slots),), np.int32) for _ in range(count)]
 
   def _rows(self, *arrays):
     return mesh_lib.put_rows(self.c.mesh, arrays)

@@ -21,12 +21,7 @@ _POLL = 0.01  # seconds between two checks of the time limit
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-  """A failed call.
-
-  Attributes:
-    reason: one line of text.
-    details: traceback, or '' if the call took too long.
-  """
+  """A failed call: one line of text, and a traceback unless it was too slow."""
 
   reason: str
   details: str = ''
@@ -35,10 +30,7 @@ class Failed:
 class EnvPool:
   """Runs batches of calls, in the caller's thread or in its own threads.
 
-  Also a context manager that closes the pool at its end.
-
-  Attributes:
-    seconds: wall time of all batches so far.
+  A context manager; `seconds` is the wall time of all batches so far.
   """
 
   def __init__(self, threads: int = 0, time_limit: float | None = None):
@@ -77,18 +69,18 @@ class EnvPool:
     self.close()
 
   def run(self, calls: Sequence[Callable[[], Any]]) -> list[Any | Failed]:
-    """Run every call in this process.
+    """Run pure calls; return the result of each in order, or `Failed`.
 
-    Args:
-      calls: pure functions without arguments; several run at once, and a
-        failed one is not repeated.
-
-    Returns:
-      The result of each call in order, or `Failed`.
+    Several run at once, and a failed one is not repeated.
     """
     begin = time.perf_counter()
     if self._threads:
-      outcomes = self._run_in_threads(calls)
+      while len(self._workers) < min(self._threads, len(calls)):
+        self._start_thread()
+      jobs = [_Job(call) for call in calls]
+      for job in jobs:
+        self._jobs.put(job)
+      outcomes = [self._wait(job) for job in jobs]
     else:
       outcomes = [_attempt(call, KeyboardInterrupt) for call in calls]
     self.seconds += time.perf_counter() - begin
@@ -127,14 +119,6 @@ class EnvPool:
       state = own[i][0] if i in own and not failed else None
       outcomes.append(failed or (state, results[0]))
     return outcomes
-
-  def _run_in_threads(self, calls):
-    while len(self._workers) < min(self._threads, len(calls)):
-      self._start_thread()
-    jobs = [_Job(call) for call in calls]
-    for job in jobs:
-      self._jobs.put(job)
-    return [self._wait(job) for job in jobs]
 
   def _wait(self, job: '_Job') -> Any | Failed:
     if self._time_limit is None:

@@ -20,23 +20,14 @@ from actfocus_jax.text import chat as chat_lib
 
 @dataclasses.dataclass(frozen=True)
 class Opening:
-  """The start of an episode, shared by all members of its group.
-
-  Attributes:
-    game: environment and limits.
-    state: first state of the environment.
-    text: text of the state.
-    ids: ids of the first prompt.
-    system_count: number of ids of the system message.
-    failure: reason why the reset failed, or None.
-  """
+  """The start of an episode, shared by all members of its group."""
 
   game: games.Game
   state: object
-  text: str
-  ids: tuple[int, ...]
-  system_count: int
-  failure: env_pool.Failed | None = None
+  text: str  # Text of the state.
+  ids: tuple[int, ...]  # First prompt.
+  system_count: int  # Number of ids of the system message.
+  failure: env_pool.Failed | None = None  # Reason why the reset failed.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,43 +49,24 @@ def open_all(
   seeds: Sequence[int],
   owners: Sequence[Collection[int]] | None = None,
 ) -> list[Opening]:
-  """Reset environments and render the first prompts.
+  """Reset the environment of each seed and render the first prompts.
 
-  Args:
-    chat: tokenizer bridge.
-    pool: runs the environments.
-    played: one game for each seed.
-    seeds: seeds of the environments.
-    owners: processes that play each seed; makes this a collective call, as
-      `EnvPool.run_and_share` is. None: this process plays all.
-
-  Returns:
-    The openings; one whose reset failed has a `failure`.
+  `owners` lists the processes that play each seed and makes this a collective
+  call, as `EnvPool.run_and_share` is; without it this process plays all. An
+  opening whose reset failed has a `failure`.
   """
   calls = [
     functools.partial(base.reset, game.env, seed)
     for game, seed in zip(played, seeds, strict=True)
   ]
-  if owners is None:
-    resets = pool.run(calls)
-  else:
-    resets = pool.run_and_share(calls, owners)
-  return [
-    opening(chat, game, reset)
-    for game, reset in zip(played, resets, strict=True)
-  ]
+  resets = pool.run_and_share(calls, owners) if owners else pool.run(calls)
+  return [opening(chat, *each) for each in zip(played, resets, strict=True)]
 
 
 def opening(chat, game: games.Game, reset) -> Opening:
-  """Render the first prompt.
+  """Render the first prompt after `base.reset`, or after its failure.
 
-  Args:
-    chat: tokenizer bridge.
-    game: environment and limits.
-    reset: result of `base.reset`, or its failure.
-
-  Returns:
-    The opening; without a state its prompt is never answered.
+  Without a state the prompt is never answered.
   """
   failure = reset if isinstance(reset, env_pool.Failed) else None
   state, text = (None, '') if failure else reset
@@ -124,18 +96,13 @@ def anchor_of(text: str) -> int:
 class TurnOutcome:
   """Outcome of a turn, as sent to processes that do not play it.
 
-  Attributes:
-    response: the parsed response; None if the environment failed.
-    result: result of the environment; None if it failed.
-    ids: next prompt increment, or None when the episode is over.
-    truncated: whether the context ended the episode.
-    failure: reason why the environment failed, or None.
+  If the environment failed, `failure` is set and the rest is empty.
   """
 
   response: chat_lib.Response | None = None
   result: base.TurnResult | None = None
-  ids: list[int] | None = None
-  truncated: bool = False
+  ids: list[int] | None = None  # Next prompt; None: the episode is over.
+  truncated: bool = False  # The context ended the episode.
   failure: env_pool.Failed | None = None
 
 
@@ -191,12 +158,7 @@ class Episode:
     return self.apply(self.env_call()()).ids
 
   def add_response(self, sampled: Sequence[int], logprobs: Sequence[float]):
-    """Add the ids of a response; the first part of `respond`.
-
-    Args:
-      sampled: ids as sampled, stop id included if there is one.
-      logprobs: behaviour log-prob of each id.
-    """
+    """Add the ids and log-probs of a response; the first part of `respond`."""
     self.ids.extend(sampled)
     self._logprobs.extend(logprobs)
     self._start = len(self.ids) - len(sampled)
@@ -221,10 +183,7 @@ class Episode:
   def apply(
     self, outcome: tuple[base.State, base.TurnResult] | env_pool.Failed
   ) -> TurnOutcome:
-    """Apply the result of `env_call`'s call and render the next prompt.
-
-    Args:
-      outcome: result of the call, or its failure.
+    """Apply the result, or failure, of `env_call`; render the next prompt.
 
     Returns:
       The outcome that other processes apply with `sync`.
@@ -324,20 +283,11 @@ class Episode:
 def to_trajectory(
   episodes: Sequence[Episode], groups: Sequence[int], *, length: int, pad: int
 ) -> trajectory.Trajectory:
-  """Return finished episodes as one right-padded batch.
+  """Return finished episodes as one batch, right-padded to `length`.
 
   An episode whose environment failed has no sampled token, so nothing is
   learned from it. Its reward is the mean return of the others in its group, so
   it does not move their baseline.
-
-  Args:
-    episodes: B episodes.
-    groups: group of each episode.
-    length: T, at least the longest episode.
-    pad: id of the padding.
-
-  Returns:
-    A `Trajectory` of NumPy arrays.
   """
   shape = (len(episodes), length)
   batch = trajectory.Trajectory(

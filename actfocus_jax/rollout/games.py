@@ -46,7 +46,7 @@ class Game:
 
   Attributes:
     name: name in the metrics.
-    env: the environment.
+    env: instance of `envs.base.Environment`.
     limits: limits of every episode.
     share: share of the groups, relative to the other games of the run.
   """
@@ -60,12 +60,7 @@ class Game:
 def pick(games: Sequence[Game], seed: int) -> Game:
   """Return the game of a group, a function of its seed alone.
 
-  Args:
-    games: at least one game, with shares above 0.
-    seed: seed of the group.
-
-  Returns:
-    A game. Of n consecutive seeds each game gets about `share` / sum of shares.
+  Of n consecutive seeds each game gets about n * `share` / sum of shares.
   """
   block, index = divmod(seed, _BLOCK)
   begin = np.random.default_rng(block).random() if len(games) > 1 else 0.0
@@ -80,12 +75,8 @@ def pick(games: Sequence[Game], seed: int) -> Game:
 def problem(env: Any) -> str | None:
   """Return the reason why an object cannot be played, or None.
 
-  Args:
-    env: instance of a user's class.
-
-  Returns:
-    What the object has and what is allowed, as the end of a sentence that
-    begins with its name; None if it is a playable environment.
+  The reason is the end of a sentence that begins with the object's name; it
+  says what the object has and what is allowed.
   """
   for name in ('reset', 'step'):
     if not callable(getattr(env, name, None)):

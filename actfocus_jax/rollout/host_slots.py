@@ -16,12 +16,7 @@ class HostSlots:
   """
 
   def __init__(self, slots: int, budget: int):
-    """Create slots without an episode.
-
-    Args:
-      slots: B.
-      budget: largest number of ids in any turn.
-    """
+    """Create slots without an episode; a turn has at most `budget` ids."""
     self.row_B = np.full((slots,), -1, np.int32)
     self.length_B, self.count_B, self.budget_B = np.zeros((3, slots), np.int32)
     self._token_BT = np.zeros((slots, budget), np.int32)
@@ -56,13 +51,7 @@ class HostSlots:
     live_NB: np.ndarray,
     stop_ids: Sequence[int],
   ) -> np.ndarray:
-    """Add the ids of one decode call.
-
-    Args:
-      token_NB: ids of N steps.
-      logprob_NB: log-prob of each id.
-      live_NB: mask of the ids that count.
-      stop_ids: ids that end a turn.
+    """Add the ids of N decode steps; `live_NB` marks those that count.
 
     Returns:
       The slots whose turn has ended, ascending.

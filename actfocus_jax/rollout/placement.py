@@ -6,29 +6,18 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class ShardPlacement:
-  """Row shard and process of each episode, and the prompts of each shard.
+  """Row shard and process of each episode, and the prompts of each shard."""
 
-  Attributes:
-    shard: row shard of each row; consecutive rows share one.
-    owner: process that runs the environment of each row.
-    prompt: for each row, the index of its prompt within its shard.
-    groups: group of each prompt, shard after shard. All shards have the same
-      number of prompts; repetitions fill up the shorter ones.
-  """
-
-  shard: list[int]
-  owner: list[int]
-  prompt: list[int]
+  shard: list[int]  # Row shard of each row; consecutive rows share one.
+  owner: list[int]  # Process that runs the environment of each row.
+  prompt: list[int]  # For each row, the index of its prompt in its shard.
+  # Group of each prompt, shard after shard. All shards have the same number of
+  # prompts; repetitions fill up the shorter ones.
   groups: list[int]
 
   @classmethod
   def of(cls, groups: Sequence[int], owners: Sequence[int]) -> 'ShardPlacement':
-    """Spread rows evenly over shards.
-
-    Args:
-      groups: group of each row.
-      owners: process of each shard.
-    """
+    """Spread the rows of `groups` evenly over shards with these `owners`."""
     shards = len(owners)
     shard = [row * shards // len(groups) for row in range(len(groups))]
     # Per shard: group -> index of its prompt there.

@@ -68,12 +68,7 @@ def empty(
 ) -> Slots:
   """Return `batch` slots without an episode and with `length` cache positions.
 
-  Args:
-    config: architecture of the model.
-    batch: B.
-    length: S.
-    dtype: dtype of the cache.
-    tensor: size of the mesh axis over which the cache heads are sharded.
+  `tensor` is the size of the mesh axis that splits the cache heads.
   """
   # Separate buffers, because most calls donate their slots.
   last_B, budget_B, row_B = (jnp.zeros((batch,), jnp.int32) for _ in range(3))
@@ -98,9 +93,7 @@ def slot_shardings(
 
 
 @functools.cache
-def _empty_on(
-  mesh: jax.sharding.Mesh, config: architecture.Config
-) -> Callable[..., Slots]:
+def _empty_on(mesh, config) -> Callable[..., Slots]:
   """Return `empty`, jitted with sharded results, for one mesh and model."""
   make = functools.partial(empty, config, tensor=mesh.shape['tensor'])
   shardings = slot_shardings(mesh, config)
@@ -122,18 +115,10 @@ def empty_on(
 def prefill_prompts(
   graphdef, params, tokens_PT, length_P, *, config: architecture.Config, dtype
 ) -> Slots:
-  """Compute the cache of every group's opening.
+  """Compute the cache of every group's opening: one slot a group.
 
-  Args:
-    graphdef: graph definition of the model.
-    params: parameters of the model.
-    tokens_PT: ids of the openings, right-padded.
-    length_P: true lengths.
-    config: architecture of the model.
-    dtype: dtype of the cache.
-
-  Returns:
-    One slot a group, with as many positions as the padded prompt.
+  `tokens_PT` holds the ids of the openings, right-padded to the length of the
+  cache; `length_P` their true lengths; `dtype` is that of the cache.
   """
   count, T = tokens_PT.shape
   tensor = jax.sharding.get_abstract_mesh().shape.get('tensor', 1)
@@ -149,16 +134,9 @@ def prefill_prompts(
 def admit(slots: Slots, prompts: Slots, group_B, row_B, budget_B) -> Slots:
   """Start episodes in the slots whose `group_B` is not -1.
 
-  Args:
-    slots: all slots; donated.
-    prompts: slots from `prefill_prompts`.
-    group_B: index, within the shard, of the prompt that the slot gets; -1
-      leaves the slot unchanged.
-    row_B: row of the episode; used only where a slot starts.
-    budget_B: ids of the first response; used only where a slot starts.
-
-  Returns:
-    The slots.
+  `group_B` is the index, within the shard, of a slot of `prompts`, which come
+  from `prefill_prompts`. `row_B` is the row of the new episode, `budget_B` the
+  number of ids in its first response.
   """
   new_B = group_B >= 0
   taken = _of_shard(lambda group_B, prompts: _rows(prompts, group_B))(
@@ -202,9 +180,6 @@ def prefill(
     budget_M: ids that may be sampled in the next turn.
     view: cache positions that attention reads (static). At least the length of
       every slot that takes part, after this call.
-
-  Returns:
-    The slots.
   """
   model = nnx.merge(graphdef, params)
 
@@ -231,10 +206,8 @@ def prefill(
       budget_B=write(slots.budget_B, budget_M),
     )
 
-  last_M = _pick(tokens_MT, count_M - 1)
-  return _of_shard(put)(
-    slot_M, slots, part, last_M, length_M + count_M, budget_M
-  )
+  last_M, length_M = _pick(tokens_MT, count_M - 1), length_M + count_M
+  return _of_shard(put)(slot_M, slots, part, last_M, length_M, budget_M)
 
 
 @functools.partial(
@@ -272,9 +245,6 @@ def decode(
     ends_early: stop as soon as no slot on any device has budget left (static).
       False saves one all-reduce a step, which pays off on a slow network. The
       emitted ids are the same.
-
-  Returns:
-    The slots, and the emitted ids with their log-probs at `temperature`.
   """
   model = nnx.merge(graphdef, params)
   stop_S = jnp.asarray(stop_ids, jnp.int32)

@@ -12,17 +12,13 @@ from actfocus_jax.rollout.episode import Episode
 def episode_means(rollout: Rollout) -> dict[str, float]:
   """Return means over the episodes or turns of a rollout.
 
-  Args:
-    rollout: a rollout with finished episodes.
-
-  Returns:
-    `success`, `return`, `pass_at_g` (a member of the group succeeded), `turns`,
-    `actions` and `tokens` per episode, `valid_turns` (share of turns with a
-    valid action), `effective_actions` (share of actions that changed
-    something), `truncated` (share of episodes that the context ended), `failed`
-    (share of episodes whose environment failed), and `info/NAME`: the last
-    value of each number in `Step.info`, averaged over the episodes of the games
-    that report it, 0 in an episode that does not.
+  Per episode: `success`, `return`, `pass_at_g` (a member of the group
+  succeeded), `turns`, `actions`, `tokens`, `truncated` (the context ended it)
+  and `failed` (its environment failed). `valid_turns` is the share of turns
+  with a valid action, `effective_actions` that of actions that changed
+  something. `info/NAME` is the last value of each number in `Step.info`,
+  averaged over the episodes of the games that report it, 0 in an episode that
+  does not.
   """
   episodes = rollout.episodes
   turns = [turn.result for episode in episodes for turn in episode.turns]
@@ -103,19 +99,9 @@ def viewer_record(
   signal_T: np.ndarray,
   weight_T: np.ndarray,
 ) -> dict[str, Any]:
-  """Return one episode as a JSON object for the viewer.
+  """Return a finished episode as a JSON object; see report/viewer.py.
 
-  Args:
-    episode: a finished episode.
-    chat: tokenizer bridge.
-    step: step of the evaluation.
-    group: group of the episode.
-    member: index within the group.
-    signal_T: signal of every token, at least as long as the episode.
-    weight_T: weight of every token.
-
-  Returns:
-    JSON-able values; report/viewer.py describes the format.
+  `signal_T` and `weight_T` are at least as long as the episode.
   """
 
   def token(turn, offset: int, logprob: float) -> dict[str, Any]:

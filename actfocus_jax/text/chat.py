@@ -18,23 +18,13 @@ from actfocus_jax.text import template, vocabulary
 
 # Public names of this module.
 load_tokenizer = vocabulary.load_tokenizer
-token_bytes = vocabulary.token_bytes
 
 _ANSWER = re.compile(r'</think>\s*<answer>(.*?)</answer>', re.DOTALL)
 _TAGS = re.compile(r'</?(?:think|answer)>')
 
 
-# --- Text of the messages ----------------------------------------------------
-
-
 def system_message(instructions: str, *, budget: int, max_actions: int) -> str:
-  """Return the system message of an episode.
-
-  Args:
-    instructions: rules of the environment, with its symbols and actions.
-    budget: actions in the whole episode.
-    max_actions: actions per turn.
-  """
+  """Return the system message: the rules, and the limits of an episode."""
   several = ', separated by ||' if max_actions > 1 else ''
   return (
     f'{instructions.strip()}\nYou have {budget} actions, '
@@ -50,14 +40,9 @@ def turn_message(
   actions_left: int,
   response_tokens: int,
 ) -> str:
-  """Return the user message of one turn.
+  """Return the user message of turn `turn`, counted from 1.
 
-  Args:
-    state: text of the environment's state.
-    turn: number of the turn, from 1.
-    reward: reward of the last turn without penalties; None on turn 1.
-    actions_left: actions left of the episode's budget.
-    response_tokens: length limit that the message states.
+  `reward` is that of the last turn without penalties; None on turn 1.
   """
   head = '' if reward is None else f'Reward: {reward:g}\n'
   return (
@@ -65,9 +50,6 @@ def turn_message(
     'Answer as <think> [thoughts] </think> <answer> [actions] </answer> '
     f'in at most {response_tokens} tokens.'
   )
-
-
-# --- Spans of a response -----------------------------------------------------
 
 
 def _answer_span(text: str) -> tuple[int, int] | None:
@@ -82,13 +64,7 @@ def parse_answer(text: str) -> list[str] | None:
   The thought ends at the first `</think>` that is followed by optional white
   space and `<answer>`; the answer ends at the next `</answer>`. The answer is
   split on `||`; stray tags are removed from the pieces, which are stripped, and
-  empty ones are dropped.
-
-  Args:
-    text: the decoded response, without the forced `<think>`.
-
-  Returns:
-    The actions; [] for a blank answer, None for a malformed response.
+  empty ones are dropped. A blank answer gives [], a malformed response None.
   """
   span = _answer_span(text)
   if span is None:
@@ -101,13 +77,8 @@ def action_mask(pieces: Sequence[bytes]) -> list[bool]:
   """Mark the tokens of a response that hold a byte of its executed answer.
 
   Source: arXiv 2605.14558, section on token weights; the action span is the
-  content strictly between `<answer>` and `</answer>`.
-
-  Args:
-    pieces: bytes of each sampled token, b'' for special ones.
-
-  Returns:
-    One bool per token; all False for a malformed or blank answer.
+  content strictly between `<answer>` and `</answer>`. The mask is False
+  everywhere for a malformed or blank answer. A special token is b''.
   """
   text = _decode(b''.join(pieces))
   span = _answer_span(text)
@@ -127,9 +98,6 @@ def _decode(data: bytes) -> str:
 
 def _encode(text: str) -> bytes:
   return text.encode('utf-8', errors='surrogateescape')
-
-
-# --- Rendering ---------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +132,7 @@ class Chat:
 
   Attributes:
     tokenizer: the transformers tokenizer.
-    stop_ids: ids that end a response.
+    stop_ids: ids that end a response: those of tokenizer, template and model.
     pad_id: id for padding; never read as text.
   """
 
@@ -177,11 +145,7 @@ class Chat:
   ):
     """Check the tokenizer and its template.
 
-    Args:
-      tokenizer: from `load_tokenizer`.
-      stop_ids: ids that end a response, beside those of tokenizer and template
-        (from a model's generation_config).
-      rendering: 'template' or 'plain'.
+    `stop_ids` come from a model's generation_config and end a response too.
 
     Raises:
       ValueError: if the template cannot be rendered as increments, the
@@ -205,9 +169,7 @@ class Chat:
   def opening(self, system: str, user: str) -> tuple[list[int], int]:
     """Return the ids of system message, first user message and `<think>`.
 
-    Returns:
-      The ids, and the number of those of the system message: 0 if an id belongs
-      to both messages.
+    Also the number of ids of the system message: 0 if one belongs to both.
     """
     system, user = self._harmless(system), self._harmless(user)
     ids = self._ids(self._texts.opening(system, user))
@@ -217,10 +179,8 @@ class Chat:
   def continuation(self, user: str, *, last_id: int) -> list[int]:
     """Return the ids between a response and the next one, `<think>` included.
 
-    Args:
-      user: the new user message.
-      last_id: the last sampled id. A response that was cut, or that ended with
-        another stop id, gets the closing id here, as a forced token.
+    A response that was cut, or that ended with another stop id than the closing
+    one, gets the closing id here, as a forced token.
     """
     ids = self._ids(self._texts.between(self._harmless(user)))
     return ids[1:] if last_id == self._close_id else ids

@@ -7,6 +7,7 @@ joined increments equal the rendered whole, and gives the reason if they do not.
 """
 
 import datetime
+import re
 from collections.abc import Sequence
 
 THINK = '<think>'
@@ -42,10 +43,6 @@ class Increments:
   def __init__(self, tokenizer, *, rendering: str = 'template'):
     """Check the template; see `chat.Chat` for the renderings.
 
-    Args:
-      tokenizer: transformers tokenizer with a chat template.
-      rendering: 'template' or 'plain'.
-
     Raises:
       ValueError: if the template cannot be rendered so; gives the reason.
     """
@@ -66,7 +63,13 @@ class Increments:
     self.think = self._thinking()
     if not self._is_plain:
       self._refuse(self._problem([self.think + r for r in _RESPONSES]))
-      self._refuse(self._prompt_problem())
+      before, prompt = self._prompts()
+      is_same = before.startswith(prompt.rstrip())
+      if not is_same and prompt != before + self.think:
+        self._refuse(
+          f'ends its generation prompt with {prompt[-40:]!r} but writes '
+          f'{before[-40:]!r} before an earlier response'
+        )
 
   def opening(self, system: str, user: str) -> str:
     """Return the text before the first response, `think` included."""
@@ -118,12 +121,9 @@ class Increments:
         chat_template=self._template,
         date_string=_DAY.strftime('%d %b %Y'),
       )
-    except (
-      Exception
-    ) as error:  # A template is a program and may raise anything.
-      raise ValueError(
-        f'The chat template cannot be rendered: {error}.'
-      ) from error
+    except Exception as error:  # A template may raise anything.
+      message = f'The chat template cannot be rendered: {error}.'
+      raise ValueError(message) from error
 
   # --- The start-up check: each part returns a reason, or None ---------------
 
@@ -154,23 +154,15 @@ class Increments:
       return 'leaves out, moves or changes the text of a message'
     return 'changes earlier turns when a new one is added'
 
-  def _prompt_problem(self) -> str | None:
-    """Return the reason why the generation prompt does not fit, or None."""
-    before, prompt = self._opening(_SYSTEM, _USERS[0]), self._prompt()
-    if before.startswith(prompt.rstrip()) or prompt == before + self.think:
-      return None
-    return (
-      f'ends its generation prompt with {prompt[-40:]!r} but writes '
-      f'{before[-40:]!r} before an earlier response'
-    )
-
-  def _prompt(self) -> str:
+  def _prompts(self) -> tuple[str, str]:
+    """Return the text before an earlier response, and before a new one."""
     messages = self._messages(_SYSTEM, _USERS[0])
-    return self._render(messages, generation=True)
+    new = self._render(messages, generation=True)
+    return self._opening(_SYSTEM, _USERS[0]), new
 
   def _thinking(self) -> str:
     """Return the text that is still missing before a response."""
-    before, prompt = self._opening(_SYSTEM, _USERS[0]), self._prompt()
+    before, prompt = self._prompts()
     if before.rstrip().endswith(THINK):
       return ''
     tail = prompt[len(before) :] if prompt.startswith(before) else ''
@@ -193,10 +185,4 @@ def _pinned(template: str) -> str:
 
 def _stand_in_order(texts: Sequence[str], rendered: str) -> bool:
   """Return whether all texts occur, each behind the one before it."""
-  end = 0
-  for text in texts:
-    start = rendered.find(text, end)
-    if start < 0:
-      return False
-    end = start + len(text)
-  return True
+  return bool(re.search('.*?'.join(map(re.escape, texts)), rendered, re.DOTALL))

@@ -10,6 +10,7 @@ loaded like any Hugging Face tokenizer. Two things fit it to a small model:
 """
 
 import collections
+import functools
 import json
 import re
 from collections.abc import Iterable
@@ -35,17 +36,14 @@ _COMMON = 0.02
 
 
 def train(texts: Iterable[str], *, vocab_size: int = 768):
-  """Train the tokenizer.
+  """Train the tokenizer: a Qwen2Tokenizer with template, eos and pad token.
 
   Args:
     texts: documents without chat markup, one per message.
     vocab_size: upper limit of the vocabulary without the phrases: 256 bytes,
       3 special tokens, merges. Merging stops earlier when no pair occurs twice.
-
-  Returns:
-    A transformers Qwen2Tokenizer with chat template, eos `<|im_end|>` and pad
-    `<|endoftext|>`.
   """
+  import tokenizers
   import transformers
 
   documents = [_BREAK.split(text) for text in texts]
@@ -59,7 +57,10 @@ def train(texts: Iterable[str], *, vocab_size: int = 768):
     pad_token=PAD,
     extra_special_tokens=[START],
   )
-  tokenizer.add_tokens([_added(phrase) for phrase in _phrases(documents)])
+  added = functools.partial(
+    tokenizers.AddedToken, normalized=False, special=False
+  )
+  tokenizer.add_tokens([added(phrase) for phrase in _phrases(documents)])
   tokenizer.chat_template = CHAT_TEMPLATE
   return tokenizer
 
@@ -108,9 +109,3 @@ def _phrases(documents: list[list[str]]) -> list[str]:
   # A single byte is a token already; a cell such as √ is three bytes.
   common = [p for p, n in counts.items() if n >= least and len(p.encode()) > 1]
   return sorted(common)
-
-
-def _added(phrase: str):
-  import tokenizers
-
-  return tokenizers.AddedToken(phrase, normalized=False, special=False)

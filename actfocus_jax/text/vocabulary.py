@@ -67,13 +67,6 @@ def load_tokenizer(directory: str | pathlib.Path):
   The class named in tokenizer_config.json is ignored: some classes rebuild the
   tokenizer from its vocabulary alone and drop the rest of tokenizer.json.
 
-  Args:
-    directory: holds tokenizer.json, tokenizer_config.json and a chat template
-      (there, or in chat_template.jinja).
-
-  Returns:
-    The transformers tokenizer.
-
   Raises:
     ValueError: if it cannot be read, has no chat template, or its ids do not
       stand for exact bytes.
@@ -129,21 +122,6 @@ def of(tokenizer) -> Vocabulary:
   if tokenizer not in _known or _known[tokenizer][0] != state:
     _known[tokenizer] = state, _vocabulary(tokenizer)
   return _known[tokenizer][1]
-
-
-def token_bytes(tokenizer, ids: Sequence[int]) -> list[bytes]:
-  """Return the exact bytes of each id; b'' for special and unused ids.
-
-  Args:
-    tokenizer: from `load_tokenizer`.
-    ids: token ids. Ids past the vocabulary (models pad theirs) are unused.
-
-  Returns:
-    One bytes object per id. Joined, they are the text; a character may be
-    spread over several of them.
-  """
-  vocabulary = of(tokenizer)
-  return [vocabulary.bytes_of(index) for index in ids]
 
 
 def _vocabulary(tokenizer) -> Vocabulary:

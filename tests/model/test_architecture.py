@@ -1,19 +1,8 @@
 """The config.json of each family: read, written, and refused."""
 
-import json
-import pathlib
-
 import pytest
 
 from actfocus_jax.model import architecture
-
-CONFIGS = (
-  pathlib.Path(__file__).resolve().parents[3]
-  / 'shared'
-  / 'data'
-  / 'qwen2.5-configs'
-)
-
 
 SIZES = (96, 32, 48, 2, 4, 2, 8)
 
@@ -83,54 +72,22 @@ def test_rope_theta_is_read_from_either_place():
   [
     ({'model_type': 'llama'}, "model_type='llama'; only 'qwen2' or 'qwen3'"),
     ({'hidden_act': 'gelu'}, "hidden_act='gelu'; only 'silu'"),
-    ({'use_sliding_window': True}, 'use_sliding_window=True; only False'),
     ({'layer_types': ['sliding_attention']}, "'sliding_attention'; only"),
     ({'rope_scaling': {'type': 'yarn', 'factor': 4.0}}, 'rope_scaling=.*yarn'),
-    ({'rope_scaling': {'rope_type': 'dynamic'}}, 'rope_scaling=.*dynamic'),
     ({'rope_parameters': {'full_attention': {}}}, 'rope_parameters=.*only'),
     ({'vocab_size': None}, 'vocab_size=None; it must be a positive whole'),
     ({'num_key_value_heads': 3}, 'num_attention_heads=4 must be a multiple'),
-    ({'is_causal': False}, 'is_causal=False; only True'),
-    ({'attention_dropout': 0.1}, 'attention_dropout=0.1; only 0.0'),
     ({'rope_theta': 7.0}, 'several rope_theta: .*must be the same'),
     ({'head_dim': 7}, 'head_dim=7 must be even'),
-    ({'hidden_size': '32'}, "hidden_size='32'; it must be a positive whole"),
     ({'tie_word_embeddings': 1}, 'tie_word_embeddings=1; it must be true or'),
-    ({'rope_theta': 'x', 'rope_parameters': None}, "rope_theta='x'; it must"),
     ({'rope_scaling': 'linear'}, "rope_scaling='linear'; only None"),
-    ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor=0.5; only 1.0'),
     ({'quantization_config': {'bits': 4}}, 'quantization_config=.*only None'),
     ({'model_type': 'qwen3', 'attention_bias': True}, 'attention_bias=True'),
-    (
-      {'num_hidden_layers': 0},
-      'num_hidden_layers=0; it must be a positive whole',
-    ),
   ],
 )
 def test_unsupported_config_is_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     architecture.Config.from_hf(_hf(**changes))
-
-
-@pytest.mark.skipif(
-  not CONFIGS.exists(), reason='no ../shared/data/qwen2.5-configs'
-)
-@pytest.mark.parametrize(
-  ('size', 'layers', 'width', 'heads', 'tied'),
-  [
-    ('0.5B', 24, 896, (14, 2), True),
-    ('1.5B', 28, 1536, (12, 2), True),
-    ('3B', 36, 2048, (16, 2), True),
-    ('7B', 28, 3584, (28, 4), False),
-  ],
-)
-def test_real_configs(size, layers, width, heads, tied):
-  file = CONFIGS / f'Qwen2.5-{size}-Instruct.config.json'
-  config = architecture.Config.from_hf(json.loads(file.read_text()))
-  assert (config.num_layers, config.hidden_size) == (layers, width)
-  assert (config.num_heads, config.num_key_value_heads) == heads
-  assert config.rope_theta == 1e6 and config.tie_word_embeddings == tied
-  assert config.head_dim == (64 if size == '0.5B' else 128)
 
 
 @pytest.mark.parametrize(

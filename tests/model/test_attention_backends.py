@@ -13,12 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from actfocus_jax.model import (
-  attention,
-  kernels,
-  scoring,
-  transformer,
-)
+from actfocus_jax.model import attention, kernels, scoring, transformer
 from actfocus_jax.parallel import mesh as meshes
 
 interpreted = functools.partial(kernels.splash, interpret=True)
@@ -63,7 +58,6 @@ def _mesh(fsdp, tensor):
   [
     (40, 4, 2, 64),  # less than a block
     (128, 2, 2, 128),  # no groups, nothing filled up
-    (300, 6, 1, 64),  # one key head
     (1030, 2, 1, 128),  # three blocks of 512
     (700, 3, 1, 64),  # one block, half of its keys at a time
   ],
@@ -73,22 +67,17 @@ def test_splash_equals_products(T, H, J, C):
 
 
 @pytest.mark.parametrize(
-  ('fsdp', 'tensor', 'H', 'J'),
+  ('fsdp', 'tensor', 'H', 'J', 'B'),
   [
-    (8, 1, 4, 2),
-    (4, 2, 4, 2),  # a key head for each
-    (2, 4, 8, 2),  # each key head for two
-    (1, 6, 12, 4),  # each key head three times, two for each
-    (2, 4, 6, 2),  # neither heads divide: all for each
+    (4, 2, 4, 2, 8),  # a key head for each
+    (1, 6, 12, 4, 8),  # each key head three times, two for each
+    (2, 4, 6, 2, 8),  # neither heads divide: all for each
+    (2, 2, 4, 2, 3),  # rows that do not divide
   ],
 )
-def test_splash_on_a_mesh_equals_products(fsdp, tensor, H, J):
-  inputs = _inputs(B=8, T=20, H=H, J=J, C=8)
+def test_splash_on_a_mesh_equals_products(fsdp, tensor, H, J, B):
+  inputs = _inputs(B=B, T=20, H=H, J=J, C=8)
   _assert_same(interpreted, inputs, _mesh(fsdp, tensor))
-
-
-def test_rows_that_do_not_divide():
-  _assert_same(interpreted, _inputs(B=3, T=20, C=8), _mesh(2, 2))
 
 
 def test_splash_is_causal_by_gradient():
@@ -159,7 +148,7 @@ def _lowered(f, inputs, platform, mesh=None):
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
-@pytest.mark.parametrize('shape', [None, (8, 1), (4, 2)])
+@pytest.mark.parametrize('shape', [None, (4, 2)])
 def test_a_program_for_tpu_calls_splash(tied, shape):
   """Lowered from a process whose devices are CPUs."""
   config, _, params = tied
@@ -204,14 +193,11 @@ def test_a_program_for_nvidia_calls_cudnn(monkeypatch, shape):
 @pytest.mark.parametrize(
   ('platform', 'dtype', 'size', 'name'),
   [
-    ('cpu', jnp.float32, 64, 'xla'),
     ('cpu', jnp.bfloat16, 64, 'xla'),
-    ('tpu', jnp.bfloat16, 128, 'splash'),
     ('tpu', jnp.float32, 32, 'splash'),
     ('gpu', jnp.bfloat16, 128, 'cudnn'),
     ('cuda', jnp.bfloat16, 64, 'cudnn'),
     ('gpu', jnp.float32, 64, 'xla'),
-    ('gpu', jnp.bfloat16, 256, 'xla'),
     ('gpu', jnp.bfloat16, 36, 'xla'),
   ],
 )
@@ -219,13 +205,16 @@ def test_choose_auto_gives_the_platforms_kernel(platform, dtype, size, name):
   assert attention.choose('auto', platform, dtype, size) == name
   assert attention.choose(name, platform, dtype, size) == name
   assert attention.choose('xla', platform, dtype, size) == 'xla'
+  if name == 'cudnn':  # From compute capability 8 on.
+    for capability, found in (('7.5', 'xla'), ('10.0', name), ('gfx9', 'xla')):
+      args = ('auto', platform, dtype, size, capability)
+      assert attention.choose(*args) == found
 
 
 @pytest.mark.parametrize(
   ('wanted', 'platform', 'dtype', 'size', 'told'),
   [
     ('splash', 'cpu', 'bfloat16', 64, 'devices are cpu.*allowed: auto, xla.$'),
-    ('splash', 'gpu', 'bfloat16', 64, 'are gpu.*allowed: auto, xla, cudnn.$'),
     ('cudnn', 'tpu', 'bfloat16', 64, 'are tpu.*allowed: auto, xla, splash.$'),
     ('cudnn', 'gpu', 'float32', 64, 'computes in float32.*auto, xla.$'),
     ('cudnn', 'gpu', 'bfloat16', 36, 'size 36.*allowed: auto, xla.$'),
@@ -236,12 +225,3 @@ def test_choose_refuses_an_unfit_backend(wanted, platform, dtype, size, told):
     ValueError, match=f"model.attention is '{wanted}'.*{told}"
   ):
     attention.choose(wanted, platform, dtype, size)
-
-
-@pytest.mark.parametrize(
-  ('capability', 'name'),
-  [('7.5', 'xla'), ('8.0', 'cudnn'), ('10.0', 'cudnn'), ('gfx942', 'xla')],
-)
-def test_choose_auto_needs_compute_capability_8(capability, name):
-  found = attention.choose('auto', 'gpu', jnp.bfloat16, 64, capability)
-  assert found == name

@@ -75,18 +75,6 @@ def test_value_depends_only_on_earlier_tokens_by_gradient(critic):
   np.testing.assert_array_equal(size[:, :10][~before], 0.0)
 
 
-def test_padding_changes_no_value(critic):
-  graphdef, params = critic
-  junk = np.where(VALID, TOKENS, 95 - TOKENS)
-  assert (junk != TOKENS).sum() == (~VALID).sum()
-  junk = np.pad(junk, ((0, 0), (0, 3)), constant_values=5)
-  valid = np.pad(VALID, ((0, 0), (0, 3)))
-  found = np.asarray(value(graphdef, params, junk, valid))
-  plain = np.asarray(value(graphdef, params, TOKENS, VALID))
-  np.testing.assert_allclose(found[:, :10], plain, atol=2e-5)
-  np.testing.assert_array_equal(found[~valid], 0.0)
-
-
 def test_fresh_critic_predicts_zero(tied):
   config, _, policy = tied
   made = transformer.create(
@@ -139,23 +127,14 @@ def test_a_critic_is_the_policy_with_another_head(kind, request):
 
 
 def test_critic_shares_no_buffer_with_the_policy(untied):
-  config, _, params = untied
-  donate = jax.jit(
-    lambda tree: jax.tree.map(lambda x: x + 1.0, tree), donate_argnums=0
-  )
-  for first in (True, False):
-    policy = jax.tree.map(jnp.copy, params)
-    _, ours = _fresh(config, policy)
-    pointers = [
-      {x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree)}
-      for tree in (policy, ours)
-    ]
-    assert all(pointers) and not pointers[0] & pointers[1]
-    given, kept = (policy, ours) if first else (ours, policy)
-    before = jax.tree.map(np.array, kept)
-    jax.block_until_ready(donate(given))
-    assert all(x.is_deleted() for x in jax.tree.leaves(given))
-    jax.tree.map(np.testing.assert_array_equal, kept, before)
+  """Both are donated by their updates."""
+  config, _, policy = untied
+  _, ours = _fresh(config, policy)
+  pointers = [
+    {x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree)}
+    for tree in (policy, ours)
+  ]
+  assert all(pointers) and not pointers[0] & pointers[1]
 
 
 @pytest.mark.parametrize('sizes', [{'fsdp': 2, 'tensor': 2}, {'fsdp': 8}])

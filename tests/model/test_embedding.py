@@ -67,14 +67,6 @@ def test_embed_gives_nan_only_past_the_vocabulary(shape):
   assert is_nan_BTD.sum() == WIDTH
 
 
-def test_embed_of_uneven_rows_equals_take():
-  mesh, table_VD, tokens_BT = placed((2, 2, 2))
-  with jax.set_mesh(mesh):
-    x_BTD = embedding.embed(table_VD, np.asarray(tokens_BT)[:3], jnp.float32)
-  table, tokens = np.asarray(table_VD), np.asarray(tokens_BT)
-  np.testing.assert_array_equal(x_BTD, table[tokens[:3]])
-
-
 def test_embed_gathers_no_table():
   mesh, table_VD, tokens_BT = placed((2, 2, 2))
 

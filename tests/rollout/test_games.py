@@ -61,29 +61,18 @@ def test_playable_environment_has_no_problem(actions):
   ('name', 'value', 'words'),
   [
     ('reset', None, 'has no method `reset`; allowed: a class with'),
-    ('step', 'x', 'has no method `step`; allowed: a class with'),
-    ('instructions', None, 'instructions None; allowed: a text'),
     ('instructions', 7, 'instructions 7; allowed: a text'),
     ('actions', (1, 2), 'actions (1, 2); allowed: a tuple of names'),
     ('actions', 'red', "actions 'red'; allowed: a tuple of names"),
-    ('actions', None, 'actions None; allowed: a tuple of names'),
     ('actions', np.arange(2), 'actions array([0, 1]); allowed: a tuple of'),
     ('actions', ('c', 'a||b'), "'a||b', which no answer can name; allowed"),
-    ('actions', ('', '  '), "'', which no answer can name; allowed"),
     ('actions', (' a',), "' a', which no answer can name; allowed"),
     ('actions', ('</answer>',), 'which no answer can name; allowed'),
     ('actions', ('Red', 'red'), "several actions that are 'Red' in one case"),
-    ('actions', ('a', 'b', 'a'), "several actions that are 'a' in one case"),
   ],
 )
 def test_unplayable_environment_is_described(name, value, words):
   env = Whole()
   setattr(env, name, value)
   assert words in games.problem(env)
-
-
-@pytest.mark.parametrize('name', ['instructions', 'actions'])
-def test_missing_attribute_is_described(name):
-  bare = type('Bare', (), dict(Whole.__dict__))
-  delattr(bare, name)
-  assert f'has no `{name}`' in games.problem(bare())
+  assert games.problem(object()).startswith('has no method `reset`; allowed')

@@ -28,15 +28,7 @@ def test_two_turns_by_hand():
   assert host_slots.row_B.tolist() == [-1, 5] and len(host_slots) == 2
 
 
-def test_take_ignores_an_idle_slot():
-  host_slots = host_slots_lib.HostSlots(2, budget=1)
-  host_slots.start(1, row=0, length=1, budget=1)
-  ones = np.ones((1, 2), bool)
-  assert host_slots.take(ones * 3, ones * 0.0, ones, STOP).tolist() == [1]
-  assert host_slots.sampled(0) == ([], [])
-
-
-@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('seed', range(2))
 def test_random_turns_match_one_list_per_slot(seed):
   """Random turns, several calls each; the loop keeps lists."""
   rng = np.random.default_rng(seed)

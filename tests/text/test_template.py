@@ -26,13 +26,6 @@ import pytest
       '</s>[INST]two[/INST]<think>',
       '',
     ),
-    # The dummy space stands behind every special token here.
-    (
-      *('llama2', 'llama2'),
-      '<s> [INST] <<SYS>>\nRules\n<</SYS>>\n\none [/INST] <think>',
-      '</s> [INST] two [/INST] <think>',
-      '',
-    ),
   ],
 )
 def test_plain_rendering_by_hand(
@@ -55,7 +48,6 @@ def chatml(templates, old='m.content', new='m.content'):
   return templates['chatml'].replace(old, new)
 
 
-LAST = "m.content if loop.last else m.content.replace('\n', ' ')"
 SECOND = "(m.content if loop.index0 != 2 else m.content.split('</think>')[-1])"
 
 
@@ -63,7 +55,6 @@ SECOND = "(m.content if loop.index0 != 2 else m.content.split('</think>')[-1])"
   ('old', 'new', 'reason', 'is_plain_refused'),
   [
     ('m.content', SECOND, 'drops earlier thoughts', False),
-    ('m.content', f'({LAST})', 'changes the text of a message', False),
     ('m.content', "'one'", 'changes the text of a message', True),
     (
       "'<|im_start|>' + m.role",
@@ -82,13 +73,6 @@ SECOND = "(m.content if loop.index0 != 2 else m.content.split('</think>')[-1])"
       'for m in messages[::-1]',
       'moves or changes the text',
       True,
-    ),
-    (
-      "{{ '<|im_start|>' + m.role",
-      "{{ raise_exception('No such role!') if m.role == 'system' }}"
-      "{{ '<|im_start|>' + m.role",
-      'message: it raises an error (No such role!)',
-      False,
     ),
     (
       "{{ '<|im_start|>' + m.role",
@@ -115,28 +99,24 @@ def test_unusable_template_is_refused_with_the_reason(
   message = str(refused.value)
   assert reason in message
   assert message.endswith('.') and '\n' not in message
-  if not is_plain_refused:
-    assert "model.rendering='plain'" in message
-    bridge = make_chat('qwen3', template, rendering='plain')
-    shown = bridge.text(bridge.opening('Rules', 'one')[0])
-    assert shown.count('Rules') == shown.count('one') == 1
-    assert shown.count('<think>') == 1 and shown.endswith('<think>')
+  if is_plain_refused:
+    with pytest.raises(ValueError) as refused:
+      make_chat('qwen3', template, rendering='plain')
+    assert 'model.rendering' not in str(refused.value)
     return
-  with pytest.raises(ValueError) as refused:
-    make_chat('qwen3', template, rendering='plain')
-  assert 'model.rendering' not in str(refused.value)
+  assert "model.rendering='plain'" in message
+  bridge = make_chat('qwen3', template, rendering='plain')
+  shown = bridge.text(bridge.opening('Rules', 'one')[0])
+  assert shown.count('Rules') == shown.count('one') == 1
+  assert shown.count('<think>') == 1 and shown.endswith('<think>')
 
 
 def test_template_error_at_a_later_turn_is_a_value_error(make_chat, templates):
   """The start-up check cannot know every message."""
   new = "(raise_exception('Not this.') if 'bad' in m.content else m.content)"
   bridge = make_chat('qwen3', chatml(templates, 'm.content', new))
-  for ask in (
-    lambda: bridge.opening('x', 'bad'),
-    lambda: bridge.continuation('bad', last_id=-1),
-  ):
-    with pytest.raises(ValueError, match=r'cannot be rendered: Not this\.'):
-      ask()
+  with pytest.raises(ValueError, match=r'cannot be rendered: Not this\.'):
+    bridge.continuation('bad', last_id=-1)
 
 
 def test_template_that_requires_a_user_message_counts_zero(
@@ -150,7 +130,7 @@ def test_template_that_requires_a_user_message_counts_zero(
   assert count > 0 and bridge.opening('Rules', 'one') == (ids, 0)
 
 
-@pytest.mark.parametrize('end', ['<think>', '<think>\n', '\n<think>\n\n'])
+@pytest.mark.parametrize('end', ['<think>', '\n<think>\n\n'])
 @pytest.mark.parametrize('rendering', ['template', 'plain'])
 def test_generation_prompt_with_think_opens_it_once(
   end, rendering, make_chat, templates
@@ -172,22 +152,13 @@ def test_template_with_think_before_responses_opens_it_once(
   template = chatml(templates, 'm.content', opened)
   template = template.replace("assistant\n' }}", "assistant\n<think>\n' }}")
   bridge = make_chat('qwen3', template)
-  for ids in (
-    bridge.opening('Rules', 'one')[0],
-    bridge.continuation('two', last_id=-1),
-  ):
+  opening, _ = bridge.opening('Rules', 'one')
+  for ids in (opening, bridge.continuation('two', last_id=-1)):
     assert bridge.text(ids).endswith('<|im_start|>assistant\n<think>\n')
     assert bridge.text(ids).count('<think>') == 1
 
 
-@pytest.mark.parametrize(
-  'date',
-  [
-    "strftime_now('%d %b %Y')",
-    'date_string',
-    "date_string if date_string is defined else strftime_now('%d %b %Y')",
-  ],
-)
+@pytest.mark.parametrize('date', ["strftime_now('%d %b %Y')", 'date_string'])
 def test_date_in_a_template_is_fixed(date, make_chat, templates):
   """A run that goes on tomorrow equals one that was never stopped."""
   template = f'Today: {{{{ {date} }}}}. {templates["chatml"]}'

@@ -1,11 +1,17 @@
 """The tokenizer that is trained on the environments' text."""
 
-import pytest
+import itertools
 
 from actfocus_jax.text import chat as chat_lib
 from actfocus_jax.text import tokenizer as tokenizer_lib
+from actfocus_jax.text import vocabulary
 
+ACTIONS = ('Left', 'Down', 'Right', 'Up')
 NAMES = ('kitchen', 'attic', 'cellar', 'library', 'garage')
+
+
+def token_bytes(tokenizer, ids):
+  return list(map(vocabulary.of(tokenizer).bytes_of, ids))
 
 
 def pieces(tokenizer, text):
@@ -39,18 +45,17 @@ def test_digits_and_cells_are_single_tokens(tokenizer):
   assert pieces(tokenizer, board)[-9:] == list('__OP\nG___')
 
 
-@pytest.mark.parametrize('first', ['Left', 'Down', 'Right', 'Up'])
-@pytest.mark.parametrize('second', ['Left', 'Down', 'Right', 'Up'])
-def test_actions_are_single_tokens(tokenizer, first, second):
-  text = f'.</think><answer>{first} || {second}</answer>'
-  tail = ['</think>', '<answer>', first, ' || ', second, '</answer>']
-  assert pieces(tokenizer, text)[1:] == tail
+def test_actions_are_single_tokens(tokenizer):
+  for first, second in itertools.product(ACTIONS, ACTIONS):
+    text = f'.</think><answer>{first} || {second}</answer>'
+    tail = ['</think>', '<answer>', first, ' || ', second, '</answer>']
+    assert pieces(tokenizer, text)[1:] == tail
 
 
 def test_any_text_round_trips(tokenizer):
   text = 'žluťoučký 😀\u2028 \x00 <|x|> <b> |||  \n\n\t~'
   ids = tokenizer.encode(text, add_special_tokens=False)
-  assert b''.join(chat_lib.token_bytes(tokenizer, ids)).decode() == text
+  assert b''.join(token_bytes(tokenizer, ids)).decode() == text
 
 
 def test_vocab_size_is_a_limit():

@@ -17,6 +17,10 @@ TEXTS = (
 )
 
 
+def token_bytes(tokenizer, ids):
+  return list(map(vocabulary.of(tokenizer).bytes_of, ids))
+
+
 @pytest.fixture(scope='module')
 def load(tokenizer_dir):
   """Loaded once per kind."""
@@ -55,7 +59,7 @@ def test_bytes_of_random_ids_equal_the_librarys_decoding(kind, load):
   seen = {'specials': 0, 'spread': 0, 'space first': 0, 'compared': 0}
   for _ in range(1500):
     ids = random_ids(rng, tokenizer)
-    pieces = chat_lib.token_bytes(tokenizer, ids)
+    pieces = token_bytes(tokenizer, ids)
     assert len(pieces) == len(ids)
     data = b''.join(pieces)
     if kind in FALLBACK:
@@ -78,45 +82,37 @@ def test_bytes_of_random_ids_equal_the_librarys_decoding(kind, load):
   [
     ('llama3', 'Ġthink', b' think'),
     ('llama3', 'Ċ', b'\n'),
-    ('llama3', 'Ń', b'\xad'),
     ('llama3', 'é', b'\xe9'),
     ('llama3', '<|eot_id|>', b''),
-    ('llama3', '<|begin_of_text|>', b''),
     ('qwen3', '<think>', b'<think>'),
-    ('qwen3', '</think>', b'</think>'),
-    ('llama2', '▁', b' '),
     ('llama2', '▁You', b' You'),
-    ('mistral', '<0x0A>', b'\n'),
     ('mistral', '<0xE2>', b'\xe2'),
     ('mistral', '</s>', b''),
-    ('mistral', '<unk>', b''),
     ('llama2', 'ü', 'ü'.encode()),
   ],
 )
 def test_token_bytes_by_hand(kind, token, data, load):
   index = load(kind).get_vocab()[token]
-  assert chat_lib.token_bytes(load(kind), [index]) == [data]
+  assert token_bytes(load(kind), [index]) == [data]
 
 
 @pytest.mark.parametrize('kind', LEVEL + FALLBACK)
 def test_every_byte_has_an_id(kind, load):
   tokenizer = load(kind)
   ids = range(len(tokenizer) + 3)
-  pieces = chat_lib.token_bytes(tokenizer, ids)
+  pieces = token_bytes(tokenizer, ids)
   assert {p for p in pieces if len(p) == 1} == {bytes([b]) for b in range(256)}
   assert pieces[-3:] == [b''] * 3
-  unseen = [
-    tokenizer.convert_ids_to_tokens(i) for i in ids[:-3] if not pieces[i]
-  ]
-  added = tokenizer.added_tokens_decoder.values()
-  assert sorted(unseen) == sorted(t.content for t in added if t.special)
+  unseen = {i for i in ids[:-3] if not pieces[i]}
+  added = tokenizer.added_tokens_decoder.items()
+  assert unseen == {i for i, token in added if token.special}
 
 
 @pytest.mark.parametrize('kind', LEVEL + FALLBACK)
 def test_inside_encoder_drops_only_the_dummy_space(kind, load):
   encode = vocabulary.inside_encoder(load(kind))
   usual = load(kind).encode('Up 1', add_special_tokens=False)
-  text = b''.join(chat_lib.token_bytes(load(kind), usual)).decode()
+  text = b''.join(token_bytes(load(kind), usual)).decode()
   adds = kind in ('llama2', 'mistral')
   assert text == (' Up 1' if adds else 'Up 1')
   assert vocabulary.of(load(kind)).adds_space == adds
@@ -127,38 +123,34 @@ def test_inside_encoder_drops_only_the_dummy_space(kind, load):
   for _ in range(100):
     picks = rng.integers(len(TEXTS), size=5)
     text = ''.join(TEXTS[i] for i in picks).replace('▁', '')
-    pieces = chat_lib.token_bytes(load(kind), encode(text))
+    pieces = token_bytes(load(kind), encode(text))
     assert b''.join(pieces) == text.encode()
 
 
-def with_a_space_in_front(described):
-  (to_bytes,) = described['pre_tokenizer']['pretokenizers'][1:]
-  to_bytes['add_prefix_space'] = True
-
-
 def test_inside_encoder_drops_a_byte_level_prefix_space(tokenizer_dir):
-  directory = tokenizer_dir('llama3', edit=with_a_space_in_front)
+  def put_space(described):
+    (to_bytes,) = described['pre_tokenizer']['pretokenizers'][1:]
+    to_bytes['add_prefix_space'] = True
+
+  directory = tokenizer_dir('llama3', edit=put_space)
   other = chat_lib.load_tokenizer(directory)
   usual = other.encode('Up1', add_special_tokens=False)
-  assert chat_lib.token_bytes(other, usual)[0][:1] == b' '
+  assert token_bytes(other, usual)[0][:1] == b' '
   inside = vocabulary.inside_encoder(other)('Up1')
-  assert b''.join(chat_lib.token_bytes(other, inside)) == b'Up1'
-
-
-# --- The table ---------------------------------------------------------------
+  assert b''.join(token_bytes(other, inside)) == b'Up1'
 
 
 def test_token_added_later_has_bytes(load):
   other = copy.deepcopy(load('llama3'))
   size = len(other)
-  assert chat_lib.token_bytes(other, [size]) == [b'']
+  assert token_bytes(other, [size]) == [b'']
   other.add_tokens(['later √'])
-  assert chat_lib.token_bytes(other, [size]) == ['later √'.encode()]
+  assert token_bytes(other, [size]) == ['later √'.encode()]
   (index,) = other.encode('A', add_special_tokens=False)
-  assert chat_lib.token_bytes(other, [index]) == [b'A']
+  assert token_bytes(other, [index]) == [b'A']
   other.pad_token = 'A'
-  assert chat_lib.token_bytes(other, [index]) == [b'']
-  assert chat_lib.token_bytes(load('llama3'), [index, size]) == [b'A', b'']
+  assert token_bytes(other, [index]) == [b'']
+  assert token_bytes(load('llama3'), [index, size]) == [b'A', b'']
 
 
 # --- Directories -------------------------------------------------------------
@@ -169,17 +161,8 @@ def without_last_byte(described):
   vocab['other'] = vocab.pop('<0xFF>')
 
 
-def without_fallback(described):
-  described['model']['byte_fallback'] = False
-
-
 def with_another_mark(described):
   described['decoder']['decoders'][0]['pattern'] = {'String': '_'}
-
-
-def of_whole_words(described):
-  vocab = described['model']['vocab']
-  described['model'] = {'type': 'WordLevel', 'vocab': vocab, 'unk_token': 'a'}
 
 
 def with_a_plain_token(described):
@@ -196,9 +179,7 @@ def with_two_meanings(described):
   ('kind', 'edit', 'words'),
   [
     ('llama2', without_last_byte, "its token '<0xFF>' is missing"),
-    ('llama2', without_fallback, "its token '<0x00>' is missing or never used"),
     ('llama2', with_another_mark, 'nor has it byte fallback'),
-    ('llama3', of_whole_words, 'neither byte-level BPE'),
     ('llama3', with_a_plain_token, "its token 'a b' stands for no exact bytes"),
     ('llama3', with_two_meanings, "its added token 'é' stands for no exact"),
   ],
@@ -215,11 +196,10 @@ def test_tokenizer_without_exact_bytes_is_refused(
   assert message.count('. ') == 0 and message.endswith('.')
 
 
-@pytest.mark.parametrize('kind', LEVEL + FALLBACK)
-@pytest.mark.parametrize('named', ['LlamaTokenizerFast', 'Qwen2Tokenizer'])
-def test_load_ignores_the_named_class(kind, named, tokenizer_dir):
+@pytest.mark.parametrize('kind', ['qwen3', 'mistral'])
+def test_load_ignores_the_named_class(kind, tokenizer_dir):
   """Some classes rebuild the tokenizer and would encode differently."""
-  directory = tokenizer_dir(kind, tokenizer_class=named)
+  directory = tokenizer_dir(kind, tokenizer_class='LlamaTokenizerFast')
   loaded = chat_lib.load_tokenizer(directory)
   file = tokenizers.Tokenizer.from_file(str(directory / 'tokenizer.json'))
   for text in TEXTS:
@@ -237,17 +217,14 @@ def test_load_reads_a_template_file(tokenizer_dir, templates):
   assert loaded.chat_template == templates['chatml']
 
 
-@pytest.mark.parametrize('torn', [None, '{"version": "1.', '{}'])
-def test_unreadable_directory_is_refused(torn, tokenizer_dir):
+def test_unreadable_directory_is_refused(tokenizer_dir):
   directory = tokenizer_dir('llama3')
-  (directory / 'tokenizer.json').unlink()
-  if torn is not None:
-    (directory / 'tokenizer.json').write_text(torn)
-  with pytest.raises(ValueError, match='cannot be read') as refused:
+  (directory / 'tokenizer.json').write_text('{"version": "1.')
+  with pytest.raises(ValueError, match=f'{directory} cannot be read'):
     chat_lib.load_tokenizer(directory)
-  assert str(directory) in str(refused.value)
-  says_why = 'there is no tokenizer.json' in str(refused.value)
-  assert says_why == (torn is None)
+  (directory / 'tokenizer.json').unlink()
+  with pytest.raises(ValueError, match='read: there is no tokenizer.json'):
+    chat_lib.load_tokenizer(directory)
 
 
 def test_matches_auto_tokenizer_sees_other_ids(tokenizer_dir):
