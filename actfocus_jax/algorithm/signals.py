@@ -8,7 +8,6 @@ temperature enters any of them.
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -33,32 +32,12 @@ class SignalInputs(NamedTuple):
   key: jax.Array
 
 
-def energy(logits_BTV: jax.Array) -> jax.Array:
-  """Token energy from logits: `E_t = -logsumexp_v f[t, v]`.
-
-  Args:
-    logits_BTV: raw logits of the frozen reference, any floating type;
-      `[:, t]` are those that predict token t.
-
-  Returns:
-    energy_BT, float32, nats.
-  """
-  chex.assert_rank(logits_BTV, 3)
-  logits_BTV = logits_BTV.astype(jnp.float32)
-  return energy_of_logsumexp(jax.nn.logsumexp(logits_BTV, axis=-1))
-
-
-def energy_of_logsumexp(logsumexp_BT: jax.Array) -> jax.Array:
-  """Token energy `E_t`, the negative logsumexp of the raw logits, nats.
-
-  The definition, for logits and for scores alike. Source: arXiv 2605.14558.
-  """
-  return -logsumexp_BT
-
-
 def reference_energy(inputs: SignalInputs) -> jax.Array:
-  """Token energy under the frozen reference."""
-  return energy_of_logsumexp(inputs.ref_logsumexp_BT)
+  """Token energy `E_t = -logsumexp_v f[t, v]` of the reference, nats.
+
+  f are the raw logits. Source: arXiv 2605.14558.
+  """
+  return -inputs.ref_logsumexp_BT
 
 
 def reference_entropy(inputs: SignalInputs) -> jax.Array:

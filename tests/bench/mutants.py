@@ -183,8 +183,8 @@ MUTANTS = (
     'energy_of_the_other_sign',
     'algorithm',
     'signals',
-    'return -logsumexp_BT',
-    'return logsumexp_BT',
+    'return -inputs.ref_logsumexp_BT',
+    'return inputs.ref_logsumexp_BT',
     ('algorithm',),
   ),
   Mutant(
@@ -236,7 +236,9 @@ MUTANTS = (
     'share = part.weight_BT.shape[0] / minibatch.weight_BT.shape[0]\n'
     '    policy = share * trajectory.divide(\n'
     '      policy_sum,\n'
-    '      losses.denominator(part.weight_BT, reduction=config.loss["reduction"]),\n'
+    '      losses.denominator(\n'
+    '        part.weight_BT, reduction=config.loss["reduction"]\n'
+    '      ),\n'
     '    )',
     ('train_step',),
   ),
