@@ -21,15 +21,9 @@ def group_relative(
 
   Source: GRPO, arXiv 2402.03300; without the division, arXiv 2503.20783.
 
-  Args:
-    return_PG: returns of the G members of P groups.
-    normalize_std: divide by the unbiased standard deviation of the group.
-    eps: added to the standard deviation, in units of the return.
-
-  Returns:
-    advantage_PG, float32; exactly 0 in a group of one and where the returns
-    differ by rounding only (see `selection.group_spread`). `reshape(-1)` puts
-    it in the order of the rows, for `broadcast`.
+  The standard deviation is unbiased. Returns advantage_PG, float32; exactly 0
+  in a group of one and where the returns differ by rounding only (see
+  `selection.group_spread`). `reshape(-1)` puts it in the order of the rows.
   """
   return_PG = return_PG.astype(jnp.float32)
   spread_P1 = selection.group_spread(return_PG)[:, None]
@@ -44,14 +38,8 @@ def on_last_token(return_B: jax.Array, sampled_BT: jax.Array) -> jax.Array:
 
   The paper's PPO has this one reward: the target of every token is the whole
   return. With `Trajectory.reward` as it is, the target of a token is the sum of
-  the rewards that come after it.
-
-  Args:
-    return_B: return of each row.
-    sampled_BT: bool, written by the policy.
-
-  Returns:
-    reward_BT, float32, 0 elsewhere and in rows without a sampled token.
+  the rewards that come after it. Returns reward_BT, float32, 0 elsewhere and in
+  rows without a sampled token.
   """
   chex.assert_shape(sampled_BT, (return_B.shape[0], None))
   position_1T = jnp.arange(sampled_BT.shape[1])[None, :]
@@ -124,13 +112,8 @@ def whiten(advantage_BT: jax.Array, sampled_BT: jax.Array) -> jax.Array:
 
       (A - mean) / sqrt(var + 1e-8)      var unbiased
 
-  Args:
-    advantage_BT: advantage of token t.
-    sampled_BT: bool, written by the policy.
-
-  Returns:
-    advantage_BT, float32, without unit; 0 where not sampled, and everywhere
-    when all are equal.
+  Returns advantage_BT, float32, without unit; 0 where not sampled, and
+  everywhere when all are equal.
   """
   advantage_BT = advantage_BT.astype(jnp.float32)
   mean, variance = trajectory.masked_moments(advantage_BT, sampled_BT)
@@ -141,15 +124,7 @@ def whiten(advantage_BT: jax.Array, sampled_BT: jax.Array) -> jax.Array:
 
 
 def broadcast(advantage_B: jax.Array, sampled_BT: jax.Array) -> jax.Array:
-  """One advantage per row, put on every sampled token of the row.
-
-  Args:
-    advantage_B: advantage of each row.
-    sampled_BT: bool, written by the policy.
-
-  Returns:
-    advantage_BT, float32, 0 where not sampled.
-  """
+  """One advantage per row, on each of its sampled tokens: float32 [B, T]."""
   chex.assert_shape(sampled_BT, (advantage_B.shape[0], None))
   chex.assert_type(sampled_BT, bool)
   advantage_B1 = advantage_B.astype(jnp.float32)[:, None]

@@ -73,10 +73,9 @@ def group_relative(inputs: Inputs, *, normalize_std: bool = True) -> Credit:
   advantage_PG = advantages.group_relative(
     inputs.return_PG, normalize_std=normalize_std
   )
-  advantage_BT = advantages.broadcast(
-    advantage_PG.reshape(-1), inputs.sampled_BT
+  return Credit(
+    advantages.broadcast(advantage_PG.reshape(-1), inputs.sampled_BT)
   )
-  return Credit(advantage_BT)
 
 
 def gae(
@@ -88,12 +87,8 @@ def gae(
 ) -> Credit:
   """PPO: `advantages.gae`, whitened over the sampled tokens of the batch.
 
-  Args:
-    inputs: rewards, values and masks.
-    reward_placement: 'final' puts the whole return on the last sampled token,
-      'turn' leaves each reward on its turn end.
-    discount: per sampled token, in [0, 1].
-    lam: in [0, 1].
+  `reward_placement` 'final' puts the whole return on the last sampled token,
+  'turn' leaves each reward on its turn end.
 
   Raises:
     ValueError: the placement is unknown.
@@ -133,11 +128,8 @@ def gigpo(
   the environment; 0 for a state that was met once. `A_episode` is that of
   `advantages.group_relative`. Source: GiGPO, arXiv 2505.10978, section 4.
 
-  Args:
-    inputs: rewards, masks and anchors.
-    normalize_std: divide by the unbiased standard deviation, of both groups.
-    step_weight: omega of the paper.
-    discount: per turn, in [0, 1].
+  `step_weight` is the paper's omega, `discount` is per turn; `normalize_std`
+  divides by the unbiased standard deviation of both groups.
   """
   reward_BT, sampled_BT = inputs.reward_BT, inputs.sampled_BT
   turn_BT, anchor_BT = inputs.turn_BT, inputs.anchor_BT
@@ -149,14 +141,11 @@ def gigpo(
   later_BK = _discounted(reward_BK, discount)
   start_BT = turns.first(sampled_BT, turn_BT)
   anchor_BK = turns.pick(anchor_BT, start_BT, turn_BT, turns=num_turns)
-
-  def by_group(x_BK):
-    return x_BK.reshape(-1, members * num_turns)
-
+  by_group = (-1, members * num_turns)
   step_PN = _among_equals(
-    by_group(later_BK),
-    by_group(anchor_BK),
-    by_group(count_BK > 0),
+    later_BK.reshape(by_group),
+    anchor_BK.reshape(by_group),
+    (count_BK > 0).reshape(by_group),
     normalize_std=normalize_std,
   )
   step_BT = turns.spread(step_PN.reshape(later_BK.shape), sampled_BT, turn_BT)
@@ -166,9 +155,8 @@ def gigpo(
     jnp.sum(reward_BK, axis=1),
     jnp.sum(reward_BT, axis=1),
   )
-  return_PG = return_B.reshape(-1, members)
   episode_PG = advantages.group_relative(
-    return_PG, normalize_std=normalize_std, eps=_EPS
+    return_B.reshape(-1, members), normalize_std=normalize_std, eps=_EPS
   )
   episode_BT = advantages.broadcast(episode_PG.reshape(-1), sampled_BT)
   return Credit(episode_BT + step_weight * step_BT)
@@ -193,18 +181,12 @@ def empg(
   batch; the last turn of an episode has no bonus. Source: EMPG, arXiv
   2509.09265, equations 7 to 12.
 
-  Args:
-    inputs: returns, entropies and masks.
-    normalize_std: see `advantages.group_relative`.
-    scale: k of the paper.
-    clarity_scale: k' of the paper.
-    clarity_bonus: zeta of the paper.
+  `scale`, `clarity_scale` and `clarity_bonus` are k, k' and zeta of the paper.
   """
   entropy_BT, sampled_BT = inputs.entropy_BT, inputs.sampled_BT
   turn_BT, num_turns = inputs.turn_BT, inputs.num_turns
-  advantage_BT = group_relative(
-    inputs, normalize_std=normalize_std
-  ).advantage_BT
+  credit = group_relative(inputs, normalize_std=normalize_std)
+  advantage_BT = credit.advantage_BT
   chex.assert_equal_shape([advantage_BT, entropy_BT, sampled_BT, turn_BT])
   to_turns = functools.partial(
     turns.mean, mask_BT=sampled_BT, turn_BT=turn_BT, turns=num_turns
@@ -234,13 +216,8 @@ def turn_gae(
       A_k     = delta_k + discount lam A_{k+1}
 
   V_k is the value at the first token of turn k; every token of the turn has
-  A_k. The critic learns at the first token of each turn. Source: turn-PPO,
-  arXiv 2512.17008.
-
-  Args:
-    inputs: rewards, values and masks.
-    discount: per turn, in [0, 1].
-    lam: in [0, 1].
+  A_k. The critic learns at the first token of each turn. `discount` is per
+  turn. Source: turn-PPO, arXiv 2512.17008.
   """
   reward_BT, value_BT = inputs.reward_BT, inputs.value_BT
   sampled_BT, turn_BT = inputs.sampled_BT, inputs.turn_BT

@@ -70,8 +70,8 @@ def policy_loss(
     old_logprob_BT: the same under the policy that sampled, or its re-score.
     advantage_BT: advantage of token t.
     weight_BT: weight of token t, >= 0, and 0 where not sampled.
-    clip_low: the ratio is clipped below at 1 - clip_low.
-    clip_high: the ratio is clipped above at 1 + clip_high.
+    clip_low: low of the equation.
+    clip_high: high of the equation.
     dual_clip: None for the equation above, or c > 1.
     reduction: one of REDUCTIONS.
     importance_BT: factor of each token's loss that is in no denominator, or
@@ -96,13 +96,8 @@ def policy_loss(
   ratio_BT = jnp.exp(
     _log_ratio(logprob_BT, jax.lax.stop_gradient(old_logprob_BT), mask_BT)
   )
-  surrogate = clipped_surrogate(
-    ratio_BT,
-    advantage_BT,
-    clip_low=clip_low,
-    clip_high=clip_high,
-    dual_clip=dual_clip,
-  )
+  clips = dict(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
+  surrogate = clipped_surrogate(ratio_BT, advantage_BT, **clips)
   loss_BT = -weight_BT * surrogate.surrogate_BT
   if importance_BT is not None:
     loss_BT = loss_BT * jax.lax.stop_gradient(importance_BT)
@@ -163,12 +158,7 @@ def reduce_loss(
 def policy_metrics(
   surrogate: Surrogate, ratio_BT: jax.Array, mask_BT: jax.Array
 ) -> dict[str, Any]:
-  """Metrics over the masked tokens.
-
-  Returns:
-    `clip_fraction` and `dual_clip_fraction` as (sum, count); `ratio_max`, a
-    plain maximum (0 of no tokens).
-  """
+  """Metrics over the masked tokens; `ratio_max` is 0 of no tokens."""
   count_of = trajectory.masked_sum_count
   return {
     'clip_fraction': count_of(surrogate.is_clipped_BT, mask_BT),
@@ -178,14 +168,7 @@ def policy_metrics(
 
 
 def denominator(weight_BT: jax.Array, *, reduction: str) -> jax.Array:
-  """Denominator of the summed policy loss; no gradient enters it.
-
-  Args:
-    weight_BT: token weights, 0 where not sampled.
-    reduction: one of REDUCTIONS.
-
-  Returns:
-    A float32 scalar: the sum of weights, or the number of rows that have some.
+  """Sum of the weights, or number of the rows that have some: float32 scalar.
 
   Raises:
     ValueError: the reduction is unknown.
@@ -211,14 +194,8 @@ def importance_weights(
   The two are the same policy; what differs is rounding, or a sampler that is
   behind. Source: truncated importance sampling, Ionides (2008).
 
-  Args:
-    old_logprob_BT: of a fresh forward pass before the update.
-    sampler_logprob_BT: of the rollout, when the token was drawn.
-    sampled_BT: bool, written by the policy.
-    cap: largest weight, above 0.
-
-  Returns:
-    importance_BT, float32, a constant for differentiation; 1 off the mask.
+  Returns importance_BT, float32, a constant for differentiation; 1 off the
+  mask.
   """
   log_ratio_BT = _log_ratio(old_logprob_BT, sampler_logprob_BT, sampled_BT)
   capped_BT = jnp.minimum(jnp.exp(log_ratio_BT), cap)
@@ -232,13 +209,7 @@ def effective_sample_size(
 
       (sum_t r_t)^2 / (n sum_t r_t^2),  r = exp(logprob - other)
 
-  Args:
-    logprob_BT: under the policy to be evaluated.
-    other_BT: under the one that sampled.
-    sampled_BT: bool, written by the policy.
-
-  Returns:
-    A float32 scalar; 0 without sampled tokens. Source: Kong (1992).
+  Returns a float32 scalar; 0 without sampled tokens. Source: Kong (1992).
   """
   log_ratio_BT = _log_ratio(logprob_BT, other_BT, sampled_BT)
   # The scale of the ratios cancels; the largest one becomes 1.
@@ -261,16 +232,9 @@ def value_loss(
 
       0.5 * max((v - R)^2, (clip(v, v_old - clip, v_old + clip) - R)^2)
 
-  Args:
-    value_BT: value at token t; the only argument that receives a gradient.
-    old_value_BT: the same before the update.
-    return_BT: target of the value.
-    sampled_BT: bool, written by the policy.
-    clip: how far the value may move in one update, in units of the return.
-
-  Returns:
-    ((sum, count), metrics) over sampled tokens; metrics hold the (sum, count)
-    of `clip_fraction`, the clipped error is the larger one.
+  with R the return and `clip` in units of it. Only `value_BT` receives a
+  gradient. Returns ((sum, count), metrics) over sampled tokens; metrics hold
+  the (sum, count) of `clip_fraction`: the clipped error is the larger one.
   """
   chex.assert_rank(value_BT, 2)
   chex.assert_equal_shape([value_BT, old_value_BT, return_BT, sampled_BT])
@@ -305,14 +269,8 @@ def kl(
   gradient of k1 has mean 0 on the policy's own tokens, and that of k2 is
   the unbiased one. Source: http://joschu.net/blog/kl-approx.html.
 
-  Args:
-    logprob_BT: log-probability of token t under the policy.
-    ref_logprob_BT: the same under the reference; it receives no gradient.
-    sampled_BT: bool, written by the policy.
-    estimator: `k1`, `k2` or `k3`.
-
-  Returns:
-    (sum, count) over sampled tokens, nats, not weighted.
+  Returns (sum, count) over sampled tokens, nats, not weighted. The reference
+  receives no gradient.
 
   Raises:
     ValueError: the estimator is unknown.
@@ -333,15 +291,7 @@ def kl(
 
 
 def entropy_bonus(entropy_BT: jax.Array, sampled_BT: jax.Array) -> Pair:
-  """Entropy of the policy's predictions, not weighted.
-
-  Args:
-    entropy_BT: entropy of the prediction of token t, temperature 1, nats.
-    sampled_BT: bool, written by the policy.
-
-  Returns:
-    (sum, count) over sampled tokens; a bonus, so the loss subtracts it.
-  """
+  """(sum, count) of the entropy over sampled tokens; the loss subtracts it."""
   return trajectory.masked_sum_count(entropy_BT, sampled_BT)
 
 

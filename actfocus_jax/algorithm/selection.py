@@ -27,13 +27,9 @@ _ROUNDING = 1e-6
 def group_spread(return_PG: jax.Array) -> jax.Array:
   """Standard deviation of the returns within each group, unbiased.
 
-  Args:
-    return_PG: returns of the G members of P groups.
-
-  Returns:
-    score_P, float32, in units of the return; exactly 0 when returns differ by
-    rounding only (range within 1e-6 of the largest magnitude, or of 1 if that
-    is larger), and for groups of one.
+  Returns score_P, float32, in units of the return; exactly 0 when returns
+  differ by rounding only (range within 1e-6 of the largest magnitude, or of 1
+  if that is larger), and for groups of one.
   """
   chex.assert_rank(return_PG, 2)
   return_PG = return_PG.astype(jnp.float32)
@@ -48,10 +44,6 @@ def group_spread(return_PG: jax.Array) -> jax.Array:
 def kept_count(num_groups: int, ratio: float) -> int:
   """Number of groups that `top_k` keeps: `ceil(ratio * P)`.
 
-  Args:
-    num_groups: P, at least 1.
-    ratio: share of the groups to keep, in (0, 1].
-
   Raises:
     ValueError: the ratio is out of range.
   """
@@ -64,7 +56,7 @@ def kept_count(num_groups: int, ratio: float) -> int:
 def keep_groups(
   return_PG: jax.Array, *, ratio: float, rule: str = 'top_k'
 ) -> jax.Array:
-  """Marks the groups to train on.
+  """Mark the groups to train on: bool [P].
 
   Args:
     return_PG: returns of the G members of P groups.
@@ -74,9 +66,6 @@ def keep_groups(
       largest spread, filled up with groups of none if it must; `top_p` keeps
       the smallest set that holds the share, so none if nothing has spread.
       Among equals the earlier group wins.
-
-  Returns:
-    keep_P, bool.
 
   Raises:
     ValueError: the ratio is out of range or the rule is unknown.
@@ -99,14 +88,9 @@ def keep_groups(
 def kept_rows(return_PG: jax.Array, *, ratio: float) -> jax.Array:
   """Rows of the groups that `top_k` keeps, as indices for a gather.
 
-  Args:
-    return_PG: returns of the G members of P groups; member g of group p is row
-      p * G + g of the batch.
-    ratio: share of the groups to keep, in (0, 1].
-
-  Returns:
-    index_B, int32, of static length `kept_count(P, ratio) * G`, ascending: the
-    kept groups in their original order, each with all its members.
+  Member g of group p is row p * G + g of the batch. Returns index_B, int32, of
+  static length `kept_count(P, ratio) * G`, ascending: the kept groups in their
+  original order, each with all its members.
 
   Raises:
     ValueError: the ratio is out of range.

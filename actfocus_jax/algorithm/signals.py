@@ -8,7 +8,6 @@ temperature enters any of them.
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -34,30 +33,21 @@ class SignalInputs(NamedTuple):
 
 
 def energy(logits_BTV: jax.Array) -> jax.Array:
-  """Token energy from logits: `E_t = -logsumexp_v f[t, v]`.
+  """Token energy `E_t = -logsumexp_v f[t, v]`, nats; source: arXiv 2605.14558.
 
-  Args:
-    logits_BTV: raw logits of the frozen reference, any floating type;
-      `[:, t]` are those that predict token t.
-
-  Returns:
-    energy_BT, float32, nats.
+  f are the raw logits of the frozen reference; [:, t] predicts token t.
   """
-  chex.assert_rank(logits_BTV, 3)
   logits_BTV = logits_BTV.astype(jnp.float32)
   return energy_of_logsumexp(jax.nn.logsumexp(logits_BTV, axis=-1))
 
 
 def energy_of_logsumexp(logsumexp_BT: jax.Array) -> jax.Array:
-  """Token energy `E_t`, the negative logsumexp of the raw logits, nats.
-
-  The definition, for logits and for scores alike. Source: arXiv 2605.14558.
-  """
+  """Token energy where scoring has reduced the logits already."""
   return -logsumexp_BT
 
 
 def reference_energy(inputs: SignalInputs) -> jax.Array:
-  """Token energy under the frozen reference."""
+  """Token energy of the frozen reference."""
   return energy_of_logsumexp(inputs.ref_logsumexp_BT)
 
 

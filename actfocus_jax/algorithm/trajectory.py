@@ -76,14 +76,8 @@ def masked_sum_count(
   """Sum of `x` over the mask, and the number of entries in it.
 
   Entries off the mask may hold anything, NaN included: they are replaced, not
-  multiplied by zero, so neither they nor their gradients get through.
-
-  Args:
-    x_BT: values, any floating type and shape.
-    mask_BT: bool, of the same shape.
-
-  Returns:
-    (sum, count), float32 scalars.
+  multiplied by zero, so neither they nor their gradients get through. `x` has
+  any type and shape; sum and count are float32 scalars.
   """
   chex.assert_equal_shape([x_BT, mask_BT])
   chex.assert_type(mask_BT, bool)
@@ -104,15 +98,7 @@ def masked_mean(x_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
 def masked_moments(
   x_BT: jax.Array, mask_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Mean and population variance of `x` over the mask.
-
-  Args:
-    x_BT: values, any floating type and shape.
-    mask_BT: bool, of the same shape.
-
-  Returns:
-    (mean, variance), float32 scalars; both 0 when the mask is empty.
-  """
+  """Mean and population variance over the mask, float32; 0 when it is empty."""
   x_BT = x_BT.astype(jnp.float32)
   mean = masked_mean(x_BT, mask_BT)
   # The mean of n equal float32 numbers is off by some 1e-7; dividing by a

@@ -1,7 +1,8 @@
 """Numbers per turn: from the tokens of a turn to one number, and back.
 
-K is a static number of turns, at least as many as any episode has. A turn that
-an episode does not have is 0 everywhere here.
+K (`turns`) is a static number of turns, at least as many as any episode has. A
+turn that an episode does not have is 0 everywhere here. `turn_BT` is the int32
+index of each token's turn; it is read where the mask is set.
 """
 
 import chex
@@ -16,14 +17,7 @@ def total(
 ) -> tuple[jax.Array, jax.Array]:
   """Sum over the masked tokens of each turn, and how many there are.
 
-  Args:
-    x_BT: any floating type; off the mask it may hold anything.
-    mask_BT: bool, which tokens count.
-    turn_BT: int32, index of each token's turn, -1 for none.
-    turns: K.
-
-  Returns:
-    (sum_BK, count_BK), float32.
+  Off the mask `x` may hold anything. Returns (sum_BK, count_BK), float32.
   """
   chex.assert_equal_shape([x_BT, mask_BT, turn_BT])
   chex.assert_type(mask_BT, bool)
@@ -42,7 +36,7 @@ def mean(
 
 
 def first(mask_BT: jax.Array, turn_BT: jax.Array) -> jax.Array:
-  """Marks the first masked token of each turn: bool [B, T]."""
+  """Mark the first masked token of each turn: bool [B, T]."""
   # A masked token is the first one unless the last masked token before it is
   # of the same turn.
   latest_BT = jax.lax.cummax(jnp.where(mask_BT, turn_BT, -1), axis=1)
@@ -53,14 +47,7 @@ def first(mask_BT: jax.Array, turn_BT: jax.Array) -> jax.Array:
 def pick(
   x_BT: jax.Array, first_BT: jax.Array, turn_BT: jax.Array, *, turns: int
 ) -> jax.Array:
-  """The entry of the marked token of each turn, in its own type: [B, K].
-
-  Args:
-    x_BT: any type; at most one entry of each turn is marked.
-    first_BT: bool, the marks, such as those of `first`.
-    turn_BT: int32, index of each token's turn.
-    turns: K.
-  """
+  """The entry of the one marked token of each turn, in its own type: [B, K]."""
   here_BTK = _here(first_BT, turn_BT, turns)
   zero = jnp.zeros((), x_BT.dtype)
   return jnp.sum(jnp.where(here_BTK, x_BT[:, :, None], zero), axis=1)
@@ -69,13 +56,7 @@ def pick(
 def spread(
   x_BK: jax.Array, mask_BT: jax.Array, turn_BT: jax.Array
 ) -> jax.Array:
-  """Puts the number of a turn on its masked tokens: float32 [B, T].
-
-  Args:
-    x_BK: a number for each turn.
-    mask_BT: bool, which tokens take it; 0 elsewhere.
-    turn_BT: int32, index of each token's turn, below K where masked.
-  """
+  """Put the number of a turn on its masked tokens: float32 [B, T], else 0."""
   index_BT = jnp.clip(turn_BT, 0, x_BK.shape[1] - 1)
   taken_BT = jnp.take_along_axis(x_BK.astype(jnp.float32), index_BT, axis=1)
   return jnp.where(mask_BT, taken_BT, 0.0)

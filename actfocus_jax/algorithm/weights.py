@@ -67,15 +67,9 @@ def top_entropy(
 
   with tau the (1 - share) quantile of H over all sampled tokens of the batch.
   Divided by the sum of weights this is the paper's objective up to the factor
-  `share`. Source: arXiv 2506.01939, section 5.
+  `share`, in (0, 1]. Source: arXiv 2506.01939, section 5.
 
-  Args:
-    entropy_BT: entropy of the policy's prediction of token t, nats.
-    sampled_BT: bool, written by the policy.
-    share: of the sampled tokens that keep their gradient, in (0, 1].
-
-  Returns:
-    weight_BT, float32, a constant for differentiation.
+  Returns weight_BT, float32, a constant for differentiation.
   """
   chex.assert_equal_shape([entropy_BT, sampled_BT])
   chex.assert_type(sampled_BT, bool)
@@ -88,16 +82,9 @@ def top_entropy(
 def schedule(
   start: float, end: float | None, *, steps: int, step: jax.Array
 ) -> jax.Array:
-  """Interpolate linearly from `start` to `end`, which holds from then on.
+  """Interpolate from `start` at step 0 to `end` at step `steps` and after.
 
-  Args:
-    start: value at step 0.
-    end: value at step `steps` and after; None keeps `start`.
-    steps: training steps from `start` to `end`; 0 gives `end` at once.
-    step: finished training steps, int32.
-
-  Returns:
-    A float32 scalar.
+  None keeps `start`; 0 steps give `end` at once. Returns a float32 scalar.
   """
   if end is None:
     return jnp.float32(start)
@@ -153,15 +140,7 @@ SCHEMES = {'action': by_action, 'top_entropy': by_entropy}
 
 
 def action_mass(weight_BT: jax.Array, action_BT: jax.Array) -> jax.Array:
-  """Share of the total weight that lies on action tokens, from 0 to 1.
-
-  Args:
-    weight_BT: token weights, 0 where not sampled.
-    action_BT: bool, of the same shape.
-
-  Returns:
-    A float32 scalar; 0 when there is no weight at all.
-  """
+  """Share of the weight that is on action tokens, 0 without any: scalar."""
   mass, _ = trajectory.masked_sum_count(weight_BT, action_BT)
   return trajectory.divide(mass, jnp.sum(weight_BT, dtype=jnp.float32))
 
@@ -171,13 +150,7 @@ def signal_stats(
 ) -> tuple[jax.Array, jax.Array]:
   """Mean and population standard deviation of the signal over action tokens.
 
-  Args:
-    signal_BT: signal of token t.
-    action_BT: bool, of the same shape.
-
-  Returns:
-    (mean, std), float32 scalars in units of the signal, constants for
-    differentiation; both 0 without action tokens.
+  Constants for differentiation; both 0 without action tokens.
   """
   mean, variance = trajectory.masked_moments(
     jax.lax.stop_gradient(signal_BT), action_BT

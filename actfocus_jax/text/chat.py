@@ -73,6 +73,15 @@ def parse_answer(text: str) -> list[str] | None:
   return [piece for piece in pieces if piece]
 
 
+def token_bytes(tokenizer, ids: Sequence[int]) -> list[bytes]:
+  """Return the exact bytes of each id; b'' for special and for unused ids.
+
+  A character may be spread over several ids; joined, the bytes are the text.
+  """
+  bytes_of = vocabulary.of(tokenizer).bytes_of
+  return [bytes_of(index) for index in ids]
+
+
 def action_mask(pieces: Sequence[bytes]) -> list[bool]:
   """Mark the tokens of a response that hold a byte of its executed answer.
 
@@ -187,7 +196,7 @@ class Chat:
 
   def read(self, ids: Sequence[int]) -> Response:
     """Parse sampled ids into text, actions and the mask of action tokens."""
-    pieces = [self._vocabulary.bytes_of(index) for index in ids]
+    pieces = token_bytes(self.tokenizer, ids)
     data = b''.join(pieces)
     answer = parse_answer(_decode(data))
     if answer is not None:

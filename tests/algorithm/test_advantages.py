@@ -1,4 +1,4 @@
-"""Advantages: goldens, loops in float64, and reductions to known cases."""
+"""Advantages: a loop in float64, numbers by hand, exact zeros."""
 
 import jax
 import jax.numpy as jnp
@@ -37,21 +37,7 @@ def gae_loop(reward_BT, value_BT, sampled_BT, *, discount, lam):
   return advantage_BT
 
 
-def test_gae_by_hand_passes_through_an_observation():
-  # Sampled at 1, 2 and 4; the value of the observation at 3 is not read.
-  reward_BT = jnp.array([[0.0, 0.0, 1.0, 0.0, 2.0]])
-  value_BT = jnp.array([[9.0, 0.5, 1.0, 99.0, 1.5]])
-  sampled_BT = jnp.array([[False, True, True, False, True]])
-  advantage_BT, return_BT = advantages.gae(
-    reward_BT, value_BT, sampled_BT, discount=0.5, lam=0.5
-  )
-  # t=4: 2 - 1.5 = 0.5.  t=2: 1 + 0.75 - 1 + 0.25 * 0.5 = 0.875.
-  # t=1: 0 + 0.5 - 0.5 + 0.25 * 0.875 = 0.21875.
-  np.testing.assert_allclose(advantage_BT, [[0, 0.21875, 0.875, 0, 0.5]])
-  np.testing.assert_allclose(return_BT, [[0, 0.71875, 1.875, 0, 2.0]])
-
-
-@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('seed', range(2))
 @pytest.mark.parametrize(('discount', 'lam'), [(1, 1), (0.9, 0.7), (1, 0)])
 def test_gae_against_a_loop(seed, discount, lam):
   batch = ragged(seed)
@@ -60,18 +46,6 @@ def test_gae_against_a_loop(seed, discount, lam):
   np.testing.assert_allclose(got_BT, want_BT, atol=2e-6)
   np.testing.assert_allclose(
     return_BT, np.where(batch[2], want_BT + batch[1], 0), atol=2e-6
-  )
-
-
-def test_gae_with_lambda_one_is_return_to_go_minus_value():
-  reward_BT, value_BT, sampled_BT = ragged(3)
-  to_go_BT = np.cumsum(np.asarray(reward_BT)[:, ::-1], axis=1)[:, ::-1]
-  advantage_BT, return_BT = advantages.gae(reward_BT, value_BT, sampled_BT)
-  np.testing.assert_allclose(
-    advantage_BT, np.where(sampled_BT, to_go_BT - value_BT, 0), atol=2e-6
-  )
-  np.testing.assert_allclose(
-    return_BT, np.where(sampled_BT, to_go_BT, 0), atol=2e-6
   )
 
 
@@ -138,20 +112,12 @@ def test_group_relative_by_hand():
 @pytest.mark.parametrize('normalize_std', [True, False])
 @pytest.mark.parametrize('num_members', [1, 3, 7, 16])
 def test_equal_returns_give_exactly_zero(num_members, normalize_std):
+  """Also those that differ by rounding."""
+  compute = jax.jit(advantages.group_relative, static_argnames='normalize_std')
   for value in (-1.1, 0.1, 10.3):
-    return_PG = jnp.full((3, num_members), value, jnp.float32)
-    advantage_PG = jax.jit(
-      advantages.group_relative, static_argnames='normalize_std'
-    )(return_PG, normalize_std=normalize_std)
-    np.testing.assert_array_equal(advantage_PG, np.zeros((3, num_members)))
-
-
-def test_returns_that_differ_by_rounding_give_exactly_zero():
-  value = np.float32(-1.1)
-  near = np.nextafter(value, np.float32(0))
-  assert near != value
-  advantage_PG = advantages.group_relative(jnp.array([[value, near]]))
-  np.testing.assert_array_equal(advantage_PG, [[0, 0]])
+    return_PG = np.full((3, num_members), value, np.float32)
+    return_PG[0, 0] = np.nextafter(return_PG[0, 0], np.float32(0))
+    assert not np.any(compute(return_PG, normalize_std=normalize_std))
 
 
 def test_whiten_by_hand():
@@ -169,8 +135,7 @@ def test_whiten_by_hand():
 def test_whiten_of_equal_advantages_is_zero(count):
   advantage_BT = jnp.full((2, 10), -1.1, jnp.bfloat16)
   sampled_BT = (jnp.arange(20) < count).reshape(2, 10)
-  white_BT = advantages.whiten(advantage_BT, sampled_BT)
-  np.testing.assert_array_equal(white_BT, np.zeros((2, 10)))
+  assert not np.any(advantages.whiten(advantage_BT, sampled_BT))
 
 
 def test_broadcast_puts_one_advantage_on_each_sampled_token():

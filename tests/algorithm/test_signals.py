@@ -1,4 +1,4 @@
-"""Signals: the energy from logits, and each signal from scores."""
+"""Signals: each from the scores of logits, against its definition."""
 
 import jax
 import jax.numpy as jnp
@@ -14,77 +14,60 @@ def _logits_BTV():
   return jnp.array(rng.normal(scale=3.0, size=(2, 5, 7)), jnp.float32)
 
 
-def inputs_of(logits_BTV, old_BT=None, ref_BT=None, seed=0):
-  """Scores as the train step has them; [B, T] numbers may be left out."""
-  zero_BT = jnp.zeros(logits_BTV.shape[:2])
+def inputs_of(logits_BTV, seed=0):
+  """Scores as the train step has them."""
+  B, T, _ = logits_BTV.shape
   prob_BTV = jax.nn.softmax(logits_BTV)
   return signals.SignalInputs(
     ref_logsumexp_BT=jax.nn.logsumexp(logits_BTV, axis=-1),
     ref_mean_logit_BT=jnp.mean(logits_BTV, axis=-1),
     ref_entropy_BT=-jnp.sum(prob_BTV * jnp.log(prob_BTV), axis=-1),
-    ref_logprob_BT=zero_BT if ref_BT is None else ref_BT,
-    old_logprob_BT=zero_BT if old_BT is None else old_BT,
+    ref_logprob_BT=jnp.linspace(-2.0, -3.0, B * T).reshape(B, T),
+    old_logprob_BT=jnp.linspace(-4.0, -1.0, B * T).reshape(B, T),
     key=jax.random.key(seed),
   )
 
 
-def test_energy_by_hand_and_against_a_loop(logits_BTV):
-  by_hand_BTV = jnp.log(jnp.array([[[1.0, 3.0], [1.0, 1.0]]]))
-  np.testing.assert_allclose(
-    signals.energy(by_hand_BTV), [[-np.log(4), -np.log(2)]], rtol=1e-6
+def test_signals_against_loops(logits_BTV):
+  inputs = inputs_of(logits_BTV)
+  want = {name: np.zeros((2, 5)) for name in ('energy', 'centered_energy')}
+  for at in np.ndindex(2, 5):
+    logits_V = np.asarray(logits_BTV, np.float64)[at]
+    want['energy'][at] = -np.log(np.exp(logits_V).sum())
+    centered_V = logits_V - logits_V.mean()
+    want['centered_energy'][at] = -np.log(np.exp(centered_V).sum())
+  want['entropy'] = inputs.ref_entropy_BT
+  want['nll'] = -inputs.old_logprob_BT
+  want['logprob_shift'] = inputs.old_logprob_BT - inputs.ref_logprob_BT
+  assert signals.SIGNALS.keys() == {*want, 'random'}
+  assert set(signals.WITHOUT_REFERENCE) == {'nll', 'random'}
+  for name, want_BT in want.items():
+    got_BT = signals.SIGNALS[name](inputs)
+    np.testing.assert_allclose(got_BT, want_BT, rtol=1e-5, err_msg=name)
+  np.testing.assert_array_equal(
+    signals.energy(logits_BTV), signals.SIGNALS['energy'](inputs)
   )
-  want_BT = [
-    [-np.log(np.exp(logits_V).sum()) for logits_V in logits_TV]
-    for logits_TV in np.asarray(logits_BTV, np.float64)
-  ]
-  np.testing.assert_allclose(signals.energy(logits_BTV), want_BT, rtol=1e-5)
-
-
-def test_energy_of_bfloat16_logits_is_reduced_in_float32():
-  # In bfloat16 log(1000) = 6.9078 would be 6.90625 at best.
-  got_BT = signals.energy(jnp.zeros((1, 1, 1000), jnp.bfloat16))
-  assert got_BT.dtype == jnp.float32
-  np.testing.assert_allclose(got_BT, [[-np.log(1000)]], rtol=1e-5)
 
 
 def test_energy_moves_with_a_constant_and_centered_energy_does_not(logits_BTV):
   shift_BT1 = jnp.linspace(-40.0, 40.0, 10).reshape(2, 5, 1)
-  moved_BTV = logits_BTV + shift_BT1
+  inputs, moved = inputs_of(logits_BTV), inputs_of(logits_BTV + shift_BT1)
   np.testing.assert_allclose(
-    signals.energy(moved_BTV),
-    signals.energy(logits_BTV) - shift_BT1[..., 0],
+    signals.reference_energy(moved),
+    signals.reference_energy(inputs) - shift_BT1[..., 0],
     rtol=1e-5,
   )
   np.testing.assert_allclose(
-    signals.centered_energy(inputs_of(moved_BTV)),
-    signals.centered_energy(inputs_of(logits_BTV)),
+    signals.centered_energy(moved),
+    signals.centered_energy(inputs),
     atol=2e-5,
     rtol=0,
   )
 
 
-def test_signals_of_the_train_step_by_definition(logits_BTV):
-  old_BT = jnp.linspace(-4.0, -1.0, 10).reshape(2, 5)
-  ref_BT = jnp.linspace(-2.0, -3.0, 10).reshape(2, 5)
-  inputs = inputs_of(logits_BTV, old_BT, ref_BT)
-  got = {name: signal(inputs) for name, signal in signals.SIGNALS.items()}
-  assert set(signals.WITHOUT_REFERENCE) == {'nll', 'random'} < set(got)
-  centered_BTV = logits_BTV - logits_BTV.mean(axis=-1, keepdims=True)
-  want = {
-    'energy': signals.energy(logits_BTV),
-    'entropy': inputs.ref_entropy_BT,
-    'nll': -old_BT,
-    'logprob_shift': old_BT - ref_BT,
-    'centered_energy': signals.energy(centered_BTV),
-  }
-  assert got.keys() == {*want, 'random'}
-  for name, want_BT in want.items():
-    np.testing.assert_allclose(got[name], want_BT, rtol=1e-5, err_msg=name)
-
-
 def test_random_is_standard_normal_and_named_by_its_token():
   def draw(seed, rows, tokens):
-    inputs = inputs_of(jnp.zeros((rows, tokens, 1)), seed=seed)
+    inputs = inputs_of(jnp.zeros((rows, tokens, 1)), seed)
     return np.asarray(signals.random(inputs))
 
   noise_BT = draw(0, 16, 512)

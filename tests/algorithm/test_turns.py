@@ -1,4 +1,4 @@
-"""Turns to numbers and back: goldens, loops over spans, what is not read."""
+"""Turns to numbers and back: loops over spans, what is not read."""
 
 import jax
 import jax.numpy as jnp
@@ -16,23 +16,7 @@ MASK_BT = jnp.array([[0, 0, 1, 0, 1, 0, 1, 0]]) > 0
 X_BT = jnp.array([[9.0, 9.0, 1.0, 9.0, 4.0, 9.0, 7.0, 9.0]])
 
 
-def test_by_hand():
-  sum_BK, count_BK = turns.total(X_BT, MASK_BT, TURN_BT, turns=3)
-  np.testing.assert_array_equal(sum_BK, [[5, 7, 0]])
-  np.testing.assert_array_equal(count_BK, [[2, 1, 0]])
-  mean_BK = turns.mean(X_BT, MASK_BT, TURN_BT, turns=3)
-  np.testing.assert_array_equal(mean_BK, [[2.5, 7, 0]])
-  first_BT = turns.first(MASK_BT, TURN_BT)
-  np.testing.assert_array_equal(first_BT, [[0, 0, 1, 0, 0, 0, 1, 0]])
-  picked_BK = turns.pick(X_BT, first_BT, TURN_BT, turns=3)
-  np.testing.assert_array_equal(picked_BK, [[1, 7, 0]])
-  np.testing.assert_array_equal(
-    turns.spread(jnp.array([[3.0, -2.0, 8.0]]), MASK_BT, TURN_BT),
-    [[0, 0, 3, 0, 3, 0, -2, 0]],
-  )
-
-
-@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('seed', range(2))
 def test_against_a_loop_over_spans(play, seed):
   batch = play(seed)
   x_BT, mask_BT, turn_BT = batch.take('value', 'sampled', 'turn')
@@ -46,14 +30,18 @@ def test_against_a_loop_over_spans(play, seed):
       want['mean'][row, k] = sum(values) / len(values)
       want['pick'][row, k] = values[0]
       first_BT[row, span_S[0]] = True
-  sum_BK, count_BK = turns.total(x_BT, mask_BT, turn_BT, turns=K)
-  mean_BK = turns.mean(x_BT, mask_BT, turn_BT, turns=K)
   np.testing.assert_array_equal(turns.first(mask_BT, turn_BT), first_BT)
-  pick_BK = turns.pick(x_BT, jnp.array(first_BT), turn_BT, turns=K)
-  np.testing.assert_allclose(sum_BK, want['sum'], atol=1e-6)
-  np.testing.assert_array_equal(count_BK, want['count'])
-  np.testing.assert_allclose(mean_BK, want['mean'], atol=1e-6)
-  np.testing.assert_allclose(pick_BK, want['pick'], atol=1e-6)
+  got = dict(
+    zip(
+      ('sum', 'count'),
+      turns.total(x_BT, mask_BT, turn_BT, turns=K),
+      strict=True,
+    ),
+    mean=turns.mean(x_BT, mask_BT, turn_BT, turns=K),
+    pick=turns.pick(x_BT, jnp.array(first_BT), turn_BT, turns=K),
+  )
+  for name, want_BK in want.items():
+    np.testing.assert_allclose(got[name], want_BK, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize('seed', range(3))

@@ -34,23 +34,20 @@ NOT_COPIED = ('.git', '.venv*', '__pycache__', '.*_cache', 'runs', 'models')
 
 FILES = {
   'advantages': 'actfocus_jax/algorithm/advantages.py',
+  'estimators': 'actfocus_jax/algorithm/estimators.py',
   'losses': 'actfocus_jax/algorithm/losses.py',
   'selection': 'actfocus_jax/algorithm/selection.py',
   'signals': 'actfocus_jax/algorithm/signals.py',
   'trajectory': 'actfocus_jax/algorithm/trajectory.py',
-  'turn_advantages': 'actfocus_jax/algorithm/turn_advantages.py',
   'weights': 'actfocus_jax/algorithm/weights.py',
-  'gradients': 'actfocus_jax/learner/update.py',
-  'optimizer_step': 'actfocus_jax/learner/update.py',
-  'minibatches': 'actfocus_jax/learner/update.py',
-  'prepare': 'actfocus_jax/learner/stages.py',
-  'rows': 'actfocus_jax/learner/rows.py',
+  'microbatch': 'actfocus_jax/learner/microbatch.py',
+  'prepare': 'actfocus_jax/learner/prepare.py',
   'self_check': 'actfocus_jax/learner/self_check.py',
   'state': 'actfocus_jax/learner/state.py',
-  'train_step': 'actfocus_jax/learner/step.py',
+  'train_step': 'actfocus_jax/learner/train_step.py',
   'episode': 'actfocus_jax/rollout/episode.py',
-  'slots_on_host': 'actfocus_jax/rollout/host_slots.py',
-  'rollout': 'actfocus_jax/rollout/collector.py',
+  'host_slots': 'actfocus_jax/rollout/host_slots.py',
+  'collector': 'actfocus_jax/rollout/collector.py',
   'sampling': 'actfocus_jax/rollout/sampling.py',
   'chat': 'actfocus_jax/text/chat.py',
   'template': 'actfocus_jax/text/template.py',
@@ -62,11 +59,11 @@ FILES = {
 TESTS = {
   'algorithm': ('tests/algorithm',),
   'train_step': (
-    'tests/learner/test_step.py',
+    'tests/learner/test_train_step.py',
     'tests/learner/test_gradient.py',
     'tests/learner/test_ppo.py',
   ),
-  'wiring': ('tests/learner/test_wiring.py',),
+  'from_config': ('tests/learner/test_from_config.py',),
   'rows': ('tests/learner/test_rows.py',),
   'self_check': ('tests/learner/test_self_check.py',),
   'state': ('tests/learner/test_state.py',),
@@ -186,8 +183,8 @@ MUTANTS = (
     'energy_of_the_other_sign',
     'algorithm',
     'signals',
-    '**_: -ref_logsumexp_BT',
-    '**_: ref_logsumexp_BT',
+    'return -logsumexp_BT',
+    'return logsumexp_BT',
     ('algorithm',),
   ),
   Mutant(
@@ -225,7 +222,7 @@ MUTANTS = (
   Mutant(
     'clarity_bonus_of_the_turn_before',
     'algorithm',
-    'turn_advantages',
+    'estimators',
     'jnp.pad(clarity_BK[:, 1:], ((0, 0), (0, 1)))',
     'jnp.pad(clarity_BK[:, :-1], ((0, 0), (1, 0)))',
     ('algorithm',),
@@ -234,12 +231,14 @@ MUTANTS = (
   Mutant(
     'mean_per_micro_batch',
     'learner',
-    'gradients',
+    'train_step',
     'policy = trajectory.divide(policy_sum, policy_count)',
     'share = part.weight_BT.shape[0] / minibatch.weight_BT.shape[0]\n'
     '    policy = share * trajectory.divide(\n'
     '      policy_sum,\n'
-    '      losses.denominator(part.weight_BT, reduction=recipe.reduction),\n'
+    '      losses.denominator(\n'
+    '        part.weight_BT, reduction=config.loss["reduction"]\n'
+    '      ),\n'
     '    )',
     ('train_step',),
   ),
@@ -247,8 +246,8 @@ MUTANTS = (
     'reference_is_the_current_policy',
     'learner',
     'train_step',
-    'stages.score(graphdef, reference, batch, asked, recipe)',
-    'stages.score(graphdef, state.actor.params, batch, asked, recipe)',
+    'score(reference, batch, ref_mask_BT)',
+    'score(state.actor.params, batch, ref_mask_BT)',
     ('train_step',),
   ),
   Mutant(
@@ -262,33 +261,33 @@ MUTANTS = (
   Mutant(
     'skipped_step_moves_the_moments',
     'learner',
-    'optimizer_step',
-    'functools.partial(jnp.where, is_update), new_opt_state',
+    'train_step',
+    'functools.partial(jnp.where, moves), new_opt_state',
     'lambda new, old: new, new_opt_state',
     ('train_step',),
   ),
   Mutant(
     'every_epoch_in_the_same_order',
     'learner',
-    'minibatches',
+    'train_step',
     'jax.random.fold_in(key, index)',
     'key',
-    ('train_step', 'wiring'),
+    ('train_step', 'from_config'),
   ),
   Mutant(
     'kl_reads_reference_at_actions_only',
     'learner',
     'prepare',
-    'batch.sampled if recipe.kl_coefficient else batch.action',
+    'batch.sampled if has_kl else batch.action',
     'batch.action',
-    ('train_step', 'wiring'),
+    ('train_step', 'from_config'),
   ),
   Mutant(
     'joined_rows_in_another_order',
     'learner',
-    'rows',
-    'meshes.keep_rows(own.swapaxes(0, 1).reshape(',
-    'meshes.keep_rows(own.reshape(',
+    'microbatch',
+    'meshes.constrain_rows(rows.swapaxes(0, 1).reshape(',
+    'meshes.constrain_rows(rows.reshape(',
     ('rows',),
   ),
   Mutant(
@@ -311,7 +310,7 @@ MUTANTS = (
   Mutant(
     'compaction_keeps_idle_slots',
     'rollout',
-    'rollout',
+    'collector',
     'np.argsort(~live_SN',
     'np.argsort(live_SN',
     ('rollout',),
@@ -351,7 +350,7 @@ MUTANTS = (
   Mutant(
     'cache_view_forgets_the_current_turn',
     'rollout',
-    'slots_on_host',
+    'host_slots',
     '(self.length_B + self.count_B)[self.live_B]',
     'self.length_B[self.live_B]',
     ('rollout',),
@@ -409,8 +408,9 @@ MUTANTS = (
     'special_ids_have_bytes',
     'text',
     'vocabulary',
-    'if index not in special:\n      pieces[index]',
-    'if True:\n      pieces[index]',
+    'if index not in special:\n      pieces[index] = bytes_of(token)',
+    'pieces[index] = (\n'
+    '      token.encode() if index in special else bytes_of(token)\n    )',
     ('vocabulary', 'chat'),
   ),
   Mutant(
