@@ -24,12 +24,8 @@ def consecutive(tree: Any, size: int) -> Any:
 def micro(tree: Any, size: int) -> Any:
   """[B, ...] -> [B / size, size, ...]; a part has as many rows of each device.
 
-  On one device these are the parts of `consecutive`.
-
-  Args:
-    tree: arrays whose rows are spread over the devices.
-    size: rows of a part. Where the row shards do not divide it, parts are those
-      of `consecutive`.
+  On one device, and where the row shards do not divide `size`, these are the
+  parts of `consecutive`.
   """
   shards = _shards(size)
 

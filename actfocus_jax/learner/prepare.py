@@ -1,12 +1,5 @@
 """Stages of the train step before the update, each a pure function.
 
-1. `select` keeps the groups whose members fared differently.
-2. `score` and `value` run policy, frozen reference and critic over every token
-   once; `reference_mask` says at which tokens the reference is needed.
-3. `signal_inputs`, `weight_inputs` and `estimator_inputs` hand the scores to
-   the functions of the algorithm that were chosen.
-4. `update_batch` collects what the update reads, `metrics` what is logged.
-
 `train_step.TrainStep` composes and compiles them.
 """
 
@@ -66,7 +59,7 @@ class UpdateBatch:
   critic_BT: jax.Array | None = None
 
 
-# --- 1. Groups ---------------------------------------------------------------
+# --- Groups ------------------------------------------------------------------
 
 
 def select(
@@ -74,15 +67,10 @@ def select(
 ) -> tuple[Trajectory, jax.Array]:
   """Keep the groups that are worth an update.
 
-  Args:
-    batch: group-major rows, [P * G, T].
-    members: G.
-    ratio: share kept, of the groups or of their spread.
-    rule: 'top_k' gathers a number of groups known beforehand; 'top_p' keeps
-      all rows and takes every token of the others out of the loss.
-
-  Returns:
-    The kept rows, and their returns [kept, G].
+  'top_k' gathers a number of groups known beforehand; 'top_p' keeps all rows
+  and takes every token of the others out of the loss. `ratio` is the share
+  kept, of the groups or of their spread; `members` is G. Returns the kept rows,
+  group-major, and their returns [kept, G].
   """
   return_PG = trajectory.episode_return(batch).reshape(-1, members)
   if rule == 'top_k':
@@ -97,7 +85,7 @@ def select(
   return kept, return_PG
 
 
-# --- 2. Scores ---------------------------------------------------------------
+# --- Scores ------------------------------------------------------------------
 
 
 def score(
@@ -140,7 +128,7 @@ def reference_mask(batch: Trajectory, *, has_kl: bool) -> jax.Array:
   return batch.sampled if has_kl else batch.action
 
 
-# --- 3. Inputs of the algorithm ----------------------------------------------
+# --- Inputs of the algorithm -------------------------------------------------
 
 
 def signal_inputs(scores: ModelScores, key: jax.Array) -> signals.SignalInputs:
@@ -184,7 +172,7 @@ def estimator_inputs(
   )
 
 
-# --- 4. Batch and metrics ----------------------------------------------------
+# --- Batch and metrics -------------------------------------------------------
 
 
 def update_batch(
@@ -197,20 +185,11 @@ def update_batch(
   importance_cap: float | None,
   has_kl: bool,
 ) -> UpdateBatch:
-  """Collect what the update reads.
+  """Collect what the update reads of the kept rows.
 
-  Args:
-    batch: the kept rows.
-    scores: scores of the kept rows.
-    weight_BT: token weights.
-    credit: advantages and the targets of the critic.
-    old_logprob: 'rescore' takes ratios against a fresh forward pass, 'sampler'
-      against the log-probabilities of the rollout.
-    importance_cap: cap of losses.importance_weights; None leaves them out.
-    has_kl: whether there is a KL term.
-
-  Returns:
-    The batch of the update.
+  `old_logprob` 'rescore' takes ratios against a fresh forward pass, 'sampler'
+  against the log-probabilities of the rollout. `importance_cap` None leaves the
+  importance weights out.
   """
   importance_BT = None
   if importance_cap is not None:
@@ -245,10 +224,13 @@ def metrics(
   rule: str,
 ) -> Metrics:
   """Metrics of weights, selection, signal (None: left out), sampler, critic."""
-  spread_P = selection.group_spread(return_PG)
+  spread_P, old = selection.group_spread(return_PG), scores.old
   kept_P = jnp.ones(spread_P.shape, bool)
   if rule == 'top_p':
     kept_P = jnp.any(batch.sampled.reshape(spread_P.size, -1), axis=1)
+  # Distance of the sampler's log-probs from those of a fresh forward pass.
+  gap_BT = jnp.abs(old.logprob_BT - batch.logprob)
+  p99 = jnp.nanquantile(jnp.where(batch.sampled, gap_BT, jnp.nan), 0.99)
   named = {
     'weights/action_share': trajectory.masked_mean(batch.action, batch.sampled),
     'weights/action_mass': weights.action_mass(weight_BT, batch.action),
@@ -257,22 +239,6 @@ def metrics(
       dtype=jnp.int32
     ),
     'selection/spread': trajectory.masked_mean(spread_P, kept_P),
-  }
-  if signal_BT is not None:
-    mean, std = weights.signal_stats(signal_BT, batch.action)
-    named |= {'signal/mean': mean, 'signal/std': std}
-  named |= _sampler_metrics(batch, scores.old)
-  if scores.value_BT is not None:
-    named |= _critic_metrics(scores.value_BT, credit)
-  return named
-
-
-def _sampler_metrics(batch: Trajectory, old: scoring.Scores) -> Metrics:
-  """Distance of the sampler's log-probs from those of a fresh forward pass."""
-  gap_BT = jnp.abs(old.logprob_BT - batch.logprob)
-  sampled_gap_BT = jnp.where(batch.sampled, gap_BT, jnp.nan)
-  p99 = jnp.nanquantile(sampled_gap_BT, 0.99)
-  return {
     'rollout/sampler_gap_mean': trajectory.masked_mean(gap_BT, batch.sampled),
     'rollout/sampler_gap_p99': jnp.where(batch.sampled.any(), p99, 0.0),
     'rollout/sampler_gap_max': jnp.where(batch.sampled, gap_BT, 0.0).max(),
@@ -280,6 +246,12 @@ def _sampler_metrics(batch: Trajectory, old: scoring.Scores) -> Metrics:
       old.logprob_BT, batch.logprob, batch.sampled
     ),
   }
+  if signal_BT is not None:
+    mean, std = weights.signal_stats(signal_BT, batch.action)
+    named |= {'signal/mean': mean, 'signal/std': std}
+  if scores.value_BT is not None:
+    named |= _critic_metrics(scores.value_BT, credit)
+  return named
 
 
 def _critic_metrics(value_BT: jax.Array, credit: estimators.Credit) -> Metrics:

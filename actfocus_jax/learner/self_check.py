@@ -37,14 +37,7 @@ class Failed(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """Largest mean differences of log-probs, in nats per sampled token.
-
-  Attributes:
-    ratio: difference between scoring pass and update pass.
-    sampler: difference between sampler and scoring pass.
-    reference: difference between policy and reference.
-    padding: difference between two contents of the padding.
-  """
+  """Largest mean differences of log-probs, in nats per sampled token."""
 
   ratio: float
   sampler: float
@@ -69,16 +62,7 @@ def run(
 ) -> dict[str, float]:
   """Check a fresh state and its first batch.
 
-  Args:
-    graphdef: structure of the policy.
-    state: train state at step 0.
-    reference: parameters of the frozen reference, or None without one.
-    batch: episodes of the first rollout.
-    config: choices of the run.
-    limits: largest differences that count as equal.
-
-  Returns:
-    The measured differences by name.
+  Returns the measured differences by name; without a reference (None) one less.
 
   Raises:
     Failed: the first check that fails.
@@ -193,12 +177,9 @@ def _local_sums(mesh, spec):
   def local(x):
     return jnp.sum(x, dtype=jnp.float32).reshape((1,) * len(mesh.axis_names))
 
+  out = P(*mesh.axis_names)
   return jax.jit(
     jax.shard_map(
-      local,
-      mesh=mesh,
-      in_specs=spec,
-      out_specs=P(*mesh.axis_names),
-      check_vma=False,
+      local, mesh=mesh, in_specs=spec, out_specs=out, check_vma=False
     )
   )

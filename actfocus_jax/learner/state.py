@@ -11,12 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 @flax.struct.dataclass
 class ModelState:
-  """Parameters of a model and the state of its optimizer.
-
-  Attributes:
-    params: master weights, float32.
-    opt_state: state of the optimizer.
-  """
+  """Master weights of a model, float32, and the state of its optimizer."""
 
   params: Any
   opt_state: Any
@@ -52,17 +47,9 @@ def optimizer(
 ) -> optax.GradientTransformation:
   """AdamW behind a clip by global norm (Loshchilov & Hutter 2019).
 
-  Args:
-    learning_rate: constant, or a schedule over optimizer steps.
-    b1: decay of the first moment.
-    b2: decay of the second moment.
-    weight_decay: decay of matrices; vectors (norms, biases) are not decayed.
-    clip_norm: largest norm of the whole gradient.
-    warmup_steps: n optimizer steps over which a constant rate rises: the k-th
-      has k / n of it, so the first one moves something too.
-
-  Returns:
-    The optax transformation.
+  Vectors (norms, biases) are not decayed. A constant rate rises over n =
+  `warmup_steps` optimizer steps: the k-th has k / n of it, so the first one
+  moves something too. `clip_norm` is the largest norm of the whole gradient.
   """
   if warmup_steps:
     learning_rate = optax.linear_schedule(
@@ -80,11 +67,7 @@ def create_model_state(params, tx: optax.GradientTransformation) -> ModelState:
   """Return sharded parameters with the fresh state of their optimizer.
 
   The optimizer's moments take the parameters' shardings, scalars are
-  replicated.
-
-  Args:
-    params: sharded master weights; the result shares their buffers.
-    tx: optimizer, from `optimizer`.
+  replicated. The result shares the buffers of `params`.
   """
   init = jax.jit(tx.init, out_shardings=_opt_shardings(params, tx))
   return ModelState(params, init(params))
@@ -93,12 +76,7 @@ def create_model_state(params, tx: optax.GradientTransformation) -> ModelState:
 def abstract_model_state(
   params, tx: optax.GradientTransformation
 ) -> ModelState:
-  """Shapes, dtypes and shardings of what `create_model_state` returns.
-
-  Args:
-    params: ShapeDtypeStructs with shardings.
-    tx: optimizer, from `optimizer`.
-  """
+  """`create_model_state` of ShapeDtypeStructs with shardings."""
   shapes, where = jax.eval_shape(tx.init, params), _opt_shardings(params, tx)
   return ModelState(params, jax.tree.map(_placed, shapes, where))
 
@@ -112,12 +90,7 @@ def create(actor: ModelState, critic: ModelState | None = None) -> TrainState:
 
 
 def abstract(actor: ModelState, critic: ModelState | None = None) -> TrainState:
-  """Return the ShapeDtypeStructs of `create`, to restore a checkpoint into.
-
-  Args:
-    actor: from `abstract_model_state`.
-    critic: from `abstract_model_state`, or None.
-  """
+  """`create` of abstract models, to restore a checkpoint into."""
   count = _placed(jnp.zeros((), jnp.int32), _everywhere(actor.params))
   return TrainState(count, count, count, actor, critic)
 
@@ -153,12 +126,9 @@ def _everywhere(params) -> jax.sharding.Sharding:
 
 
 def _matrices(params):
-  # Stacked layers: a norm's scale has two axes there, [L, D].
   def is_matrix(path, x):
-    return x.ndim - _is_stacked(path) >= 2
+    # Stacked layers: a norm's scale has two axes there, [L, D].
+    is_stacked = getattr(path[0], 'key', None) == 'layers'
+    return x.ndim - is_stacked >= 2
 
   return jax.tree_util.tree_map_with_path(is_matrix, params)
-
-
-def _is_stacked(path) -> int:
-  return int(getattr(path[0], 'key', None) == 'layers')

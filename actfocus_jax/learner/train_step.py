@@ -84,12 +84,7 @@ class TrainStepConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-  """Structure of a model, and its optimizer.
-
-  Attributes:
-    graphdef: structure of the model.
-    tx: optimizer of its parameters.
-  """
+  """Structure of a model, and its optimizer."""
 
   graphdef: Any
   tx: optax.GradientTransformation
@@ -112,13 +107,7 @@ class TrainStep:
     *,
     critic: Learner | None = None,
   ):
-    """Compile nothing yet.
-
-    Args:
-      actor: the policy; its structure is also the frozen reference's.
-      config: choices of the run.
-      critic: critic of PPO; None without one.
-    """
+    """Compile nothing yet; the reference has the structure of the actor."""
     self._actor, self._critic, self._config = actor, critic, config
     self.fused = jax.jit(self._train_step, donate_argnums=0)
     self.prepare = jax.jit(self._prepare)
@@ -136,7 +125,7 @@ class TrainStep:
   ):
     """Select, score, signal, weights, advantages, update."""
     c = self._config
-    signal_key, order_key = _split(key)
+    signal_key, order_key = jax.random.split(key)
     batch, return_PG = prepare.select(batch, members=c.members, **c.selection)
     scores = self._score(state, reference, batch)
     signal_BT = c.signal(prepare.signal_inputs(scores, signal_key))
@@ -177,7 +166,7 @@ class TrainStep:
     self, state: TrainState, update_batch: UpdateBatch, metrics: Metrics, key
   ) -> tuple[TrainState, Metrics]:
     """The update alone."""
-    _, order_key = _split(key)
+    _, order_key = jax.random.split(key)
     return self._update(state, update_batch, metrics, order_key)
 
   def _explain(self, state: TrainState, reference, batch: Trajectory, key):
@@ -202,12 +191,8 @@ class TrainStep:
     )
     if self._critic is None:
       return scores
-    value_BT = prepare.value(
-      self._critic.graphdef,
-      state.critic.params,
-      batch,
-      microbatch=c.microbatch,
-    )
+    critic = self._critic.graphdef, state.critic.params
+    value_BT = prepare.value(*critic, batch, microbatch=c.microbatch)
     return scores.replace(value_BT=value_BT)
 
   def _score_at(
@@ -280,28 +265,16 @@ class TrainStep:
     return state, metrics | actor_metrics | critic_metrics | counts
 
 
-def _split(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Keys of one step: that of the signal, and that of the order of the rows."""
-  signal_key, order_key = jax.random.split(key)
-  return signal_key, order_key
-
-
 # --- Optimizer steps ---------------------------------------------------------
 
 
 def minibatches(
   update_batch: UpdateBatch, key: jax.Array, *, size: int, epochs: int
 ) -> UpdateBatch:
-  """Cut into mini-batches, the rows of each epoch in another order.
+  """[B, T] -> [epochs * B / size, size, T].
 
-  Args:
-    update_batch: [B, T].
-    key: names the orders, where there is more than one mini-batch.
-    size: rows of a mini-batch; divides B.
-    epochs: passes over the batch.
-
-  Returns:
-    [epochs * B / size, size, T].
+  The rows of each epoch are in another order, which `key` names, unless there
+  is one mini-batch alone.
   """
   count = update_batch.tokens_BT.shape[0]
   if count == size and epochs == 1:
@@ -327,17 +300,10 @@ def optimize(
 ) -> tuple[ModelState, Metrics]:
   """Take one optimizer step for each mini-batch.
 
-  Args:
-    model: parameters and optimizer state before.
-    parts: mini-batches, from `minibatches`.
-    gradient: (params, minibatch) -> (gradient, metrics).
-    tx: optimizer.
-    name: 'actor' or 'critic', the prefix of the metrics.
-    is_update: whether parameters and moments change at all.
-
-  Returns:
-    The model after, and the metrics averaged over optimizer steps; those whose
-    name ends in `_max` are the largest of them.
+  `gradient` maps (params, minibatch) to (gradient, metrics); `name`, 'actor' or
+  'critic', is the prefix of the metrics. Without `is_update` neither parameters
+  nor moments change. Metrics are averaged over optimizer steps; those whose
+  name ends in `_max` are the largest of them.
   """
 
   def step(model, minibatch):
@@ -377,16 +343,8 @@ def actor_gradient(
   with the policy loss a weighted mean over tokens. Denominators are sums over
   the whole mini-batch. They do not depend on the parameters, so the
   micro-batches' gradients only have to be added up. Source: arXiv 2605.14558,
-  the weighted clipped objective.
-
-  Args:
-    graphdef: structure of the policy.
-    params: parameters of the policy.
-    minibatch: rows of one optimizer step.
-    config: choices of the run.
-
-  Returns:
-    The gradient, shaped like `params`, and the metrics of the mini-batch.
+  the weighted clipped objective. Returns the gradient, shaped like `params`,
+  and the metrics.
   """
   policy_count = losses.denominator(
     minibatch.weight_BT, reduction=config.loss['reduction']
@@ -468,9 +426,8 @@ def _summed(loss_fn, params, minibatch: UpdateBatch, config: TrainStepConfig):
     return jax.tree.map(jnp.add, total, grads), aux
 
   zeros = jax.tree.map(jnp.zeros_like, params)
-  return jax.lax.scan(
-    add, zeros, microbatch_lib.micro(minibatch, config.microbatch)
-  )
+  parts = microbatch_lib.micro(minibatch, config.microbatch)
+  return jax.lax.scan(add, zeros, parts)
 
 
 def _named(name, terms, metrics, count) -> Metrics:

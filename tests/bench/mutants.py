@@ -302,7 +302,7 @@ MUTANTS = (
     'weight_decay_of_norms',
     'learner',
     'state',
-    'x.ndim - _is_stacked(path) >= 2',
+    'x.ndim - is_stacked >= 2',
     'x.ndim >= 2',
     ('state',),
   ),

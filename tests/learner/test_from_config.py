@@ -379,19 +379,6 @@ def test_the_critic_learns_where_turns_begin(ran):
 # --- Steps -------------------------------------------------------------------
 
 
-def test_optimizer_steps_are_epochs_times_mini_batches(rows):
-  """16 rows in mini-batches of 4, three times; two rows at a time."""
-  c = config_of(learner__minibatch=4, learner__microbatch=2, learner__epochs=3)
-  counting = optax.chain(optax.scale_by_schedule(lambda count: -0.1))
-  graphdef, params = nnx.split(Bigram(POLICY), nnx.Param)
-  learner = step_lib.Learner(graphdef, counting)
-  train_step = build.train_step(c, build.Learners(None, learner, None))
-  state = state_lib.create(state_lib.create_model_state(params, counting))
-  reference = nnx.state(Bigram(REFERENCE), nnx.Param)
-  state, _ = train_step.fused(state, reference, rows, jax.random.key(0))
-  assert int(optax.tree.get(state.actor.opt_state, 'count')) == 12
-
-
 def test_spread_is_needed_where_returns_are_compared():
   cases = ('grpo', 1.0, True), ('ppo', 1.0, False), ('ppo', 0.5, True)
   for algo, ratio, wanted in cases:

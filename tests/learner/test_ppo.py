@@ -12,7 +12,7 @@ import pytest
 from actfocus_jax.algorithm import estimators
 from actfocus_jax.learner import state as state_lib
 from actfocus_jax.learner import train_step as step_lib
-from actfocus_jax.model import architecture, scoring, transformer
+from actfocus_jax.model import architecture, transformer
 from actfocus_jax.parallel import mesh as mesh_lib
 
 SLOW = optax.sgd(0.05)
@@ -27,8 +27,7 @@ def one_device():
 @pytest.fixture(scope='module')
 def critic(model):
   """(graphdef, params) of a critic whose head is not zero."""
-  config = model[0].config if hasattr(model[0], 'config') else None
-  config = config or architecture.Config(
+  config = architecture.Config(
     64, 32, 48, 2, 2, 1, 16, rope_theta=100.0, tie_word_embeddings=False
   )
   graphdef, shapes = transformer.abstract(config, jnp.float32, is_critic=True)
@@ -50,11 +49,6 @@ def ppo(step_config):
 
 
 @pytest.fixture(scope='module')
-def value(critic):
-  return jax.jit(functools.partial(scoring.value_tokens, critic[0]))
-
-
-@pytest.fixture(scope='module')
 def minibatch(batch, prepared, ppo, critic):
   """The critic has moved since: its values are not those before the update."""
   made, _ = prepared(batch, ppo(), critic)
@@ -68,11 +62,8 @@ def critic_gradient(critic):
   compiled = jax.jit(
     step_lib.critic_gradient, static_argnames=('graphdef', 'config')
   )
-  return lambda minibatch, step_config, params=None: compiled(
-    critic[0],
-    critic[1] if params is None else params,
-    minibatch,
-    config=step_config,
+  return lambda minibatch, step_config: compiled(
+    *critic, minibatch, config=step_config
   )
 
 
@@ -90,39 +81,10 @@ def copy(tree):
 # --- The gradient ------------------------------------------------------------
 
 
-def test_critic_gradient_is_that_of_the_loss(
-  minibatch, ppo, critic, critic_gradient
-):
-  """Along a random direction, by central differences."""
-  grads, _ = critic_gradient(minibatch, ppo())
-  keys = iter(jax.random.split(jax.random.key(1), 99))
-  direction = jax.tree.map(
-    lambda x: jax.random.normal(next(keys), x.shape), critic[1]
-  )
-  ahead, behind = (
-    critic_gradient(
-      minibatch,
-      ppo(),
-      jax.tree.map(lambda p, d, h=h: p + h * d, critic[1], direction),
-    )[1]['critic/loss']
-    for h in (1e-3, -1e-3)
-  )
-  slope = sum(
-    float(jnp.vdot(g, d))
-    for g, d in zip(
-      jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True
-    )
-  )
-  assert abs(slope) > 1e-2
-  np.testing.assert_allclose((ahead - behind) / 2e-3, slope, rtol=2e-2)
-
-
-@pytest.mark.parametrize('rows', [8, 2])
-def test_micro_batches_give_the_same_gradient(
-  rows, minibatch, ppo, critic_gradient
-):
+def test_micro_batches_give_the_same_gradient(minibatch, ppo, critic_gradient):
   wanted, metrics = critic_gradient(minibatch, ppo())
-  grads, found = critic_gradient(minibatch, ppo(learner__microbatch=rows))
+  assert largest_difference(wanted, jax.tree.map(jnp.zeros_like, wanted)) > 1e-2
+  grads, found = critic_gradient(minibatch, ppo(learner__microbatch=2))
   assert largest_difference(grads, wanted) < 1e-5
   for name, x in metrics.items():
     np.testing.assert_allclose(found[name], x, rtol=1e-4, err_msg=name)
@@ -146,28 +108,25 @@ def test_critic_gradient_ignores_what_is_off_the_mask(
 # --- A whole step ------------------------------------------------------------
 
 
-def stepper(model, critic, step_config):
-  return step_lib.TrainStep(
-    step_lib.Learner(model[0], SLOW),
-    step_config,
-    critic=step_lib.Learner(critic[0], SLOW),
-  )
-
-
-def start(model, critic):
+def stepper(model, config, critic=None):
+  """(TrainStep, fresh state), with or without a critic."""
   actor, judge = (
-    state_lib.create_model_state(copy(p[1]), SLOW) for p in (model, critic)
+    m and state_lib.create_model_state(copy(m[1]), SLOW)
+    for m in (model, critic)
   )
-  return state_lib.create(actor, judge)
+  train_step = step_lib.TrainStep(
+    step_lib.Learner(model[0], SLOW),
+    config,
+    critic=critic and step_lib.Learner(critic[0], SLOW),
+  )
+  return train_step, state_lib.create(actor, judge)
 
 
 def test_step_moves_both_and_critic_learns(
   model, critic, reference, batch, ppo
 ):
-  train_step = stepper(model, critic, ppo())
-  state, metrics = train_step.fused(
-    start(model, critic), reference, batch, jax.random.key(0)
-  )
+  train_step, state = stepper(model, ppo(), critic)
+  state, metrics = train_step.fused(state, reference, batch, jax.random.key(0))
   assert largest_difference(state.actor.params, model[1]) > 1e-4
   assert largest_difference(state.critic.params, critic[1]) > 1e-4
   assert all(np.isfinite(np.asarray(x)) for x in metrics.values())
@@ -179,25 +138,15 @@ def test_step_moves_both_and_critic_learns(
   )
 
 
-def test_the_critic_learns_alone_at_first(model, critic, reference, batch, ppo):
-  train_step = stepper(model, critic, ppo(critic__warmup=1))
-  state = start(model, critic)
-  state, _ = train_step.fused(state, reference, batch, jax.random.key(0))
-  assert largest_difference(state.actor.params, model[1]) == 0
-  assert largest_difference(state.critic.params, critic[1]) > 1e-4
-  state, _ = train_step.fused(state, reference, batch, jax.random.key(0))
-  assert largest_difference(state.actor.params, model[1]) > 1e-4
-
-
 def test_critic_warmup_with_a_skipped_step_counts_updates_only(
   model, critic, reference, batch, ppo
 ):
   """A step without an update teaches the critic nothing."""
   chosen = dataclasses.replace(ppo(critic__warmup=1), needs_spread=True)
-  train_step = stepper(model, critic, chosen)
+  train_step, state = stepper(model, chosen, critic)
   flat = dataclasses.replace(batch, reward=np.zeros_like(batch.reward))
   key = jax.random.key(0)
-  state, _ = train_step.fused(start(model, critic), reference, flat, key)
+  state, _ = train_step.fused(state, reference, flat, key)
   assert (int(state.step), int(state.skipped)) == (1, 1)
   state, _ = train_step.fused(state, reference, batch, key)
   assert largest_difference(state.actor.params, model[1]) == 0
@@ -213,10 +162,8 @@ def test_without_spread_ppo_still_learns(model, critic, reference, batch, ppo):
   )
   for needs_spread in (True, False):
     chosen = dataclasses.replace(ppo(), needs_spread=needs_spread)
-    train_step = stepper(model, critic, chosen)
-    state, metrics = train_step.fused(
-      start(model, critic), reference, equal, jax.random.key(0)
-    )
+    train_step, state = stepper(model, chosen, critic)
+    state, _ = train_step.fused(state, reference, equal, jax.random.key(0))
     moved = largest_difference(state.critic.params, critic[1]) > 1e-5
     assert moved != needs_spread
     assert int(state.streak) == int(needs_spread)
@@ -234,8 +181,7 @@ def test_without_a_need_for_it_the_reference_may_be_none(
   unused = dataclasses.replace(without, has_reference=True, has_signal=True)
   results = []
   for chosen, frozen in ((without, None), (unused, reference)):
-    train_step = step_lib.TrainStep(step_lib.Learner(model[0], SLOW), chosen)
-    state = state_lib.create(state_lib.create_model_state(copy(model[1]), SLOW))
+    train_step, state = stepper(model, chosen)
     results.append(train_step.fused(state, frozen, batch, jax.random.key(0)))
   (one, metrics), (other, others) = results
   assert largest_difference(one.actor.params, other.actor.params) == 0
@@ -259,7 +205,6 @@ def test_equal_returns_are_learned_from_if_turns_are_compared(
     estimator=estimators.Estimator(_ones, 'grpo', compares_turns),
     advantage={},
   )
-  train_step = step_lib.TrainStep(step_lib.Learner(model[0], SLOW), chosen)
-  state = state_lib.create(state_lib.create_model_state(copy(model[1]), SLOW))
+  train_step, state = stepper(model, chosen)
   state, _ = train_step.fused(state, reference, flat, jax.random.key(0))
   assert int(state.skipped) == (not compares_turns)

@@ -24,26 +24,12 @@ def test_parts_worked_by_hand():
   assert consecutive[..., 0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
-def test_on_one_device_both_are_the_same():
-  x = np.arange(24).reshape(12, 2)
-  with jax.set_mesh(made(1, 1)):
-    np.testing.assert_array_equal(
-      microbatch.micro(x, 3), microbatch.consecutive(x, 3)
-    )
-
-
-@pytest.mark.parametrize('size', [4, 8, 12, 24])
-def test_join_undoes_micro(size):
-  x = np.arange(48).reshape(24, 2)
+@pytest.mark.parametrize(('rows', 'size'), [(24, 4), (24, 12), (6, 3)])
+def test_join_undoes_micro(rows, size):
+  """Also where the four shards do not divide a part of 3."""
+  x = np.arange(2 * rows).reshape(rows, 2)
   with jax.set_mesh(made(2, 2)):
     back = jax.jit(lambda x: microbatch.join(microbatch.micro(x, size)))(x)
-  np.testing.assert_array_equal(back, x)
-
-
-def test_join_undoes_micro_where_the_shards_do_not_divide_a_part():
-  x = np.arange(12).reshape(6, 2)
-  with jax.set_mesh(made(2, 2)):
-    back = jax.jit(lambda x: microbatch.join(microbatch.micro(x, 3)))(x)
   np.testing.assert_array_equal(back, x)
 
 

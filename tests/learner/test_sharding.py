@@ -50,26 +50,20 @@ def fresh(mesh):
 
 @pytest.fixture(scope='module')
 def step(batch, step_config):
-  """One PPO step from the fresh state: (state before, after, metrics).
+  """One PPO step from the fresh state: (state before, after, metrics)."""
 
-  The policy's half of it reads nothing of the critic but the advantages;
-  with `critic=False` it is GRPO.
-  """
-
-  def run(mesh, critic=True):
+  def run(mesh):
     with jax.set_mesh(mesh), jax.numpy_dtype_promotion('standard'):
       actor, judge, state = fresh(mesh)
-      changes = dict(learner__minibatch=8, selection__ratio=0.5)
-      if critic:
-        changes |= dict(
-          algo='ppo',
-          advantage__gae__discount=0.99,
-          advantage__gae__lam=0.95,
-          critic__clip=0.2,
-        )
-      else:
-        judge, state = None, state.replace(critic=None)
-      stepper = step_lib.TrainStep(actor, step_config(**changes), critic=judge)
+      chosen = step_config(
+        algo='ppo',
+        learner__minibatch=8,
+        selection__ratio=0.5,
+        advantage__gae__discount=0.99,
+        advantage__gae__lam=0.95,
+        critic__clip=0.2,
+      )
+      stepper = step_lib.TrainStep(actor, chosen, critic=judge)
       frozen = jax.tree.map(lambda x: 1.1 * x, state.actor.params)
       before = jax.tree.map(jnp.copy, state)  # The step donates its state.
       rows = mesh_lib.put_rows(mesh, batch)
@@ -140,17 +134,14 @@ def same(found, wanted, **tolerance):
 
 @pytest.fixture(scope='module')
 def alone(step):
-  """The step on one device, with and without a critic."""
-  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
-  return {
-    critic: jax.device_get(step(mesh, critic)) for critic in (True, False)
-  }
+  """The step on one device."""
+  return jax.device_get(step(mesh_lib.make_mesh(devices=jax.devices()[:1])))
 
 
 def assert_same_update(found, wanted):
   """Two (state before, after, metrics), to float tolerance."""
   (_, state, metrics), (before, wanted, wanted_metrics) = found, wanted
-  for name in ('actor', 'critic') if wanted.critic else ('actor',):
+  for name in ('actor', 'critic'):
     moved = jax.tree.map(
       lambda a, b: np.abs(a - b).max(),
       getattr(before, name).params,
@@ -179,11 +170,6 @@ def test_every_mesh_makes_the_same_update(name, step, alone, tmp_path):
   """
   before, after, metrics = step(mesh_of(name))
   assert len(jax.tree.leaves(before)) > 90
-  assert_same_update((before, after, metrics), alone[True])
+  assert_same_update((before, after, metrics), alone)
   for state in (before, after, restored(after, tmp_path)):
     assert_placed(state)
-
-
-def test_a_mesh_makes_the_same_update_of_grpo(step, alone):
-  found = step(mesh_of('data2fsdp2tensor2'), critic=False)
-  assert_same_update(found, alone[False])

@@ -54,16 +54,6 @@ def test_matrices_decay_and_vectors_do_not(model):
   assert decayed.keys() == matrices | vectors
 
 
-def test_first_step_is_the_rate_times_the_sign():
-  """Adam's first step, by hand: g / sqrt(g^2) in each entry."""
-  params = {'w': jnp.zeros((2, 2))}
-  grads = {'w': jnp.array([[3.0, -4.0], [0.5, -0.01]])}
-  updates = update(state_lib.optimizer(**PLAIN), params, grads)
-  np.testing.assert_allclose(
-    updates['w'], [[-0.1, 0.1], [-0.1, 0.1]], rtol=1e-4
-  )
-
-
 def test_the_whole_gradient_is_clipped_before_adam():
   """Norm 50 clipped to 5 is the gradient (3, 4) at either rate."""
   params = {'a': jnp.zeros((1, 1)), 'b': jnp.zeros((1, 1))}
@@ -106,21 +96,3 @@ def test_a_fresh_state(model):
   moments = optax.tree.get(state.actor.opt_state, 'mu')
   assert jax.tree.structure(moments) == jax.tree.structure(params)
   assert not any(np.asarray(x).any() for x in jax.tree.leaves(moments))
-
-
-def test_moments_live_where_the_parameters_do(model, batch, spread_out):
-  mesh, place = spread_out
-  params, _ = place(model[1], batch)
-  with jax.set_mesh(mesh):
-    actor = state_lib.create_model_state(params, state_lib.optimizer(**PLAIN))
-  for name in ('mu', 'nu'):
-    moments = optax.tree.get(actor.opt_state, name)
-    jax.tree.map(
-      lambda p, m: (
-        p.sharding.is_equivalent_to(m.sharding, p.ndim)
-        or pytest.fail(f'{m.sharding} is not {p.sharding}')
-      ),
-      params,
-      moments,
-    )
-  assert not params['embedding'][...].sharding.is_fully_replicated
