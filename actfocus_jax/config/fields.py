@@ -421,10 +421,9 @@ def _share_of_groups(section: str, default: float) -> Field:
 
 def rows(env: str | Mapping[str, float]) -> dict[str, Field]:
   """Return the rows of a config by name; see `defaults`."""
-  if isinstance(env, str):
-    own = _environment(env)
-  else:
-    own = [*_environment(MIXTURE), *_mixture(env)]
+  is_one = isinstance(env, str)
+  own = _environment(env if is_one else MIXTURE)
+  own += [] if is_one else _mixture(env)
   return {field.name: field for field in (*own, *_COMMON)}
 
 

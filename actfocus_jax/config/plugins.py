@@ -131,15 +131,10 @@ def _problem(argument: inspect.Parameter) -> str | None:
     return f'{name} has no default'
   if value is None and not _optional(argument.annotation):
     return f'{name} has the default None without a type'
-  if value is not None and not _is_plain(value):
+  items = value if type(value) is tuple else (value,)
+  if value is not None and not all(type(item) in _PLAIN for item in items):
     return f'{name} has a default of type {type(value).__name__}'
   return None
-
-
-def _is_plain(value: Any) -> bool:
-  """Return whether JSON preserves a value."""
-  values = value if type(value) is tuple else (value,)
-  return all(type(item) in _PLAIN for item in values)
 
 
 def _optional(annotation: Any) -> type | None:
