@@ -38,12 +38,9 @@ ESTIMATORS_OF = {
 
 
 class Allowed(NamedTuple):
-  """Values that a field allows.
+  """Values that a field allows: a phrase for messages, and a predicate.
 
-  Attributes:
-    text: phrase for messages and pages.
-    holds: predicate of a value.
-    kind: type of the value; read only where the default is None.
+  `kind` is the type of the value; it is read only where the default is None.
   """
 
   text: str
@@ -52,14 +49,7 @@ class Allowed(NamedTuple):
 
 
 class Field(NamedTuple):
-  """Row of one field.
-
-  Attributes:
-    name: dotted name.
-    default: default value; None becomes a placeholder of type `allowed.kind`.
-    allowed: allowed values.
-    meaning: phrase that explains the field.
-  """
+  """Row of one field; a default of None becomes a placeholder in a config."""
 
   name: str
   default: Any
@@ -121,15 +111,13 @@ def _arguments(
 ) -> list[Field]:
   """Return the rows of keyword arguments, with the defaults of a signature."""
   arguments = inspect.signature(function).parameters
-  # An environment writes its own `instructions` for None; a config has ''.
-  default = {
-    name: '' if arguments[name].default is None else arguments[name].default
-    for name in rows
-  }
-  return [
-    Field(f'{section}.{name}', default[name], *row)
-    for name, row in rows.items()
-  ]
+  found = []
+  for name, row in rows.items():
+    # An environment writes its own `instructions` for None; a config has ''.
+    default = arguments[name].default
+    default = '' if default is None else default
+    found.append(Field(f'{section}.{name}', default, *row))
+  return found
 
 
 # --- Rows of all configs, with the values of the paper (arXiv 2605.14558) ----
@@ -355,33 +343,25 @@ _SKILL = dict(
   habit=(None, optional(within(0, 1)),
     'chance to act by habit, whatever was thought'),
 )
-_LENGTH = dict(
-  length=(None, optional(within(1, 100), int), 'actions in a turn'),
-)
-_PLAYERS = {
-  'frozen_lake': _SKILL | _LENGTH,
-  'sokoban': _SKILL | _LENGTH,
-  'sudoku': _SKILL | _LENGTH,
-  'webshop': _SKILL,
-}
+_LENGTH = {'length': (None, optional(within(1, 100), int), 'actions in a turn')}
+_PLAYERS = dict.fromkeys(('frozen_lake', 'sokoban', 'sudoku'), _SKILL | _LENGTH)
+_PLAYERS['webshop'] = _SKILL
 # Limits of an episode, as in the paper.
-_COMMON_LIMITS = dict(turns=5, max_actions=2, action_budget=10)
 _LIMIT_MEANINGS = dict(
   turns='most turns of an episode',
   max_actions='most actions of a turn',
   action_budget='most actions of an episode',
 )
-_LIMITS = {
-  'sudoku': dict(turns=8, max_actions=2, action_budget=16),
-  'webshop': dict(turns=9, max_actions=1, action_budget=9),
-}
+_COMMON_LIMITS = (5, 2, 10)
+_LIMITS = {'sudoku': (8, 2, 16), 'webshop': (9, 1, 9)}
 
 # fmt: on
 
 
 def limits(env: str) -> dict[str, int]:
   """Return the default turns, max_actions and action_budget."""
-  return dict(_LIMITS.get(env, _COMMON_LIMITS))
+  numbers = _LIMITS.get(env, _COMMON_LIMITS)
+  return dict(zip(_LIMIT_MEANINGS, numbers, strict=True))
 
 
 def _options(section: str, env: str) -> list[Field]:
@@ -441,10 +421,9 @@ def _share_of_groups(section: str, default: float) -> Field:
 
 def rows(env: str | Mapping[str, float]) -> dict[str, Field]:
   """Return the rows of a config by name; see `defaults`."""
-  if isinstance(env, str):
-    own = _environment(env)
-  else:
-    own = [*_environment(MIXTURE), *_mixture(env)]
+  is_one = isinstance(env, str)
+  own = _environment(env if is_one else MIXTURE)
+  own += [] if is_one else _mixture(env)
   return {field.name: field for field in (*own, *_COMMON)}
 
 
@@ -462,7 +441,7 @@ _ABOUT = {
   'limits': 'Bounds of an episode. Other defaults of turns, max_actions and '
   'action_budget: '
   + '; '.join(
-    f'{env} {", ".join(map(str, own.values()))}' for env, own in _LIMITS.items()
+    f'{env} {", ".join(map(str, own))}' for env, own in _LIMITS.items()
   )
   + '.',
   'player': 'The scripted player of the warm start. A class of your own has no '

@@ -25,17 +25,10 @@ _DEFAULTS = (
 
 
 def load(field: str, name: str) -> Callable[..., Any]:
-  """Import a class, or any other callable.
-
-  Args:
-    field: field of the config, for the message.
-    name: 'package.module:Class', importable from the current directory.
-
-  Returns:
-    The class.
+  """Import 'package.module:Class', a class or any other callable.
 
   Raises:
-    UsageError: it cannot be imported or called.
+    UsageError: it cannot be imported or called; the message names `field`.
   """
   module, _, attribute = name.partition(':')
   try:
@@ -55,15 +48,9 @@ def load(field: str, name: str) -> Callable[..., Any]:
 
 
 def options(field: str, name: str) -> dict[str, Any]:
-  """Return the keyword arguments of a class with their defaults.
+  """Return the keyword arguments of a class with their defaults, for a config.
 
-  Args:
-    field: field of the config, for the message.
-    name: as in `load`.
-
-  Returns:
-    Values for a config. A default of None becomes a placeholder of the type
-    in the annotation.
+  A default of None becomes a placeholder of the type in the annotation.
 
   Raises:
     UsageError: `load` refuses the class, or an argument cannot be a field.
@@ -86,13 +73,7 @@ def options(field: str, name: str) -> dict[str, Any]:
 def make(
   field: str, name: str, options_field: str, options: Mapping[str, Any]
 ) -> Any:
-  """Make an instance of a class.
-
-  Args:
-    field: field of the config, for the message.
-    name: as in `load`.
-    options_field: section that `options` come from, for the message.
-    options: keyword arguments.
+  """Make an instance of a class with the options of a section.
 
   Raises:
     UsageError: `load` refuses the class, or it raised an exception.
@@ -141,10 +122,8 @@ def _arguments(field: str, name: str) -> list[inspect.Parameter]:
 def _problem(argument: inspect.Parameter) -> str | None:
   """Return the reason why an argument cannot be an option, or None."""
   name, value = repr(argument.name), argument.default
-  if argument.kind not in (
-    argument.KEYWORD_ONLY,
-    argument.POSITIONAL_OR_KEYWORD,
-  ):
+  kinds = argument.KEYWORD_ONLY, argument.POSITIONAL_OR_KEYWORD
+  if argument.kind not in kinds:
     return f'{str(argument)!r} is not a keyword of one name'
   if hasattr(config_dict.ConfigDict, argument.name):
     return f'{name} has a name that no field of a config can have'
@@ -152,15 +131,10 @@ def _problem(argument: inspect.Parameter) -> str | None:
     return f'{name} has no default'
   if value is None and not _optional(argument.annotation):
     return f'{name} has the default None without a type'
-  if value is not None and not _is_plain(value):
+  items = value if type(value) is tuple else (value,)
+  if value is not None and not all(type(item) in _PLAIN for item in items):
     return f'{name} has a default of type {type(value).__name__}'
   return None
-
-
-def _is_plain(value: Any) -> bool:
-  """Return whether JSON preserves a value."""
-  values = value if type(value) is tuple else (value,)
-  return all(type(item) in _PLAIN for item in values)
 
 
 def _optional(annotation: Any) -> type | None:

@@ -21,10 +21,8 @@ WEIGHTS = {
 
 # On the Hugging Face hub; --config.model.path names another place.
 MODELS = {
-  '0.5b': 'Qwen/Qwen2.5-0.5B-Instruct',
-  '1.5b': 'Qwen/Qwen2.5-1.5B-Instruct',
-  '3b': 'Qwen/Qwen2.5-3B-Instruct',
-  '7b': 'Qwen/Qwen2.5-7B-Instruct',
+  size.lower(): f'Qwen/Qwen2.5-{size}-Instruct'
+  for size in ('0.5B', '1.5B', '3B', '7B')
 }
 # Shapes of these models, so that --dry_run needs no download.
 SHAPES = {
@@ -47,11 +45,7 @@ SHAPES = {
 }
 # Response tokens and context of the small model; some environments need more.
 _TINY = (32, 512)
-_TINY_LENGTHS = {
-  'sokoban': (48, 768),
-  'sudoku': (32, 1536),
-  'webshop': (128, 1536),
-}
+_TINY_LENGTHS = dict(sokoban=(48, 768), sudoku=(32, 1536), webshop=(128, 1536))
 # Rows of 3600 tokens in a backward pass over all devices: one for each of 4.
 MICROBATCH = 4
 
@@ -59,13 +53,9 @@ MICROBATCH = 4
 def arguments(arg: str | None, **free: str) -> dict[str, str]:
   """Read `size=...,algo=...,weights=...,estimator=...` of a config argument.
 
-  Args:
-    arg: part of `--config=FILE:...` after the colon, or None.
-    **free: defaults of further keys, which take any value.
-
-  Returns:
-    A value for each key. The defaults are size=tiny, algo=grpo,
-    weights=actfocus and estimator=auto, which is `advantage.estimator`.
+  `arg` is the part of `--config=FILE:...` after the colon, or None; `free` are
+  defaults of further keys, which take any value. Returns a value for each key,
+  without `arg` size=tiny, algo=grpo, weights=actfocus, estimator=auto.
 
   Raises:
     UsageError: a key or value is unknown.
@@ -84,21 +74,16 @@ def arguments(arg: str | None, **free: str) -> dict[str, str]:
         f'Config argument {key!r} is unknown; allowed: {", ".join(chosen)}.'
       )
     if key in allowed and value not in allowed[key]:
+      names = ', '.join(allowed[key])
       raise errors.UsageError(
-        f'Config argument {key} is {value!r}; allowed: '
-        f'{", ".join(allowed[key])}.'
+        f'Config argument {key} is {value!r}; allowed: {names}.'
       )
     chosen[key] = value
   return chosen
 
 
 def apply(c: ml_collections.ConfigDict, choice: dict[str, str]):
-  """Set what `arguments` returned.
-
-  Args:
-    c: the config, changed in place.
-    choice: result of `arguments`.
-  """
+  """Set what `arguments` returned, in place."""
   c.algo = choice['algo']
   c.weights.update(WEIGHTS[choice['weights']])
   c.advantage.estimator = choice['estimator']
@@ -114,17 +99,12 @@ def apply(c: ml_collections.ConfigDict, choice: dict[str, str]):
 
 
 def tiny(c: ml_collections.ConfigDict):
-  """Set the small default model: short answers, higher learning rates.
-
-  Args:
-    c: the config, changed in place.
-  """
+  """Set the small default model: short answers, higher learning rates."""
   c.model.path = ''
   c.model.remat = True
-  responses, contexts = zip(
-    *(_TINY_LENGTHS.get(s.name, _TINY) for s in schema.sections(c)),
-    strict=True,
-  )
+  names = [section.name for section in schema.sections(c)]
+  lengths = [_TINY_LENGTHS.get(name, _TINY) for name in names]
+  responses, contexts = zip(*lengths, strict=True)
   c.limits.response_tokens = max(responses)
   c.limits.context = max(contexts)
   c.rollout.decode_steps = 6

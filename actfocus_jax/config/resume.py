@@ -50,15 +50,9 @@ def difference(
 ) -> str | None:
   """Return the first change that makes `new` another experiment than `old`.
 
-  Args:
-    old: `to_json` of the run's config.
-    new: `to_json` of the config now.
-    same_batch: count another batch size as another experiment, as in
-      comparisons of runs.
-
-  Returns:
-    A phrase with the field and both values, or None if a run of `old` can be
-    continued with `new`.
+  Both are configs by `to_json`. With `same_batch`, as in comparisons of runs,
+  another batch size is another experiment. Returns a phrase with the field and
+  both values, or None if a run of `old` can be continued with `new`.
   """
   free = _CONTINUABLE if same_batch else _CONTINUABLE + _BATCH
   for field, (was, now) in changed(old, new).items():
@@ -70,17 +64,11 @@ def difference(
 def changed(
   old: dict[str, Any], new: dict[str, Any], *, commit: str = ''
 ) -> dict[str, list[Any]]:
-  """Return the fields that differ, with both values.
+  """Return the fields that differ as {field: [old value, new value]}.
 
-  Args:
-    old: `to_json` of the run's config. A field that an earlier version did not
-      have counts as its default.
-    new: `to_json` of the config now.
-    commit: commit of the model's files on the hub, or ''. It equals a
-      `model.revision` that was left open and now names it.
-
-  Returns:
-    Field -> [old value, new value].
+  A field that `old`, of an earlier version, does not have counts as its
+  default. `commit` is that of the model's files on the hub, or ''. It equals a
+  `model.revision` that was left open and now names it.
   """
   default = schema.schema_of(schema.from_json(new))
   old = schema.to_json(default) | old

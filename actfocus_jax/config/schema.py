@@ -30,14 +30,10 @@ FIRST_TRAINING_SEED = 10_000
 def defaults(env: str | Mapping[str, float] = 'frozen_lake') -> ConfigDict:
   """Return the config of an environment in which every field has its default.
 
-  Args:
-    env: name of the environment, a key of envs.ENVS or 'package.module:Class',
-      whose keyword arguments are the options. Several names with their shares
-      of the groups are a mixture: {'frozen_lake': 1.0, 'sokoban': 3.0}.
-
-  Returns:
-    A config with all fields that exist. Config files change values and lock
-    it.
+  `env` is a key of envs.ENVS or 'package.module:Class', whose keyword arguments
+  are the options. Several names with their shares of the groups are a mixture:
+  {'frozen_lake': 1.0, 'sokoban': 3.0}. All fields that exist are in the config;
+  config files change values and lock it.
 
   Raises:
     UsageError: the environment does not exist, an argument of its class cannot
@@ -51,10 +47,9 @@ def defaults(env: str | Mapping[str, float] = 'frozen_lake') -> ConfigDict:
       if section not in parent:
         parent[section] = ConfigDict()
       parent = parent[section]
-    default = field.default
-    if default is None:
-      default = config_dict.placeholder(field.allowed.kind)
-    parent[leaf] = default
+    is_open = field.default is None
+    kind = field.allowed.kind
+    parent[leaf] = config_dict.placeholder(kind) if is_open else field.default
   # Sections stay where there are no fields for them.
   parts = [c.env, c.player, *c.mixture.values()]
   for section in (*parts, *(part.player for part in c.mixture.values())):
@@ -120,20 +115,14 @@ def skips_without_spread(c: ConfigDict) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """Fields of one environment of a run.
+  """Fields of one environment of a run; those not listed are as in a config.
 
   Attributes:
     field: prefix of its fields, 'env' or 'mixture.LABEL'.
     limits_field: prefix of turns, max_actions and action_budget.
     player_field: prefix of the fields of its player.
     label: name in metrics.
-    name: key of envs.ENVS, or 'package.module:Class'.
-    share: share of the groups, relative to the other environments.
     options: keyword arguments of the environment.
-    boards: file of boards, or ''.
-    turns: most turns of an episode.
-    max_actions: most actions of a turn.
-    action_budget: most actions of an episode.
     player: name and options of its player.
   """
 
@@ -154,32 +143,17 @@ class Section:
 def sections(c: ConfigDict) -> list[Section]:
   """Return the environments of a run; those of a mixture sorted by label."""
   if c.env.name == fields.MIXTURE:
-    return [_of_mixture(label, c.mixture[label]) for label in sorted(c.mixture)]
-  return [
-    Section(
-      field='env',
-      limits_field='limits',
-      player_field='player',
-      label=c.env.name.rpartition(':')[2].lower(),
-      name=c.env.name,
-      share=1.0,
-      options=c.env.options,
-      boards=c.env.boards,
-      player=c.player,
-      **{name: c.limits[name] for name in fields.limits('')},
-    )
-  ]
-
-
-def _of_mixture(label: str, part: ConfigDict) -> Section:
-  field = f'mixture.{label}'
-  return Section(
-    field=field,
-    limits_field=field,
-    player_field=f'{field}.player',
-    label=label,
-    **part,
-  )
+    found = []
+    for label in sorted(c.mixture):
+      name = f'mixture.{label}'
+      names = (name, name, f'{name}.player', label)
+      found.append(Section(*names, **c.mixture[label]))
+    return found
+  label = c.env.name.rpartition(':')[2].lower()
+  bounds = {name: c.limits[name] for name in fields.limits('')}
+  own = {name: c.env[name] for name in ('name', 'options', 'boards')}
+  names = ('env', 'limits', 'player', label)
+  return [Section(*names, share=1.0, player=c.player, **bounds, **own)]
 
 
 def most_turns(c: ConfigDict) -> int:
@@ -218,10 +192,8 @@ def unknown_field(field: str, known: Iterable[str]) -> str:
     names = {f: f.rpartition('.')[2] for f in known if '.options.' in f}
     siblings = [n for f, n in names.items() if f.startswith(f'{section}.')]
     there = f'; {section} has {", ".join(siblings) or "none"}'
-    if not siblings:
-      alike = difflib.get_close_matches(name, names.values())
-    else:
-      alike = [name]
+    alike = difflib.get_close_matches(name, names.values())
+    alike = [name] if siblings else alike
     near = [f for f, n in names.items() if n in alike]
   hint = f'; did you mean {" or ".join(near)}?' if near else '.'
   return f'{field} is not a field of the config{there}{hint}'
@@ -236,24 +208,18 @@ def to_json(c: ConfigDict) -> dict[str, Any]:
 
 
 def from_json(flat: dict[str, Any]) -> ConfigDict:
-  """Return the config that `to_json` described.
+  """Return the config that `to_json` described, locked.
 
-  Args:
-    flat: values by dotted name; a field that is absent has its default.
-
-  Returns:
-    The config, locked.
+  A field that is absent has its default.
 
   Raises:
     UsageError: a field does not exist in this version.
   """
   env = flat.get('env.name', 'frozen_lake')
   if env == fields.MIXTURE:
-    parts = [
-      f.removesuffix('.share')
-      for f in flat
-      if f.startswith('mixture.') and f.endswith('.share') and f.count('.') == 2
-    ]
+    parts = [f.split('.') for f in flat if f.startswith('mixture.')]
+    labels = [x[1] for x in parts if len(x) == 3 and x[2] == 'share']
+    parts = [f'mixture.{label}' for label in labels]
     env = {flat[f'{part}.name']: flat[f'{part}.share'] for part in parts}
   c = defaults(env)
   known = flatten(c)
@@ -280,10 +246,10 @@ def help_text(section: str | None = None) -> str:
   lines = []
   for name, about, rows in fields.documented():
     if section in (None, name.partition('.')[0]):
-      lines += [f'{name}: {about}']
-      for field in rows:
-        lines.append(f'  {field.name} = {field.default!r}')
-        lines.append(f'      {field.meaning} [{field.allowed.text}]')
+      lines.append(f'{name}: {about}')
+      for f in rows:
+        lines.append(f'  {f.name} = {f.default!r}')
+        lines.append(f'      {f.meaning} [{f.allowed.text}]')
       lines.append('')
   if not lines:
     names = [name for name, *_ in fields.documented() if '.' not in name]

@@ -15,9 +15,6 @@ ConfigDict = ml_collections.ConfigDict
 def check(c: ConfigDict):
   """Refuse a config that cannot work, before anything is made.
 
-  Args:
-    c: the config.
-
   Raises:
     UsageError: one sentence with the field, its value and what is allowed.
   """
@@ -86,38 +83,26 @@ _EFFECTS = [
 
 def _check_effects(c: ConfigDict, values: dict[str, Any]):
   """Refuse a changed field that other fields leave without effect."""
-  names = ('auto', *schema.ESTIMATORS_OF[c.algo])
-  _require(
-    c.advantage.estimator in names,
-    'advantage.estimator',
-    c.advantage.estimator,
-    ', '.join(names),
-    f' with algo={c.algo}',
-  )
+  names, name = ('auto', *schema.ESTIMATORS_OF[c.algo]), c.advantage.estimator
+  why, allowed = f' with algo={c.algo}', ', '.join(names)
+  _require(name in names, 'advantage.estimator', name, allowed, why)
   default = schema.flatten(schema.schema_of(c))
   changed = [field for field in values if values[field] != default[field]]
   for prefix, has_effect, condition in _EFFECTS:
+    why = f', which has no effect unless {condition}'
     for field in changed:
-      _require(
-        not f'{field}.'.startswith(f'{prefix}.') or has_effect(c),
-        field,
-        values[field],
-        f'{default[field]!r}, its default',
-        f', which has no effect unless {condition}',
-      )
+      holds = not f'{field}.'.startswith(f'{prefix}.') or has_effect(c)
+      allowed = f'{default[field]!r}, its default'
+      _require(holds, field, values[field], allowed, why)
 
 
 # --- Rules of several fields -------------------------------------------------
 
 
 def _check_batches(c: ConfigDict):
-  _require(
-    c.algo != 'grpo' or c.rollout.members >= 2,
-    'rollout.members',
-    c.rollout.members,
-    '2 or more',
-    ', but GRPO compares the members of a group',
-  )
+  members, why = c.rollout.members, ', but GRPO compares the members of a group'
+  holds = c.algo != 'grpo' or members >= 2
+  _require(holds, 'rollout.members', members, '2 or more', why)
   minibatch, microbatch = c.learner.minibatch, c.learner.microbatch
   kept = kept_rows(c)
   _check_divides('learner.minibatch', minibatch, kept, 'kept trajectories')
@@ -133,43 +118,27 @@ def _check_divides(field: str, value: int, whole: int, noun: str):
 
 
 def _check_numbers(c: ConfigDict):
-  lengths, context = c.rollout.lengths, c.limits.context
-  _require(
-    list(lengths) == sorted(lengths)
-    and (not lengths or lengths[-1] >= context),
-    'rollout.lengths',
-    lengths,
-    f'rising numbers up to limits.context, {context}, or more',
-  )
-  _require(
-    not 0 < c.num_steps <= c.critic.warmup,
-    'critic.warmup',
-    c.critic.warmup,
-    f'less than num_steps, {c.num_steps}',
-    ', so the policy would never learn',
-  )
+  lengths, context, w = c.rollout.lengths, c.limits.context, c.warm_start
+  rises = list(lengths) == sorted(lengths)
   most = schema.FIRST_TRAINING_SEED - c.eval.prompts
-  _require(
-    c.eval.first_seed <= most,
-    'eval.first_seed',
-    c.eval.first_seed,
-    f'up to {most}',
-    f', from which {c.eval.prompts} boards reach those of training',
-  )
-  w = c.warm_start
-  _require(
-    w.hidden_size % (2 * w.num_heads) == 0,
-    'warm_start.num_heads',
-    w.num_heads,
-    'divisors of half of warm_start.hidden_size',
-    f', which does not cut {w.hidden_size} units into heads of even size',
-  )
-  _require(
-    w.num_heads % w.num_key_value_heads == 0,
-    'warm_start.num_key_value_heads',
-    w.num_key_value_heads,
-    f'divisors of warm_start.num_heads, {w.num_heads}',
-  )
+  # fmt: off
+  for holds, field, allowed, why in (
+    (rises and (not lengths or lengths[-1] >= context), 'rollout.lengths',
+     f'rising numbers up to limits.context, {context}, or more', ''),
+    (not 0 < c.num_steps <= c.critic.warmup, 'critic.warmup',
+     f'less than num_steps, {c.num_steps}',
+     ', so the policy would never learn'),
+    (c.eval.first_seed <= most, 'eval.first_seed', f'up to {most}',
+     f', from which {c.eval.prompts} boards reach those of training'),
+    (w.hidden_size % (2 * w.num_heads) == 0, 'warm_start.num_heads',
+     'divisors of half of warm_start.hidden_size',
+     f', which does not cut {w.hidden_size} units into heads of even size'),
+    (w.num_heads % w.num_key_value_heads == 0,
+     'warm_start.num_key_value_heads',
+     f'divisors of warm_start.num_heads, {w.num_heads}', ''),
+  ):
+    _require(holds, field, schema.get(c, field), allowed, why)
+  # fmt: on
 
 
 def _check_blanks(section: schema.Section):
@@ -235,29 +204,19 @@ def mesh_rows(c: ConfigDict) -> dict[str, int]:
 
 
 def check_mesh(c: ConfigDict, shards: int):
-  """Refuse batches that the mesh cannot split.
+  """Refuse batches that the mesh cannot split, with a UsageError.
 
-  Args:
-    c: the config.
-    shards: devices along the data and fsdp axes, over all slices.
-
-  Raises:
-    UsageError: one sentence.
+  `shards` are the devices along the data and fsdp axes, over all slices.
   """
   sizes = mesh_rows(c)
   common = math.gcd(*sizes.values())
   fitting = [n for n in range(1, common + 1) if common % n == 0]
   near = sorted(fitting, key=lambda n: abs(math.log(n / shards)))[:3]
+  others = ', '.join(map(str, sorted(near)))
+  allowed = f'multiples of {shards}, or mesh.data * mesh.fsdp of {others}'
+  why = f', which mesh.data * mesh.fsdp, {shards} over all slices, cannot share'
   for field, size in sizes.items():
-    _require(
-      size % shards == 0,
-      field,
-      size,
-      f'multiples of {shards}, or mesh.data * mesh.fsdp of '
-      f'{", ".join(map(str, sorted(near)))}',
-      f', which mesh.data * mesh.fsdp, {shards} over all slices, cannot share '
-      'equally',
-    )
+    _require(size % shards == 0, field, size, allowed, f'{why} equally')
 
 
 def kept_rows(c: ConfigDict) -> int:

@@ -24,13 +24,10 @@ Metrics = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class ModelScores:
-  """Scores of the kept rows before the update.
+  """Scores of the kept rows before the update, by policy, reference and critic.
 
-  Attributes:
-    old: scores by the policy, at sampled tokens.
-    reference: scores by the reference, at the tokens of `reference_mask`; zeros
-      without a reference.
-    value_BT: values by the critic; None without one.
+  The reference's are zeros without one, and off the tokens of `reference_mask`;
+  `value_BT` is None without a critic.
   """
 
   old: scoring.Scores

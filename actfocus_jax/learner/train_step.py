@@ -47,9 +47,9 @@ class TrainStepConfig:
     critic: section with `clip` and `warmup`; None without a critic.
     learner: section with `minibatch`, `microbatch` (0: the mini-batch),
       `epochs`, `old_logprob`, `importance_cap` and `score_chunk`.
-    has_reference: whether the KL term or the signal needs the reference.
-    has_signal: whether the token weights depend on the signal.
-    needs_spread: whether a step is skipped when no kept group has spread.
+    has_reference: bool, the KL term or the signal needs the reference.
+    has_signal: bool, the token weights depend on the signal.
+    needs_spread: bool, a step without spread in any kept group is skipped.
   """
 
   members: int
@@ -159,13 +159,11 @@ class TrainStep:
     return self._update(state, update_batch, metrics, order_key)
 
   def _prepare(self, state: TrainState, reference, batch: Trajectory, key):
-    """The train step without its update."""
     return self._train_step(state, reference, batch, key, with_update=False)
 
   def _finish(
     self, state: TrainState, update_batch: UpdateBatch, metrics: Metrics, key
   ) -> tuple[TrainState, Metrics]:
-    """The update alone."""
     _, order_key = jax.random.split(key)
     return self._update(state, update_batch, metrics, order_key)
 
@@ -396,7 +394,6 @@ def critic_gradient(
   """Gradient of the critic's objective over one mini-batch.
 
   The clipped squared error, a plain mean over the tokens of `critic_BT`.
-  Arguments and results are those of `actor_gradient`.
   """
   count = minibatch.critic_BT.sum(dtype=jnp.float32)
 

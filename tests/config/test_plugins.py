@@ -82,7 +82,6 @@ def test_options_are_arguments_and_survive_json():
     ('positional', ["'depth", 'not a keyword']),
     ('untyped', ["'share' has the default None", '`int | None`']),
     ('unknown', ["'share' has the default None", '`int | None`']),
-    ('of_two', ["'share' has the default None", '`int | None`']),
     ('listing', ["'sizes' has a default of type list", 'tuple of these']),
     ('nested', ["'sizes' has a default of type tuple", 'tuple of these']),
     ('taken', ["'items' has a name"]),

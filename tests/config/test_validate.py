@@ -44,12 +44,6 @@ def test_every_config_passes_its_own_checks(name, size, algo):
     assert bool(c.model.path) == (size != 'tiny')
 
 
-@pytest.mark.parametrize('name', CONFIGS)
-def test_every_config_names_its_command(name):
-  text = (ROOT / 'configs' / f'{name}.py').read_text()
-  assert f'--config=configs/{name}.py' in text.partition('def ')[0]
-
-
 # Method, section 7: P, G, turns, actions in a turn and in an episode, steps,
 # context, boards and episodes of an evaluation, KL of GRPO.
 PAPER = {
@@ -221,8 +215,9 @@ def test_same_fields_pass_where_they_have_an_effect(argument, changes):
 def test_boards_may_be_in_the_home_directory(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   (tmp_path / 'levels.txt').write_text('')
-  c = change(schema.defaults('sokoban'), {'env.boards': '~/levels.txt'})
-  validate.check(c)
+  validate.check(
+    change(schema.defaults('sokoban'), {'env.boards': '~/levels.txt'})
+  )
 
 
 # --- Numbers that follow from a config ---------------------------------------

@@ -220,6 +220,10 @@ def test_eight_devices_make_the_same_step(
     assert_same_step(eight, one)
     # Each array stays where it was, so the next step compiles nothing.
     assert shardings(eight[0]) == before
+    metrics_lib.count_compilations()
+    count, key = metrics_lib.count_compilations(), key_of(1)
+    train_step.fused(eight[0], frozen, rows, key)
+    assert metrics_lib.count_compilations() == count
 
 
 def test_explain_gives_the_weights_of_training(
