@@ -1,4 +1,4 @@
-"""From a config to the parts of a run.
+"""Build the parts of a run from its config.
 
 The only place that knows names of choices: `env.name`, `player.name` and, for
 the learner, `algo`, `weights.*`, `advantage.estimator`, are looked up here, in
@@ -197,7 +197,7 @@ def splits(
 ) -> tuple[mesh_shapes.Split, ...]:
   """Sizes that the mesh must cut into equal parts: batches and the model."""
   model = architecture_of(c, path).splits
-  if not c.model.path:  # Its vocabulary is not known yet.
+  if not c.model.path:  # Its vocabulary is unknown before the warm start.
     model = tuple(part for part in model if part.what != 'vocab_size')
   return mesh_shapes.row_splits(validate.mesh_rows(c)) + model
 
@@ -360,18 +360,18 @@ def policy(model: Model, params) -> collector_lib.Policy:
 
 def model_path(
   c: ConfigDict,
-  played: Sequence[games_lib.Game] | None = None,
+  run_games: Sequence[games_lib.Game] | None = None,
   threads: env_pool_lib.EnvPool | None = None,
 ) -> pathlib.Path:
   """`model.path`, or the directory of the warm start, made if need be."""
   if c.model.path:
     return files.locate(c.model.path, c.model.revision)
-  return warm_model.ensure(warm_start(c, played, threads))
+  return warm_model.ensure(warm_start(c, run_games, threads))
 
 
 def warm_start(
   c: ConfigDict,
-  played: Sequence[games_lib.Game] | None = None,
+  run_games: Sequence[games_lib.Game] | None = None,
   threads: env_pool_lib.EnvPool | None = None,
 ) -> warm_model.WarmStart:
   """Plan of the warm start, with games and pool of the run if it has some."""
@@ -389,7 +389,7 @@ def warm_start(
     described=described,
     cast=tuple(
       zip(
-        played or games(c),
+        run_games or games(c),
         [player(section) for section in sections],
         strict=True,
       )
@@ -476,17 +476,17 @@ def train_step(c: ConfigDict, chosen: Learners) -> train_step_lib.TrainStep:
 
 
 def train_step_config(c: ConfigDict) -> train_step_lib.TrainStepConfig:
-  """Look up the functions that the config names, and hand on its sections."""
+  """Look up the functions that the config names, and pass on its sections."""
   estimator = schema.estimator(c)
   scheme = weights.SCHEMES[c.weights.scheme]
   return train_step_lib.TrainStepConfig(
     members=c.rollout.members,
     num_turns=schema.most_turns(c),
     temperature=c.rollout.temperature,
-    selection=_numbers(selection.keep_groups, c.selection),
+    selection=_keyword_arguments(selection.keep_groups, c.selection),
     signal=signals.SIGNALS[c.weights.signal],
     weight_scheme=scheme,
-    weights=_numbers(scheme, c.weights),
+    weights=_keyword_arguments(scheme, c.weights),
     estimator=estimators.ESTIMATORS[estimator],
     advantage=dict(c.advantage[estimator]),
     logprob_pooling=turns.LOGPROB_POOLINGS[c.learner.ratio],
@@ -501,8 +501,10 @@ def train_step_config(c: ConfigDict) -> train_step_lib.TrainStepConfig:
   )
 
 
-def _numbers(function: Callable, section: ConfigDict) -> dict[str, Any]:
-  """Fields of a section that are the keyword-only arguments of a function."""
+def _keyword_arguments(
+  function: Callable, section: ConfigDict
+) -> dict[str, Any]:
+  """Fields that a function takes, such as `beta` of weights.by_action."""
   names = inspect.getfullargspec(function).kwonlyargs
   return {name: section[name] for name in names}
 
@@ -546,31 +548,31 @@ def parts(c: ConfigDict) -> Iterator[Parts]:
 def _parts(c: ConfigDict, threads: env_pool_lib.EnvPool) -> Parts:
   """Make the parts without communication between processes."""
   with refusing_misfits():
-    run_mesh, played = mesh(c), games(c)
+    run_mesh, run_games = mesh(c), games(c)
   # Every process makes the warm start for itself unless it finds one.
-  path = model_path(c, played, threads)
+  path = model_path(c, run_games, threads)
   with jax.set_mesh(run_mesh), refusing_misfits():
     bridge, base = chat(c, path), model(c, path, run_mesh)
     check_vocabulary(c, bridge, base.config)
     seeds = range(c.eval.first_seed, c.eval.first_seed + c.eval.prompts)
-    collector_lib.check_first_prompts(bridge, played, threads, seeds)
+    collector_lib.check_first_prompts(bridge, run_games, threads, seeds)
     return Parts(
       run_mesh,
-      played,
+      run_games,
       bridge,
       base,
-      collector(c, bridge, played, run_mesh, threads),
+      collector(c, bridge, run_games, run_mesh, threads),
     )
 
 
 def collector(
-  c: ConfigDict, chat, played, mesh, threads
+  c: ConfigDict, chat, run_games, mesh, threads
 ) -> collector_lib.Collector:
   """Collector of rollouts in the shapes of the config."""
   slices = mesh_lib.slice_count(mesh, c.mesh.dcn_data, c.mesh.dcn_fsdp)
   return collector_lib.Collector(
     chat,
-    played,
+    run_games,
     mesh,
     threads,
     slots=c.rollout.slots,

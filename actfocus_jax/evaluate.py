@@ -24,12 +24,16 @@ from actfocus_jax.run import storage
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'A run to evaluate.')
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint; default the newest.')
-_PROMPTS = flags.DEFINE_integer('prompts', None, 'Boards; default as trained.')
+_PROMPTS = flags.DEFINE_integer(
+  'prompts', None, 'Boards; default: eval.prompts.'
+)
 _MEMBERS = flags.DEFINE_integer(
-  'members', None, 'Episodes per board; default as trained.'
+  'members', None, 'Episodes per board; default: eval.members.'
 )
 _TEMPERATURE = flags.DEFINE_float(
-  'temperature', None, 'Of sampling; default as trained.'
+  'temperature',
+  None,
+  'Sampling temperature; default: eval.temperature.',
 )
 flags.declare_key_flag('config')
 flags.declare_key_flag('help_config')

@@ -24,7 +24,10 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'The run.')
 _OUT = flags.DEFINE_string('out', None, 'Directory to write.')
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint; default the newest.')
 _DTYPE = flags.DEFINE_enum(
-  'dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'Of the weights.'
+  'dtype',
+  'float32',
+  ['float32', 'bfloat16', 'float16'],
+  'Type of weights.',
 )
 
 flags.declare_key_flag('model_path')

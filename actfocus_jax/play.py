@@ -134,7 +134,7 @@ def _print_end(episode):
   if episode.truncated:
     context = episode.game.limits.context
     print(f'The context is full: limits.context is {context}.')
-  over = 'over' if episode.over else 'left'
+  over = 'over' if episode.over else 'ended early'
   solved = 'solved' if episode.success else 'not solved'
   print(
     f'{over} after {len(episode.turns)} turns, {solved}, return '

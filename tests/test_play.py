@@ -90,7 +90,7 @@ def test_full_context_is_reported(chat, monkeypatch, capsys):
   )
   assert 'The context is full: limits.context is 600.\nover after ' in out
   out = by_hand(chat, Counting(), 'go\n\n', monkeypatch, capsys)
-  assert 'context' not in out and 'left after 1 turns' in out
+  assert 'context' not in out and 'ended early after 1 turns' in out
 
 
 @pytest.mark.parametrize('breaks_at', [0, 2])
