@@ -10,7 +10,8 @@ Hardware and time: an accelerator for the sizes 0.5b to 7b. size=tiny takes 30
 minutes of CPU time, half of them for the warm start.
 Expected: with size=tiny held-out success from 7.8 % to 10.5 % in 20 steps and
 12.1 % in 40 (seed 0; the intervals include no gain; results/README.md). Other
-sizes are not measured. Random clicks buy the right product in 0.2 % of the episodes.
+sizes are not measured. Random clicks buy the right product in 0.2 % of the
+episodes.
 """
 
 from actfocus_jax.config import presets, schema
