@@ -28,7 +28,7 @@ from actfocus_jax.learner.prepare import Trajectory
 from actfocus_jax.learner.state import TrainState
 from actfocus_jax.learner.train_step import TrainStepConfig
 from actfocus_jax.model import scoring
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 
 
 class Failed(RuntimeError):
@@ -150,7 +150,7 @@ def _check_copies(state: TrainState):
       continue
     mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
     used = {axis for part in spec for axis in _axes(part)}
-    sums = meshes.fetch(mesh, _local_sums(mesh, spec)(leaf))
+    sums = mesh_lib.fetch(mesh, _local_sums(mesh, spec)(leaf))
     for i, axis in enumerate(mesh.axis_names):
       copies = np.moveaxis(sums, i, 0)
       if axis not in used and (copies != copies[:1]).any():

@@ -20,7 +20,7 @@ from actfocus_jax.learner import prepare
 from actfocus_jax.learner.prepare import Metrics, Trajectory, UpdateBatch
 from actfocus_jax.learner.state import ModelState, TrainState
 from actfocus_jax.model import scoring
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -178,7 +178,7 @@ class TrainStep:
       prepare.weight_inputs(batch, scores, signal_BT, state.step), **c.weights
     )
     # For every process to read.
-    return meshes.constrain_replicated((signal_BT, weight_BT))
+    return mesh_lib.constrain_replicated((signal_BT, weight_BT))
 
   def _score(self, state: TrainState, reference, batch: Trajectory):
     """Scores by policy, reference and critic, at the tokens that are needed."""

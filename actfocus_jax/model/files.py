@@ -47,7 +47,7 @@ class Tensor(NamedTuple):
 
 @functools.cache
 def locate(path: str, revision: str = '') -> pathlib.Path:
-  """Returns the directory of a model, downloaded if needed; cached.
+  """Return the directory of a model, downloaded if needed; cached.
 
   An existing directory is used as it is. Otherwise `ORGANISATION/NAME` is a
   Hugging Face hub id: huggingface_hub finds it in its cache or downloads it
@@ -89,7 +89,7 @@ def locate(path: str, revision: str = '') -> pathlib.Path:
 
 
 def how_to_fetch(name: str, revision: str = '') -> str:
-  """Returns instructions for getting a model to a machine without network."""
+  """Return instructions for getting a model to a machine without network."""
   local = f'models/{name.partition("/")[2]}'
   fetch = f'hf download {name} --local-dir {local}'
   fetch += f' --revision {revision}' if revision else ''
@@ -100,13 +100,13 @@ def how_to_fetch(name: str, revision: str = '') -> str:
 
 
 def is_hub_id(path: str) -> bool:
-  """Returns whether a `model.path` is a hub id and not a directory."""
+  """Return whether a `model.path` is a hub id and not a directory."""
   is_directory = pathlib.Path(path).expanduser().is_dir()
   return not is_directory and bool(_HUB_ID.fullmatch(path))
 
 
 def _reason(error: Exception) -> str:
-  """Returns the first line of the original error."""
+  """Return the first line of the original error."""
   while error.__cause__ is not None:
     error = error.__cause__
   lines = str(error).strip().splitlines() or ['']
@@ -117,7 +117,7 @@ def _reason(error: Exception) -> str:
 
 
 def check(directory: pathlib.Path) -> architecture.Config:
-  """Returns the architecture if the directory is complete.
+  """Return the architecture if the directory is complete.
 
   Raises:
     ValueError: if a file is missing, is cut or cannot be read, or the
@@ -139,7 +139,7 @@ def check(directory: pathlib.Path) -> architecture.Config:
 
 
 def config(directory: pathlib.Path) -> architecture.Config:
-  """Returns the architecture in a directory, or raises ValueError."""
+  """Return the architecture in a directory, or raise ValueError."""
   raw = read_json(directory / 'config.json')
   try:
     return architecture.Config.from_hf(raw)
@@ -148,7 +148,7 @@ def config(directory: pathlib.Path) -> architecture.Config:
 
 
 def stop_ids(directory: pathlib.Path) -> tuple[int, ...]:
-  """Returns the stop ids in generation_config.json, () if there are none.
+  """Return the stop ids in generation_config.json, () if there are none.
 
   Raises:
     ValueError: if the file cannot be read or holds anything but ids.
@@ -166,7 +166,7 @@ def stop_ids(directory: pathlib.Path) -> tuple[int, ...]:
 
 
 def fingerprint(directory: pathlib.Path) -> str:
-  """Returns a SHA-256 over everything that determines a model's output.
+  """Return a SHA-256 over everything that determines a model's output.
 
   That is weights, architecture, tokenizer, chat template and stop ids, not the
   names of the directory or of the shards.
@@ -183,13 +183,13 @@ def fingerprint(directory: pathlib.Path) -> str:
 
 
 def commit(directory: pathlib.Path) -> str:
-  """Returns the commit of a directory in the hub's cache, else ''."""
+  """Return the commit of a directory in the hub's cache, else ''."""
   is_snapshot = directory.parent.name == 'snapshots'
   return directory.name if is_snapshot else ''
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
-  """Returns the JSON object in a file; ValueError if there is none."""
+  """Return the JSON object in a file; ValueError if there is none."""
   try:
     content = json.loads(file.read_text())
   except (ValueError, OSError) as error:
@@ -200,7 +200,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
 
 
 def tensors(directory: pathlib.Path) -> dict[str, Tensor]:
-  """Returns name -> place of every tensor, from the headers of the files.
+  """Return name -> place of every tensor, from the headers of the files.
 
   Raises:
     ValueError: if there are no weights or two kinds of them, a file is cut, a
@@ -253,7 +253,7 @@ def tensors(directory: pathlib.Path) -> dict[str, Tensor]:
 
 
 def _header(file: pathlib.Path) -> dict[str, Tensor]:
-  """Returns the tensors of one file, if the file is complete.
+  """Return the tensors of one file, if the file is complete.
 
   The file begins with the length of a JSON header, in 8 bytes; the header holds
   the end of each tensor. A failed download leaves a small text in its place, or

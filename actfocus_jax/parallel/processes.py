@@ -32,10 +32,10 @@ from actfocus_jax import errors
 # Seconds without a heartbeat after which a process counts as dead.
 _HEARTBEAT_TIMEOUT = 30
 # Seconds within which all processes must join: machines of a cluster may start
-# minutes apart. After _TELL_AFTER seconds a message says what this process
+# minutes apart. After _REPORT_AFTER seconds a message says what this process
 # waits for.
 _JOIN_WITHIN = 300.0
-_TELL_AFTER = 15.0
+_REPORT_AFTER = 15.0
 _FRAME_BYTES = 1024
 _LENGTH_BYTES = 4
 # Seconds that process 0 stays after an error. The others may have the same one;
@@ -177,14 +177,14 @@ def start(
 
 def _exit_unless(joined: threading.Event, address: str):
   """End this process if the others do not come; runs in its own thread."""
-  if joined.wait(_TELL_AFTER):
+  if joined.wait(_REPORT_AFTER):
     return
   print(
     f'Waiting for the other processes{address}, {_JOIN_WITHIN:g} s at most.',
     file=sys.stderr,
     flush=True,
   )
-  if joined.wait(_JOIN_WITHIN - _TELL_AFTER):
+  if joined.wait(_JOIN_WITHIN - _REPORT_AFTER):
     return
   print(
     f'error: not all processes came{address} within {_JOIN_WITHIN:g} s. Look '

@@ -286,8 +286,8 @@ MUTANTS = (
     'joined_rows_in_another_order',
     'learner',
     'microbatch',
-    'meshes.constrain_rows(rows.swapaxes(0, 1).reshape(',
-    'meshes.constrain_rows(rows.reshape(',
+    'mesh_lib.constrain_rows(rows.swapaxes(0, 1).reshape(',
+    'mesh_lib.constrain_rows(rows.reshape(',
     ('rows',),
   ),
   Mutant(
