@@ -5,10 +5,9 @@ sampled. It is summed over the tokens of one micro-batch; the count is the
 number of sampled tokens or, for the policy loss alone, the sum of their
 weights. The caller adds sums over all micro-batches and devices of a mini-batch
 and divides once (`trajectory.divide`). Dividing each micro-batch by its own
-count would be another objective, one in which a token of a short row counts
-for more.
+count would be another objective: it gives tokens of short rows more weight.
 
-Metrics are pairs, too; a metric that is not a pair is a maximum.
+Metrics are pairs too; a metric that is not a pair is a maximum.
 """
 
 from typing import Any, NamedTuple

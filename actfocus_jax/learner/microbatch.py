@@ -15,14 +15,14 @@ from actfocus_jax.parallel import mesh as mesh_lib
 
 
 def consecutive(tree: Any, size: int) -> Any:
-  """[B, ...] -> [B / size, size, ...]; part i holds rows i * size and on."""
+  """[B, ...] -> [B / size, size, ...]; part i begins at row i * size."""
   return jax.tree.map(
     lambda x: _keep_parts(x.reshape(-1, size, *x.shape[1:])), tree
   )
 
 
 def micro(tree: Any, size: int) -> Any:
-  """[B, ...] -> [B / size, size, ...]; a part has as many rows of each device.
+  """[B, ...] -> [B / size, size, ...]; equally many rows per device in a part.
 
   On one device, and where the row shards do not divide `size`, these are the
   parts of `consecutive`.
@@ -57,7 +57,7 @@ def _shards(size: int) -> int:
 
 
 def _keep_parts(x: jax.Array) -> jax.Array:
-  """`mesh_lib.constrain_rows` of each part."""
+  """Apply `mesh_lib.constrain_rows` to each part."""
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, P(None, *mesh_lib.ROWS))

@@ -1,4 +1,4 @@
-"""Checks before the first update: is what should be equal, equal?
+"""Consistency checks before the first update.
 
 A mask that is off by one, a padding that leaks or a reference that is another
 model trains without an error and learns nothing, or the wrong thing. On the
@@ -32,7 +32,7 @@ from actfocus_jax.parallel import mesh as mesh_lib
 
 
 class Failed(RuntimeError):
-  """A check failed; the message says what that means."""
+  """A failed check; the message explains its meaning."""
 
 
 @dataclasses.dataclass(frozen=True)

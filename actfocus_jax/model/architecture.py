@@ -20,8 +20,8 @@ class Family:
 
   Attributes:
     class_name: the class in transformers that reads their config.json.
-    qkv_bias: whether the projections to queries, keys and values have biases.
-    query_key_norm: whether every head's queries and keys are normalised
+    qkv_bias: true if the projections to queries, keys and values have biases.
+    query_key_norm: true if every head's queries and keys are normalised
       before they are rotated.
     head_dim: head size if config.json has none; None: hidden_size divided by
       the number of heads.

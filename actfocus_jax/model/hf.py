@@ -153,7 +153,7 @@ def load(
 
   Args:
     directory: holds config.json and model.safetensors, or shards and an index.
-    mesh: where the parameters go, by transformer.PARTITION_RULES.
+    mesh: mesh of the parameters, split by transformer.PARTITION_RULES.
     dtype: dtype of the computation.
     param_dtype: dtype of the parameters, independent of that of the files.
     remat: see transformer.Transformer.
@@ -174,10 +174,11 @@ def load(
   name_map = _name_map(shapes, config)
   tensors = files.tensors(directory)
   _check_tensors(name_map, tensors, config)
-  places = jax.tree.leaves(shardings)
   leaves = [
     _read(spec, leaf, sharding, tensors)
-    for (spec, leaf), sharding in zip(name_map.values(), places, strict=True)
+    for (spec, leaf), sharding in zip(
+      name_map.values(), jax.tree.leaves(shardings), strict=True
+    )
   ]
   _check_finite(name_map, leaves, mesh)
   params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
