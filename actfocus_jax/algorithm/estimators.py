@@ -258,7 +258,7 @@ def _among_equals(
   *,
   normalize_std: bool,
 ) -> jax.Array:
-  """Each return relative to those of the same group with the same anchor."""
+  """Returns of turns relative to the mean over their group and anchor."""
   same_PNN = anchor_PN[:, :, None] == anchor_PN[:, None, :]
   same_PNN = same_PNN & exists_PN[:, :, None] & exists_PN[:, None, :]
   # Written as sums, not as matrix products: float32 on every platform.

@@ -66,7 +66,8 @@ def policy_loss(
   Args:
     logprob_BT: log-probability of token t under the policy being trained; the
       only argument that receives a gradient.
-    old_logprob_BT: the same under the policy that sampled, or its re-score.
+    old_logprob_BT: log-probs under the policy before the update: those of the
+      sampler, or log-probs of a fresh forward pass.
     advantage_BT: advantage of token t.
     weight_BT: weight of token t, >= 0, and 0 where not sampled.
     clip_low: low of the equation.
@@ -231,8 +232,8 @@ def value_loss(
 
       0.5 * max((v - R)^2, (clip(v, v_old - clip, v_old + clip) - R)^2)
 
-  with R the return and `clip` in units of it. Only `value_BT` receives a
-  gradient. Returns ((sum, count), metrics) over sampled tokens; metrics hold
+  with R the return and `clip` the largest move of the value, in units of R.
+  Only `value_BT` receives a gradient. Returns ((sum, count), metrics) over sampled tokens; metrics hold
   the (sum, count) of `clip_fraction`: the clipped error is the larger one.
   """
   chex.assert_rank(value_BT, 2)

@@ -9,7 +9,7 @@ The stages of one generated board:
    numbers left, which are tried in random order.
 2. Some cells are blanked, each as likely as any other. The other cells are the
    givens; the full grid is the stored solution.
-3. There may be other solutions: boards are not redrawn until the solution is
+3. There may be other solutions: no board is redrawn to make its solution
    unique.
 """
 

@@ -220,7 +220,10 @@ def metrics(
   *,
   rule: str,
 ) -> Metrics:
-  """Metrics of weights, selection, signal (None: left out), sampler, critic."""
+  """Metrics of weights, selection, signal, sampler and critic.
+
+  A `signal_BT` of None leaves the metrics of the signal out.
+  """
   spread_P, old = selection.group_spread(return_PG), scores.old
   kept_P = jnp.ones(spread_P.shape, bool)
   if rule == 'top_p':
