@@ -19,7 +19,7 @@ class Stopped(Exception):
   """A signal ended a command before its work was done.
 
   Attributes:
-    code: exit code, as of `Interrupt`.
+    code: exit code, 130 after SIGINT and 143 after SIGTERM.
   """
 
   def __init__(self, message: str, code: int):

@@ -65,7 +65,7 @@ def evaluate(
 
 def _row(played: collector_lib.Rollout) -> dict[str, float]:
   """Means over some episodes."""
-  solved = np.array([one.success for one in played.episodes])
+  solved = np.array([episode.success for episode in played.episodes])
   low, high = intervals.wilson(int(solved.sum()), solved.size)
   row = statistics_lib.episode_means(played)
   head = {

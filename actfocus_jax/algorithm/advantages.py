@@ -1,10 +1,11 @@
-"""Advantages from rewards: how much better than expected a token was.
+"""Advantages of tokens, from rewards.
 
 PPO: generalised advantage estimation over sampled tokens, then whitening over
 the batch. GRPO: the return relative to the group, the same on every sampled
-token of a row. `estimators` makes them, and those of other papers, available by
-name. All are constants for differentiation and are 0 on tokens that were not
-sampled. Token weights do not touch them.
+token of a row. `estimators` maps names to these and other estimators.
+
+All are constants for differentiation and are 0 on tokens that were not sampled.
+Token weights do not change them.
 """
 
 import chex

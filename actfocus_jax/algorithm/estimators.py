@@ -1,8 +1,8 @@
 """Advantage estimators by name, all with one signature.
 
-Each takes `Inputs` and its numbers by keyword, and returns a `Credit`. Those of
-PPO and GRPO call `advantages`; those of other papers judge a turn as a whole
-and put one number on every token that the policy sampled in it. All advantages
+Each takes `Inputs` and its numbers by keyword, and returns a `Credit`. The
+estimators of PPO and GRPO call `advantages`; the others compute one advantage
+per turn and put it on every token that the policy sampled in it. All advantages
 are constants for differentiation and are 0 on tokens that were not sampled.
 """
 
@@ -37,7 +37,7 @@ class Inputs:
     sampled_BT: bool, written by the policy.
     turn_BT: int32, index of each token's turn; read at sampled tokens.
     anchor_BT: int32, number of the environment's state at the beginning of the
-      turn: equal states have equal numbers; read at sampled tokens.
+      turn; equal states have equal numbers. Read at sampled tokens.
     num_turns: K, at least the turns of any episode; static.
   """
 
@@ -65,7 +65,7 @@ class Credit(NamedTuple):
   critic_BT: jax.Array | None = None
 
 
-# --- Of the paper ------------------------------------------------------------
+# --- Estimators --------------------------------------------------------------
 
 
 def group_relative(inputs: Inputs, *, normalize_std: bool = True) -> Credit:
@@ -118,14 +118,14 @@ def gigpo(
   step_weight: float = 1.0,
   discount: float = 0.95,
 ) -> Credit:
-  """Group-in-group: the episode among its group, the step among its state.
+  """Group-in-group: episode-level plus step-level advantage.
 
       A = A_episode + step_weight * A_step
       R_k = sum_{l >= k} discount^(l - k) r_l
       A_step = (R_k - mean) / (std + 1e-6)
 
   over all turns, of all members of the group, that began in the same state of
-  the environment; 0 for a state that was met once. `A_episode` is that of
+  the environment; 0 for a state that occurs once. `A_episode` is
   `advantages.group_relative`. Source: GiGPO, arXiv 2505.10978, section 4.
 
   `step_weight` is the paper's omega, `discount` is per turn; `normalize_std`
@@ -170,7 +170,7 @@ def empg(
   clarity_scale: float = 1.0,
   clarity_bonus: float = 0.1,
 ) -> Credit:
-  """Entropy modulation: surer turns move more, and get a bonus before them.
+  """EMPG: scales the advantage by confidence, adds a clarity bonus.
 
       H_k   = (mean entropy of turn k - min) / (max - min + 1e-8)
       g(H)  = exp(-scale H) / mean_k exp(-scale H_k)
@@ -258,7 +258,7 @@ def _among_equals(
   *,
   normalize_std: bool,
 ) -> jax.Array:
-  """Each return relative to those of the same group with the same anchor."""
+  """Returns of turns relative to the mean over their group and anchor."""
   same_PNN = anchor_PN[:, :, None] == anchor_PN[:, None, :]
   same_PNN = same_PNN & exists_PN[:, :, None] & exists_PN[:, None, :]
   # Written as sums, not as matrix products: float32 on every platform.
@@ -285,11 +285,11 @@ def _among_equals(
 
 
 class Estimator(NamedTuple):
-  """An estimator, and what a config and the train step must know of it.
+  """An estimator with its properties.
 
   Attributes:
     compute: (Inputs, numbers by keyword) -> Credit.
-    algo: 'ppo' for one that needs a critic, else 'grpo'.
+    algo: 'ppo' if the estimator needs a critic, else 'grpo'.
     compares_turns: bool, turns may differ where the returns of a group are
       equal, so that a step without spread is not skipped.
   """

@@ -5,10 +5,9 @@ sampled. It is summed over the tokens of one micro-batch; the count is the
 number of sampled tokens or, for the policy loss alone, the sum of their
 weights. The caller adds sums over all micro-batches and devices of a mini-batch
 and divides once (`trajectory.divide`). Dividing each micro-batch by its own
-count would be another objective, one in which a token of a short row counts
-for more.
+count would be another objective: it gives tokens of short rows more weight.
 
-Metrics are pairs, too; a metric that is not a pair is a maximum.
+Metrics are pairs too; a metric that is not a pair is a maximum.
 """
 
 from typing import Any, NamedTuple
@@ -67,7 +66,8 @@ def policy_loss(
   Args:
     logprob_BT: log-probability of token t under the policy being trained; the
       only argument that receives a gradient.
-    old_logprob_BT: the same under the policy that sampled, or its re-score.
+    old_logprob_BT: log-probs under the policy before the update: those of the
+      sampler, or log-probs of a fresh forward pass.
     advantage_BT: advantage of token t.
     weight_BT: weight of token t, >= 0, and 0 where not sampled.
     clip_low: low of the equation.
@@ -232,8 +232,8 @@ def value_loss(
 
       0.5 * max((v - R)^2, (clip(v, v_old - clip, v_old + clip) - R)^2)
 
-  with R the return and `clip` in units of it. Only `value_BT` receives a
-  gradient. Returns ((sum, count), metrics) over sampled tokens; metrics hold
+  with R the return and `clip` the largest move of the value, in units of R.
+  Only `value_BT` receives a gradient. Returns ((sum, count), metrics) over sampled tokens; metrics hold
   the (sum, count) of `clip_fraction`: the clipped error is the larger one.
   """
   chex.assert_rank(value_BT, 2)

@@ -63,9 +63,9 @@ def keep_groups(
     ratio: in (0, 1]; the share of the groups (`top_k`) or of the summed
       standard deviations (`top_p`, to a relative 1e-6) to keep.
     rule: `top_k` keeps exactly `kept_count(P, ratio)` groups, those of the
-      largest spread, filled up with groups of none if it must; `top_p` keeps
-      the smallest set that holds the share, so none if nothing has spread.
-      Among equals the earlier group wins.
+      largest spread, even if some have no spread; `top_p` keeps the smallest
+      set that holds the share, so no group if none has spread. Among equals
+      the earlier group is kept.
 
   Raises:
     ValueError: the ratio is out of range or the rule is unknown.

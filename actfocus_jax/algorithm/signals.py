@@ -1,4 +1,4 @@
-"""Signals of the token weights: the energy of the paper, and its rivals.
+"""Signals of the token weights: the energy of the paper, and alternatives.
 
 A signal is one number per token, in nats except for the random control. The
 energy comes from the frozen reference model; the ablation and the controls put
@@ -67,7 +67,7 @@ def logprob_shift(inputs: SignalInputs) -> jax.Array:
 
 
 def random(inputs: SignalInputs) -> jax.Array:
-  """Control: N(0, 1) per token. Does any spread of weights do?
+  """Control: random weights with the same spread, N(0, 1) per token.
 
   Each draw is named by its row and position, so it does not depend on the
   length to which the batch is padded.

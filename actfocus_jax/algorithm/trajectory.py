@@ -86,7 +86,7 @@ def masked_sum_count(
 
 
 def divide(total: jax.Array, count: jax.Array) -> jax.Array:
-  """`total / count`, where 0 / 0 is 0: a mean over nothing is no loss."""
+  """`total / count`, where 0 / 0 is 0: the mean over no tokens is 0."""
   return total / jnp.maximum(count, _COUNT_FLOOR)
 
 

@@ -31,7 +31,10 @@ def total(
 def mean(
   x_BT: jax.Array, mask_BT: jax.Array, turn_BT: jax.Array, *, turns: int
 ) -> jax.Array:
-  """Mean over the masked tokens of each turn: float32 [B, K], 0 of none."""
+  """Mean over the masked tokens of each turn: float32 [B, K].
+
+  It is 0 for a turn without masked tokens.
+  """
   return trajectory.divide(*total(x_BT, mask_BT, turn_BT, turns=turns))
 
 

@@ -1,8 +1,8 @@
-"""Token weights: little for thoughts, more for actions, by their signal.
+"""Token weights: weights of thought and action tokens.
 
 `token_weights` is the equation of the paper. Only the policy loss uses the
-weights, and divides by their sum. `SCHEMES` are the ways to weigh tokens that
-a config can choose from.
+weights, and divides by their sum. `SCHEMES` maps the names of a config to
+schemes.
 """
 
 from typing import NamedTuple
@@ -67,7 +67,8 @@ def top_entropy(
 
   with tau the (1 - share) quantile of H over all sampled tokens of the batch.
   Divided by the sum of weights this is the paper's objective up to the factor
-  `share`, in (0, 1]. Source: arXiv 2506.01939, section 5.
+  `share`. `share` is the share of the sampled tokens that keep weight 1, in
+  (0, 1]. Source: arXiv 2506.01939, section 5.
 
   Returns weight_BT, float32, a constant for differentiation.
   """

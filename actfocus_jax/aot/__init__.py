@@ -1,1 +1,1 @@
-"""Memory, work and least time of a run on a TPU slice that is not there."""
+"""Memory, work and least time of a run on an absent TPU slice."""

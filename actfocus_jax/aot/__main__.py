@@ -1,10 +1,11 @@
-"""Compile a run for a TPU slice that is not there: memory, work, least time.
+r"""Compile a run for a TPU slice that this machine does not have.
 
 python -m actfocus_jax.aot --config=configs/sokoban.py:size=3b,algo=ppo \
   --topology=v5e:4x4
 python -m actfocus_jax.aot --config=configs/sokoban.py:size=3b,algo=ppo --scale
 
-It needs libtpu, no TPU, and neither weights nor the network:
+It prints memory, work and least time. It needs libtpu, no TPU, and neither
+weights nor the network:
 `pip install "jax[tpu]"` in an environment of its own, because with libtpu
 installed other commands look for a TPU.
 """
@@ -110,7 +111,7 @@ def main(argv: list[str]):
     found = report.answer(
       c, config, topology, work, is_auto=mesh == 'auto', note=note
     )
-    name = pathlib.Path(c.model.path).name or 'the small model'
+    name = pathlib.Path(c.model.path).name or 'the built-in model'
     return {'config': f'{name}, {c.algo}', **found}
 
   if _SCALE.value:

@@ -17,7 +17,7 @@ MOST_SLICES = 64
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One generation.
+  """Specification of one TPU generation.
 
   Attributes:
     flops: peak of bfloat16 products with float32 sums, FLOP/s.
@@ -141,7 +141,7 @@ def devices(topology: Topology) -> list[Any]:
       platform='tpu',
       **options,
     )
-  except Exception as error:  # libtpu raises several kinds.
+  except Exception as error:  # libtpu raises several exception types.
     raise errors.UsageError(
       f'--topology is {str(topology)!r}, which the installed libtpu cannot '
       f'describe: {" ".join(str(error).split())[:200]}'

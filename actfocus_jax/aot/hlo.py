@@ -49,7 +49,7 @@ class Line(NamedTuple):
     return re.findall(r'%([\w.\-]+)', self.inside)
 
   def attribute(self, name: str) -> str:
-    """The word behind `name=`."""
+    """Return the value of the attribute `name`."""
     return re.search(rf'\b{name}=%?([\w.\-]+)', self.attributes)[1]
 
 
@@ -180,7 +180,8 @@ def _executed(
     for inner in called:
       for found, count in _executed(text, inner, often, data_trips):
         if inner.startswith('all-reduce-scatter'):
-          # TPUs write a reduce-scatter as a sum and a slice of it.
+          # The TPU compiler lowers a reduce-scatter to an all-reduce and a
+          # slice.
           found = found._replace(opcode='reduce-scatter', shape=line.shape)
         yield found, count
 

@@ -141,10 +141,10 @@ class Cost:
   """One call of a program on one chip.
 
   Attributes:
-    name: as of the program.
-    phase: as of the program.
-    calls: as of the program.
-    moved: as of the program.
+    name: name of the program.
+    phase: 'rollout', 'score' or 'update'.
+    calls: calls in one iteration.
+    moved: bytes that a chip reads and writes in a call at least.
     flops: FLOPs of matrix products.
     outside: bytes of the parts that stay in memory while it runs.
     arguments: bytes of the arguments.

@@ -79,7 +79,7 @@ class Workload:
     return turns
 
   def decoding(self) -> dict[int, float]:
-    """Length that the slots reach -> calls to decode."""
+    """Return the number of calls to decode for each slot length."""
     calls: dict[int, float] = {}
     for start, sampled in self._turns():
       for done in range(0, sampled, self.steps):
@@ -88,7 +88,7 @@ class Workload:
     return calls
 
   def turn_ends(self) -> dict[int, float]:
-    """Length that the slots reach -> prefills of observations."""
+    """Return the number of observation prefills for each slot length."""
     turns = self._turns()
     calls: dict[int, float] = {}
     for (_, sampled), (start, _) in zip(turns, turns[1:], strict=False):
@@ -183,8 +183,8 @@ class Run:
     self.state = learners.abstract()
     frozen = _recast(self.state.actor.params, self.model.dtype)
     self.reference = frozen if schema.has_reference(c) else None
-    where = mesh_lib.decode_shardings(frozen, self.mesh)
-    self.decoding = jax.tree.map(_place, frozen, where)
+    shardings = mesh_lib.decode_shardings(frozen, self.mesh)
+    self.decoding = jax.tree.map(_place, frozen, shardings)
     self.training = self._seats(c.rollout.prompts, c.rollout.members)
     self.evaluation = self._seats(c.eval.prompts, c.eval.members)
     both = (self.training, self.evaluation)
@@ -192,7 +192,7 @@ class Run:
     self.most_prompts = max(both, key=lambda seats: seats.prompt_rows)
 
   def parts(self) -> dict[str, Any]:
-    """Part -> abstract arrays that outlive a program."""
+    """Return the abstract arrays that outlive a program, by part."""
     actor, critic = self.state.actor, self.state.critic
     return {
       'actor': actor.params,
@@ -364,7 +364,7 @@ class Run:
     return '' if seats is self.training else ' in evaluation'
 
   def _views(self, lengths: dict[int, float]) -> dict[int, float]:
-    """View of the cache that the longest slot needs -> calls."""
+    """Return the number of calls for each view of the cache."""
     most = self.training.slots.cache.k_BLSN.shape[2]
     block = self.c.rollout.cache_block
     views: dict[int, float] = {}
@@ -383,12 +383,12 @@ class Run:
     # Each shard reads the openings that its episodes need.
     groups = [p for p in range(prompts) for _ in range(members)]
     read = len(placement.ShardPlacement.of(groups, range(self.shards)).groups)
-    where = sampling.slot_shardings(self.mesh, self.config)
+    shardings = sampling.slot_shardings(self.mesh, self.config)
 
     def slots(batch: int, length: int) -> sampling.Slots:
       sizes = batch, length, self.model.dtype, self.mesh.shape['tensor']
       empty = jax.eval_shape(lambda: sampling.empty(self.config, *sizes))
-      return jax.tree.map(_place, empty, where)
+      return jax.tree.map(_place, empty, shardings)
 
     return Seats(slots(batch, length), slots(read, self.prompt_width))
 

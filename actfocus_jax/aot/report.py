@@ -1,4 +1,4 @@
-"""Does a config fit on a slice, what does it compute, how long at least.
+"""Fit, work and least time of a config on a TPU slice.
 
 A mesh is the config's own or found by a simple rule: `tensor` is the number of
 key heads or less; `fsdp` is as small as the memory formula of `--dry_run`
@@ -174,7 +174,7 @@ def answer(
     if all(cost.fits(memory) for cost in costs):
       break
   worst = max(costs, key=lambda cost: cost.needed)
-  found = {
+  result = {
     'topology': str(topology),
     'chips': topology.chips,
     'mesh': dict(run.mesh.shape),
@@ -191,10 +191,10 @@ def answer(
     'programs': [timed(cost, chips.CHIPS[topology.kind]) for cost in costs],
     'flags': changed_flags(c, plan.c),
   }
-  if found['fits']:
+  if result['fits']:
     tokens = run.episodes * work.sampled
-    found['iteration'] = iteration(found['programs'], tokens)
-  return found
+    result['iteration'] = iteration(result['programs'], tokens)
+  return result
 
 
 def _refusal(
@@ -259,10 +259,10 @@ def smallest(
 ) -> dict[str, Any]:
   """Return the answer for the first topology that fits, or for the last one."""
   for topology in topologies:
-    found = answer_of(topology)
-    if found['fits']:
+    result = answer_of(topology)
+    if result['fits']:
       break
-  return found
+  return result
 
 
 # --- Scaling -----------------------------------------------------------------

@@ -110,7 +110,7 @@ def _check_port(port: int):
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-  """Join the other processes, if there are any, and leave with them.
+  """Join the other processes, if there are any; disconnect at the end.
 
   A failure ends this process at once, and that ends the others. Checks that can
   fail on one machine alone belong inside, in `processes.raise_everywhere`: a
@@ -119,9 +119,9 @@ def joined() -> Iterator[None]:
   Raises:
     UsageError: the other processes are not known.
   """
-  asked = _DISTRIBUTED.value == 'on' or _COORDINATOR.value
-  found = _DISTRIBUTED.value == 'auto' and processes.cluster_name()
-  if not (asked or found):
+  requested = _DISTRIBUTED.value == 'on' or _COORDINATOR.value
+  cluster = _DISTRIBUTED.value == 'auto' and processes.cluster_name()
+  if not (requested or cluster):
     yield
     return
   try:

@@ -137,10 +137,11 @@ def per_device(
     context: most tokens of an episode.
     microbatch: trajectories in one backward pass.
     score_chunk: tokens that have logits at one time.
-    has_reference: whether there is a frozen reference.
-    data: size of the mesh axis; this and the two below.
-    fsdp: splits weights and rows.
-    tensor: splits heads, hidden units and the vocabulary.
+    has_reference: true if there is a frozen reference.
+    data: size of the mesh axis `data`, which splits rows.
+    fsdp: size of the axis that splits weights and rows.
+    tensor: size of the axis that splits heads, hidden units and the
+      vocabulary.
     itemsize: bytes of a number in the computation: 2 for bfloat16.
     updates: optimizer updates of an iteration, of each model.
 

@@ -111,13 +111,13 @@ def _arguments(
 ) -> list[Field]:
   """Return the rows of keyword arguments, with the defaults of a signature."""
   arguments = inspect.signature(function).parameters
-  found = []
+  fields = []
   for name, row in rows.items():
     # An environment writes its own `instructions` for None; a config has ''.
     default = arguments[name].default
     default = '' if default is None else default
-    found.append(Field(f'{section}.{name}', default, *row))
-  return found
+    fields.append(Field(f'{section}.{name}', default, *row))
+  return fields
 
 
 # --- Rows of all configs, with the values of the paper (arXiv 2605.14558) ----
@@ -181,11 +181,11 @@ _COMMON = [
       'added to the return of a turn that breaks the format')),
   *_section('model',
     path=('', Allowed("'', a Hugging Face directory or hub id"),
-      "directory or hub id; '' makes the small model of `warm_start`"),
+      "directory or hub id; '' makes the built-in model of `warm_start`"),
     revision=('', _TEXT, "revision of a hub id; '' is its main branch"),
     rendering=('template', one_of(*template.RENDERINGS),
-      'messages by the chat template; `plain` where the template rewrites '
-      'earlier turns'),
+      'messages by the chat template; use `plain` if the chat template '
+      'rewrites earlier turns'),
     dtype=('auto', one_of('auto', 'float32', 'bfloat16'),
       'dtype of the computation; `auto` is bfloat16 on accelerators and '
       'float32 on CPU. Master weights are float32'),
@@ -228,7 +228,7 @@ _COMMON = [
       'beta after `schedule_steps`; None keeps beta'),
     schedule_steps=(0, at_least(0),
       'training steps in which alpha and beta move in a straight line'),
-    share=(0.2, _SHARE, 'share of the tokens that `top_entropy` keeps')),
+    share=(0.2, _SHARE, 'share of the sampled tokens to which `top_entropy` gives weight 1')),
   *_section('advantage',
     estimator=('auto', one_of('auto', *_COMPUTE),
       '`auto` is ' + ', '.join(
@@ -239,7 +239,7 @@ _COMMON = [
     clip_high=(0.28, at_least(0),
       'the ratio is clipped above at 1 + clip_high'),
     dual_clip=(3.0, _DUAL_CLIP,
-      'at a negative advantage A the loss is at most -dual_clip A'),
+      'for A < 0 the loss is at most -dual_clip * A'),
     reduction=('weighted_token_mean', one_of(*losses.REDUCTIONS),
       'mean over the tokens of a mini-batch, or of each row and then over '
       'rows')),
@@ -247,7 +247,7 @@ _COMMON = [
     coefficient=(0.0, at_least(0), 'weight of the term; 0 is off'),
     estimator=('k1', one_of(*losses.KL_ESTIMATORS), 'estimator of the KL')),
   *_section('critic',
-    clip=(0.5, above(0), 'largest move of a value in one update'),
+    clip=(0.5, above(0), 'largest move of the value in one update'),
     warmup=(0, at_least(0), 'steps in which only the critic learns')),
   *_section('critic.optimizer', **_adamw(1e-5)),
   *_section('optimizer', **_adamw(1e-6)),
@@ -257,10 +257,9 @@ _COMMON = [
       'trajectories of a forward and backward pass; 0 is the mini-batch'),
     epochs=(1, at_least(1), 'passes over the batch'),
     old_logprob=('rescore', one_of('sampler', 'rescore'),
-      "old log-probs: the sampler's, or those of a fresh forward pass"),
+      'old log-probs: log-probs of the sampler, or of a fresh forward pass'),
     importance_cap=(None, optional(above(0)),
-      'cap of the factor exp(rescored - sampled log-prob) on the loss of a '
-      'token; None is no factor'),
+      'upper bound of the importance weight of a token; None turns it off'),
     ratio=('token', one_of(*turns.LOGPROB_POOLINGS),
       'ratio of a token, or of its whole turn (mean of the log-ratios)'),
     fused=(True, _FLAG,
@@ -374,16 +373,16 @@ def _options(section: str, env: str) -> list[Field]:
       f'env.name is {env!r}; allowed: {", ".join(ENVS)}, or '
       'package.module:Class for one of your own.'
     )
-  found = plugins.options('env.name', env)
-  return [Field(f'{section}.{n}', x, _ANY, '') for n, x in found.items()]
+  defaults = plugins.options('env.name', env)
+  return [Field(f'{section}.{n}', x, _ANY, '') for n, x in defaults.items()]
 
 
 def _environment(
   name: str, env: str = 'env', bounds: str = 'limits', player: str = 'player'
 ) -> list[Field]:
   """Return the rows of one environment in the sections that are named."""
-  own = _PLAYERS.get(name, {})
-  default_player = 'careless' if own else 'random'
+  player_rows = _PLAYERS.get(name, {})
+  default_player = 'careless' if player_rows else 'random'
   return [
     Field(f'{env}.name', name, _ENV, 'environment'),
     Field(f'{env}.boards', '', _BOARDS, "file of boards; '' generates boards"),
@@ -393,7 +392,10 @@ def _environment(
       for leaf, meaning in _LIMIT_MEANINGS.items()
     ),
     Field(f'{player}.name', default_player, _PLAYER, 'writes demonstrations'),
-    *(Field(f'{player}.options.{leaf}', *row) for leaf, row in own.items()),
+    *(
+      Field(f'{player}.options.{leaf}', *row)
+      for leaf, row in player_rows.items()
+    ),
   ]
 
 
@@ -422,9 +424,9 @@ def _share_of_groups(section: str, default: float) -> Field:
 def rows(env: str | Mapping[str, float]) -> dict[str, Field]:
   """Return the rows of a config by name; see `defaults`."""
   is_one = isinstance(env, str)
-  own = _environment(env if is_one else MIXTURE)
-  own += [] if is_one else _mixture(env)
-  return {field.name: field for field in (*own, *_COMMON)}
+  env_rows = _environment(env if is_one else MIXTURE)
+  env_rows += [] if is_one else _mixture(env)
+  return {field.name: field for field in (*env_rows, *_COMMON)}
 
 
 # --- For help and pages ------------------------------------------------------
@@ -441,7 +443,7 @@ _ABOUT = {
   'limits': 'Bounds of an episode. Other defaults of turns, max_actions and '
   'action_budget: '
   + '; '.join(
-    f'{env} {", ".join(map(str, own))}' for env, own in _LIMITS.items()
+    f'{env} {", ".join(map(str, bounds))}' for env, bounds in _LIMITS.items()
   )
   + '.',
   'player': 'The scripted player of the warm start. A class of your own has no '
@@ -460,8 +462,8 @@ _ABOUT = {
   'eval': 'Success on held-out boards.',
   'checkpoint': 'Checkpoints of a run.',
   'mesh': 'Sizes of the device mesh, inside a slice and over slices (dcn_*). '
-  'One of each kind may be -1.',
-  'warm_start': 'The small default model and its supervised training on '
+  'One inner size and one dcn size may be -1.',
+  'warm_start': 'The built-in model and its supervised training on '
   'demonstrations.',
 }
 
@@ -472,7 +474,7 @@ def documented() -> list[tuple[str, str, list[Field]]]:
   groups['mixture'].append(_share_of_groups(_LABEL, 1.0))
   for name, field in rows(ENVS[0]).items():
     groups[name.partition('.')[0] if '.' in name else 'run'].append(field)
-  sections = [(name, _ABOUT[name], found) for name, found in groups.items()]
+  sections = [(name, _ABOUT[name], group) for name, group in groups.items()]
   others = [
     ('env.options', f'Options of {env}.', _options('env.options', env))
     for env in ENVS[1:]

@@ -1,4 +1,4 @@
-"""Classes of the user's own, 'package.module:Class': imported, read, made.
+"""User-defined classes, 'package.module:Class': import, options, instances.
 
 Their code may raise anything. Each error becomes one sentence that names the
 field, the class and the line.
@@ -53,7 +53,7 @@ def options(field: str, name: str) -> dict[str, Any]:
   A default of None becomes a placeholder of the type in the annotation.
 
   Raises:
-    UsageError: `load` refuses the class, or an argument cannot be a field.
+    UsageError: the class cannot be imported, or an argument cannot be a field.
   """
   values = {}
   for argument in _arguments(field, name):
@@ -76,7 +76,7 @@ def make(
   """Make an instance of a class with the options of a section.
 
   Raises:
-    UsageError: `load` refuses the class, or it raised an exception.
+    UsageError: the class cannot be imported, or raises an exception.
   """
   kind = load(field, name)
   try:

@@ -1,4 +1,4 @@
-"""Settings that several config files share: weights, sizes, the small model."""
+"""Settings that several config files share: weights, sizes, built-in model."""
 
 import ml_collections
 
@@ -43,10 +43,11 @@ SHAPES = {
     ('7b', 152_064, 3584, 18_944, 28, 28, 4, False),
   )
 }
-# Response tokens and context of the small model; some environments need more.
+# Response tokens and context of the built-in model; some environments
+# need more.
 _TINY = (32, 512)
 _TINY_LENGTHS = dict(sokoban=(48, 768), sudoku=(32, 1536), webshop=(128, 1536))
-# Rows of 3600 tokens in a backward pass over all devices: one for each of 4.
+# Micro-batch over all devices: one row on each of four devices.
 MICROBATCH = 4
 
 
@@ -99,7 +100,7 @@ def apply(c: ml_collections.ConfigDict, choice: dict[str, str]):
 
 
 def tiny(c: ml_collections.ConfigDict):
-  """Set the small default model: short answers, higher learning rates."""
+  """Set the built-in model: short answers, higher learning rates."""
   c.model.path = ''
   c.model.remat = True
   names = [section.name for section in schema.sections(c)]

@@ -67,8 +67,8 @@ def changed(
   """Return the fields that differ as {field: [old value, new value]}.
 
   A field that `old`, of an earlier version, does not have counts as its
-  default. `commit` is that of the model's files on the hub, or ''. It equals a
-  `model.revision` that was left open and now names it.
+  default. `commit` is the commit of the model's files on the hub, or ''. An
+  empty `model.revision` in `old` equals this commit in `new`.
   """
   default = schema.schema_of(schema.from_json(new))
   old = schema.to_json(default) | old

@@ -166,7 +166,7 @@ def _check_player(section: schema.Section, *, plays: bool):
   why = f', but {field}.name is {name!r}, a class without options'
   for option, value in section.player.options.items():
     _require(value is None, f'{field}.options.{option}', value, 'None', why)
-  if plays:  # Only the small model is made from demonstrations.
+  if plays:  # Only the built-in model is made from demonstrations.
     plugins.load(f'{field}.name', name)
 
 

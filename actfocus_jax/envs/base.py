@@ -43,7 +43,7 @@ class Step:
 
 
 class Environment(Protocol):
-  """An environment: the object holds constants, the state all that moves.
+  """An environment: the object is constant; the state holds what changes.
 
   Both methods are pure: equal arguments give equal results, and no state is
   ever changed in place. So the members of a group share a state, and a state

@@ -21,7 +21,7 @@ _HOLD_OUT = 4
 
 
 class Written(NamedTuple):
-  """A board as it stands in a file, and its first line, counted from 1."""
+  """A board of a file; `line` is its first line, counted from 1."""
 
   line: int
   text: str

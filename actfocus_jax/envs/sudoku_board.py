@@ -7,9 +7,10 @@ The stages of one generated board:
 
 1. An empty grid is filled by backtracking: always at a cell with the fewest
    numbers left, which are tried in random order.
-2. Some cells are blanked, each as likely as any other. What stands in the
-   others is given; the full grid is the stored solution.
-3. There may be other solutions: nothing is redrawn to make it the only one.
+2. Some cells are blanked, each as likely as any other. The other cells are the
+   givens; the full grid is the stored solution.
+3. There may be other solutions: no board is redrawn to make its solution
+   unique.
 """
 
 import dataclasses

@@ -11,18 +11,18 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec as P
 
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 
 
 def consecutive(tree: Any, size: int) -> Any:
-  """[B, ...] -> [B / size, size, ...]; part i holds rows i * size and on."""
+  """[B, ...] -> [B / size, size, ...]; part i begins at row i * size."""
   return jax.tree.map(
     lambda x: _keep_parts(x.reshape(-1, size, *x.shape[1:])), tree
   )
 
 
 def micro(tree: Any, size: int) -> Any:
-  """[B, ...] -> [B / size, size, ...]; a part has as many rows of each device.
+  """[B, ...] -> [B / size, size, ...]; equally many rows per device in a part.
 
   On one device, and where the row shards do not divide `size`, these are the
   parts of `consecutive`.
@@ -43,19 +43,21 @@ def join(tree: Any) -> Any:
     parts, size = x.shape[:2]
     shards = _shards(size)
     rows = x.reshape(parts, shards, size // shards, *x.shape[2:])
-    return meshes.constrain_rows(rows.swapaxes(0, 1).reshape(-1, *x.shape[2:]))
+    return mesh_lib.constrain_rows(
+      rows.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+    )
 
   return jax.tree.map(join_array, tree)
 
 
 def _shards(size: int) -> int:
   """Number of devices that the rows of a part of `size` are spread over."""
-  shards = meshes.row_shards(jax.sharding.get_abstract_mesh())
+  shards = mesh_lib.row_shards(jax.sharding.get_abstract_mesh())
   return 1 if size % shards else shards
 
 
 def _keep_parts(x: jax.Array) -> jax.Array:
-  """`meshes.constrain_rows` of each part."""
+  """Apply `mesh_lib.constrain_rows` to each part."""
   if jax.sharding.get_abstract_mesh().empty:
     return x
-  return jax.lax.with_sharding_constraint(x, P(None, *meshes.ROWS))
+  return jax.lax.with_sharding_constraint(x, P(None, *mesh_lib.ROWS))

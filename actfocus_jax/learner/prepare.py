@@ -26,8 +26,8 @@ Metrics = dict[str, jax.Array]
 class ModelScores:
   """Scores of the kept rows before the update, by policy, reference and critic.
 
-  The reference's are zeros without one, and off the tokens of `reference_mask`;
-  `value_BT` is None without a critic.
+  The reference's scores are zeros without a reference, and off the tokens of
+  `reference_mask`; `value_BT` is None without a critic.
   """
 
   old: scoring.Scores
@@ -62,10 +62,10 @@ class UpdateBatch:
 def select(
   batch: Trajectory, *, members: int, ratio: float, rule: str = 'top_k'
 ) -> tuple[Trajectory, jax.Array]:
-  """Keep the groups that are worth an update.
+  """Keep the groups whose returns differ most.
 
   'top_k' gathers a number of groups known beforehand; 'top_p' keeps all rows
-  and takes every token of the others out of the loss. `ratio` is the share
+  and unmarks the sampled tokens of the other groups. `ratio` is the share
   kept, of the groups or of their spread; `members` is G. Returns the kept rows,
   group-major, and their returns [kept, G].
   """
@@ -220,7 +220,10 @@ def metrics(
   *,
   rule: str,
 ) -> Metrics:
-  """Metrics of weights, selection, signal (None: left out), sampler, critic."""
+  """Metrics of weights, selection, signal, sampler and critic.
+
+  A `signal_BT` of None leaves the metrics of the signal out.
+  """
   spread_P, old = selection.group_spread(return_PG), scores.old
   kept_P = jnp.ones(spread_P.shape, bool)
   if rule == 'top_p':

@@ -1,4 +1,4 @@
-"""Checks before the first update: is what should be equal, equal?
+"""Consistency checks before the first update.
 
 A mask that is off by one, a padding that leaks or a reference that is another
 model trains without an error and learns nothing, or the wrong thing. On the
@@ -28,11 +28,11 @@ from actfocus_jax.learner.prepare import Trajectory
 from actfocus_jax.learner.state import TrainState
 from actfocus_jax.learner.train_step import TrainStepConfig
 from actfocus_jax.model import scoring
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 
 
 class Failed(RuntimeError):
-  """A check failed; the message says what that means."""
+  """A failed check; the message explains its meaning."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _check_copies(state: TrainState):
       continue
     mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
     used = {axis for part in spec for axis in _axes(part)}
-    sums = meshes.fetch(mesh, _local_sums(mesh, spec)(leaf))
+    sums = mesh_lib.fetch(mesh, _local_sums(mesh, spec)(leaf))
     for i, axis in enumerate(mesh.axis_names):
       copies = np.moveaxis(sums, i, 0)
       if axis not in used and (copies != copies[:1]).any():

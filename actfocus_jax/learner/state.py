@@ -77,8 +77,9 @@ def abstract_model_state(
   params, tx: optax.GradientTransformation
 ) -> ModelState:
   """`create_model_state` of ShapeDtypeStructs with shardings."""
-  shapes, where = jax.eval_shape(tx.init, params), _opt_shardings(params, tx)
-  return ModelState(params, jax.tree.map(_placed, shapes, where))
+  shapes = jax.eval_shape(tx.init, params)
+  shardings = _opt_shardings(params, tx)
+  return ModelState(params, jax.tree.map(_placed, shapes, shardings))
 
 
 def create(actor: ModelState, critic: ModelState | None = None) -> TrainState:
@@ -105,13 +106,13 @@ def _opt_shardings(params, tx: optax.GradientTransformation):
   A moment starts as zeros, which depend on no parameter: without this the
   compiler gives every device a whole one.
   """
-  where = jax.tree.map(lambda x: x.sharding, params)
+  shardings = jax.tree.map(lambda x: x.sharding, params)
 
   def is_like_params(tree):
     return jax.tree.structure(tree) == jax.tree.structure(params)
 
   return jax.tree.map(
-    lambda tree: where if is_like_params(tree) else _everywhere(params),
+    lambda tree: shardings if is_like_params(tree) else _everywhere(params),
     jax.eval_shape(tx.init, params),
     is_leaf=is_like_params,
   )

@@ -20,7 +20,7 @@ from actfocus_jax.learner import prepare
 from actfocus_jax.learner.prepare import Metrics, Trajectory, UpdateBatch
 from actfocus_jax.learner.state import ModelState, TrainState
 from actfocus_jax.model import scoring
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,9 +47,9 @@ class TrainStepConfig:
     critic: section with `clip` and `warmup`; None without a critic.
     learner: section with `minibatch`, `microbatch` (0: the mini-batch),
       `epochs`, `old_logprob`, `importance_cap` and `score_chunk`.
-    has_reference: bool, the KL term or the signal needs the reference.
-    has_signal: bool, the token weights depend on the signal.
-    needs_spread: bool, a step without spread in any kept group is skipped.
+    has_reference: true if the KL term or the signal needs the reference.
+    has_signal: true if the token weights depend on the signal.
+    needs_spread: true if a step without spread in any kept group is skipped.
   """
 
   members: int
@@ -107,7 +107,10 @@ class TrainStep:
     *,
     critic: Learner | None = None,
   ):
-    """Compile nothing yet; the reference has the structure of the actor."""
+    """Prepare the jitted functions; compilation happens at the first call.
+
+    The reference has the structure of the actor.
+    """
     self._actor, self._critic, self._config = actor, critic, config
     self.fused = jax.jit(self._train_step, donate_argnums=0)
     self.prepare = jax.jit(self._prepare)
@@ -178,7 +181,7 @@ class TrainStep:
       prepare.weight_inputs(batch, scores, signal_BT, state.step), **c.weights
     )
     # For every process to read.
-    return meshes.constrain_replicated((signal_BT, weight_BT))
+    return mesh_lib.constrain_replicated((signal_BT, weight_BT))
 
   def _score(self, state: TrainState, reference, batch: Trajectory):
     """Scores by policy, reference and critic, at the tokens that are needed."""

@@ -20,8 +20,8 @@ class Family:
 
   Attributes:
     class_name: the class in transformers that reads their config.json.
-    qkv_bias: whether the projections to queries, keys and values have biases.
-    query_key_norm: whether every head's queries and keys are normalised
+    qkv_bias: true if the projections to queries, keys and values have biases.
+    query_key_norm: true if every head's queries and keys are normalised
       before they are rotated.
     head_dim: head size if config.json has none; None: hidden_size divided by
       the number of heads.
@@ -136,7 +136,7 @@ class Config:
     return key_repeats(self.num_heads, self.num_key_value_heads, tensor)
 
   def held_heads(self, tensor: int) -> int:
-    """Returns the number of cached key heads on each of `tensor` devices."""
+    """Return the number of cached key heads on each of `tensor` devices."""
     if self.num_heads % tensor:
       return self.num_key_value_heads
     return self.num_key_value_heads * self.key_repeats(tensor) // tensor
@@ -156,7 +156,7 @@ class Config:
 
   @classmethod
   def from_hf(cls, raw: Mapping[str, Any]) -> 'Config':
-    """Reads the dict of a Hugging Face config.json.
+    """Read the dict of a Hugging Face config.json.
 
     Raises:
       ValueError: if a field is missing or requests an unsupported computation;
@@ -183,7 +183,7 @@ class Config:
     )
 
   def to_hf(self) -> dict[str, Any]:
-    """Returns the config.json dict that transformers and vLLM read."""
+    """Return the config.json dict that transformers and vLLM read."""
     named = {k: getattr(self, ours) for ours, (k, _) in _FIELDS.items()}
     required = {name: _REQUIRED[name] for name in _WRITTEN}
     required |= dict(self.family.required)
@@ -202,7 +202,7 @@ class Config:
 
 
 def _check_value(name: str, kind: type, value: Any) -> None:
-  """Raises ValueError unless a field has its type, and numbers are above 0."""
+  """Raise ValueError unless a field has its type, and numbers are above 0."""
   is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
   is_right, words = {
     int: (
@@ -223,7 +223,7 @@ def _unsupported(field: str, value: Any, allowed: Any) -> str:
 
 
 def _check_supported(raw: Mapping[str, Any]) -> Family:
-  """Returns the family; ValueError for an unsupported computation."""
+  """Return the family; ValueError for an unsupported computation."""
   kind = raw.get('model_type')
   if kind not in FAMILIES:
     raise ValueError(_unsupported('model_type', kind, FAMILIES))
@@ -239,7 +239,7 @@ def _check_supported(raw: Mapping[str, Any]) -> Family:
 
 
 def _rope_theta(raw: Mapping[str, Any]) -> float:
-  """Returns the rotary base, from any of its places in a config.
+  """Return the rotary base, from any of its places in a config.
 
   Raises:
     ValueError: if positions are scaled, or differ between layers.
@@ -271,7 +271,7 @@ def _rope_theta(raw: Mapping[str, Any]) -> float:
 
 
 def key_repeats(heads: int, key_heads: int, tensor: int) -> int:
-  """Returns how often key heads are repeated to split over `tensor` devices.
+  """Return how often key heads are repeated to split over `tensor` devices.
 
   The smallest number that lets the devices share the key heads evenly, each
   query head with its key head; 1 if the query heads cannot be split.

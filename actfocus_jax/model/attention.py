@@ -31,7 +31,7 @@ def rotary(
 def rotate(
   x_BTHC: jax.Array, cos_sin: tuple[jax.Array, jax.Array]
 ) -> jax.Array:
-  """Rotates the pairs (c, c + C/2) of each head by their angles, in float32."""
+  """Rotate the pairs (c, c + C/2) of each head by their angles, in float32."""
   cos, sin = cos_sin
   a, b = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
@@ -175,7 +175,7 @@ def attend_self(
 def choose(
   wanted: str, platform: str, dtype: Any, size: int, capability: str = ''
 ) -> str:
-  """Returns the backend of `attend_self` for the devices of a mesh.
+  """Return the backend of `attend_self` for the devices of a mesh.
 
   Args:
     wanted: a key of BACKENDS, or 'auto': the kernel of the platform if it

@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 
 TABLE_SPEC = P('tensor', 'fsdp')
 
 
 def embed(table_VD: jax.Array, tokens_BT: jax.Array, dtype: Any) -> jax.Array:
-  """Returns x_BTD, the rows of the table at the ids, in `dtype`.
+  """Return x_BTD, the rows of the table at the ids, in `dtype`.
 
   The table is sharded as `TABLE_SPEC` under a mesh. Without an ambient mesh
   (`jax.set_mesh`), or with a batch that does not divide over it, this is
@@ -33,7 +33,7 @@ def embed(table_VD: jax.Array, tokens_BT: jax.Array, dtype: Any) -> jax.Array:
   """
   mesh = jax.sharding.get_abstract_mesh()
   is_local = mesh.empty or mesh.size == 1
-  if is_local or tokens_BT.shape[0] % meshes.row_shards(mesh):
+  if is_local or tokens_BT.shape[0] % mesh_lib.row_shards(mesh):
     # Fills with NaN, so an id outside the vocabulary shows at once.
     return jnp.take(table_VD, tokens_BT, axis=0).astype(dtype)
 
@@ -41,14 +41,14 @@ def embed(table_VD: jax.Array, tokens_BT: jax.Array, dtype: Any) -> jax.Array:
     return _local_rows(table_VD, tokens_BT, dtype)
 
   x_BTD = jax.shard_map(
-    local, in_specs=(TABLE_SPEC, meshes.ROWS), out_specs=meshes.ROWS
+    local, in_specs=(TABLE_SPEC, mesh_lib.ROWS), out_specs=mesh_lib.ROWS
   )(table_VD, tokens_BT)
   is_known_BT = (tokens_BT >= 0) & (tokens_BT < table_VD.shape[0])
   return jnp.where(is_known_BT[..., None], x_BTD, jnp.nan)
 
 
 def _local_rows(table_VD, tokens_BT, dtype: Any) -> jax.Array:
-  """Returns the rows of one device's ids, from its part of the table."""
+  """Return the rows of one device's ids, from its part of the table."""
   count = table_VD.shape[0]
   all_BT = jax.lax.all_gather(tokens_BT, 'fsdp', tiled=True)
   index_BT = all_BT - jax.lax.axis_index('tensor') * count

@@ -35,7 +35,7 @@ _HUB_ID = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
 
 
 class Tensor(NamedTuple):
-  """Place of one tensor: its file, dtype (F32, BF16, ...) and shape there."""
+  """Location of one tensor: file, dtype there (F32, BF16, ...) and shape."""
 
   file: pathlib.Path
   dtype: str
@@ -47,7 +47,7 @@ class Tensor(NamedTuple):
 
 @functools.cache
 def locate(path: str, revision: str = '') -> pathlib.Path:
-  """Returns the directory of a model, downloaded if needed; cached.
+  """Return the directory of a model, downloaded if needed; cached.
 
   An existing directory is used as it is. Otherwise `ORGANISATION/NAME` is a
   Hugging Face hub id: huggingface_hub finds it in its cache or downloads it
@@ -56,16 +56,16 @@ def locate(path: str, revision: str = '') -> pathlib.Path:
 
   Raises:
     ValueError: if there is no such directory and the hub has no such model or
-      cannot be reached; says what to download and where to put it.
+      cannot be reached; the message says how to download it.
   """
-  here = pathlib.Path(path).expanduser()
-  if here.is_dir():
+  directory = pathlib.Path(path).expanduser()
+  if directory.is_dir():
     if revision:
       raise ValueError(
         f'model.revision is {revision!r}, but model.path is a directory,'
         f" {path!r}; allowed: '' unless model.path is a hub id."
       )
-    return here
+    return directory
   if not _HUB_ID.fullmatch(path):
     raise ValueError(
       f'model.path is {path!r}, which is neither a directory nor a Hugging Face'
@@ -76,7 +76,7 @@ def locate(path: str, revision: str = '') -> pathlib.Path:
   from huggingface_hub import constants
 
   try:
-    found = huggingface_hub.snapshot_download(
+    snapshot = huggingface_hub.snapshot_download(
       path, revision=revision or None, allow_patterns=list(_DOWNLOADED)
     )
   except Exception as error:  # A network may raise anything.
@@ -85,11 +85,11 @@ def locate(path: str, revision: str = '') -> pathlib.Path:
       f' {constants.HF_HUB_CACHE}, and cannot be downloaded'
       f' ({_reason(error)}). {how_to_fetch(path, revision)}'
     ) from error
-  return pathlib.Path(found)
+  return pathlib.Path(snapshot)
 
 
 def how_to_fetch(name: str, revision: str = '') -> str:
-  """Returns instructions for getting a model to a machine without network."""
+  """Return instructions for getting a model to a machine without network."""
   local = f'models/{name.partition("/")[2]}'
   fetch = f'hf download {name} --local-dir {local}'
   fetch += f' --revision {revision}' if revision else ''
@@ -100,13 +100,13 @@ def how_to_fetch(name: str, revision: str = '') -> str:
 
 
 def is_hub_id(path: str) -> bool:
-  """Returns whether a `model.path` is a hub id and not a directory."""
+  """Return whether a `model.path` is a hub id and not a directory."""
   is_directory = pathlib.Path(path).expanduser().is_dir()
   return not is_directory and bool(_HUB_ID.fullmatch(path))
 
 
 def _reason(error: Exception) -> str:
-  """Returns the first line of the original error."""
+  """Return the first line of the original error."""
   while error.__cause__ is not None:
     error = error.__cause__
   lines = str(error).strip().splitlines() or ['']
@@ -117,7 +117,7 @@ def _reason(error: Exception) -> str:
 
 
 def check(directory: pathlib.Path) -> architecture.Config:
-  """Returns the architecture if the directory is complete.
+  """Return the architecture if the directory is complete.
 
   Raises:
     ValueError: if a file is missing, is cut or cannot be read, or the
@@ -129,17 +129,17 @@ def check(directory: pathlib.Path) -> architecture.Config:
         f'{directory} lacks {name}; allowed: a Hugging Face model directory'
         f' with {_NEEDED}.'
       )
-  found = config(directory)
+  model_config = config(directory)
   if 'model' not in read_json(directory / 'tokenizer.json'):
     raise ValueError(
       f'{directory / "tokenizer.json"} cannot be read: it describes no model.'
     )
   tensors(directory)
-  return found
+  return model_config
 
 
 def config(directory: pathlib.Path) -> architecture.Config:
-  """Returns the architecture in a directory, or raises ValueError."""
+  """Return the architecture in a directory, or raise ValueError."""
   raw = read_json(directory / 'config.json')
   try:
     return architecture.Config.from_hf(raw)
@@ -148,7 +148,7 @@ def config(directory: pathlib.Path) -> architecture.Config:
 
 
 def stop_ids(directory: pathlib.Path) -> tuple[int, ...]:
-  """Returns the stop ids in generation_config.json, () if there are none.
+  """Return the stop ids in generation_config.json, () if there are none.
 
   Raises:
     ValueError: if the file cannot be read or holds anything but ids.
@@ -166,12 +166,12 @@ def stop_ids(directory: pathlib.Path) -> tuple[int, ...]:
 
 
 def fingerprint(directory: pathlib.Path) -> str:
-  """Returns a SHA-256 over everything that determines a model's output.
+  """Return a SHA-256 over everything that determines a model's output.
 
   That is weights, architecture, tokenizer, chat template and stop ids, not the
   names of the directory or of the shards.
   """
-  weights = {place.file for place in tensors(directory).values()}
+  weights = {tensor.file for tensor in tensors(directory).values()}
   patterns = ('config.json', *(p for p in COMPANIONS if p != 'LICENSE*'))
   others = {file for p in patterns for file in directory.glob(p)}
   digest = hashlib.sha256()
@@ -183,13 +183,13 @@ def fingerprint(directory: pathlib.Path) -> str:
 
 
 def commit(directory: pathlib.Path) -> str:
-  """Returns the commit of a directory in the hub's cache, else ''."""
+  """Return the commit of a directory in the hub's cache, else ''."""
   is_snapshot = directory.parent.name == 'snapshots'
   return directory.name if is_snapshot else ''
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
-  """Returns the JSON object in a file; ValueError if there is none."""
+  """Return the JSON object in a file; ValueError if there is none."""
   try:
     content = json.loads(file.read_text())
   except (ValueError, OSError) as error:
@@ -200,7 +200,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
 
 
 def tensors(directory: pathlib.Path) -> dict[str, Tensor]:
-  """Returns name -> place of every tensor, from the headers of the files.
+  """Return name -> location of every tensor, from the headers of the files.
 
   Raises:
     ValueError: if there are no weights or two kinds of them, a file is cut, a
@@ -231,29 +231,29 @@ def tensors(directory: pathlib.Path) -> dict[str, Tensor]:
       f'{index} cannot be read: it has no weight_map from tensors to files'
       ' beside it.'
     )
-  found = {}
+  locations = {}
   for name in sorted(set(listed.values())):
     file = directory / name
     if not file.is_file():
       raise ValueError(f'{directory} lacks {name}, which its index lists.')
-    for tensor, place in _header(file).items():
+    for tensor, location in _header(file).items():
       # The index lists one file per tensor, so this detects duplicates too.
       if listed.get(tensor) != name:
         raise ValueError(
           f'tensor {tensor} is unexpected in {file}: the index says'
           f' {listed.get(tensor)}; it is misplaced, or a duplicate.'
         )
-      found[tensor] = place
-  for tensor in listed.keys() - found.keys():
+      locations[tensor] = location
+  for tensor in listed.keys() - locations.keys():
     raise ValueError(
       f'tensor {tensor} is missing from {directory / listed[tensor]}, where the'
       ' index says it is.'
     )
-  return found
+  return locations
 
 
 def _header(file: pathlib.Path) -> dict[str, Tensor]:
-  """Returns the tensors of one file, if the file is complete.
+  """Return the tensors of one file, if the file is complete.
 
   The file begins with the length of a JSON header, in 8 bytes; the header holds
   the end of each tensor. A failed download leaves a small text in its place, or
@@ -272,15 +272,15 @@ def _header(file: pathlib.Path) -> dict[str, Tensor]:
     entries = json.loads(header)
     entries.pop('__metadata__', None)
     ends = [entry['data_offsets'][1] for entry in entries.values()]
-    found = {
+    locations = {
       name: Tensor(file, entry['dtype'], tuple(entry['shape']))
       for name, entry in entries.items()
     }
   except (ValueError, AttributeError, LookupError, TypeError):
-    ends, found = [-1], {}
+    ends, locations = [-1], {}
   if 8 + length + max(ends, default=0) != size:
     raise ValueError(
       f'{file} cannot be read: it is not a complete safetensors file, with'
       f' {size} bytes; was the download cut?'
     )
-  return found
+  return locations

@@ -28,7 +28,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from actfocus_jax.model import architecture, files, transformer
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 
 # Parameter path -> (name in the files, transposed there).
 _HEAD = 'lm_head.weight'
@@ -72,7 +72,7 @@ NameMap = dict[str, tuple[TensorSpec, Any]]
 
 
 def _tensor_spec(path: str, num_layers: int) -> TensorSpec:
-  """Returns the spec of a parameter path such as `layers/q/kernel`."""
+  """Return the spec of a parameter path such as `layers/q/kernel`."""
   if not path.startswith('layers/'):
     name, transposed = _TOP[path]
     return TensorSpec((name,), stacked=False, transposed=transposed)
@@ -82,9 +82,9 @@ def _tensor_spec(path: str, num_layers: int) -> TensorSpec:
 
 
 def _name_map(params: Any, config: architecture.Config) -> NameMap:
-  """Returns the name map of all parameters."""
+  """Return the name map of all parameters."""
   leaves = {
-    meshes.path_name(path): leaf
+    mesh_lib.path_name(path): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
   layers = config.num_layers
@@ -92,7 +92,7 @@ def _name_map(params: Any, config: architecture.Config) -> NameMap:
 
 
 def _shapes(name_map: NameMap) -> dict[str, tuple[int, ...]]:
-  """Returns name -> shape of the expected tensors, in order."""
+  """Return name -> shape of the expected tensors, in order."""
   expected = {}
   for spec, leaf in name_map.values():
     shape = leaf.shape[1:] if spec.stacked else leaf.shape
@@ -102,7 +102,7 @@ def _shapes(name_map: NameMap) -> dict[str, tuple[int, ...]]:
 
 
 def _check_tensors(name_map: NameMap, tensors, config) -> None:
-  """Raises ValueError unless model and files hold the same tensors."""
+  """Raise ValueError unless model and files hold the same tensors."""
   expected = _shapes(name_map)
   for name, shape in expected.items():
     if name not in tensors:
@@ -124,7 +124,7 @@ def _check_tensors(name_map: NameMap, tensors, config) -> None:
 
 
 def _check_tied(tensors: dict[str, files.Tensor], *, rows: int = 8192) -> None:
-  """Raises ValueError unless a tied head equals the embedding."""
+  """Raise ValueError unless a tied head equals the embedding."""
   name = _TOP['embedding'][0]
   count = tensors[name].shape[0]
   same = tensors[name].shape == tensors[_HEAD].shape
@@ -149,11 +149,11 @@ def load(
   param_dtype: Any = jnp.float32,
   remat: bool = False,
 ) -> tuple[architecture.Config, nnx.GraphDef, nnx.State]:
-  """Reads a model directory into sharded parameters.
+  """Read a model directory into sharded parameters.
 
   Args:
     directory: holds config.json and model.safetensors, or shards and an index.
-    mesh: where the parameters go, by transformer.PARTITION_RULES.
+    mesh: mesh of the parameters, split by transformer.PARTITION_RULES.
     dtype: dtype of the computation.
     param_dtype: dtype of the parameters, independent of that of the files.
     remat: see transformer.Transformer.
@@ -168,14 +168,17 @@ def load(
   graphdef, shapes = transformer.abstract(
     config, dtype, param_dtype=param_dtype, remat=remat
   )
-  shardings = meshes.param_shardings(mesh, transformer.PARTITION_RULES, shapes)
+  shardings = mesh_lib.param_shardings(
+    mesh, transformer.PARTITION_RULES, shapes
+  )
   name_map = _name_map(shapes, config)
   tensors = files.tensors(directory)
   _check_tensors(name_map, tensors, config)
-  places = jax.tree.leaves(shardings)
   leaves = [
     _read(spec, leaf, sharding, tensors)
-    for (spec, leaf), sharding in zip(name_map.values(), places, strict=True)
+    for (spec, leaf), sharding in zip(
+      name_map.values(), jax.tree.leaves(shardings), strict=True
+    )
   ]
   _check_finite(name_map, leaves, mesh)
   params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
@@ -185,13 +188,13 @@ def load(
 def _check_finite(
   name_map: NameMap, leaves: list[jax.Array], mesh: Mesh
 ) -> None:
-  """Raises ValueError naming the first tensor with a NaN or an infinity."""
+  """Raise ValueError naming the first tensor with a NaN or an infinity."""
   specs = [spec for spec, _ in name_map.values()]
   sums = [
     jnp.sum(leaf, axis=range(spec.stacked, leaf.ndim), dtype=jnp.float32)
     for spec, leaf in zip(specs, leaves, strict=True)
   ]
-  for spec, total in zip(specs, meshes.fetch(mesh, sums), strict=True):
+  for spec, total in zip(specs, mesh_lib.fetch(mesh, sums), strict=True):
     for name, number in zip(spec.names, np.atleast_1d(total), strict=True):
       if not np.isfinite(number):
         raise ValueError(f'tensor {name} holds numbers that are not finite.')
@@ -200,7 +203,7 @@ def _check_finite(
 def _slice(
   tensors: dict[str, files.Tensor], name: str, index: tuple[slice, ...]
 ) -> np.ndarray:
-  """Returns a copy of part of a tensor; its file is open only for the copy.
+  """Return a copy of part of a tensor; its file is open only for the copy.
 
   A file that stays open stays mapped, and every page read of it would count as
   memory of this process.
@@ -212,7 +215,7 @@ def _slice(
 def _read(
   spec: TensorSpec, leaf: Any, sharding: NamedSharding, tensors
 ) -> jax.Array:
-  """Returns one parameter; each device reads its own slices once."""
+  """Return one parameter; each device reads its own slices once."""
   parts = {}
 
   def tensor(name, index):
@@ -251,7 +254,7 @@ def save(
   dtype: Any = None,
   max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-  """Writes a directory that transformers and vLLM load.
+  """Write a directory that transformers and vLLM load.
 
   Everything is written into a sibling, which is renamed at the end, so a
   directory of this name is always complete.
@@ -292,7 +295,7 @@ def save(
 def _write_weights(
   partial: pathlib.Path, name_map: NameMap, dtype: np.dtype, limit: int
 ) -> None:
-  """Writes one shard after the other, and the index of several."""
+  """Write one shard after the other, and the index of several."""
   sizes = {
     name: int(np.prod(shape)) * dtype.itemsize
     for name, shape in _shapes(name_map).items()
@@ -314,7 +317,7 @@ def _write_weights(
 
 
 def _shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
-  """Returns file -> names, in the order of the names."""
+  """Return file -> names, in the order of the names."""
   shards, room = [], 0
   for name, size in sizes.items():
     if not shards or size > room:
@@ -335,7 +338,7 @@ def _shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
 def _tensors(
   name_map: NameMap, dtype: np.dtype
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields the parameters under the names and in the layout of the files."""
+  """Yield the parameters under the names and in the layout of the files."""
   for spec, leaf in name_map.values():
     for i, name in enumerate(spec.names):
       # A layer is a new array, so the host copy that jax keeps of every array
@@ -348,7 +351,7 @@ def _tensors(
 
 
 def _cast(name: str, part: np.ndarray, dtype: np.dtype) -> np.ndarray:
-  """Casts a tensor; ValueError if a finite number becomes infinite."""
+  """Cast a tensor; ValueError if a finite number becomes infinite."""
   with np.errstate(over='ignore'):
     cast = part.astype(dtype, copy=False)
   if cast is not part and not np.isfinite(cast[np.isfinite(part)]).all():
@@ -361,7 +364,7 @@ def _cast(name: str, part: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 @contextlib.contextmanager
 def _renamed_when_complete(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a sibling that is renamed to the directory if nothing fails."""
+  """Yield a sibling that is renamed to the directory if nothing fails."""
   partial = directory.with_name(f'.{directory.name}.{secrets.token_hex(4)}')
   partial.mkdir(parents=True)
   try:
@@ -373,7 +376,7 @@ def _renamed_when_complete(directory: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _write_companions(partial, config, dtype, tokenizer, source) -> None:
-  """Writes config.json, tokenizer and generation config."""
+  """Write config.json, tokenizer and generation config."""
   raw = config.to_hf()
   if source is not None:
     raw = files.read_json(pathlib.Path(source) / 'config.json')

@@ -23,7 +23,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec as P
 
 from actfocus_jax.model import architecture
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 _LANES = 128  # TPU blocks are multiples of this.
@@ -63,7 +63,7 @@ def cudnn(q_BTHC: jax.Array, k_BTJC: jax.Array, v_BTJC: jax.Array) -> jax.Array:
 def per_device(
   kernel: Kernel, q_BTHC: jax.Array, k_BTJC: jax.Array, v_BTJC: jax.Array
 ) -> jax.Array:
-  """Runs a kernel on every device of the ambient mesh, on its rows and heads.
+  """Run a kernel on every device of the ambient mesh, on its rows and heads.
 
   Rows are split over `data` and `fsdp`, heads over `tensor`. If only the query
   heads divide over `tensor`, each key head is repeated as often as needed; if
@@ -77,7 +77,7 @@ def per_device(
   B, H, J = q_BTHC.shape[0], q_BTHC.shape[2], k_BTJC.shape[2]
   devices = mesh.shape.get('tensor', 1)
   repeat = architecture.key_repeats(H, J, devices)
-  fill = -B % meshes.row_shards(mesh)
+  fill = -B % mesh_lib.row_shards(mesh)
   q, k, v = (
     jnp.pad(x, ((0, fill), (0, 0), (0, 0), (0, 0)))
     for x in (
@@ -86,7 +86,7 @@ def per_device(
       jnp.repeat(v_BTJC, repeat, axis=2),
     )
   )
-  spec = P(*meshes.ROWS, None, None if H % devices else 'tensor')
+  spec = P(*mesh_lib.ROWS, None, None if H % devices else 'tensor')
   # All axes are manual, so the compiler never splits the kernel. Kernels do not
   # declare over which axes their results vary, hence no check.
   out_BTHC = jax.shard_map(
@@ -130,7 +130,7 @@ def _splash(q_BTHC, k_BTJC, v_BTJC, *, interpret: bool) -> jax.Array:
 
 
 def _block(T: int) -> tuple[int, int]:
-  """Returns the block with the least padding, the smaller one of a tie."""
+  """Return the block with the least padding, the smaller one of a tie."""
   size = min(_BLOCKS, key=lambda size: (-T % size, size))
   if size > T:
     size = -(-T // _LANES) * _LANES

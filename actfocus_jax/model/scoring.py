@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 
 _PIECE_ROWS = 8
 
@@ -44,7 +44,7 @@ class Scores:
 def reduce_logits(
   logits_BTV: jax.Array, target_BT: jax.Array, *, temperature: float
 ) -> Scores:
-  """Reduces logits to the scores of the tokens they predict.
+  """Reduce logits to the scores of the tokens they predict.
 
   `logits_BTV[:, t]`, float32, predicts `target_BT[:, t]`: already shifted. The
   temperature divides the logits of the log-probability, of nothing else.
@@ -73,7 +73,7 @@ def score_tokens(
   temperature: float = 1.0,
   chunk: int = 512,
 ) -> Scores:
-  """Returns the scores of every token; differentiable in the parameters.
+  """Return the scores of every token; differentiable in the parameters.
 
   Args:
     graphdef: graph definition of a Transformer.
@@ -110,7 +110,7 @@ def score_some(
   temperature: float = 1.0,
   chunk: int = 512,
 ) -> Scores:
-  """Returns the scores of some tokens; 0 at all others. Not differentiable.
+  """Return the scores of some tokens; 0 at all others. Not differentiable.
 
   Every token goes through the layers, but only those of `mask_BT` through the
   unembedding. Its work grows with their number, which is not static. The other
@@ -139,7 +139,7 @@ def value_tokens(
   tokens_BT: jax.Array,
   valid_BT: jax.Array,
 ) -> jax.Array:
-  """Returns value_BT, the critic's value before token t, in float32.
+  """Return value_BT, the critic's value before token t, in float32.
 
   A function of the tokens before t; 0 at t = 0 and at padding. Differentiable
   in the parameters. The arguments are those of `score_tokens`.
@@ -158,7 +158,7 @@ def _check_numbers(temperature: float, chunk: int) -> None:
 
 
 def _align(x_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
-  """Puts a 0 before scores that start at token 1, and zeros at padding."""
+  """Put a 0 before scores that start at token 1, and zeros at padding."""
   return jnp.where(valid_BT, jnp.pad(x_BT, ((0, 0), (1, 0))), 0.0)
 
 
@@ -178,12 +178,12 @@ def _per_row_block(score: Callable[..., Scores]) -> Callable[..., Scores]:
   def wrapped(table_DV, *rows):
     # One block needs no shard_map (and XLA fails at sums over manual axes of
     # size 1 beside a `tensor` axis).
-    shards = 1 if mesh.empty else meshes.row_shards(mesh)
+    shards = 1 if mesh.empty else mesh_lib.row_shards(mesh)
     if shards == 1 or rows[0].shape[0] % shards:
       return score(table_DV, *rows)
-    specs = (P(), *(meshes.ROWS for _ in rows))
+    specs = (P(), *(mesh_lib.ROWS for _ in rows))
     return jax.shard_map(
-      block, in_specs=specs, out_specs=meshes.ROWS, axis_names=set(axes)
+      block, in_specs=specs, out_specs=mesh_lib.ROWS, axis_names=set(axes)
     )(table_DV, *rows)
 
   return wrapped
@@ -197,7 +197,7 @@ def _in_pieces(
   temperature: float,
   chunk: int,
 ) -> Scores:
-  """Scores all positions of a block, the logits of one piece at a time."""
+  """Score all positions of a block, the logits of one piece at a time."""
   B, T = target_BT.shape
   width = max(1, min(chunk // B, T))
   pieces = -(-T // width)
@@ -230,7 +230,7 @@ def _marked(
   temperature: float,
   chunk: int,
 ) -> Scores:
-  """Scores the marked positions of a block, `chunk` of them at a time."""
+  """Score the marked positions of a block, `chunk` of them at a time."""
   size = mask_BT.size
   # Pieces have several rows: on CPU one row of many tokens takes twice as long.
   rows = min(_PIECE_ROWS, chunk, max(size, 1))

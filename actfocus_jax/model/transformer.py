@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from actfocus_jax.model import architecture, attention
 from actfocus_jax.model import embedding as embedding_lib
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 
 
 @flax.struct.dataclass
@@ -48,7 +48,7 @@ def init_cache(
   dtype: Any,
   repeat: int = 1,
 ) -> Cache:
-  """Returns an empty cache: `length` slots for each of `batch` rows.
+  """Return an empty cache: `length` slots for each of `batch` rows.
 
   `repeat` is the number of copies of each key head, from `Config.key_repeats`.
   """
@@ -67,7 +67,7 @@ class Linear(nnx.Module):
     self.dtype = dtype
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
-    """Returns y of the class docstring."""
+    """Return y of the class docstring."""
     y_BTD = x_BTD.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
     if self.bias is None:
       return y_BTD
@@ -82,7 +82,7 @@ class Norm(nnx.Module):
     self.eps = eps
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Returns y of the class docstring, in the dtype of x: [..., size]."""
+    """Return y of the class docstring, in the dtype of x: [..., size]."""
     y = x.astype(jnp.float32)
     square = jnp.mean(jnp.square(y), axis=-1, keepdims=True)
     scale = self.scale[...].astype(jnp.float32)
@@ -122,7 +122,7 @@ class Block(nnx.Module):
     shape = (*x_BTD.shape[:2], -1, self.config.head_dim)
     x_BTD = self.attention_norm(x_BTD)
     q, k, v = (
-      meshes.constrain_heads(f(x_BTD).reshape(shape))
+      mesh_lib.constrain_heads(f(x_BTD).reshape(shape))
       for f in (self.q, self.k, self.v)
     )
     if self.config.family.query_key_norm:
@@ -130,14 +130,14 @@ class Block(nnx.Module):
     return attention.rotate(q, rotary), attention.rotate(k, rotary), v
 
   def finish(self, x_BTD: jax.Array, out_BTHC: jax.Array) -> jax.Array:
-    """Adds the output of attention, then the MLP, to the residual stream."""
+    """Add the output of attention, then the MLP, to the residual stream."""
     with jax.named_scope('attention'):
       B, T = x_BTD.shape[:2]
       x_BTD = x_BTD + self.o(out_BTHC.reshape(B, T, -1))
     with jax.named_scope('mlp'):
       y_BTD = self.mlp_norm(x_BTD)
       y_BTF = jax.nn.silu(self.gate(y_BTD)) * self.up(y_BTD)
-      return meshes.constrain_rows(x_BTD + self.down(y_BTF))
+      return mesh_lib.constrain_rows(x_BTD + self.down(y_BTF))
 
 
 class Transformer(nnx.Module):
@@ -185,16 +185,16 @@ class Transformer(nnx.Module):
       self.head = nnx.Param(init(rngs.params(), shape[::-1], param_dtype))
 
   def _embed(self, tokens_BT: jax.Array) -> jax.Array:
-    """Embeds with weights that are sharded by PARTITION_RULES."""
+    """Embed with weights that are sharded by PARTITION_RULES."""
     with jax.named_scope('embed'):
       x_BTD = embedding_lib.embed(self.embedding[...], tokens_BT, self.dtype)
-      return meshes.constrain_rows(x_BTD)
+      return mesh_lib.constrain_rows(x_BTD)
 
   def _embed_decoding(self, tokens_BT: jax.Array) -> jax.Array:
-    """Embeds with weights in the decode layout, whole along `fsdp`."""
+    """Embed with weights in the decode layout, whole along `fsdp`."""
     with jax.named_scope('embed'):
       x_BTD = jnp.take(self.embedding[...], tokens_BT, axis=0)
-      return meshes.constrain_rows(x_BTD.astype(self.dtype))
+      return mesh_lib.constrain_rows(x_BTD.astype(self.dtype))
 
   def hidden(self, tokens_BT: jax.Array) -> jax.Array:
     """Full causal forward pass over positions 0..T-1.
@@ -228,7 +228,7 @@ class Transformer(nnx.Module):
   def extend(
     self, tokens_BT: jax.Array, start_B: jax.Array, cache: Cache, *, view: int
   ) -> tuple[jax.Array, Cache]:
-    """Runs T new tokens per row against the cache, and adds them to it.
+    """Run T new tokens per row against the cache, and add them to it.
 
     Row b's tokens take the positions start_b .. start_b+T-1. A row with fewer
     than T real tokens is padded on the right: padding is written past every
@@ -261,9 +261,9 @@ class Transformer(nnx.Module):
     repeat = cache.k_BLSN.shape[3] // keys
 
     def write(cache_BLSN, i, new_BTJC):
-      new_BTJC = meshes.constrain_heads(jnp.repeat(new_BTJC, repeat, axis=2))
-      # A scatter: one slice update per row was 3 to 8 times slower on CPU. vmap
-      # tells the compiler that rows are independent; with an index of the row
+      new_BTJC = mesh_lib.constrain_heads(jnp.repeat(new_BTJC, repeat, axis=2))
+      # A scatter: one slice update per row was 3 to 8 times slower on CPU. With
+      # vmap the compiler treats rows as independent; with an index of the row
       # every device would receive the new keys of all rows.
       new_BTN = new_BTJC.reshape(B, T, -1).astype(cache_BLSN.dtype)
       cache_BLSN = jax.vmap(
@@ -292,7 +292,7 @@ class Transformer(nnx.Module):
     return self.norm(x_BTD), Cache(k_BLSN, v_BLSN)
 
   def unembedding(self) -> jax.Array:
-    """Returns table_DV in float32: the transposed embedding, if tied."""
+    """Return table_DV in float32: the transposed embedding, if tied."""
     return self._table().astype(jnp.float32)
 
   def _table(self) -> jax.Array:
@@ -300,7 +300,7 @@ class Transformer(nnx.Module):
     return self.embedding[...].T if tied else self.head[...]
 
   def unembed(self, hidden: jax.Array) -> jax.Array:
-    """Returns float32 logits [..., V] of hidden states [..., D].
+    """Return float32 logits [..., V] of hidden states [..., D].
 
     Both operands are float32; on TPU and GPU `jax_default_matmul_precision`
     sets the precision of the product. If both have the same shorter type, they
@@ -314,7 +314,7 @@ class Transformer(nnx.Module):
       return jnp.matmul(hidden, table_DV, preferred_element_type=jnp.float32)
 
   def value(self, hidden: jax.Array) -> jax.Array:
-    """Returns float32 values [...] of hidden states [..., D]; critics only."""
+    """Return float32 values [...] of hidden states [..., D]; critics only."""
     with jax.named_scope('value'):
       head = self.value_head[...].astype(jnp.float32)
       return hidden.astype(jnp.float32) @ head
@@ -360,7 +360,7 @@ def create(
   `kwargs` are param_dtype, remat, attention and is_critic of Transformer.
   """
   graphdef, shapes = abstract(config, dtype, **kwargs)
-  shardings = meshes.param_shardings(mesh, PARTITION_RULES, shapes)
+  shardings = mesh_lib.param_shardings(mesh, PARTITION_RULES, shapes)
 
   def init(key: jax.Array) -> nnx.State:
     model = Transformer(config, rngs=nnx.Rngs(key), dtype=dtype, **kwargs)
@@ -370,19 +370,19 @@ def create(
 
 
 def critic_from(params: nnx.State, shapes: nnx.State) -> nnx.State:
-  """Returns critic parameters copied from a policy, with a zero value head.
+  """Return critic parameters copied from a policy, with a zero value head.
 
   Copied, because both models are trained and donated. `shapes` are those of the
   critic, from `abstract(..., is_critic=True)`.
   """
   policy = {
-    meshes.path_name(path): leaf
+    mesh_lib.path_name(path): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
   sharding = jax.tree.leaves(params)[0].sharding
 
   def leaf(path, shape):
-    name = meshes.path_name(path)
+    name = mesh_lib.path_name(path)
     if name != 'value_head':
       chex.assert_equal_shape((policy[name], shape))
       return jnp.copy(policy[name])

@@ -38,13 +38,13 @@ def make_mesh(
   """Return a mesh over all devices, or over the given ones.
 
   Args:
-    data: size inside a slice; one of the first three may be -1, the rest of a
-      slice.
-    fsdp: see data.
-    tensor: see data.
+    data: size inside a slice; at most one of data, fsdp and tensor may be -1,
+      the rest of a slice.
+    fsdp: size inside a slice.
+    tensor: size inside a slice.
     dcn_data: size over slices, a factor of the axis `data`; one of the two may
       be -1, the rest of the slices.
-    dcn_fsdp: the same for `fsdp`.
+    dcn_fsdp: size over slices, a factor of the axis `fsdp`.
     devices: devices of the mesh; None takes every device of every process.
     splits: sizes that the mesh must cut into equal parts.
 

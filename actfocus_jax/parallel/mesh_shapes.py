@@ -115,9 +115,9 @@ def check(wanted: Mapping[str, int], splits: Iterable[Split]) -> None:
   """Refuse sizes that leave a split uneven on any number of devices.
 
   Args:
-    wanted: as for `choose`. An open size may become any number, so it counts
-      as 1.
-    splits: as for `choose`.
+    wanted: sizes by name, -1 for an open size. An open size may become any
+      number, so it counts as 1.
+    splits: sizes that the mesh must cut into equal parts.
 
   Raises:
     ValueError: one sentence, with the nearest shapes if all sizes are fixed.

@@ -2,8 +2,8 @@
 
 All of them run the same program with the same config. They play the same
 episodes and hold replicated metrics, so nearly everything that steers the loop
-is equal by construction. What only one process knows (a signal, the result of
-an environment, a file) goes through `allgather`. A process that dies ends the
+is equal by construction. A value that only one process has (a signal, the
+result of an environment, a file) goes through `allgather`. A process that dies ends the
 others: JAX's coordination service misses its heartbeat, or a collective fails.
 The others wait for a slow process as long as it lives.
 
@@ -32,10 +32,10 @@ from actfocus_jax import errors
 # Seconds without a heartbeat after which a process counts as dead.
 _HEARTBEAT_TIMEOUT = 30
 # Seconds within which all processes must join: machines of a cluster may start
-# minutes apart. After _TELL_AFTER seconds a message says what this process
+# minutes apart. After _REPORT_AFTER seconds a message names what this process
 # waits for.
 _JOIN_WITHIN = 300.0
-_TELL_AFTER = 15.0
+_REPORT_AFTER = 15.0
 _FRAME_BYTES = 1024
 _LENGTH_BYTES = 4
 # Seconds that process 0 stays after an error. The others may have the same one;
@@ -83,10 +83,10 @@ def cluster_name(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def _slurm_count(environ: Mapping[str, str]) -> str:
-  """Name of the variable with the number of processes of a Slurm step.
+  """Return the name of the variable with the process count of a Slurm step.
 
   The shell of an interactive allocation is a step of one process, in which
-  SLURM_NTASKS is that of the allocation.
+  SLURM_NTASKS counts the processes of the allocation.
   """
   step = 'SLURM_STEP_NUM_TASKS'
   return step if step in environ else 'SLURM_NTASKS'
@@ -105,7 +105,7 @@ def count_and_index(
 
 
 def local_devices(environ: Mapping[str, str] = os.environ) -> list[int] | None:
-  """Devices of its machine that a process takes, for `jax.distributed`.
+  """Return the devices of this machine that `jax.distributed` should take.
 
   Args:
     environ: environment variables of this process.
@@ -147,11 +147,11 @@ def start(
       them from the cluster (TPU pod, Slurm, Open MPI 4, Kubernetes).
     num_processes: number of processes.
     process_id: index of this process, from 0.
-    local_devices: as returned by `local_devices`.
+    local_devices: indices of devices, from `local_devices`; None: jax chooses.
 
   Raises:
     ValueError: the other processes are not known, or the cluster does not
-      answer; in JAX's words.
+      answer; the message is that of JAX.
   """
   address = f' at {coordinator}' if coordinator else ''
   joined, on_sigterm = threading.Event(), signal.getsignal(signal.SIGTERM)
@@ -177,14 +177,14 @@ def start(
 
 def _exit_unless(joined: threading.Event, address: str):
   """End this process if the others do not come; runs in its own thread."""
-  if joined.wait(_TELL_AFTER):
+  if joined.wait(_REPORT_AFTER):
     return
   print(
     f'Waiting for the other processes{address}, {_JOIN_WITHIN:g} s at most.',
     file=sys.stderr,
     flush=True,
   )
-  if joined.wait(_JOIN_WITHIN - _TELL_AFTER):
+  if joined.wait(_JOIN_WITHIN - _REPORT_AFTER):
     return
   print(
     f'error: not all processes came{address} within {_JOIN_WITHIN:g} s. Look '
@@ -203,7 +203,7 @@ def first_barrier():
   it runs here, before anything that may take one process longer.
 
   Raises:
-    UsageError: as by `check_devices`.
+    UsageError: processes have different numbers of devices.
   """
   if count() > 1:
     check_devices([device.process_index for device in jax.devices()])
@@ -376,7 +376,7 @@ def raise_everywhere() -> Iterator[None]:
   Any other error passes through, and ends this process and so the others.
 
   Raises:
-    UsageError: in all processes, with the sentence of the first that refuses.
+    UsageError: raised in all processes, with the message of the first one.
   """
   refusal = None
   try:
@@ -398,7 +398,7 @@ def check_equal(value: Any, what: str, allowed: str):
   Args:
     value: value of this process.
     what: name of the value, for the message.
-    allowed: what is allowed, for the message.
+    allowed: allowed values, for the message.
 
   Raises:
     UsageError: one sentence.

@@ -178,7 +178,7 @@ def picture(results: Results, *, path: pathlib.Path):
   """Draw a curve per arm: the mean over its seeds, and their range.
 
   Args:
-    results: as for `table`; an arm without a finished run is left out.
+    results: argument of `table`; an arm without a finished run is left out.
     path: PNG file to write.
   """
   curves = [(arm, _curve(runs)) for arm, runs in results.items() if runs]

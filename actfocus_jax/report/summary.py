@@ -257,7 +257,7 @@ def runs_section(
 
   Args:
     runs: (label, rows of eval.jsonl) per run.
-    is_one_task: whether all runs play the same task, so that a mean makes
+    is_one_task: true if all runs play the same task, so that a mean makes
       sense.
 
   Returns:

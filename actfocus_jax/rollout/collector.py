@@ -313,11 +313,13 @@ class _Run:
     if not rows:
       return {}
     me = processes.index()
-    own = [row for row in rows if self.placement.owner[row] == me]
-    results = self.c.pool.run([self.episodes[row].env_call() for row in own])
+    local_rows = [row for row in rows if self.placement.owner[row] == me]
+    results = self.c.pool.run(
+      [self.episodes[row].env_call() for row in local_rows]
+    )
     outcomes = {
       row: self.episodes[row].apply(result)
-      for row, result in zip(own, results, strict=True)
+      for row, result in zip(local_rows, results, strict=True)
     }
     others = {}
     for process, received in enumerate(processes.allgather(outcomes)):

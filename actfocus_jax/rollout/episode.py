@@ -112,8 +112,8 @@ class Episode:
   Attributes:
     ids: all ids so far.
     turns: the finished turns.
-    truncated: whether the context ended the episode.
-    over: whether no more ids will be sampled.
+    truncated: true if the context ended the episode.
+    over: true if no more ids will be sampled.
     failure: reason why the environment failed, or None.
     game: environment and limits.
     state: state of the environment; None if another process plays it.
@@ -238,7 +238,7 @@ class Episode:
 
   @property
   def success(self) -> bool:
-    """Whether the environment declared the episode solved."""
+    """True if the environment declared the episode solved."""
     return any(turn.result.success for turn in self.turns)
 
   @property

@@ -75,8 +75,8 @@ def pick(games: Sequence[Game], seed: int) -> Game:
 def problem(env: Any) -> str | None:
   """Return the reason why an object cannot be played, or None.
 
-  The reason is the end of a sentence that begins with the object's name; it
-  says what the object has and what is allowed.
+  The reason completes a sentence that begins with the object's name. It names
+  the fault and the allowed values.
   """
   for name in ('reset', 'step'):
     if not callable(getattr(env, name, None)):

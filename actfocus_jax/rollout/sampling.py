@@ -29,7 +29,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from actfocus_jax.model import architecture, transformer
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 
 
 @flax.struct.dataclass
@@ -87,8 +87,8 @@ def slot_shardings(
   """
   is_split = config.num_heads % mesh.shape['tensor'] == 0
   heads_axis = 'tensor' if is_split else None
-  cache = NamedSharding(mesh, P(*meshes.ROWS, None, None, heads_axis))
-  row = meshes.rows(mesh)
+  cache = NamedSharding(mesh, P(*mesh_lib.ROWS, None, None, heads_axis))
+  row = mesh_lib.rows(mesh)
   return Slots(transformer.Cache(cache, cache), row, row, row, row)
 
 
@@ -282,7 +282,7 @@ def decode(
     jnp.zeros((steps, B), bool),
   )
   _, slots, out = jax.lax.while_loop(unfinished, step, (0, slots, out))
-  return slots, meshes.constrain_replicated(out)
+  return slots, mesh_lib.constrain_replicated(out)
 
 
 @jax.jit
@@ -300,8 +300,8 @@ def _of_shard(move: Callable[..., Any]) -> Callable[..., Any]:
     return move
   return jax.shard_map(
     move,
-    in_specs=meshes.ROWS,
-    out_specs=meshes.ROWS,
+    in_specs=mesh_lib.ROWS,
+    out_specs=mesh_lib.ROWS,
     axis_names={'data', 'fsdp'},
   )
 

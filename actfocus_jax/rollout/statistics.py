@@ -67,7 +67,7 @@ def _info_means(episodes) -> dict[str, float]:
 
 
 def rollouts_by_game(rollout: Rollout) -> dict[str, Rollout]:
-  """Return the rollout of each game; work and time stay those of all."""
+  """Return the rollout of each game; work and time are of all games."""
   parts: dict[str, tuple[list, list]] = {}
   for episode, group in zip(rollout.episodes, rollout.groups, strict=True):
     episodes, groups = parts.setdefault(episode.game.name, ([], []))

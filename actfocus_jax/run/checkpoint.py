@@ -1,5 +1,7 @@
 """Checkpoints of a run: saved in the background, rotated, whole or absent.
 
+A checkpoint holds a `learner.state.TrainState` and the seed of the next board.
+
 1. `save` copies the arrays off the devices and returns. A thread writes them
    into a temporary folder beside the other checkpoints.
 2. When every byte is written, the folder is renamed to its step number. A run
@@ -55,7 +57,7 @@ class Checkpoints:
     Args:
       directory: folder that holds one folder per step.
       keep: number of newest checkpoints that stay; the best one stays too.
-      read_only: whether to leave the directory as it is, so that a run which is
+      read_only: true to leave the directory as it is, so that a run which is
         saving there is not disturbed.
       on_failure: called in the background with the error of a failed save,
         before `wait` raises it. The other processes of a run wait for this

@@ -3,8 +3,8 @@
 config.json  model.json  metrics.jsonl  eval.jsonl  baselines.json
 config_changes.jsonl  checkpoints/  rollouts/  report/
 
-README.md of this room describes them. A killed run leaves whole files: rows are
-appended line by line, everything else is written beside its place and renamed.
+README.md of this package describes them. A killed run leaves whole files: rows
+are appended line by line; all else is written beside its place and renamed.
 In a bucket this differs: see `storage` and `metrics`.
 
 A run of several processes has one directory that all of them see. Process 0
@@ -36,15 +36,16 @@ def open_run(
 
   Args:
     workdir: run directory.
-    config: as for RunDirectory.
-    model: as for RunDirectory, the same in all processes.
+    config: values by dotted field name, by `schema.to_json`.
+    model: `sha256`, `path` and `commit` of the initial model, the same in all
+      processes.
 
   Returns:
     The run directory.
 
   Raises:
-    UsageError: as by RunDirectory, or not all processes see the directory; in
-      all processes.
+    UsageError: RunDirectory refuses the directory, or not all processes see it.
+      It is raised in all processes.
   """
   if processes.count() > 1:
     check_shared(workdir)
@@ -81,7 +82,7 @@ class RunDirectory:
 
     Args:
       path: run directory, checked by `paths.check_workdir`.
-      config: values by dotted field name, as of `schema.to_json`.
+      config: values by dotted field name, by `schema.to_json`.
       model: the model that the run starts from: its `sha256`, and for people
         its `path` and `commit`.
 
@@ -264,7 +265,7 @@ def check_model(path: pathlib.Path, model: dict[str, str]):
 
   Args:
     path: run directory.
-    model: as for `RunDirectory`.
+    model: `sha256`, `path` and `commit` of the model.
 
   Raises:
     UsageError: one sentence.
@@ -285,7 +286,7 @@ def check_checkpoints(path: pathlib.Path, step: int | None):
 
   Args:
     path: run directory.
-    step: as for `restore_part`.
+    step: requested step, for the message; None for the newest.
 
   Raises:
     UsageError: one sentence.

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask a run to stop; the loop decides when."""
+"""Ctrl-C and SIGTERM request a stop; the loop decides when."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ class Interrupt:
   in any other thread the context does nothing. Contexts may be nested.
 
   Attributes:
-    requested: whether a signal has come.
+    requested: true if a signal has come.
     signal: name of the first one, such as 'SIGTERM'; None before.
   """
 

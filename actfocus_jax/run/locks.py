@@ -26,11 +26,11 @@ _SAFE_SHARE = 0.5
 
 
 def lock_file(path: pathlib.Path, *, wait: bool = False) -> IO[str]:
-  """Take a file lock; it ends with the process or with `close`.
+  """Take a file lock, which `close` or the end of the process releases.
 
   Args:
     path: lock file; it is made if necessary.
-    wait: whether to wait for the current holder.
+    wait: true to wait for the current holder.
 
   Returns:
     The open file.
@@ -155,8 +155,8 @@ class Lease:
           self._renewed = begin
           return
         except errors.UsageError:
-          # An own write whose answer was lost counts, but its time is unknown:
-          # write once more.
+          # An earlier write of this process may have arrived although its
+          # answer was lost. Its time is unknown, so write once more.
           self._generation = self._own_generation()
           self._is_lost = not self._generation
 

@@ -151,7 +151,7 @@ def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
   """Pair each complete line with its row."""
   lines = path.read_text(encoding='utf-8').split('\n')
   pairs = []
-  # What follows the last newline is '' or an incomplete line.
+  # The text after the last newline is '' or an incomplete line.
   for number, line in enumerate(lines[:-1], start=1):
     try:
       row = json.loads(line)

@@ -100,7 +100,7 @@ def check_bucket(path: pathlib.Path, flag: str = '--workdir'):
   permission, and the run would fail at its first checkpoint.
 
   Args:
-    path: from `path`.
+    path: path that the function `path` returned.
     flag: name of the flag, for messages.
 
   Raises:

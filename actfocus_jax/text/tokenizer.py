@@ -2,7 +2,7 @@
 
 The built-in model has no pretrained tokenizer, so one is trained: byte-level
 BPE behind Qwen2's pre-tokenizer, with Qwen's chat markup. It is saved and
-loaded like any Hugging Face tokenizer. Two things fit it to a small model:
+loaded like any Hugging Face tokenizer. Two things fit it to the built-in model:
 
 - Phrases that an environment repeats ("Board size: ") become single tokens,
   which more than halves the length of a conversation.

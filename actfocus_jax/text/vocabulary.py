@@ -1,6 +1,6 @@
 """Vocabulary: load a tokenizer directory, and the exact bytes of every id.
 
-The decoder in tokenizer.json tells which of two kinds a tokenizer is:
+The decoder in tokenizer.json determines which of two kinds a tokenizer is:
 
 - Byte-level (Qwen, Llama 3): every character of a token is one byte, in an
   alphabet of 256 printable characters.
@@ -36,7 +36,7 @@ class Vocabulary:
   Attributes:
     pieces: bytes of each id; b'' for special and unused ids.
     special: names of the special ids, which are not part of a text.
-    adds_space: whether encoding puts a dummy space before a text.
+    adds_space: true if encoding puts a dummy space before a text.
   """
 
   pieces: list[bytes]

@@ -16,7 +16,8 @@ from actfocus_jax.rollout import episode as episode_lib
 from actfocus_jax.text import tokenizer as tokenizer_lib
 from actfocus_jax.text.chat import Chat
 
-# Games and their players: `respond(env, state, rng) -> (thought, actions)`.
+# (game, player) pairs. A player has the method
+# `respond(env, state, rng) -> (thought, actions)`.
 Cast = Sequence[tuple[games.Game, Any]]
 # A game that loses more than this share of its demonstrations is refused, after
 # the first `_SOON` losses or at the end.
@@ -37,7 +38,7 @@ def play(
 
   Args:
     chat: tokenizer bridge.
-    cast: games and their players; the seed picks one of them.
+    cast: (game, player) pairs; the seed picks one of them.
     seeds: seeds of the environment and of the player's choices.
     pool: pool that runs the environments; by default this thread does.
     report: called with a line about each game that lost some.

@@ -1,4 +1,4 @@
-"""Warm start: the default model, made once from demonstrations, then kept.
+"""Warm start: the built-in model, made once from demonstrations, then kept.
 
 The stages of a warm start:
 
@@ -53,13 +53,13 @@ class WarmStart:
     name: names of the environments; begins the directory's name.
     described: config sections env, limits, player and mixture as JSON values,
       for the directory's name.
-    cast: pairs of a game and the player that demonstrates it.
+    cast: (game, player that demonstrates it) pairs.
     pool: pool that runs the environments.
     learning_rate: peak of the learning rate, after a warm-up of 5 % of the
       steps; a cosine leads from it to 5 % of it.
     observation_weight: see `supervised.step`.
     seed: seed of the demonstrations, the initial weights and the batches.
-    cache and all others: fields of the config section warm_start.
+    cache and all other attributes: fields of the config section warm_start.
   """
 
   name: str

@@ -286,8 +286,8 @@ MUTANTS = (
     'joined_rows_in_another_order',
     'learner',
     'microbatch',
-    'meshes.constrain_rows(rows.swapaxes(0, 1).reshape(',
-    'meshes.constrain_rows(rows.reshape(',
+    'rows.swapaxes(0, 1).reshape(-1, *x.shape[2:])',
+    'rows.reshape(-1, *x.shape[2:])',
     ('rows',),
   ),
   Mutant(

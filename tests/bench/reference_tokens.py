@@ -28,7 +28,7 @@ import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from actfocus_jax.model import architecture, scoring, transformer  # noqa: E402
-from actfocus_jax.parallel import mesh as meshes  # noqa: E402
+from actfocus_jax.parallel import mesh as mesh_lib  # noqa: E402
 
 FULL, LAYERS = 'full', 'layers'
 
@@ -39,7 +39,7 @@ def model_of(args):
   config = architecture.Config(
     args.vocab, args.width, 4 * args.width, args.layers, heads, heads, 64
   )
-  mesh = meshes.make_mesh(devices=jax.devices()[:1])
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   key = jax.random.key(0)
   return transformer.create(config, mesh, key, dtype=jnp.float32)
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from actfocus_jax.learner import microbatch
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 
 
 def made(data, fsdp):
-  return meshes.make_mesh(
+  return mesh_lib.make_mesh(
     data=data, fsdp=fsdp, devices=jax.devices()[: data * fsdp]
   )
 
@@ -35,7 +35,7 @@ def test_join_undoes_micro(rows, size):
 
 def test_no_row_moves_for_a_micro_batch():
   mesh = made(2, 4)
-  x = meshes.put_rows(mesh, np.arange(96.0).reshape(48, 2))
+  x = mesh_lib.put_rows(mesh, np.arange(96.0).reshape(48, 2))
 
   def through(x, cut):
     return microbatch.join(jax.lax.map(lambda part: part + 1, cut(x, 16)))

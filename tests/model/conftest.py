@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from actfocus_jax.model import architecture, transformer
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 
 CONFIG = dict(
   vocab_size=96,
@@ -29,14 +29,14 @@ def _random(path, leaf):
 
 
 def hash_of(path):
-  return sum((i + 1) * ord(c) for i, c in enumerate(meshes.path_name(path)))
+  return sum((i + 1) * ord(c) for i, c in enumerate(mesh_lib.path_name(path)))
 
 
 def _model(tied, kind='qwen2'):
   config = architecture.Config(
     **CONFIG, tie_word_embeddings=tied, model_type=kind
   )
-  mesh = meshes.make_mesh(devices=jax.devices()[:1])
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   graphdef, params = transformer.create(
     config, mesh, jax.random.key(0), dtype=jnp.float32
   )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from actfocus_jax.model import attention, kernels, scoring, transformer
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 
 interpreted = functools.partial(kernels.splash, interpret=True)
 SPLASH = 'stablehlo.custom_call @tpu_custom_call'
@@ -50,7 +50,7 @@ def _assert_same(f, inputs, mesh=None):
 
 def _mesh(fsdp, tensor):
   devices = jax.devices()[: fsdp * tensor]
-  return meshes.make_mesh(data=1, fsdp=fsdp, tensor=tensor, devices=devices)
+  return mesh_lib.make_mesh(data=1, fsdp=fsdp, tensor=tensor, devices=devices)
 
 
 @pytest.mark.parametrize(

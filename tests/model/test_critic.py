@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from actfocus_jax.model import scoring, transformer
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 
 TOKENS = np.random.default_rng(4).integers(0, 96, (4, 10), np.int32)
 VALID = np.arange(10)[None, :] < np.array([10, 7, 1, 4])[:, None]
@@ -18,7 +18,7 @@ value = jax.jit(scoring.value_tokens)
 
 def _named(params):
   leaves = jax.tree_util.tree_leaves_with_path(params)
-  return {meshes.path_name(path): leaf for path, leaf in leaves}
+  return {mesh_lib.path_name(path): leaf for path, leaf in leaves}
 
 
 def _fresh(config, params):
@@ -79,7 +79,7 @@ def test_fresh_critic_predicts_zero(tied):
   config, _, policy = tied
   made = transformer.create(
     config,
-    meshes.make_mesh(devices=jax.devices()[:1]),
+    mesh_lib.make_mesh(devices=jax.devices()[:1]),
     jax.random.key(0),
     dtype=jnp.float32,
     is_critic=True,
@@ -140,14 +140,14 @@ def test_critic_shares_no_buffer_with_the_policy(untied):
 @pytest.mark.parametrize('sizes', [{'fsdp': 2, 'tensor': 2}, {'fsdp': 8}])
 def test_values_on_eight_devices_equal_one(untied, sizes):
   config, _, params = untied
-  mesh, rules = meshes.make_mesh(**sizes), transformer.PARTITION_RULES
-  where = meshes.param_shardings(mesh, rules, params)
+  mesh, rules = mesh_lib.make_mesh(**sizes), transformer.PARTITION_RULES
+  where = mesh_lib.param_shardings(mesh, rules, params)
   _, ours = _critic(config, jax.device_put(params, where))
   graphdef, one = _critic(config, params)
   tokens, valid = np.tile(TOKENS, (2, 1)), np.tile(VALID, (2, 1))
   tokens[4:] = tokens[4:, ::-1]
   with jax.set_mesh(mesh):
-    batch = meshes.put_rows(mesh, (tokens, valid))
+    batch = mesh_lib.put_rows(mesh, (tokens, valid))
     eight = value(graphdef, ours, *batch)
   assert len(eight.sharding.device_set) == 8
   expected = value(graphdef, one, tokens, valid)

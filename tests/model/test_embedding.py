@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from actfocus_jax.model import embedding
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 4, 2), (1, 1, 1)]
 VOCABULARY, WIDTH = 48, 16
@@ -19,12 +19,14 @@ def placed(shape):
   """A mesh of that shape, with a table and ids on it."""
   data, fsdp, tensor = shape
   devices = jax.devices()[: data * fsdp * tensor]
-  mesh = meshes.make_mesh(data=data, fsdp=fsdp, tensor=tensor, devices=devices)
+  mesh = mesh_lib.make_mesh(
+    data=data, fsdp=fsdp, tensor=tensor, devices=devices
+  )
   rng = np.random.default_rng(0)
   table_VD = rng.normal(size=(VOCABULARY, WIDTH)).astype(np.float32)
   tokens_BT = rng.integers(0, VOCABULARY, (8, 5)).astype(np.int32)
   table_VD = jax.device_put(table_VD, NamedSharding(mesh, embedding.TABLE_SPEC))
-  return mesh, table_VD, meshes.put_rows(mesh, tokens_BT)
+  return mesh, table_VD, mesh_lib.put_rows(mesh, tokens_BT)
 
 
 @pytest.mark.parametrize('shape', MESHES)

@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 from actfocus_jax.model import architecture, hf, scoring, transformer
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 NAMES = [
@@ -47,7 +47,7 @@ def _golden(name, mesh):
 
 @pytest.fixture(scope='module', params=NAMES)
 def case(request):
-  mesh = meshes.make_mesh(devices=jax.devices()[:1])
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   return _golden(request.param, mesh)
 
 
@@ -165,7 +165,7 @@ def test_greedy_continuations_equal_torch(case):
 
 @pytest.mark.parametrize('name', EVEN)
 def test_eight_devices_equal_torch(name):
-  mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
   one = _golden(name, mesh)
   kernel = one.params['layers']['q']['kernel'][...]
   shard = kernel.addressable_shards[0].data.shape

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from actfocus_jax.model import hf
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 
 FILE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -38,7 +38,7 @@ def saved(untied, tmp_path):
 
 @pytest.fixture
 def mesh():
-  return meshes.make_mesh(data=2, fsdp=2, tensor=2)
+  return mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
 
 
 @pytest.mark.parametrize('kind', ['tied', 'untied', 'qwen3'])

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from actfocus_jax.model import scoring, transformer
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.run import metrics
 
 TOKENS = np.random.default_rng(1).integers(0, 96, (4, 10), np.int32)
@@ -147,18 +147,18 @@ def test_logits_of_all_positions_never_exist(tied):
 def test_chunk_counts_tokens_of_one_row_block(tied):
   """Four rows over four row shards: one row each, so eight positions of it."""
   _, graphdef, params = tied
-  mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
   spread = _spread(mesh, params)
   with jax.set_mesh(mesh):
     assert _largest(graphdef, spread, 8) == (1, 8, 96)
-    tokens, valid = meshes.put_rows(mesh, (TOKENS, VALID))
+    tokens, valid = mesh_lib.put_rows(mesh, (TOKENS, VALID))
     eight = score(graphdef, spread, tokens, valid, chunk=8)
   one = score(graphdef, params, TOKENS, VALID, chunk=8)
   _assert_scores(eight, one)
 
 
 def _spread(mesh, params):
-  where = meshes.param_shardings(mesh, transformer.PARTITION_RULES, params)
+  where = mesh_lib.param_shardings(mesh, transformer.PARTITION_RULES, params)
   return jax.device_put(params, where)
 
 
@@ -178,9 +178,9 @@ def _gradient(graphdef, chunk):
 def test_gradients_of_eight_devices_equal_one(untied):
   _, graphdef, params = untied
   one = _gradient(graphdef, 8)(params, TOKENS, VALID)
-  mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
   with jax.set_mesh(mesh):
-    batch = meshes.put_rows(mesh, (TOKENS, VALID))
+    batch = mesh_lib.put_rows(mesh, (TOKENS, VALID))
     eight = _gradient(graphdef, 4)(_spread(mesh, params), *batch)
   assert float(jnp.max(jnp.abs(one['head'][...]))) > 0.1
   _assert_close(one, eight)
@@ -189,9 +189,9 @@ def test_gradients_of_eight_devices_equal_one(untied):
 def test_the_unembedding_crosses_devices_once_per_call(untied):
   """In no loop over pieces is it gathered, or its gradient summed."""
   _, graphdef, params = untied
-  mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
   with jax.set_mesh(mesh):
-    batch = meshes.put_rows(mesh, (TOKENS, VALID))
+    batch = mesh_lib.put_rows(mesh, (TOKENS, VALID))
     step = _gradient(graphdef, 4).lower(_spread(mesh, params), *batch)
   inside = {True: 0, False: 0}
   for part in step.compile().as_text().split('\n\n'):
@@ -249,11 +249,11 @@ def test_score_some_computes_as_many_pieces_as_marks_need(tied, monkeypatch):
 )
 def test_score_some_on_eight_devices_equals_one(untied, sizes, rows):
   _, graphdef, params = untied
-  mesh = meshes.make_mesh(**sizes)
+  mesh = mesh_lib.make_mesh(**sizes)
   batch = (ROWS[:rows], LONG[:rows], UNEVEN[:rows])
   with jax.set_mesh(mesh):
-    if rows % meshes.row_shards(mesh) == 0:
-      batch = meshes.put_rows(mesh, batch)
+    if rows % mesh_lib.row_shards(mesh) == 0:
+      batch = mesh_lib.put_rows(mesh, batch)
     found = some(graphdef, _spread(mesh, params), *batch, chunk=2)
   assert len(found.logprob_BT.sharding.device_set) == 8
   every = score(graphdef, params, ROWS, LONG)

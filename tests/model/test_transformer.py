@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from actfocus_jax.model import transformer
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 
 TOKENS = np.random.default_rng(0).integers(0, 96, (3, 11), np.int32)
 
@@ -123,11 +123,11 @@ def test_initialisation(untied):
   config, _, _ = untied
   config = dataclasses.replace(config, initializer_range=0.5)
   _, params = transformer.create(
-    config, meshes.make_mesh(), jax.random.key(1), dtype=jnp.float32
+    config, mesh_lib.make_mesh(), jax.random.key(1), dtype=jnp.float32
   )
   leaves, _ = jax.tree_util.tree_flatten_with_path(params)
   for path, leaf in leaves:
-    name = meshes.path_name(path)
+    name = mesh_lib.path_name(path)
     if name.endswith('scale'):
       np.testing.assert_array_equal(leaf, 1.0)
     elif name.endswith('bias'):
@@ -141,8 +141,8 @@ def test_initialisation(untied):
 
 def test_eight_devices_equal_one(untied):
   config, graphdef, params = untied
-  mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
-  where = meshes.param_shardings(mesh, transformer.PARTITION_RULES, params)
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
+  where = mesh_lib.param_shardings(mesh, transformer.PARTITION_RULES, params)
   spread = jax.device_put(params, where)
   kernel = spread['layers']['gate']['kernel'][...]
   assert kernel.addressable_shards[0].data.shape == (2, 16, 24)
@@ -151,7 +151,7 @@ def test_eight_devices_equal_one(untied):
   tokens = np.concatenate([TOKENS, TOKENS[:1, ::-1]])
   one = logits(graphdef, params, tokens)
   with jax.set_mesh(mesh):
-    eight = logits(graphdef, spread, meshes.put_rows(mesh, tokens))
+    eight = logits(graphdef, spread, mesh_lib.put_rows(mesh, tokens))
     ragged = logits(graphdef, spread, tokens[:3])
   assert eight.sharding.shard_shape(eight.shape)[0] == 1
   np.testing.assert_allclose(one, np.asarray(eight), atol=2e-5)
@@ -163,8 +163,8 @@ def test_parameters_do_not_depend_on_the_mesh(tied):
   one, eight = (
     transformer.create(config, mesh, jax.random.key(3), dtype=jnp.float32)[1]
     for mesh in (
-      meshes.make_mesh(devices=jax.devices()[:1]),
-      meshes.make_mesh(data=2, fsdp=2, tensor=2),
+      mesh_lib.make_mesh(devices=jax.devices()[:1]),
+      mesh_lib.make_mesh(data=2, fsdp=2, tensor=2),
     )
   )
   jax.tree.map(np.testing.assert_array_equal, one, eight)

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from actfocus_jax import build
 from actfocus_jax.config import schema
 from actfocus_jax.model import architecture, transformer
-from actfocus_jax.parallel import mesh as meshes
+from actfocus_jax.parallel import mesh as mesh_lib
 from actfocus_jax.parallel import mesh_shapes
 
 DEFAULT = dict(data=-1, fsdp=1, tensor=1, dcn_data=-1, dcn_fsdp=1)
@@ -146,14 +146,14 @@ def test_splits_of_a_model_allow_what_its_rules_allow(tied):
   for fsdp, tensor in itertools.product(range(1, 9), repeat=2):
     if fsdp * tensor > 8:
       continue
-    mesh = meshes.make_mesh(
+    mesh = mesh_lib.make_mesh(
       data=1,
       fsdp=fsdp,
       tensor=tensor,
       devices=jax.devices()[: fsdp * tensor],
     )
     try:
-      meshes.param_shardings(mesh, transformer.PARTITION_RULES, shapes)
+      mesh_lib.param_shardings(mesh, transformer.PARTITION_RULES, shapes)
       allowed.append((fsdp, tensor))
     except ValueError as error:
       assert 'nearest that fit: data=' in str(error)
@@ -175,11 +175,11 @@ def test_arrange_equals_the_hybrid_mesh_of_jax():
     ((2, 2, 2), (1, 4, 1)),
   ):
     shuffled = np.random.default_rng(0).permutation(devices(4, 8)).tolist()
-    parts = meshes.slices(shuffled)
+    parts = mesh_lib.slices(shuffled)
     assert [d.slice_index for d in sum(parts, [])] == sorted([0, 1, 2, 3] * 8)
     shape = mesh_shapes.Shape(*inside, *outside[:2])
     wanted = mesh_utils.create_hybrid_device_mesh(inside, outside, shuffled)
-    array = meshes.arrange(parts, shape)
+    array = mesh_lib.arrange(parts, shape)
     np.testing.assert_array_equal(ids(array), ids(wanted))
     assert array.shape == tuple(shape.total.values())
     # tensor stays within a slice.
@@ -188,36 +188,36 @@ def test_arrange_equals_the_hybrid_mesh_of_jax():
 
 def test_slices_of_processes_if_wanted():
   pool = devices(1, 8, processes=4)
-  assert len(meshes.slices(pool)) == 1
-  assert [len(part) for part in meshes.slices(pool, 4)] == [2] * 4
-  first, _ = meshes.slices(pool, 2)
+  assert len(mesh_lib.slices(pool)) == 1
+  assert [len(part) for part in mesh_lib.slices(pool, 4)] == [2] * 4
+  first, _ = mesh_lib.slices(pool, 2)
   assert [d.process_index for d in first] == [0, 0, 1, 1]
   with pytest.raises(ValueError, match='dcn_fsdp is 3, but.*a divisor of 4'):
-    meshes.slices(pool, 3)
+    mesh_lib.slices(pool, 3)
   with pytest.raises(ValueError, match='1 processes do not form 2 equal'):
-    meshes.make_mesh(dcn_data=2)
+    mesh_lib.make_mesh(dcn_data=2)
 
 
 def test_slices_gpu_nodes_are_one_slice_by_default():
   nodes = devices(2, 8, platform='gpu')
   assert {d.slice_index for d in nodes} == {0, 1}
-  assert [len(part) for part in meshes.slices(nodes)] == [16]
+  assert [len(part) for part in mesh_lib.slices(nodes)] == [16]
   # So fsdp may span nodes without sizes over slices.
-  whole = meshes.make_mesh(fsdp=16, devices=nodes)
-  assert whole.shape['fsdp'] == 16 and meshes.slice_count(whole) == 1
-  assert [len(part) for part in meshes.slices(nodes, 2)] == [8, 8]
+  whole = mesh_lib.make_mesh(fsdp=16, devices=nodes)
+  assert whole.shape['fsdp'] == 16 and mesh_lib.slice_count(whole) == 1
+  assert [len(part) for part in mesh_lib.slices(nodes, 2)] == [8, 8]
   with pytest.raises(ValueError, match='2 slices of 8 devices'):
-    meshes.make_mesh(fsdp=16, devices=devices(2, 8))
+    mesh_lib.make_mesh(fsdp=16, devices=devices(2, 8))
 
 
 def test_param_shardings_uneven_over_slices_names_the_nearest():
-  mesh = meshes.make_mesh(tensor=8, devices=devices(2, 8))
+  mesh = mesh_lib.make_mesh(tensor=8, devices=devices(2, 8))
   leaf = jax.ShapeDtypeStruct((12,), np.float32)
   with pytest.raises(
     ValueError,
     match='nearest that fit: data=2 fsdp=1 tensor=4 dcn_data=2 dcn_fsdp=1, or',
   ):
-    meshes.param_shardings(mesh, [('', P('tensor'))], {'a': leaf})
+    mesh_lib.param_shardings(mesh, [('', P('tensor'))], {'a': leaf})
 
 
 @pytest.mark.parametrize(
@@ -228,11 +228,11 @@ def test_param_shardings_uneven_over_slices_names_the_nearest():
 def test_decoding_ends_early_only_on_one_slice(made, dcn_data, ends_early):
   c = schema.defaults()
   c.mesh.dcn_data = dcn_data
-  mesh = meshes.make_mesh(devices=made, dcn_data=dcn_data)
+  mesh = mesh_lib.make_mesh(devices=made, dcn_data=dcn_data)
   collector = build.collector(c, None, (), mesh, None)
   assert collector.ends_early is ends_early
 
 
 def test_slices_unequal_are_refused():
   with pytest.raises(ValueError, match=r'\[8, 4\] devices'):
-    meshes.slices(devices(2, 8)[:12])
+    mesh_lib.slices(devices(2, 8)[:12])

@@ -91,7 +91,7 @@ import jax
 from actfocus_jax import errors
 from actfocus_jax.cli import cluster
 from actfocus_jax.parallel import processes
-processes._JOIN_WITHIN, processes._TELL_AFTER = 2.0, 1.0
+processes._JOIN_WITHIN, processes._REPORT_AFTER = 2.0, 1.0
 def start(count, index, **more):
   who = dict(num_processes=count, process_id=index)
   address = 'localhost:{started.free_port()}'

@@ -37,12 +37,12 @@ class Product:
   """A product of the shop.
 
   Attributes:
-    options: what can be chosen, in lower case.
+    options: selectable options in lower case.
     price: the price that a cap is compared with; one in the range if the shop
       gives a range.
     price_text: the price as the shop shows it.
     query: the search that the product was collected with, in lower case.
-    categories: from the widest to the narrowest.
+    categories: categories from the widest to the narrowest.
     attributes: attributes that goals may name; the page does not list them.
     instruction: the beginning of a synthetic goal's text, or empty.
     wanted: the attributes that this instruction names.

@@ -19,7 +19,7 @@ import numpy as np
 
 from actfocus_jax.envs.webshop import catalogue
 
-# Seeds below are for evaluation; training and demonstrations have those above.
+# Seeds below are for evaluation; training and demonstrations use the others.
 # A test keeps it equal to that of config/schema.py.
 FIRST_TRAINING_SEED = 10_000
 _MOST_EVALUATION_GOALS = 500
@@ -34,11 +34,11 @@ class Goal:
   Attributes:
     asin: id of the product that the goal was made of; others may fit too.
     text: the instruction that the model reads.
-    attributes: what the product must have.
-    options: what must be chosen, as (name, value); a human goal has values
-      only, with empty names.
+    attributes: attributes that the product must have.
+    options: (name, value) pairs that must be chosen; in a human goal all names
+      are empty.
     price_cap: highest price in dollars, or None.
-    title, query, categories: those of that product; they tell its kind.
+    title, query, categories: fields of that product, which define its kind.
   """
 
   asin: str

@@ -85,7 +85,7 @@ class MemoryIndex:
   """Index in memory that scores all texts; for some thousands of them."""
 
   def __init__(self, texts: Sequence[str]):
-    """Index the texts, which are known by their places."""
+    """Index the texts, which are known by their positions."""
     self._ranker = _bm25s().BM25(k1=K1, b=B, method='lucene')
     documents = [terms(text) for text in texts]
     self._is_empty = not any(documents)
@@ -93,13 +93,13 @@ class MemoryIndex:
       self._ranker.index(documents, show_progress=False)
 
   def best(self, query: str) -> list[int]:
-    """Return the places of texts with a term of the query, best first."""
+    """Return the positions of texts with a term of the query, best first."""
     words = terms(query)[:_MOST_TERMS]
     if self._is_empty or not words:
       return []
     scores = np.round(self._ranker.get_scores(words), _DECIMALS)
     order = np.argsort(-scores, kind='stable')[:TOP]
-    return [int(place) for place in order if scores[place] > 0.0]
+    return [int(i) for i in order if scores[i] > 0.0]
 
 
 def _bm25s():
@@ -107,7 +107,7 @@ def _bm25s():
   with _IMPORTING:  # No thread gets half a library, or jax back too early.
     if 'bm25s' not in sys.modules:
       kept = sys.modules.get('jax')
-      sys.modules['jax'] = None  # Importing it fails, as where there is none.
+      sys.modules['jax'] = None  # Importing it fails, as if it were absent.
       try:
         import bm25s  # noqa: F401
       finally:

@@ -24,11 +24,11 @@ class MemoryShop:
     products: Iterable[catalogue.Product],
     instructions: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
   ):
-    """Index the products; of two with one ASIN the first counts.
+    """Index the products; the first of two with the same ASIN is kept.
 
     Args:
-      products: in the order of the shop.
-      instructions: human ones by ASIN; None for synthetic goals.
+      products: products in the order of the shop.
+      instructions: human instructions by ASIN; None for synthetic goals.
     """
     self._products: dict[str, catalogue.Product] = {}
     for product in products:
@@ -46,7 +46,7 @@ class MemoryShop:
       )
       self._human = [goal for goal in every if goal is not None]
       self.goal_count = len(self._human)
-    # Not at the first search: many threads may make that one at once.
+    # Built here, because many threads may start the first search at once.
     texts = map(search.text_of, self._products.values())
     self._index = search.MemoryIndex([*texts])
     self.find = functools.lru_cache(maxsize=1 << 14)(self._find)
@@ -59,12 +59,12 @@ class MemoryShop:
     """Return the goal with a number below `goal_count`."""
     if self._human is not None:
       return self._human[number]
-    place, own = self._numbering.place(number)
-    return goals.synthetic(self._products[self._asins[place]], own)
+    position, goal = self._numbering.place(number)
+    return goals.synthetic(self._products[self._asins[position]], goal)
 
   def _find(self, query: str) -> tuple[str, ...]:
     """Return the ASINs that a search finds, best first, at most 50."""
-    return tuple(self._asins[place] for place in self._index.best(query))
+    return tuple(self._asins[i] for i in self._index.best(query))
 
 
 Shop = MemoryShop | store.DiskShop  # with the same methods

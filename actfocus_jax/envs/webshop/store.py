@@ -109,14 +109,14 @@ def check_source(directory: pathlib.Path, data: pathlib.Path):
 
 
 class Bar:
-  """Progress as a bar on stderr, drawn once per hundredth."""
+  """Progress bar on stderr, redrawn at every percent."""
 
   def __init__(self):
     """Draw nothing yet."""
     self._drawn = None
 
   def __call__(self, what: str, share: float):
-    """Draw the bar if it has grown; over itself on a terminal."""
+    """Draw the bar if it has grown; on a terminal overwrite the last one."""
     is_terminal = sys.stderr.isatty()
     step = int(100 * share) if is_terminal else int(10 * share) * 10
     if (what, step) == self._drawn:
