@@ -127,35 +127,38 @@ class TrainStep:
     with_update: bool = True,
   ):
     """Select, score, signal, weights, advantages, update."""
-    c = self._config
+    config = self._config
     signal_key, order_key = jax.random.split(key)
-    batch, return_PG = prepare.select(batch, members=c.members, **c.selection)
-    scores = self._score(state, reference, batch)
-    signal_BT = c.signal(prepare.signal_inputs(scores, signal_key))
-    weight_BT = c.weight_scheme(
-      prepare.weight_inputs(batch, scores, signal_BT, state.step), **c.weights
+    batch, return_PG = prepare.select(
+      batch, members=config.members, **config.selection
     )
-    credit = c.estimator.compute(
-      prepare.estimator_inputs(batch, return_PG, scores, c.num_turns),
-      **c.advantage,
+    scores = self._score(state, reference, batch)
+    signal_BT = config.signal(prepare.signal_inputs(scores, signal_key))
+    weight_BT = config.weight_scheme(
+      prepare.weight_inputs(batch, scores, signal_BT, state.step),
+      **config.weights,
+    )
+    credit = config.estimator.compute(
+      prepare.estimator_inputs(batch, return_PG, scores, config.num_turns),
+      **config.advantage,
     )
     update_batch = prepare.update_batch(
       batch,
       scores,
       weight_BT,
       credit,
-      old_logprob=c.learner.old_logprob,
-      importance_cap=c.learner.importance_cap,
-      has_kl=bool(c.kl.coefficient),
+      old_logprob=config.learner.old_logprob,
+      importance_cap=config.learner.importance_cap,
+      has_kl=bool(config.kl.coefficient),
     )
     metrics = prepare.metrics(
       batch,
       return_PG,
       scores,
-      signal_BT if c.has_signal else None,
+      signal_BT if config.has_signal else None,
       weight_BT,
       credit,
-      rule=c.selection['rule'],
+      rule=config.selection['rule'],
     )
     if not with_update:
       return update_batch, metrics
@@ -172,28 +175,29 @@ class TrainStep:
 
   def _explain(self, state: TrainState, reference, batch: Trajectory, key):
     """Signal and weight of every token; the key is not split."""
-    c = self._config
+    config = self._config
     scores = self._score_at(
       state, reference, batch, batch.valid, batch.valid, len(batch.tokens)
     )
-    signal_BT = c.signal(prepare.signal_inputs(scores, key))
-    weight_BT = c.weight_scheme(
-      prepare.weight_inputs(batch, scores, signal_BT, state.step), **c.weights
+    signal_BT = config.signal(prepare.signal_inputs(scores, key))
+    weight_BT = config.weight_scheme(
+      prepare.weight_inputs(batch, scores, signal_BT, state.step),
+      **config.weights,
     )
     # For every process to read.
     return mesh_lib.constrain_replicated((signal_BT, weight_BT))
 
   def _score(self, state: TrainState, reference, batch: Trajectory):
     """Scores by policy, reference and critic, at the tokens that are needed."""
-    c = self._config
-    mask_BT = prepare.reference_mask(batch, has_kl=bool(c.kl.coefficient))
+    config = self._config
+    mask_BT = prepare.reference_mask(batch, has_kl=bool(config.kl.coefficient))
     scores = self._score_at(
-      state, reference, batch, batch.sampled, mask_BT, c.microbatch
+      state, reference, batch, batch.sampled, mask_BT, config.microbatch
     )
     if self._critic is None:
       return scores
     critic = self._critic.graphdef, state.critic.params
-    value_BT = prepare.value(*critic, batch, microbatch=c.microbatch)
+    value_BT = prepare.value(*critic, batch, microbatch=config.microbatch)
     return scores.replace(value_BT=value_BT)
 
   def _score_at(
@@ -220,23 +224,26 @@ class TrainStep:
     order_key: jax.Array,
   ) -> tuple[TrainState, Metrics]:
     """Update the models; without anything to learn they stay as they are."""
-    c = self._config
+    config = self._config
     is_update = metrics['selection/kept_with_spread'] > 0
-    if c.estimator.compares_turns:
+    if config.estimator.compares_turns:
       is_update |= jnp.any(update_batch.advantage_BT != 0)
-    if not c.needs_spread:
+    if not config.needs_spread:
       is_update = jnp.ones_like(is_update)
-    warmup = 0 if c.critic is None else c.critic.warmup
+    warmup = 0 if config.critic is None else config.critic.warmup
     is_warm = state.step - state.skipped >= warmup
     parts = minibatches(
-      update_batch, order_key, size=c.learner.minibatch, epochs=c.learner.epochs
+      update_batch,
+      order_key,
+      size=config.learner.minibatch,
+      epochs=config.learner.epochs,
     )
     # Neither model reads the other, so the order changes no number. A loop for
     # each: in one loop, the gradients of both would be alive together.
     actor, actor_metrics = optimize(
       state.actor,
       parts,
-      functools.partial(actor_gradient, self._actor.graphdef, config=c),
+      functools.partial(actor_gradient, self._actor.graphdef, config=config),
       self._actor.tx,
       name='actor',
       is_update=is_update & is_warm,
@@ -246,7 +253,9 @@ class TrainStep:
       critic, critic_metrics = optimize(
         state.critic,
         parts,
-        functools.partial(critic_gradient, self._critic.graphdef, config=c),
+        functools.partial(
+          critic_gradient, self._critic.graphdef, config=config
+        ),
         self._critic.tx,
         name='critic',
         is_update=is_update,
