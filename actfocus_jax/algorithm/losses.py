@@ -233,8 +233,10 @@ def value_loss(
       0.5 * max((v - R)^2, (clip(v, v_old - clip, v_old + clip) - R)^2)
 
   with R the return and `clip` the largest move of the value, in units of R.
-  Only `value_BT` receives a gradient. Returns ((sum, count), metrics) over sampled tokens; metrics hold
-  the (sum, count) of `clip_fraction`: the clipped error is the larger one.
+  Only `value_BT` receives a gradient.
+
+  Returns ((sum, count), metrics) over sampled tokens. `clip_fraction` in
+  metrics is the (sum, count) of tokens whose clipped error is the larger one.
   """
   chex.assert_rank(value_BT, 2)
   chex.assert_equal_shape([value_BT, old_value_BT, return_BT, sampled_BT])

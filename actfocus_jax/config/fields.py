@@ -228,7 +228,8 @@ _COMMON = [
       'beta after `schedule_steps`; None keeps beta'),
     schedule_steps=(0, at_least(0),
       'training steps in which alpha and beta move in a straight line'),
-    share=(0.2, _SHARE, 'share of the sampled tokens to which `top_entropy` gives weight 1')),
+    share=(0.2, _SHARE,
+      'share of the sampled tokens to which `top_entropy` gives weight 1')),
   *_section('advantage',
     estimator=('auto', one_of('auto', *_COMPUTE),
       '`auto` is ' + ', '.join(

@@ -3,8 +3,10 @@
 All of them run the same program with the same config. They play the same
 episodes and hold replicated metrics, so nearly everything that steers the loop
 is equal by construction. A value that only one process has (a signal, the
-result of an environment, a file) goes through `allgather`. A process that dies ends the
-others: JAX's coordination service misses its heartbeat, or a collective fails.
+result of an environment, a file) goes through `allgather`.
+
+A process that dies ends the others: JAX's coordination service misses its
+heartbeat, or a collective fails.
 The others wait for a slow process as long as it lives.
 
 A single process passes through here without a collective.
