@@ -103,7 +103,12 @@ def _train(c: ml_collections.ConfigDict, run: pathlib.Path, title: str):
 
 def _plan(arm: str, seed: int) -> ml_collections.ConfigDict:
   """Config of one run: the command line's with its arm and seed."""
-  c = flags_lib.config_with(_arguments(arm))
+  try:
+    c = flags_lib.config_with(_arguments(arm))
+  except errors.UsageError as error:
+    if not str(error).startswith('Config argument'):
+      raise
+    raise errors.UsageError(f'--arms has {arm!r}: {error}') from error
   with c.unlocked():
     c.seed = seed
   validate.check(c)

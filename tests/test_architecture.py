@@ -6,6 +6,8 @@ counts like any other.
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -190,6 +192,11 @@ def test_config_object_stays_in_config_build_loop_and_commands():
   commands = ('build', 'loop', 'compare', 'evaluate', 'cli', 'config', 'aot')
   assert 'config.schema' in holders
   assert not {m for m in holders if m.split('.')[0] not in commands}
+
+
+def test_lines_that_the_mutants_break_exist():
+  check = [sys.executable, 'tests/bench/mutants.py', '--check']
+  subprocess.run(check, cwd=ROOT, check=True, capture_output=True)
 
 
 def test_every_module_says_what_it_is():

@@ -23,7 +23,7 @@ SMALL = (
   [
     (['--arms=uniform,actfocus'], ['--config is missing']),
     (['--arms=uniform', *SMALL], ['--arms', 'uniform', 'two or more']),
-    (['--arms=uniform,best', *SMALL], ['weights', 'best', 'actfocus']),
+    (['--arms=uniform,best', *SMALL], ["--arms has 'best'", 'weights']),
     (['--arms=dqn:uniform,uniform', *SMALL], ['algo', 'dqn', 'grpo, ppo']),
     (['--arms=uniform:gae,uniform', *SMALL], ['estimator', 'gae', 'gigpo']),
     (['--arms=ppo:uniform:a:b,uniform', *SMALL], ['--arms', 'ppo:uniform:a:b']),
