@@ -100,7 +100,7 @@ def _prompt(directory):
   return chat.opening('You play.', 'Turn 1:\nState:\nP_G')[0]
 
 
-def test_the_weights_are_those_of_the_checkpoint(run, exported):
+def test_exported_weights_equal_checkpoint(run, exported):
   manager = checkpoint.Checkpoints(run[0] / 'checkpoints', read_only=True)
   saved = manager._open().restore(3)['state']
   manager.close()
@@ -116,7 +116,7 @@ def test_the_weights_are_those_of_the_checkpoint(run, exported):
   assert (before != params['embedding'][...]).any()
 
 
-def test_everything_else_is_that_of_the_model_it_started_from(run, exported):
+def test_exported_companions_equal_base_model(run, exported):
   base = _base(run)
   assert {p.name for p in exported.iterdir()} == {
     p.name for p in base.iterdir()
@@ -126,7 +126,7 @@ def test_everything_else_is_that_of_the_model_it_started_from(run, exported):
       assert (exported / file.name).read_bytes() == file.read_bytes()
 
 
-def test_it_is_a_model_like_any_other(run, exported):
+def test_exported_model_evaluates_like_checkpoint(run, exported):
   """It is evaluated as the run evaluated it; it talks otherwise than before."""
   c = config(run[1], path=str(exported))
   with jax.numpy_dtype_promotion('standard'):
@@ -139,7 +139,7 @@ def test_it_is_a_model_like_any_other(run, exported):
   assert _greedy(exported, prompt) != _greedy(base, prompt)
 
 
-def test_other_types_on_disk(run, exported, tmp_path):
+def test_export_in_bfloat16_rounds_weights(run, exported, tmp_path):
   """Also where the accelerator that jax is told to use is not free."""
   out = tmp_path / 'half'
   done = export(
@@ -156,7 +156,7 @@ def test_other_types_on_disk(run, exported, tmp_path):
     np.testing.assert_array_equal(half[name], tensor.astype(jnp.bfloat16))
 
 
-def test_what_cannot_be_exported(run, exported, tmp_path):
+def test_bad_export_flags_refused(run, exported, tmp_path):
   new = f'--out={tmp_path / "new"}'
   cases = {
     ('--workdir is missing',): [new],
@@ -182,7 +182,7 @@ def test_what_cannot_be_exported(run, exported, tmp_path):
   assert not (tmp_path / 'new').exists()
 
 
-def test_a_model_that_has_moved(run, tmp_path):
+def test_export_of_moved_model_needs_model_path(run, tmp_path):
   workdir = tmp_path / 'run'
   shutil.copytree(run[0], workdir)
   noted = json.loads((workdir / 'model.json').read_text())
@@ -203,7 +203,7 @@ def test_a_model_that_has_moved(run, tmp_path):
   assert done.returncode == 2 and 'frozen reference' in done.stderr
 
 
-def test_nothing_is_made_again_for_an_export(run, tmp_path):
+def test_export_makes_no_warm_start(run, tmp_path):
   """From another folder the cache of warm starts would be another one."""
   workdir, elsewhere = tmp_path / 'run', tmp_path / 'elsewhere'
   shutil.copytree(run[0], workdir)
@@ -215,7 +215,7 @@ def test_nothing_is_made_again_for_an_export(run, tmp_path):
   assert (tmp_path / 'out').exists() and not elsewhere.exists()
 
 
-def test_a_run_stays_with_its_commit(run, tmp_path, monkeypatch):
+def test_resume_keeps_hub_commit(run, tmp_path, monkeypatch):
   """`main` of a hub id moves; the run does not."""
   snapshot = tmp_path / 'snapshots' / ('c' * 40)
   shutil.copytree(_base(run), snapshot)
@@ -246,7 +246,7 @@ def test_a_run_stays_with_its_commit(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_another_family_goes_in_and_out(run, tmp_path):
+def test_qwen3_round_trip_keeps_weights(run, tmp_path):
   """A Qwen3 of random weights: through the loop, a checkpoint and export.
 
   It earns nothing, so its weights come out as they went in.
