@@ -38,11 +38,7 @@ _UNMEASURED = -1.0  # Below every success.
 
 
 class Checkpoints:
-  """Checkpoints of one run, in one directory.
-
-  Nothing is created on disk before the first save. All processes of a run make
-  the same calls with the same steps.
-  """
+  """Checkpoints of one run; nothing is on disk before the first save."""
 
   def __init__(
     self,
@@ -56,18 +52,13 @@ class Checkpoints:
 
     Args:
       directory: folder that holds one folder per step.
-      keep: number of newest checkpoints that stay; the best one stays too.
+      keep: number of newest checkpoints that stay, at least 1.
       read_only: true to leave the directory as it is, so that a run which is
         saving there is not disturbed.
       on_failure: called in the background with the error of a failed save,
         before `wait` raises it. The other processes of a run wait for this
         save, so it should end this process.
-
-    Raises:
-      ValueError: `keep` is below 1.
     """
-    if keep < 1:
-      raise ValueError(f'keep must be at least 1, got {keep}')
     if not storage.is_remote(directory):
       directory = pathlib.Path(directory).absolute()
     self._directory = directory
@@ -178,10 +169,6 @@ class Checkpoints:
       self._manager.close()
       self._manager = None
 
-  def _rank(self, metrics: dict[str, float | None] | None) -> float:
-    success = (metrics or {}).get('success')
-    return _UNMEASURED if success is None else success
-
   def _exists(self) -> bool:
     return self._manager is not None or self._directory.is_dir()
 
@@ -197,7 +184,7 @@ class Checkpoints:
             [
               policies.LatestN(self._keep),
               policies.BestN(
-                get_metric_fn=self._rank,
+                get_metric_fn=_rank,
                 n=1,
                 keep_checkpoints_without_metrics=False,
               ),
@@ -205,7 +192,7 @@ class Checkpoints:
           ),
           # The policy decides what stays. Without best_fn no metric would be
           # written, and a restarted run would not know the best checkpoint.
-          best_fn=self._rank,
+          best_fn=_rank,
           cleanup_tmp_directories=not self._read_only,
           create=not self._read_only,
           read_only=self._read_only,
@@ -225,10 +212,7 @@ class _Manager(ocp.CheckpointManager):
   written, for the 20 minutes that Orbax allows a save.
   """
 
-  def __init__(
-    self, on_failure: Callable[[BaseException], None], *arguments, **options
-  ):
-    """Keep the callback; the rest is for the parent class."""
+  def __init__(self, on_failure, *arguments, **options):
     self._on_failure = on_failure
     super().__init__(*arguments, **options)
 
@@ -238,6 +222,11 @@ class _Manager(ocp.CheckpointManager):
     except BaseException as error:
       self._on_failure(error)
       raise
+
+
+def _rank(metrics: dict[str, float | None] | None) -> float:
+  success = (metrics or {}).get('success')
+  return _UNMEASURED if success is None else success
 
 
 def _by_name(tree: PyTree) -> dict[str, Any]:

@@ -34,14 +34,7 @@ def open_run(
 ) -> 'RunDirectory':
   """Open the run directory in every process of a run; a collective.
 
-  Args:
-    workdir: run directory.
-    config: values by dotted field name, by `schema.to_json`.
-    model: `sha256`, `path` and `commit` of the initial model, the same in all
-      processes.
-
-  Returns:
-    The run directory.
+  The arguments are those of RunDirectory, the same in all processes.
 
   Raises:
     UsageError: RunDirectory refuses the directory, or not all processes see it.
@@ -146,9 +139,6 @@ class RunDirectory:
     Those steps are done again. A collective: all processes read the checkpoint
     that is the newest in process 0.
 
-    Args:
-      abstract_state: shapes, dtypes and shardings of the state.
-
     Returns:
       The state, None without a checkpoint; and the seed of the first board that
       no step up to there has used.
@@ -158,7 +148,14 @@ class RunDirectory:
     if latest is not None:
       state, extra = self._checkpoints.restore(latest, abstract_state)
       next_seed = extra['next_seed']
-    self._drop(0 if latest is None else latest + 1)
+    step = 0 if latest is None else latest + 1
+    self.metrics.truncate(step)
+    self.evaluations.truncate(step)
+    if self._writes:
+      self._check()
+      for file in (self._path / 'rollouts').glob('step_*.jsonl'):
+        if int(file.stem.removeprefix('step_')) >= step:
+          file.unlink()
     return state, next_seed
 
   def write(self, name: str, content: Any):
@@ -180,26 +177,11 @@ class RunDirectory:
   def save(self, step: int, state, success: float | None, next_seed: int):
     """Start to write a checkpoint; see `Checkpoints.save`.
 
-    Args:
-      step: number of finished iterations.
-      state: train state after them.
-      success: held-out success, if it was measured.
-      next_seed: seed of the first board that no step has used.
+    `next_seed` is the seed of the first board that no step has used.
     """
     self._check()
     extra = {'step': step, 'next_seed': next_seed}
     self._checkpoints.save(step, state, extra, success=success)
-
-  def _drop(self, step: int):
-    """Drop rows and episodes of `step` and later ones."""
-    self.metrics.truncate(step)
-    self.evaluations.truncate(step)
-    if not self._writes:
-      return
-    self._check()
-    for file in (self._path / 'rollouts').glob('step_*.jsonl'):
-      if int(file.stem.removeprefix('step_')) >= step:
-        file.unlink()
 
   def _write_changes(self, latest: int | None) -> list[str]:
     """Compare with the earlier config, which is still in its place."""
@@ -236,8 +218,7 @@ def restore_part(
 
   Args:
     path: run directory.
-    abstract_part: shapes, dtypes and shardings in the structure of the train
-      state; None for what is not wanted.
+    abstract_part: train state of abstract arrays; None for unwanted parts.
     step: step of the checkpoint; None is the newest.
 
   Returns:
@@ -263,12 +244,8 @@ def restore_part(
 def check_model(path: pathlib.Path, model: dict[str, str]):
   """Refuse a model that is not the one the run started from.
 
-  Args:
-    path: run directory.
-    model: `sha256`, `path` and `commit` of the model.
-
   Raises:
-    UsageError: one sentence.
+    UsageError: the sha256 of the two differ.
   """
   first = json.loads((path / resume.MODEL).read_text())
   if model['sha256'] != first['sha256']:
@@ -282,15 +259,7 @@ def check_model(path: pathlib.Path, model: dict[str, str]):
 
 
 def check_checkpoints(path: pathlib.Path, step: int | None):
-  """Refuse a run directory without checkpoints; not a collective.
-
-  Args:
-    path: run directory.
-    step: requested step, for the message; None for the newest.
-
-  Raises:
-    UsageError: one sentence.
-  """
+  """Raise UsageError if a run has no checkpoints; not a collective."""
   if not (path / 'checkpoints').is_dir():
     raise _no_checkpoint(path, step, [])
 
@@ -309,9 +278,6 @@ def check_shared(workdir: pathlib.Path):
 
   Process 0 writes a file with a unique name. That needs no lock, so it disturbs
   neither a run that holds the directory nor another one that checks it.
-
-  Args:
-    workdir: run directory; it is made if necessary.
 
   Raises:
     UsageError: one sentence, in all processes.

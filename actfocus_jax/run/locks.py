@@ -28,13 +28,6 @@ _SAFE_SHARE = 0.5
 def lock_file(path: pathlib.Path, *, wait: bool = False) -> IO[str]:
   """Take a file lock, which `close` or the end of the process releases.
 
-  Args:
-    path: lock file; it is made if necessary.
-    wait: true to wait for the current holder.
-
-  Returns:
-    The open file.
-
   Raises:
     UsageError: another process holds the lock and `wait` is False.
   """
@@ -56,10 +49,6 @@ class Lease:
 
   def __init__(self, path: pathlib.Path, seconds: float = LEASE_SECONDS):
     """Take the lease; wait first if a dead process may have left one.
-
-    Args:
-      path: the object.
-      seconds: time after which an unrenewed lease is free.
 
     Raises:
       UsageError: its holder is alive, or another process took it first.

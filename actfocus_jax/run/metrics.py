@@ -71,9 +71,6 @@ class MetricsFile:
   def append(self, row: Mapping[str, Any]) -> None:
     """Write one row and flush it.
 
-    Args:
-      row: 'step' and numbers (Python, numpy or jax scalars), strings or None.
-
     Raises:
       ValueError: no 'step', or a value that is not a scalar; names the key.
     """
@@ -115,15 +112,12 @@ class MetricsFile:
       if exists:
         storage.write(self._path, ''.join(kept))
     elif exists:
-      self._replace(kept)
-
-  def _replace(self, lines: list[str]) -> None:
-    partial = self._path.with_name(self._path.name + '.tmp')
-    with partial.open('w', encoding='utf-8') as file:
-      file.writelines(lines)
-      file.flush()
-      os.fsync(file.fileno())
-    partial.replace(self._path)
+      partial = self._path.with_name(self._path.name + '.tmp')
+      with partial.open('w', encoding='utf-8') as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+      partial.replace(self._path)
 
   def close(self) -> None:
     """Close the file; a later `append` opens it again."""
@@ -144,7 +138,11 @@ def read(path: str | pathlib.Path) -> list[dict[str, Any]]:
   path = path if storage.is_remote(path) else pathlib.Path(path)
   if not path.exists():
     return []
-  return [_decode(row) for _, row in _lines(path)]
+  rows = []
+  for _, row in _lines(path):
+    nonfinite = row.pop(_NONFINITE, {})
+    rows.append(row | {key: float(text) for key, text in nonfinite.items()})
+  return rows
 
 
 def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
@@ -163,7 +161,6 @@ def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _encode(row: Mapping[str, Any]) -> dict[str, Any]:
-  """Return a row that JSON can hold."""
   if 'step' not in row:
     raise ValueError(f"a row of metrics needs 'step', got {sorted(row)}")
   values = {key: _scalar(key, value) for key, value in row.items()}
@@ -174,11 +171,6 @@ def _encode(row: Mapping[str, Any]) -> dict[str, Any]:
   }
   named = {_NONFINITE: nonfinite} if nonfinite else {}
   return values | dict.fromkeys(nonfinite) | named
-
-
-def _decode(row: dict[str, Any]) -> dict[str, Any]:
-  nonfinite = row.pop(_NONFINITE, {})
-  return row | {key: float(text) for key, text in nonfinite.items()}
 
 
 def _scalar(key: str, value: Any) -> int | float | str | bool | None:

@@ -18,10 +18,7 @@ _WINDOW = 20
 
 
 class Progress:
-  """Context that shows how far a loop has come.
-
-  It shows whatever values `update` receives, under their names.
-  """
+  """Context that shows how far a loop has come."""
 
   def __init__(
     self,
@@ -72,12 +69,9 @@ class Progress:
       self._live = None
 
   def update(self, step: int, **values: Any) -> None:
-    """Show that `step` steps are done.
+    """Show that `step` steps are done, and values under their names.
 
-    Args:
-      step: number of steps done, in [0, total].
-      **values: numbers or words, shown in this order under their names; the bar
-        keeps the last value of a name that is missing.
+    The bar keeps the last value of a name that is missing.
     """
     now = time.monotonic()
     if self._step is not None and step > self._step:
@@ -87,7 +81,10 @@ class Progress:
     due = now - self._line_time >= self._interval
     if self._plain and (due or step >= self._total):
       self._line_time = now
-      self._print(values)
+      fields = [f'{self._title} {step}/{self._total}']
+      fields += [f'{name} {compact(value)}' for name, value in values.items()]
+      fields.append(f'left {duration(self.seconds_left())}')
+      print('  '.join(fields), flush=True)
 
   def note(self, message: str) -> None:
     """Show a line that stays: above the bar, or among the plain lines."""
@@ -108,12 +105,6 @@ class Progress:
       return None
     mean = sum(seconds for _, seconds in self._spans) / steps
     return mean * max(self._total - self._step, 0)
-
-  def _print(self, values: dict[str, Any]) -> None:
-    fields = [f'{self._title} {self._step}/{self._total}']
-    fields += [f'{name} {compact(value)}' for name, value in values.items()]
-    fields.append(f'left {duration(self.seconds_left())}')
-    print('  '.join(fields), flush=True)
 
   def _render(self) -> rich_console.Group:
     step = self._step or 0

@@ -28,14 +28,9 @@ _INSTALL = 'pip install gcsfs'
 
 
 def path(text: str, flag: str = '--workdir') -> pathlib.Path:
-  """Return the path that a user named.
+  """Return the path that a flag names: a directory or gs://BUCKET/FOLDER.
 
-  Args:
-    text: directory, or gs://BUCKET/FOLDER.
-    flag: name of the flag, for messages.
-
-  Returns:
-    A `pathlib.Path`, or for a bucket an `epath.Path` with the same methods.
+  For a bucket it is an `epath.Path`, which has the methods of `pathlib.Path`.
 
   Raises:
     UsageError: a bucket without a folder, a missing package, or any other
@@ -62,18 +57,7 @@ def path(text: str, flag: str = '--workdir') -> pathlib.Path:
 
 
 def on_disk(text: str, flag: str) -> pathlib.Path:
-  """Return the path that a user named for what is never in a bucket.
-
-  Args:
-    text: directory.
-    flag: name of the flag, for messages.
-
-  Returns:
-    The path.
-
-  Raises:
-    UsageError: the text is an address.
-  """
+  """Return the path that a flag names; raise UsageError for an address."""
   if _SCHEME.match(text):
     raise errors.UsageError(
       f'{flag} is {text}; allowed: a directory on this machine.'
@@ -99,12 +83,8 @@ def check_bucket(path: pathlib.Path, flag: str = '--workdir'):
   whenever it looks for checkpoints. A role for objects alone lacks that
   permission, and the run would fail at its first checkpoint.
 
-  Args:
-    path: path that the function `path` returned.
-    flag: name of the flag, for messages.
-
   Raises:
-    UsageError: one sentence.
+    UsageError: the bucket cannot be reached, or a permission is missing.
   """
   if not is_remote(path):
     return
