@@ -46,18 +46,7 @@ def mean_interval(values: Sequence[float]) -> Mean:
       mean -+ t(0.975, n - 1) * s / sqrt(n)
 
   Source: Student, "The probable error of a mean", Biometrika 6 (1908).
-
-  Args:
-    values: one value per seed, at least one.
-
-  Returns:
-    The mean and its interval.
-
-  Raises:
-    ValueError: there are no values.
   """
-  if not values:
-    raise ValueError('no values to take the mean of')
   value, count = statistics.fmean(values), len(values)
   if count == 1:
     return Mean(value, None, None)
@@ -72,14 +61,7 @@ def difference_interval(ours: Sequence[float], base: Sequence[float]) -> Mean:
       with a = s_m^2 / m and b = s_n^2 / n
 
   Source: Welch, "The generalization of Student's problem", Biometrika 34
-  (1947).
-
-  Args:
-    ours: one value per seed, at least one.
-    base: the same, for the arm to compare with.
-
-  Returns:
-    The difference; without an interval if either has a single run.
+  (1947). A difference with a single run on either side has no interval.
   """
   value = statistics.fmean(ours) - statistics.fmean(base)
   if min(len(ours), len(base)) < 2:
@@ -101,14 +83,9 @@ def _t95(freedom: float) -> float:
 def table(results: Results) -> str:
   """Return the comparison as a Markdown table, the best arm first.
 
-  Arms are ranked by the last evaluation. `over training` is the mean of all
-  evaluations after the first, `peak minus final` the best minus the last.
-
-  Args:
-    results: finished runs; the others are compared with the first arm.
-
-  Returns:
-    Lines of Markdown.
+  Arms are ranked by the last evaluation and compared with the first arm of
+  `results`. `over training` is the mean of all evaluations after the first,
+  `peak minus final` the best minus the last.
 
   Raises:
     ValueError: no arm has a finished run.
@@ -164,7 +141,6 @@ def _is_stalled(rows: Rows) -> bool:
 
 
 def _heading(results: Results) -> str:
-  """Return the heading: steps and episodes of the numbers."""
   last = [rows[-1] for runs in results.values() for rows in runs.values()]
   steps = sorted({row['step'] for row in last if 'stalled' not in row})
   episodes = sorted({row['episodes'] for row in last if 'episodes' in row})
@@ -175,12 +151,7 @@ def _heading(results: Results) -> str:
 
 
 def picture(results: Results, *, path: pathlib.Path):
-  """Draw a curve per arm: the mean over its seeds, and their range.
-
-  Args:
-    results: argument of `table`; an arm without a finished run is left out.
-    path: PNG file to write.
-  """
+  """Draw a curve per arm with a run: mean over its seeds, and their range."""
   curves = [(arm, _curve(runs)) for arm, runs in results.items() if runs]
   plots.overlay(
     curves,

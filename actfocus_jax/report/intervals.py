@@ -9,23 +9,13 @@ import math
 Z95 = 1.959963984540054
 
 
-def wilson(
-  successes: float, n: float, *, z: float = Z95
-) -> tuple[float, float]:
-  """Score interval of a proportion.
+def wilson(successes: float, n: float) -> tuple[float, float]:
+  """Score interval of a proportion, in [0, 1]; (0, 1) without trials.
 
       (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
 
   Source: Wilson, "Probable inference, the law of succession, and statistical
   inference", JASA 22 (1927).
-
-  Args:
-    successes: number of successes, in [0, n].
-    n: number of trials.
-    z: quantile of the normal distribution; the default gives 95 %.
-
-  Returns:
-    (low, high) in [0, 1]; (0, 1) if n is 0.
 
   Raises:
     ValueError: successes is not in [0, n].
@@ -34,7 +24,7 @@ def wilson(
     raise ValueError(f'{successes} successes of {n} trials')
   if n == 0:
     return 0.0, 1.0
-  p = successes / n
+  p, z = successes / n, Z95
   center = p + z**2 / (2 * n)
   half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
   scale = 1 + z**2 / n
@@ -45,9 +35,9 @@ def wilson(
 
 
 def newcombe(
-  successes_a: float, n_a: float, successes_b: float, n_b: float, *, z=Z95
+  successes_a: float, n_a: float, successes_b: float, n_b: float
 ) -> tuple[float, float, float]:
-  """Difference of two proportions, a minus b, with its score interval.
+  """Difference of two proportions, a minus b, low and high end.
 
       low  = d - sqrt((p_a - l_a)^2 + (u_b - p_b)^2)
       high = d + sqrt((u_a - p_a)^2 + (p_b - l_b)^2)
@@ -56,23 +46,13 @@ def newcombe(
   estimation for the difference between independent proportions", Statistics in
   Medicine 17 (1998), method 10.
 
-  Args:
-    successes_a: number of successes of a, in [0, n_a].
-    n_a: number of trials of a, above 0.
-    successes_b: number of successes of b, in [0, n_b].
-    n_b: number of trials of b, above 0.
-    z: quantile of the normal distribution; the default gives 95 %.
-
-  Returns:
-    (difference, low, high) in [-1, 1].
-
   Raises:
     ValueError: no trials, or successes outside of them.
   """
   if not (n_a and n_b):
     raise ValueError(f'no trials: {n_a} and {n_b}')
-  low_a, high_a = wilson(successes_a, n_a, z=z)
-  low_b, high_b = wilson(successes_b, n_b, z=z)
+  low_a, high_a = wilson(successes_a, n_a)
+  low_b, high_b = wilson(successes_b, n_b)
   p_a, p_b = successes_a / n_a, successes_b / n_b
   difference = p_a - p_b
   down = math.hypot(p_a - low_a, high_b - p_b)

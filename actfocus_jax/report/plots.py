@@ -37,13 +37,7 @@ def learning_curve(
 ) -> None:
   """Draw one run: success above, token weights and signal below.
 
-  Args:
-    eval_rows: rows of eval.jsonl.
-    metrics_rows: rows of metrics.jsonl. A lower panel, weight on action tokens
-      or signal, is left out if no row has its values.
-    random_success: success of random play in [0, 1], or None.
-    warm_start_success: success before the first step, or None.
-    path: PNG file to write.
+  A lower panel is left out if no row has its values. Baselines may be None.
   """
   mass = rows_lib.column(metrics_rows, 'weights/action_mass')[0]
   signal = rows_lib.column(metrics_rows, 'signal/mean')[0]
@@ -75,11 +69,7 @@ def overlay(
 ) -> None:
   """Draw the held-out success of several runs into one picture.
 
-  Args:
-    runs: (label, rows of eval.jsonl) per run; colours repeat after six.
-    random_success: success of random play in [0, 1], or None.
-    title: meaning of line and band.
-    path: PNG file to write.
+  `runs` has a label and rows of eval.jsonl per run; colours repeat after six.
   """
   picture = figure.Figure(figsize=(_WIDTH, 4.6), layout='constrained')
   axes = picture.add_subplot()
@@ -211,15 +201,10 @@ def _label_ends(axes: Axes, ends) -> None:
 
 
 def spread(wanted: Sequence[float], heights: Sequence[float]) -> np.ndarray:
-  """Move labels apart as little as possible, so that none overlap.
+  """Return centres of labels, near the wanted ones, so that none overlap.
 
-  Args:
-    wanted: centre that each label would have alone, in any order.
-    heights: height of each label, in the same unit.
-
-  Returns:
-    Centres in the order of `wanted`. Labels that touch form a block, centred on
-    the mean of its members' wanted centres.
+  Labels that touch form a block, centred on the mean of its members' wanted
+  centres.
   """
   blocks: list[list[int]] = []
   for index in np.argsort(wanted, kind='stable'):

@@ -15,7 +15,7 @@ from actfocus_jax.report import intervals, plots, viewer
 from actfocus_jax.report import rows as rows_lib
 
 Rows = list[dict[str, Any]]
-Table = list[Sequence[str]]
+_EVALUATION = ('step', 'success', '95 % interval', 'pass@G', 'episodes')
 
 # Number of steps at each end of a run that the diagnostics average over.
 _ENDS = 10
@@ -53,14 +53,9 @@ _DIAGNOSTICS = (
 def write_report(
   workdir: pathlib.Path, *, workdirs: Sequence[pathlib.Path] = ()
 ) -> pathlib.Path:
-  """Write DIR/report/ from the files of a run, finished or not.
+  """Write DIR/report/ from a run, finished or not; return its summary.md.
 
-  Args:
-    workdir: run directory, on a disk or in a bucket.
-    workdirs: run directories to draw into one picture and list in one table.
-
-  Returns:
-    The path of summary.md.
+  The runs in `workdirs` share one picture and one table.
 
   Raises:
     FileNotFoundError: a directory is not a run.
@@ -90,11 +85,11 @@ def write_report(
     f'# Report of {workdir.resolve().name}',
     '![success against steps](curve.png)',
     '[Trajectories](trajectories.html)',
-    *success_section(evals, baselines),
-    *games_section(evals, baselines),
-    *environment_section(evals),
-    *time_section(steps),
-    *diagnostics_section(steps),
+    *_success(evals, baselines),
+    *_games(evals, baselines),
+    *_episode_numbers(evals),
+    *_times(steps),
+    *_diagnostics(steps),
   ]
   if workdirs:
     sections += _compare_runs(workdirs, out / 'curves.png')
@@ -106,7 +101,7 @@ def write_report(
 def _compare_runs(
   workdirs: Sequence[pathlib.Path], picture: pathlib.Path
 ) -> list[str]:
-  """Draw several runs into one picture; return their section."""
+  """Draw several runs; return their last evaluations, mean and spread."""
   runs = [
     (run.resolve().name, rows_lib.read(run / 'eval.jsonl')) for run in workdirs
   ]
@@ -118,28 +113,30 @@ def _compare_runs(
     random_success=randoms.pop() if len(randoms) == 1 else None,
     path=picture,
   )
-  return runs_section(runs, is_one_task=is_one_task)
+  ended = [(label, rows[-1]) for label, rows in runs if rows]
+  table = [_evaluation(label, row) for label, row in ended]
+  table = markdown([('run', *_EVALUATION), *table])
+  blocks = ['## Runs', '![all runs](curves.png)', table]
+  if is_one_task and len(ended) > 1:
+    success = [row['success'] for _, row in ended]
+    mean = _mean(success)
+    # Unbiased, since the runs are a sample of all seeds.
+    variance = sum((x - mean) ** 2 for x in success) / (len(success) - 1)
+    blocks.append(
+      f'Mean {mean:.1%}, standard deviation {100 * variance**0.5:.1f} points '
+      f'over {len(success)} runs.'
+    )
+  return blocks
 
 
-def success_section(evals: Rows, baselines: dict[str, Any]) -> list[str]:
-  """Return the held-out success, beside its start and random play.
-
-  Args:
-    evals: rows of eval.jsonl.
-    baselines: `random_success` in [0, 1] and `random_episodes`, or neither.
-
-  Returns:
-    Blocks of Markdown.
-  """
+def _success(evals: Rows, baselines: dict[str, Any]) -> list[str]:
+  """Return the held-out success, beside its start and random play."""
   title = '## Held-out success'
   if not evals:
     return [title, 'Nothing was evaluated yet.']
   first, last = evals[0], evals[-1]
   best = max(evals, key=lambda row: row['success'])
-  table: Table = [
-    ('', 'step', 'success', '95 % interval', 'pass@G', 'episodes')
-  ]
-  table.append(_evaluation('first', first))
+  table = [('', *_EVALUATION), _evaluation('first', first)]
   if len(evals) > 1:
     table.append(_evaluation('**last**', last))
     table.append(_evaluation('best, picked afterwards', best))
@@ -151,23 +148,13 @@ def success_section(evals: Rows, baselines: dict[str, Any]) -> list[str]:
   return blocks
 
 
-def games_section(evals: Rows, baselines: dict[str, Any]) -> list[str]:
-  """Return the held-out success in each environment of a mixture.
-
-  Args:
-    evals: rows of eval.jsonl, with keys such as `NAME/success`.
-    baselines: `NAME/random_success` of each environment, or nothing.
-
-  Returns:
-    Blocks of Markdown, none for a run on one environment.
-  """
+def _games(evals: Rows, baselines: dict[str, Any]) -> list[str]:
+  """Return the held-out success in each environment of a mixture."""
   if not evals:
     return []
   names = [k.removesuffix('/success') for k in evals[0] if '/success' in k]
   names = [name for name in names if f'{name}/success_low' in evals[0]]
-  table: Table = [
-    ('environment', 'step', 'success', '95 % interval', 'pass@G', 'episodes')
-  ]
+  table = [('environment', *_EVALUATION)]
   for name in names:
     for row in (evals[0], evals[-1])[: len(evals)]:
       values = {
@@ -182,19 +169,12 @@ def games_section(evals: Rows, baselines: dict[str, Any]) -> list[str]:
   return ['## Each environment', markdown(table)] if names else []
 
 
-def environment_section(evals: Rows) -> list[str]:
-  """Return the numbers of the held-out episodes beside success.
-
-  Args:
-    evals: rows of eval.jsonl.
-
-  Returns:
-    Blocks of Markdown.
-  """
+def _episode_numbers(evals: Rows) -> list[str]:
+  """Return the numbers of the held-out episodes beside success."""
   if not evals:
     return []
   first, last = evals[0], evals[-1]
-  table: Table = [('number', 'first', 'last', 'meaning')]
+  table = [('number', 'first', 'last', 'meaning')]
   for key in sorted(last):
     name = key.rpartition('info/')[2]
     meaning = _EPISODE_NUMBERS.get(name, '' if 'info/' in key else None)
@@ -205,14 +185,14 @@ def environment_section(evals: Rows) -> list[str]:
   return ['## Held-out episodes', markdown(table)] if len(table) > 1 else []
 
 
-def time_section(steps: Rows) -> list[str]:
+def _times(steps: Rows) -> list[str]:
   """Return the seconds of each part of a step, largest first."""
   keys = sorted({key for row in steps for key in row if key[:5] == 'time/'})
   total = {key: sum(rows_lib.column(steps, key)[1]) for key in keys}
   whole = sum(total.values())
   if not whole:
     return []
-  table: Table = [('part', 'seconds', 'share', 'seconds per step')]
+  table = [('part', 'seconds', 'share', 'seconds per step')]
   for key in sorted(keys, key=total.get, reverse=True):
     seconds = total[key]
     table.append(
@@ -226,9 +206,9 @@ def time_section(steps: Rows) -> list[str]:
   return [f'## Where the time went ({len(steps)} steps)', markdown(table)]
 
 
-def diagnostics_section(steps: Rows) -> list[str]:
+def _diagnostics(steps: Rows) -> list[str]:
   """Return means of training metrics at the start and the end of the run."""
-  table: Table = []
+  table = []
   for key, meaning in _DIAGNOSTICS:
     values = rows_lib.column(steps, key)[1]
     if values:
@@ -250,38 +230,7 @@ def diagnostics_section(steps: Rows) -> list[str]:
   return blocks
 
 
-def runs_section(
-  runs: Sequence[tuple[str, Rows]], *, is_one_task: bool = True
-) -> list[str]:
-  """Return the last evaluation of several runs, and their mean and spread.
-
-  Args:
-    runs: (label, rows of eval.jsonl) per run.
-    is_one_task: true if all runs play the same task, so that a mean makes
-      sense.
-
-  Returns:
-    Blocks of Markdown.
-  """
-  table: Table = [
-    ('run', 'step', 'success', '95 % interval', 'pass@G', 'episodes')
-  ]
-  ended = [(label, rows[-1]) for label, rows in runs if rows]
-  table += [_evaluation(label, row) for label, row in ended]
-  blocks = ['## Runs', '![all runs](curves.png)', markdown(table)]
-  if is_one_task and len(ended) > 1:
-    success = [row['success'] for _, row in ended]
-    mean = _mean(success)
-    # Unbiased, since the runs are a sample of all seeds.
-    variance = sum((x - mean) ** 2 for x in success) / (len(success) - 1)
-    blocks.append(
-      f'Mean {mean:.1%}, standard deviation {100 * variance**0.5:.1f} points '
-      f'over {len(success)} runs.'
-    )
-  return blocks
-
-
-def markdown(table: Table) -> str:
+def markdown(table: Sequence[Sequence[str]]) -> str:
   """Return a table, its first row the heading; `|` in a cell is escaped."""
   lines = [
     '| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |'

@@ -23,16 +23,7 @@ Episode = dict[str, Any]
 def write_page(
   rollouts: pathlib.Path, path: pathlib.Path, *, title: str
 ) -> int:
-  """Write the page.
-
-  Args:
-    rollouts: folder of `step_*.jsonl` files, see `read_episodes`.
-    path: HTML file to write.
-    title: heading of the page, plain text.
-
-  Returns:
-    The number of episodes in it.
-  """
+  """Write the page; return the number of episodes in it."""
   episodes = read_episodes(rollouts)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(render(episodes, title=title), encoding='utf-8')
@@ -46,12 +37,6 @@ def read_episodes(rollouts: pathlib.Path) -> list[Episode]:
   turn is {prompt, response, reward, penalty, answer}; its prompt is the text
   that is new to the model in this turn. A response is a list of tokens {text,
   logprob, action, weight, signal}; weight and signal may be absent.
-
-  Args:
-    rollouts: folder; it need not exist.
-
-  Returns:
-    The episodes as written.
   """
   files = sorted(rollouts.glob('step_*.jsonl'))
   episodes = [episode for file in files for episode in rows_lib.read(file)]
@@ -75,16 +60,12 @@ def render(episodes: list[Episode], *, title: str) -> str:
 def _pack(episode: Episode) -> Episode:
   """Make an episode small: a token becomes a list in a fixed order."""
   turns = [
-    turn | {'response': [_token(token) for token in turn['response']]}
+    turn
+    | {name: _number(turn[name]) for name in ('reward', 'penalty')}
+    | {'response': [_token(token) for token in turn['response']]}
     for turn in episode['turns']
   ]
-  numbers = {'return': _number(episode['return'])}
-  return episode | numbers | {'turns': [_turn(turn) for turn in turns]}
-
-
-def _turn(turn: dict[str, Any]) -> dict[str, Any]:
-  reward, penalty = _number(turn['reward']), _number(turn['penalty'])
-  return turn | {'reward': reward, 'penalty': penalty}
+  return episode | {'return': _number(episode['return']), 'turns': turns}
 
 
 def _token(token: dict[str, Any]) -> list[Any]:
