@@ -72,10 +72,6 @@ def slices(
   slice and more are wanted, consecutive processes form that many groups, with
   one process per node or per device.
 
-  Args:
-    devices: devices of the mesh.
-    wanted: number of slices that the sizes `dcn_*` need, without open ones.
-
   Raises:
     ValueError: the slices are unequal, or the processes do not form that many
       groups.
@@ -128,10 +124,9 @@ def _grouped(devices, key) -> list[list[jax.Device]]:
 def arrange(
   parts: Sequence[Sequence[jax.Device]], shape: mesh_shapes.Shape
 ) -> np.ndarray:
-  """Return the devices as an array with the axes of the mesh.
+  """Return the devices of each slice as neighbours along the mesh axes.
 
-  Along an axis the devices of one slice are neighbours, as in
-  `mesh_utils.create_hybrid_device_mesh`, which cannot group processes.
+  `mesh_utils.create_hybrid_device_mesh` does the same for TPU slices only.
   """
   blocks = np.empty(len(parts), object)
   for i, part in enumerate(parts):
@@ -154,10 +149,8 @@ def path_name(path: tuple[Any, ...]) -> str:
 def match_rules(rules: Rules, abstract_params: Any) -> Any:
   """Return a pytree of PartitionSpecs: the first rule that matches wins.
 
-  Args:
-    rules: (regular expression, spec) pairs, searched in the parameter's path,
-      such as `layers/q/kernel`.
-    abstract_params: pytree whose leaves have a shape. Scalars need no rule.
+  The regular expression of a rule is searched in the parameter's path, such as
+  `layers/q/kernel`. Scalars need no rule.
 
   Raises:
     ValueError: a parameter has no rule, or one with more axes than it has.
@@ -177,15 +170,6 @@ def match_rules(rules: Rules, abstract_params: Any) -> Any:
     return rule
 
   return jax.tree_util.tree_map_with_path(spec, abstract_params)
-
-
-def shardings(mesh: Mesh, specs: Any) -> Any:
-  """Return the pytree of NamedShardings of a pytree of PartitionSpecs."""
-  return jax.tree.map(
-    functools.partial(NamedSharding, mesh),
-    specs,
-    is_leaf=lambda leaf: isinstance(leaf, P),
-  )
 
 
 def param_shardings(mesh: Mesh, rules: Rules, abstract_params: Any) -> Any:
@@ -209,7 +193,11 @@ def param_shardings(mesh: Mesh, rules: Rules, abstract_params: Any) -> Any:
         f' mesh {dict(mesh.shape)}: {split.size} is not a multiple; nearest'
         f' that fit: {", or ".join(map(str, shapes))}.'
       )
-  return shardings(mesh, specs)
+  return jax.tree.map(
+    functools.partial(NamedSharding, mesh),
+    specs,
+    is_leaf=lambda leaf: isinstance(leaf, P),
+  )
 
 
 def _splits(specs: Any, abstract_params: Any) -> list[mesh_shapes.Split]:
@@ -296,10 +284,7 @@ def constrain_replicated(tree: Any) -> Any:
 def put_rows(mesh: Mesh, tree: Any) -> Any:
   """Move host arrays to the devices, split along their leading axis.
 
-  Args:
-    mesh: device mesh.
-    tree: pytree of numpy arrays with the rows first. Every process passes all
-      rows; each device takes its own.
+  Every process passes all rows; each device takes its own.
 
   Raises:
     ValueError: the rows do not divide over the mesh.
@@ -343,11 +328,6 @@ def decode_layout(params: Any, mesh: Mesh, dtype: Any) -> Any:
   Decoding reads every weight once per token. With this copy the weights are
   gathered over `fsdp` once per iteration instead of once per token. `tensor`
   stays. The copy shares no buffer with `params`.
-
-  Args:
-    params: pytree of arrays with NamedShardings.
-    mesh: mesh of the parameters.
-    dtype: dtype of the copy.
   """
   leaves, treedef = jax.tree.flatten(params)
   layout = tuple(jax.tree.leaves(decode_shardings(params, mesh)))

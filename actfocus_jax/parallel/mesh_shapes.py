@@ -69,11 +69,7 @@ class Shape:
 
 
 def row_splits(sizes: Mapping[str, int]) -> tuple[Split, ...]:
-  """Return the splits of batches by their rows, which data and fsdp cut.
-
-  Args:
-    sizes: name of a batch -> its number of rows.
-  """
+  """Return the splits of batches, given as name -> number of rows."""
   return tuple(Split(*pair, ('data', 'fsdp')) for pair in sizes.items())
 
 
@@ -85,11 +81,7 @@ def choose(
 ) -> Shape:
   """Return the shape that `wanted` means on these devices.
 
-  Args:
-    wanted: a size for each of AXES and DCN; one of each may be -1, the rest.
-    per_slice: number of devices of a slice.
-    slices: number of slices.
-    splits: sizes to cut into equal parts.
+  `wanted` has a size for each of AXES and DCN; one of each may be -1, the rest.
 
   Raises:
     ValueError: there is no such shape, or it leaves a split uneven; the
@@ -114,10 +106,7 @@ def choose(
 def check(wanted: Mapping[str, int], splits: Iterable[Split]) -> None:
   """Refuse sizes that leave a split uneven on any number of devices.
 
-  Args:
-    wanted: sizes by name, -1 for an open size. An open size may become any
-      number, so it counts as 1.
-    splits: sizes that the mesh must cut into equal parts.
+  An open size, -1, may become any number, so it counts as 1.
 
   Raises:
     ValueError: one sentence, with the nearest shapes if all sizes are fixed.

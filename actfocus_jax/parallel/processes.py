@@ -62,12 +62,6 @@ def cluster_name(environ: Mapping[str, str] = os.environ) -> str | None:
   It reads only variables that a cluster sets for processes that it starts
   together. Someone who logs into a machine of a pod has none of them. A pod of
   an indexed Kubernetes Job may or may not be one of several; it needs a flag.
-
-  Args:
-    environ: environment variables of this process.
-
-  Returns:
-    The name, for messages.
   """
   counts = {
     'Open MPI': ('OMPI_MCA_orte_hnp_uri', 'OMPI_COMM_WORLD_SIZE'),
@@ -109,13 +103,9 @@ def count_and_index(
 def local_devices(environ: Mapping[str, str] = os.environ) -> list[int] | None:
   """Return the devices of this machine that `jax.distributed` should take.
 
-  Args:
-    environ: environment variables of this process.
-
-  Returns:
-    [], all of them, if Slurm or Open MPI started one process per machine: jax
-    would take only the first. None leaves the choice to jax and its variables:
-    one device per process on these clusters, elsewhere all.
+  It is [], all of them, if Slurm or Open MPI started one process per machine:
+  jax would take only the first. None leaves the choice to jax and its
+  variables: one device per process on these clusters, elsewhere all.
   """
   if 'JAX_LOCAL_DEVICE_IDS' in environ:
     return None
@@ -144,12 +134,8 @@ def start(
 
   If they do not come, the process ends with one sentence; JAX would abort it.
 
-  Args:
-    coordinator: HOST:PORT of process 0, with the two below. All None: jax reads
-      them from the cluster (TPU pod, Slurm, Open MPI 4, Kubernetes).
-    num_processes: number of processes.
-    process_id: index of this process, from 0.
-    local_devices: indices of devices, from `local_devices`; None: jax chooses.
+  Without coordinator (HOST:PORT of process 0), number and index, jax reads them
+  from the cluster (TPU pod, Slurm, Open MPI 4, Kubernetes).
 
   Raises:
     ValueError: the other processes are not known, or the cluster does not
@@ -215,14 +201,7 @@ def first_barrier():
 
 
 def check_devices(owners: Sequence[int]):
-  """Refuse processes with different numbers of devices.
-
-  Args:
-    owners: process of each device.
-
-  Raises:
-    UsageError: one sentence, the same in all processes.
-  """
+  """Raise UsageError if the processes own different numbers of devices."""
   counts = collections.Counter(owners)
   fewest, most = (pick(counts, key=counts.get) for pick in (min, max))
   if counts[fewest] != counts[most]:
@@ -268,9 +247,6 @@ def abort(error: BaseException):
 
   An orderly exit would wait for all processes, while they wait for this one in
   the middle of a step, or of a checkpoint that it cannot write.
-
-  Args:
-    error: error of any thread.
   """
   try:
     is_alone, may_be_first = count() == 1, is_first()
@@ -300,7 +276,8 @@ def abort(error: BaseException):
     if may_be_first and is_own:
       time.sleep(_LINGER)
   finally:  # Also if a signal interrupts the sleep.
-    os._exit(_code(error))
+    code = 1 if errors.sentence(error) is None else 2
+    os._exit(error.code if isinstance(error, errors.Stopped) else code)
 
 
 def is_loss(error: BaseException) -> bool:
@@ -309,26 +286,14 @@ def is_loss(error: BaseException) -> bool:
   return is_jax and bool(_LOST.search(str(error)))
 
 
-def _code(error: BaseException) -> int:
-  """Exit code that a command would have ended with."""
-  if isinstance(error, errors.Stopped):
-    return error.code
-  return 1 if errors.sentence(error) is None else 2
-
-
 # --- Agreeing ----------------------------------------------------------------
 
 
 def allgather(value: Any) -> list[Any]:
   """Return the value of each process, in their order.
 
-  A collective: every process calls it at the same place of the program.
-
-  Args:
-    value: value of this process; picklable.
-
-  Returns:
-    One value per process.
+  A collective: every process calls it at the same place of the program, with a
+  value that can be pickled.
   """
   if count() == 1:
     return [value]
@@ -395,15 +360,9 @@ def raise_everywhere() -> Iterator[None]:
 
 
 def check_equal(value: Any, what: str, allowed: str):
-  """Refuse processes whose values differ; a collective.
+  """Raise UsageError if the processes have different values; a collective.
 
-  Args:
-    value: value of this process.
-    what: name of the value, for the message.
-    allowed: allowed values, for the message.
-
-  Raises:
-    UsageError: one sentence.
+  `what` names the value and `allowed` the remedy, for the message.
   """
   values = allgather(value)
   other = next((i for i, v in enumerate(values) if v != values[0]), None)
