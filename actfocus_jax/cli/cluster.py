@@ -37,11 +37,7 @@ _PROCESS_ID = flags.DEFINE_integer(
 
 
 def check():
-  """Refuse flags that do not go together.
-
-  Raises:
-    UsageError: one sentence.
-  """
+  """Raise UsageError for flags that do not go together."""
   given = _given()
   missing = [f'--{name}' for name, value in given.items() if value is None]
   if len(missing) == 3:
@@ -141,14 +137,7 @@ def joined() -> Iterator[None]:
 
 
 def check_configs(config: dict[str, Any]):
-  """Refuse processes that were started with different configs.
-
-  Args:
-    config: values by dotted field name, as of `schema.to_json`.
-
-  Raises:
-    UsageError: one sentence that names a field.
-  """
+  """Raise UsageError if processes have different configs; names a field."""
   first, *others = processes.allgather(config)
   for i, other in enumerate(others, 1):
     for field in sorted(first.keys() | other.keys()):

@@ -36,23 +36,15 @@ _SCORES = 3
 
 
 def describe(c: ml_collections.ConfigDict, config: architecture.Config) -> str:
-  """Effective config, work of one step, and its memory; several lines.
-
-  Args:
-    c: checked config.
-    config: architecture of the model.
-  """
+  """Return the effective config, the work of one step, and its memory."""
   lines = ['Config:']
   default = schema.flatten(schema.schema_of(c))
   for field, value in sorted(schema.flatten(c).items()):
     mark = ' ' if value == default[field] else '*'
     lines.append(f' {mark} {field} = {value!r}')
-  lines.append('(* differs from the default)')
-  lines.append('')
-  lines.append('One step:')
+  lines += ['(* differs from the default)', '', 'One step:']
   lines += [f'  {name}: {value}' for name, value in work(c).items()]
-  lines.append('')
-  lines.append('Memory of one device by formula, GB:')
+  lines += ['', 'Memory of one device by formula, GB:']
   for part, size in needs(c, config).items():
     lines.append(f'  {part:<14} {size / 1e9:8.2f}')
   if c.model.dtype == 'auto':

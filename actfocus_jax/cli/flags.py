@@ -45,11 +45,9 @@ flags.DEFINE_string(
 
 
 def run(main: Callable[[list[str]], None], changes: str = ''):
-  """Parse the flags and call `main`.
+  """Parse the flags and call `main` with the remaining arguments.
 
-  Args:
-    main: takes what absl leaves of the command line.
-    changes: flag, if any, that names the config of `overridden`.
+  `changes` is the flag, if any, that names the config of `overridden`.
 
   Raises:
     SystemExit: code 2 for bad input, 1 for a run that cannot go on, 130 or 143
@@ -69,11 +67,7 @@ def run(main: Callable[[list[str]], None], changes: str = ''):
 
 
 def config() -> ml_collections.ConfigDict:
-  """Config of the command line, checked.
-
-  Raises:
-    UsageError: one sentence.
-  """
+  """Return the config of the command line, checked."""
   c = CONFIG.value
   if c is None:
     raise errors.UsageError(
@@ -94,15 +88,10 @@ def overrides() -> dict[str, Any]:
 
 
 def config_with(arguments: str) -> ml_collections.ConfigDict:
-  """Config of the command line with more config arguments, checked.
+  """Return the config with more arguments, `key=value,...`, checked.
 
-  Args:
-    arguments: `key=value,...`, appended to those after the colon of `--config`.
-      Overridden fields stay overridden, unless the algorithm or the estimator
-      does not have them.
-
-  Raises:
-    UsageError: one sentence.
+  Overridden fields stay overridden, unless the algorithm or the estimator does
+  not have them.
   """
   if CONFIG.value is None or MODEL_PATH.value:
     config()  # Raises.
@@ -128,14 +117,10 @@ def read_config(named: str, arguments: str = '') -> ml_collections.ConfigDict:
 
 
 def run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-  """Config that a run was started with.
+  """Return the config that a run was started with.
 
-  Args:
-    workdir: run directory.
-
-  Returns:
-    The config; `model.path` and `model.revision` name the very model that the
-    run started from, at the place that --model_path names.
+  `model.path` and `model.revision` name the very model that the run started
+  from, at the place that --model_path names.
 
   Raises:
     UsageError: there is no run, or its model is gone.
@@ -173,17 +158,7 @@ def run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def overridden(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Apply `--config.section.field=value` to a config that has no file.
-
-  Args:
-    c: config.
-
-  Returns:
-    The changed config, locked.
-
-  Raises:
-    UsageError: one sentence.
-  """
+  """Apply `--config.section.field=value` to a config that has no file."""
   argv = [sys.argv[0], *given_fields()]
   parsed = flags.FlagValues()
   try:

@@ -17,12 +17,7 @@ from actfocus_jax.run import storage
 
 
 def pin_model(model: ml_collections.ConfigDict, workdir: pathlib.Path):
-  """Set `model.revision` to the hub commit that a run started from.
-
-  Args:
-    model: section `model` of a config; a revision that it names stays.
-    workdir: run directory, which may be new.
-  """
+  """Set an empty `model.revision` to the hub commit that a run started from."""
   commit = model_of_run(workdir).get('commit')
   if commit and files.is_hub_id(model.path) and not model.revision:
     with model.unlocked():
@@ -38,14 +33,7 @@ def model_of_run(workdir: pathlib.Path) -> dict[str, Any]:
 def check_model(
   model: ml_collections.ConfigDict, warm_start_cache: str
 ) -> pathlib.Path | None:
-  """Refuse a model that cannot be trained; fetch one that is on the hub.
-
-  Args:
-    model: section `model` of a config.
-    warm_start_cache: field `warm_start.cache`.
-
-  Returns:
-    The model's directory; None for the warm start.
+  """Return the model's directory, fetched from the hub; None: warm start.
 
   Raises:
     UsageError: one sentence that names the path and what is missing.
@@ -81,15 +69,9 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
 def check_workdir(
   workdir: pathlib.Path, config: dict[str, Any], *, same_batch: bool = False
 ):
-  """Refuse a directory that belongs to another run or to something else.
+  """Raise UsageError for a directory of another run or of something else.
 
-  Args:
-    workdir: run directory, which may be new.
-    config: values by dotted field name, as of `schema.to_json`.
-    same_batch: as of `resume.difference`.
-
-  Raises:
-    UsageError: one sentence.
+  `same_batch` refuses another batch size too; see `resume.difference`.
   """
   storage.check_bucket(workdir)
   if workdir.exists() and not workdir.is_dir():
