@@ -259,7 +259,7 @@ class Run:
     self.display.update(self.done, **_shown(row))
 
   def evaluate_and_save(self):
-    """Evaluate and save when the config asks for it, and at the end."""
+    """Evaluate and save at the intervals of the config, and at the end."""
     c, success = self.c, None
     is_last = self.done == c.num_steps or self.stalled
     if is_last or (c.eval.every and self.done % c.eval.every == 0):
